@@ -1,0 +1,108 @@
+"""Which files beside the weights go into a merged folder, and from whom. Copied, never re-saved.
+
+Re-saving is how scripts lose things: transformers 5 rewrites tokenizer_class, which older readers do not know.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from bot.records import Asset, ConfigChange, FileEntry, Json, Role, Source
+
+TOKENIZER = (
+    r"tokenizer(_config)?\.json|tokenizer\.model(\.v\d+)?|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|"
+    r"merges\.txt|[\w.-]*\.tiktoken|spiece\.model|sentencepiece[\w.]*\.model|source\.spm|target\.spm|tekken\.json|"
+    r"normalizer\.json|bpe\.codes|dict\.txt"
+)
+TEMPLATE = r"chat_template\.(jinja|json)|additional_chat_templates/[\w.-]+\.jinja"
+PROCESSOR = r"(pre)?processor_config\.json|(image|video|audio)[\w]*processor_config\.json|preprocessor_config\.json"
+SENTENCE = r"modules\.json|sentence_[\w]*config\.json|config_sentence_transformers\.json|\d+_\w+/config\.json"
+LEGAL = r"(LICEN[SC]E|NOTICE|COPYING|USE_POLICY|ACCEPTABLE_USE)[\w.-]*"
+CODE = r"([\w-]+/)*[\w-]+\.py"
+
+# (what it is, pattern, may the adapter's file replace the base's)
+KINDS: tuple[tuple[str, re.Pattern[str], bool], ...] = (
+    ("tokenizer", re.compile(TOKENIZER), True),
+    ("chat template", re.compile(TEMPLATE), True),
+    ("generation config", re.compile(r"generation_config\.json"), True),
+    ("processor", re.compile(PROCESSOR), True),
+    ("sentence-transformers", re.compile(SENTENCE), False),
+    ("license", re.compile(LEGAL, re.IGNORECASE), True),
+    ("custom code", re.compile(CODE), False),
+)
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
+
+
+def choose_assets(
+    base: Source, adapter: Source, dtype: str | None
+) -> tuple[tuple[Asset, ...], tuple[ConfigChange, ...]]:
+    """Every non-weight file of the output, and what its config.json changes. `dtype`: a new storage dtype, or None.
+
+    An adapter's Python files are left behind: they train, they do not run the model.
+    """
+    chosen: dict[str, Asset] = {}
+    for source in (base, adapter):
+        for entry in source.files:
+            if kind := _kind(entry, source.role):
+                chosen[entry.name] = Asset(name=entry.name, source=source.role, why=kind)
+    _follow_template(chosen, base, adapter)
+    config, changes = _config(base, dtype)
+    chosen["config.json"] = Asset(name="config.json", source="base", why="model config", content=config)
+    return tuple(sorted(chosen.values(), key=lambda asset: asset.name)), changes
+
+
+def read_json(source: Source, name: str) -> Json:
+    """A config that was pulled with the source; {} where there is none."""
+    text = source.texts.get(name)
+    found: Any = json.loads(text) if text is not None else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _kind(entry: FileEntry, role: Role) -> str | None:
+    for kind, pattern, adapter_wins in KINDS:
+        if pattern.fullmatch(entry.name) and (role == "base" or adapter_wins):
+            return kind
+    return None
+
+
+def _follow_template(chosen: dict[str, Asset], base: Source, adapter: Source) -> None:
+    """Keep one effective chat template: the adapter's where it ships one, wherever it stores it, else the base's."""
+    own_config = chosen.get("tokenizer_config.json")
+    if own_config is None or own_config.source == "base":
+        return
+    adapter_names = {entry.name for entry in adapter.files}
+    inside = read_json(adapter, "tokenizer_config.json").get("chat_template")
+    if inside is not None and not adapter_names & set(TEMPLATE_FILES):
+        # A separate file wins over the config when transformers loads, so the base's would shadow the adapter's.
+        for name in TEMPLATE_FILES:
+            chosen.pop(name, None)
+    elif inside is None and not any(name in chosen for name in TEMPLATE_FILES):
+        template = read_json(base, "tokenizer_config.json").get("chat_template")
+        if isinstance(template, str):
+            why = "chat template, out of the base's tokenizer_config.json, which the adapter's replaces"
+            name = "chat_template.jinja"
+            chosen[name] = Asset(name=name, source="base", why=why, content=template.encode())
+
+
+def _config(base: Source, dtype: str | None) -> tuple[bytes | None, tuple[ConfigChange, ...]]:
+    """config.json with the new storage dtype wherever it states one; (None, ()) where the base's bytes stay."""
+    if dtype is None:
+        return None, ()
+    config = read_json(base, "config.json")
+    changes: list[ConfigChange] = []
+    _set_dtype(config, "", dtype, changes)
+    if "dtype" not in config and "torch_dtype" not in config:
+        config["dtype"] = dtype
+        changes.append(ConfigChange(path="dtype", before=None, after=dtype))
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(), tuple(changes)
+
+
+def _set_dtype(config: Json, prefix: str, dtype: str, changes: list[ConfigChange]) -> None:
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype") and isinstance(value, str) and value != dtype:
+            changes.append(ConfigChange(path=prefix + key, before=value, after=dtype))
+            config[key] = dtype
+        elif isinstance(value, dict):
+            _set_dtype(value, f"{prefix}{key}.", dtype, changes)

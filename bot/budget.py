@@ -1,0 +1,107 @@
+"""What a merge will take, and how far this machine lets us prove it. All sizes in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bot.records import AddDelta, Asset, Budget, Json, Level, Machine, Op, Options, Refusal, Shard, Source, Sources
+
+GIB = 1 << 30
+MIB = 1 << 20
+IMPORTED = 260 * MIB  # resident memory of this program once torch is imported, measured; bench/merge.py shows it
+BLOCKS = 16 * MIB  # two workers' row blocks and their float32 twins
+LOADED = 900 * MIB  # the same with transformers and peft imported, and the activations of the fixed prompts
+
+
+def make_budget(sources: Sources, shards: Sequence[Shard], ops: Sequence[Op], assets: Sequence[Asset]) -> Budget:
+    """Predict downloads (of files not here yet), output, memory and disk."""
+    output = sum(shard.size for shard in shards) + _asset_bytes(sources, assets)
+    deltas = [op for op in ops if isinstance(op, AddDelta)]
+    # A and B as stored and as float32 or float64, for the two tensors in work at once.
+    pairs = sorted((_pair_bytes(op) for op in deltas), reverse=True)[:2]
+    download = _missing(sources.base, {shard.name for shard in shards}) + _missing(
+        sources.adapter, {header.file for header in sources.adapter.headers}
+    )
+    parameters = sum(_numel(op.target.shape) for op in ops)
+    width = 8 if any(op.target.dtype == "F32" for op in deltas) else 4
+    return Budget(
+        download=download,
+        output=output,
+        peak_memory=IMPORTED + BLOCKS + sum(pairs),
+        disk=output + download,
+        verify_memory=LOADED + int(parameters * width * 1.25),
+    )
+
+
+def machine_refusals(budget: Budget, machine: Machine) -> list[Refusal]:
+    """What this machine lacks for the merge itself (exit 6)."""
+    refusals = []
+    if budget.disk > machine.disk_free:
+        reason = f"The merge needs {readable(budget.disk)} of disk and {readable(machine.disk_free)} are free."
+        remedy = "Free some, or point --output and HF_HOME at a larger disk."
+        refusals.append(Refusal(code="disk", reason=reason, remedy=remedy, exit_code=6))
+    if budget.peak_memory > machine.memory_available:
+        reason = (
+            f"The merge needs {readable(budget.peak_memory)} of memory and "
+            f"{readable(machine.memory_available)} are available."
+        )
+        remedy = "Close other programs, or raise the container's memory limit."
+        refusals.append(Refusal(code="memory", reason=reason, remedy=remedy, exit_code=6))
+    return refusals
+
+
+def choose_level(
+    options: Options, config: Json, budget: Budget, machine: Machine
+) -> tuple[Level, tuple[tuple[str, str], ...], list[Refusal]]:
+    """(level, what will not be run and why, refusals). `auto` takes the highest level that fits this machine."""
+    if options.verify in ("files", "weights"):
+        skipped = ("weights", "full") if options.verify == "files" else ("full",)
+        return options.verify, tuple((name, f"--verify {options.verify} was asked for") for name in skipped), []
+    if _runs_own_code(config) and not options.trust_remote_code:
+        reason = "The base brings Python code of its own, which the full verification would run (auto_map)."
+        remedy = "Read that code, then pass --trust-remote-code; or pass --verify weights, which runs none."
+        return "weights", (), [Refusal(code="custom-code", reason=reason, remedy=remedy)]
+    if budget.verify_memory > machine.memory_available:
+        needs = f"needs {readable(budget.verify_memory)} of memory, {readable(machine.memory_available)} are available"
+        if options.verify == "full":
+            reason = f"The full verification {needs}."
+            remedy = "Use a larger machine, or pass --verify weights."
+            return "full", (), [Refusal(code="verify-memory", reason=reason, remedy=remedy, exit_code=6)]
+        return "weights", (("full", needs),), []
+    return "full", (), []
+
+
+def readable(size: float) -> str:
+    """Bytes for people: 988.1 MB. Decimal units, as the Hub shows them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"
+
+
+def _asset_bytes(sources: Sources, assets: Sequence[Asset]) -> int:
+    sizes = {
+        (source.role, entry.name): entry.size for source in (sources.base, sources.adapter) for entry in source.files
+    }
+    return sum(len(a.content) if a.content is not None else sizes.get((a.source, a.name), 0) for a in assets)
+
+
+def _missing(source: Source, names: set[str]) -> int:
+    return sum(entry.size for entry in source.files if entry.name in names and not entry.here)
+
+
+def _pair_bytes(op: AddDelta) -> int:
+    numbers = _numel(op.a.shape) + _numel(op.b.shape)
+    return (op.a.stop - op.a.start) + (op.b.stop - op.b.start) + numbers * 12
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    count = 1
+    for extent in shape:
+        count *= extent
+    return count
+
+
+def _runs_own_code(config: Json) -> bool:
+    return bool(config.get("auto_map"))

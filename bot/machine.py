@@ -1,0 +1,77 @@
+"""The only door to the machine: memory, disk, processors, GPU, versions. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from bot.records import Machine
+
+PACKAGES = ("torch", "transformers", "peft", "safetensors", "huggingface_hub")
+
+
+def look(folder: Path) -> Machine:
+    """What this machine has; the free disk is that of the filesystem where `folder` is or will be."""
+    total, available = _memory()
+    return Machine(
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory=total,
+        memory_available=available,
+        disk_free=shutil.disk_usage(_existing(folder)).free,
+        gpu=_gpu(),
+        platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        versions={name: _version(name) for name in PACKAGES},
+    )
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _memory() -> tuple[int, int]:
+    """(total, available) bytes, never more than the container's limit (cgroup v2, then v1) allows."""
+    fields = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        fields[name] = int(rest.split()[0]) * 1024
+    total, available = fields["MemTotal"], fields["MemAvailable"]
+    for limit_file, used_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        limit, used = _number(limit_file), _number(used_file)
+        if limit is not None and limit < total:
+            total, available = limit, min(available, max(0, limit - (used or 0)))
+    return total, available
+
+
+def _number(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):  # no such controller, or "max"
+        return None
+
+
+def _gpu() -> str | None:
+    """The first NVIDIA GPU's name, asked of the driver's own tool, so that torch stays unimported."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    asked = subprocess.run(
+        [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+    )
+    return asked.stdout.strip().splitlines()[0] if asked.returncode == 0 and asked.stdout.strip() else None
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,333 @@
+"""The records that join the stages. All frozen, keyword-only, and free of behaviour that touches the world.
+
+Request → pull → Sources → plan → Plan → merge → Merged → verify → Report → card → publish → Publication → Outcome
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+RECIPE = "1"  # bumped whenever the same inputs would give other bytes; part of every fingerprint
+
+Level = Literal["files", "weights", "full"]
+Role = Literal["base", "adapter"]
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ref:
+    """What a person wrote: `owner/name[@revision]` on the Hub, or a folder. Exactly one of `repo`, `folder` is set."""
+
+    text: str
+    repo: str | None = None
+    revision: str | None = None
+    folder: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What may change the bytes of the result, or how hard they are proven."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    base_weights: Literal["auto", "stored", "original", "simulate-nf4"] = "auto"
+    quantize: Literal["none"] = "none"
+    engine: Literal["auto", "streaming"] = "auto"
+    verify: Literal["auto", "files", "weights", "full"] = "auto"
+    device: Literal["auto", "cpu"] = "auto"
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked."""
+
+    adapter: Ref
+    base: Ref | None = None
+    target: str | None = None
+    publish: Literal["auto", "pr", "push", "none"] = "auto"
+    private: Literal["auto", "true", "false"] = "auto"
+    license: str | None = None
+    force: bool = False
+    dry_run: bool = False
+    options: Options = field(default_factory=Options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of a repo or folder. `size` in bytes; `sha256` where it is known without reading the file (LFS).
+
+    `here`: it lies on this disk already (a folder's file, or one in the Hub cache), so that fetching costs nothing.
+    """
+
+    name: str
+    size: int
+    sha256: str | None = None
+    here: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One tensor as a safetensors header describes it; `start` and `stop` are absolute byte offsets in `file`."""
+
+    key: str
+    file: str
+    dtype: str  # safetensors' own names: BF16, F16, F32, F64, I64, U8, BOOL, F8_E4M3 …
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """The header of one safetensors file: `raw` is all of it, the 8 length bytes included; the data begins there."""
+
+    file: str
+    raw: bytes
+    file_size: int
+    metadata: dict[str, str]
+    tensors: tuple[Stored, ...]  # in file order (by start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A base or an adapter, pinned: nothing in it can change any more.
+
+    `sha` is a commit sha for a Hub repo, `sha256:…` over the sorted (name, sha256) list for a folder.
+    `texts` holds the small text files that planning reads, by name (configs, index, README.md).
+    """
+
+    role: Role
+    ref: Ref
+    repo: str | None
+    revision: str | None  # as asked for, or the tag that was resolved
+    sha: str
+    files: tuple[FileEntry, ...]
+    headers: tuple[Header, ...]
+    texts: dict[str, bytes]
+    private: bool = False
+    gated: str | None = None  # "auto" | "manual"
+    tags: tuple[str, ...] = ()  # git tags that point at `sha`
+    card: Json = field(default_factory=dict)  # README.md's metadata block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """The pinned inputs of one merge."""
+
+    base: Source
+    adapter: Source
+
+
+# --- the plan -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A merge that must not happen. `exit_code` is 3, or 6 where only this machine is in the way."""
+
+    code: str
+    reason: str
+    remedy: str
+    exit_code: int = 3
+    keys: tuple[str, ...] = ()  # the base or adapter keys that this refusal claims
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """The bytes of `source`, unchanged."""
+
+    source: Stored
+    target: Stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cast:
+    """`source` rounded once to the dtype of `target`."""
+
+    source: Stored
+    target: Stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddDelta:
+    """round(W + scaling · B·A), one rounding. W is `source`; A (rank × in) and B (out × rank) are adapter tensors.
+
+    `transposed`: W is stored in × out (Conv1D), so that the delta is added transposed.
+    """
+
+    source: Stored
+    target: Stored
+    a: Stored
+    b: Stored
+    rank: int
+    alpha: float
+    scaling: float
+    transposed: bool
+    module: str  # as the adapter names it
+
+
+Op = Copy | Cast | AddDelta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One weight file of the output. `header` is its complete header, the 8 length bytes included."""
+
+    name: str
+    size: int
+    header: bytes
+    same_as_base: bool  # every byte equals the base's file of this name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asset:
+    """A file that is not a weight. Its bytes are `source`'s file, or `content` where the plan declares a change."""
+
+    name: str
+    source: Role
+    why: str
+    content: bytes | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigChange:
+    """A declared difference between the base's config.json and the merged one; `path` is dotted."""
+
+    path: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a merge will take, in bytes."""
+
+    download: int
+    output: int
+    peak_memory: int
+    disk: int
+    verify_memory: int  # what `--verify full` needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Pure data, made from headers and configs. `fingerprint` is what makes re-runs idempotent."""
+
+    base: Json  # {repo, revision, sha}
+    adapter: Json
+    options: Options
+    method: str  # e.g. "LoRA", "rsLoRA"
+    engine: str
+    dtype: str  # the storage dtype of the merged tensors: bfloat16 …, or "mixed"
+    level: Level
+    not_run: tuple[tuple[str, str], ...]  # (check level, reason)
+    ops: tuple[Op, ...]
+    shards: tuple[Shard, ...]
+    index: bytes | None  # model.safetensors.index.json, where there is one
+    index_name: str | None
+    assets: tuple[Asset, ...]
+    config_changes: tuple[ConfigChange, ...]
+    refusals: tuple[Refusal, ...]
+    notes: tuple[str, ...]
+    budget: Budget
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What this machine has. Sizes in bytes; `disk_free` at the place where the output goes."""
+
+    cpus: int
+    memory: int
+    memory_available: int
+    disk_free: int
+    gpu: str | None
+    platform: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """Where the pinned inputs lie on this disk: two folders that hold every file the plan names."""
+
+    base: Path
+    adapter: Path
+
+
+# --- the result ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the engine saw while writing one merged tensor: `delta_norm` is ‖s·BA‖_F; the rest counts elements."""
+
+    key: str
+    elements: int
+    delta_norm: float
+    by_float64: int  # how many roundings float32 could not decide
+    by_rational: int  # how many float64 could not decide either
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """A finished folder that has not got its final name yet."""
+
+    folder: Path
+    plan: Plan
+    tensors: tuple[Measured, ...]  # those written in this run: a resumed merge has fewer
+    sha256: dict[str, str]  # of every weight file, computed while the bytes were hot
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found. `measured` and `allowed` are short and printable; `why` is a sentence."""
+
+    id: str
+    status: Literal["pass", "warn", "fail", "skip"]
+    measured: str
+    allowed: str
+    why: str
+    worst: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The findings, and the verdict they force: `verified` only when no required check failed or was skipped."""
+
+    level: Level
+    findings: tuple[Finding, ...]
+    not_run: tuple[tuple[str, str], ...]
+    noise_floor: Json | None
+    verdict: Literal["verified", "not-verified"]
+    document: Json  # verification.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """Where the proven model now is."""
+
+    status: Literal["published", "unchanged", "dry-run", "none"]
+    how: Literal["push", "pr", "none"]
+    repo: str | None = None
+    revision: str | None = None
+    tag: str | None = None
+    pr_url: str | None = None
+    pr_number: int | None = None
+    url: str | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All that one run did; `status` is the action's output of that name."""
+
+    status: Literal["published", "unchanged", "refused", "not-verified", "dry-run", "merged"]
+    plan: Plan
+    report: Report | None = None
+    publication: Publication | None = None
+    folder: Path | None = None

@@ -1,0 +1,94 @@
+"""A plan, as a person reads it and as a machine does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from bot.budget import readable
+from bot.records import AddDelta, Asset, Json, Op, Plan
+
+
+def plan_table(plan: Plan) -> str:
+    """The plan in a screenful of plain text."""
+    kinds = Counter(type(op).__name__ for op in plan.ops)
+    whole = sum(shard.same_as_base for shard in plan.shards)
+    merged = [op for op in plan.ops if isinstance(op, AddDelta)]
+    rows = [
+        ("base", _ref(plan.base)),
+        ("adapter", _ref(plan.adapter)),
+        ("method", f"{plan.method}, {_spread(op.rank for op in merged)}, scaling {_spread(op.scaling for op in merged)}"),
+        ("engine", f"{plan.engine}, result in {plan.dtype}"),
+        ("tensors", f"{kinds['AddDelta']} merged, {kinds['Copy']} copied, {kinds['Cast']} cast"),
+        ("files", f"{len(plan.shards)} of weights ({whole} unchanged), {len(plan.assets)} others"),
+        ("download", readable(plan.budget.download)),
+        ("output", readable(plan.budget.output)),
+        ("memory", f"{readable(plan.budget.peak_memory)} at most while merging"),
+        ("proof", _proof(plan)),
+        ("fingerprint", plan.fingerprint[:16]),
+    ]
+    lines = [f"  {name:<12} {text}" for name, text in rows if text]
+    lines += [f"  {'config':<12} {c.path}: {c.before} → {c.after}" for c in plan.config_changes]
+    lines += [f"  note         {note}" for note in plan.notes]
+    lines += refusal_lines(plan)
+    return "\n".join(lines)
+
+
+def refusal_lines(plan: Plan) -> list[str]:
+    """Every refusal: what is in the way, then what to do."""
+    return [line for r in plan.refusals for line in (f"✗ refused ({r.code}): {r.reason}", f"  {r.remedy}")]
+
+
+def plan_json(plan: Plan) -> Json:
+    """The plan as JSON: every op, every file, every refusal. Offsets are absolute bytes in their file."""
+    return {
+        "base": plan.base,
+        "adapter": plan.adapter,
+        "method": plan.method,
+        "engine": plan.engine,
+        "dtype": plan.dtype,
+        "options": asdict(plan.options),
+        "fingerprint": plan.fingerprint,
+        "verify": {"level": plan.level, "not_run": [{"id": i, "reason": why} for i, why in plan.not_run]},
+        "budget": asdict(plan.budget),
+        "shards": [{"name": s.name, "size": s.size, "same_as_base": s.same_as_base} for s in plan.shards],
+        "index": plan.index_name,
+        "assets": [_asset(asset) for asset in plan.assets],
+        "config_changes": [asdict(change) for change in plan.config_changes],
+        "ops": [_op(op) for op in plan.ops],
+        "refusals": [asdict(refusal) for refusal in plan.refusals],
+        "notes": list(plan.notes),
+    }
+
+
+def _ref(pin: Json) -> str:
+    name = pin["repo"] or "a folder"
+    asked = f" ({pin['revision']})" if pin.get("revision") else ""
+    return f"{name}{asked} @ {pin['sha'].removeprefix('sha256:')[:12]}"
+
+
+def _proof(plan: Plan) -> str:
+    missing = "; ".join(f"not {name}: {why}" for name, why in plan.not_run)
+    return f"{plan.level}{' (' + missing + ')' if missing else ''}"
+
+
+def _spread(values: Any) -> str:
+    found = sorted(set(values))
+    if not found:
+        return "none"
+    text = f"{found[0]:g}" if len(found) == 1 else f"{found[0]:g} to {found[-1]:g}"
+    return f"rank {text}" if all(isinstance(value, int) for value in found) else text
+
+
+def _asset(asset: Asset) -> Json:
+    return {"name": asset.name, "from": asset.source, "why": asset.why, "changed": asset.content is not None}
+
+
+def _op(op: Op) -> Json:
+    found: Json = {"op": type(op).__name__, "key": op.target.key, "file": op.target.file, "dtype": op.target.dtype}
+    found |= {"shape": list(op.target.shape), "start": op.target.start, "stop": op.target.stop}
+    if isinstance(op, AddDelta):
+        found |= {"a": op.a.key, "b": op.b.key, "rank": op.rank, "alpha": op.alpha, "scaling": op.scaling}
+        found |= {"transposed": op.transposed, "module": op.module}
+    return found

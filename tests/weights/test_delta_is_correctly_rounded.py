@@ -1,0 +1,162 @@
+"""Every element of round(W + s·BA) against exact rational arithmetic, ties and near-ties included."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bot.weights.delta import Rounder, frobenius, low_rank, round_once, round_rational
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+LIMITS = {torch.bfloat16: 3.3e38, torch.float16: 60000.0, torch.float32: 3.3e38}
+
+
+def merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, out: torch.dtype, rows: int = 7):
+    delta = low_rank(a, b, scaling, transposed=False, out=out)
+    rounder, result = Rounder(), torch.empty(weight.shape, dtype=out)
+    for first in range(0, weight.shape[0], rows):
+        rounder.add(weight[first : first + rows], delta, first, result[first : first + rows])
+    return result, rounder.tally
+
+
+def exact(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, i: int, j: int) -> Fraction:
+    total = sum((Fraction(float(b[i, k])) * Fraction(float(a[k, j])) for k in range(a.shape[0])), Fraction(0))
+    return Fraction(float(weight[i, j])) + Fraction(scaling) * total
+
+
+def nearest(value: Fraction, dtype: torch.dtype) -> Fraction:
+    """The nearest number of `dtype`, found by looking at its neighbours: no code shared with the engine."""
+    guess = torch.tensor(float(value), dtype=torch.float64).to(dtype)
+    whole = guess.view(torch.int32 if dtype == torch.float32 else torch.int16)
+    around = {float(guess)}
+    for step in (-2, -1, 1, 2):
+        around.add(float((whole + step).view(dtype)))
+    around |= {0.0, *(float(torch.tensor(s, dtype=torch.int32).to(whole.dtype).view(dtype)) for s in (1, 2))}
+    around |= {-x for x in around}
+    best = sorted((abs(Fraction(x) - value), x) for x in around if x == x and abs(x) != float("inf"))
+    ties = [x for gap, x in best if gap == best[0][0]]
+    even = [x for x in ties if int(torch.tensor(x, dtype=dtype).view(whole.dtype)) % 2 == 0]
+    return Fraction(even[0] if len(set(ties)) > 1 else ties[0])
+
+
+@pytest.mark.parametrize("stored", DTYPES)
+@pytest.mark.parametrize("out", DTYPES)
+@pytest.mark.parametrize("adapter", [*DTYPES, torch.float64])
+def test_random_matrices_are_rounded_correctly(stored, out, adapter) -> None:
+    torch.manual_seed(0)
+    weight = (torch.randn(40, 33) * 0.02).to(stored)
+    a, b = torch.randn(5, 33).to(adapter), (torch.randn(40, 5) * 0.01).to(adapter)
+    result, _ = merged(weight, a, b, 0.7, out)
+    for i in range(40):
+        for j in range(33):
+            assert Fraction(float(result[i, j])) == nearest(exact(weight, a, b, 0.7, i, j), out)
+
+
+@pytest.mark.parametrize("out", DTYPES)
+def test_true_ties_go_to_even(out) -> None:
+    """W = 1, 1 + ulp, …; the delta is exactly half an ulp."""
+    half = torch.finfo(out).eps / 2
+    weight = (1 + torch.arange(8, dtype=torch.float64) * torch.finfo(out).eps).to(out).view(1, 8)
+    a, b = torch.ones(1, 8), torch.full((1, 1), half)
+    result, tally = merged(weight, a, b, 1.0, out)
+    expected = [float(nearest(Fraction(float(w)) + Fraction(half), out)) for w in weight[0]]
+    assert result[0].tolist() == expected
+    assert tally.rational == 8
+
+
+@pytest.mark.parametrize("out", DTYPES)
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_hair_beside_a_tie_does_not_go_to_even(out, side) -> None:
+    """Half an ulp ± 2^-80: beyond float64, which sees a tie."""
+    half = torch.finfo(out).eps / 2
+    weight = (1 + torch.arange(8, dtype=torch.float64) * torch.finfo(out).eps).to(out).view(1, 8)
+    a = torch.stack([torch.ones(8), torch.full((8,), 2.0**-40)])
+    b = torch.tensor([[half, side * 2.0**-40]])
+    result, tally = merged(weight, a, b, 1.0, out)
+    for j in range(8):
+        step = 2 * half if side > 0 else 0.0
+        assert float(result[0, j]) == float(weight[0, j]) + step
+    assert tally.rational == 8
+
+
+def test_the_answer_does_not_depend_on_the_size_of_the_blocks_or_on_threads() -> None:
+    torch.manual_seed(1)
+    weight = (torch.randn(257, 130) * 0.02).bfloat16()
+    a, b = torch.randn(16, 130), torch.randn(257, 16) * 0.01
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found += [merged(weight, a, b, 2.0, torch.bfloat16, rows)[0] for rows in (1, 3, 64, 257)]
+    torch.set_num_threads(before)
+    assert all(torch.equal(found[0].view(torch.int16), other.view(torch.int16)) for other in found)
+
+
+def test_a_transposed_weight_gets_the_transposed_delta() -> None:
+    torch.manual_seed(2)
+    weight, a, b = torch.randn(6, 9), torch.randn(2, 6), torch.randn(9, 2)
+    delta = low_rank(a, b, 1.5, transposed=True, out=torch.float32)
+    result = torch.empty(6, 9)
+    Rounder().add(weight, delta, 0, result)
+    assert torch.equal(result, (weight.double() + 1.5 * (b.double() @ a.double()).T).float())
+    assert frobenius(delta) == pytest.approx(float((1.5 * (b.double() @ a.double())).norm()))
+
+
+def test_a_nan_in_the_weight_is_told_from_an_overflow() -> None:
+    a, b, out = torch.ones(1, 3), torch.ones(2, 1), torch.empty(2, 3, dtype=torch.float16)
+    delta = low_rank(a, b, 1.0, transposed=False, out=torch.float16)
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        Rounder().add(torch.tensor([[1.0, float("nan"), 1], [0, 0, 0]]), delta, 0, out)
+    with pytest.raises(OverflowError):
+        Rounder().add(torch.full((2, 3), 65519.5), delta, 0, out)
+    Rounder().add(torch.full((2, 3), 65518.0), delta, 0, out)
+    assert out.tolist() == [[65504.0] * 3] * 2
+
+
+def test_rows_of_zeros_stay_positive_zeros() -> None:
+    weight, out = torch.tensor([[0.0, -0.0], [1.0, -0.0]]).bfloat16(), torch.empty(2, 2, dtype=torch.bfloat16)
+    delta = low_rank(torch.ones(1, 2), torch.zeros(2, 1), 1.0, transposed=False, out=torch.bfloat16)
+    Rounder().add(weight, delta, 0, out)
+    assert out.view(torch.int16).tolist() == [[0, 0], [0x3F80, 0]]
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=300, deadline=None)
+@given(value=finite)
+def test_float64_is_rounded_once(dtype, value: float) -> None:
+    if abs(value) <= LIMITS[dtype]:
+        rounded = round_once(torch.tensor([value], dtype=torch.float64), dtype)
+        assert Fraction(float(rounded)) == nearest(Fraction(value), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=300, deadline=None)
+@given(value=st.fractions(min_value=-1000, max_value=1000), shift=st.integers(-160, 0))
+def test_rationals_are_rounded_once_down_to_the_subnormals(dtype, value: Fraction, shift: int) -> None:
+    value = value * Fraction(2) ** shift
+    assert Fraction(round_rational(value, dtype)) == nearest(value, dtype)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_short_mantissas_full_of_ties_are_rounded_correctly(stored, data) -> None:
+    """Small whole numbers over powers of two meet rounding boundaries all the time."""
+    small = st.integers(-9, 9)
+    rank, rows, columns = data.draw(st.integers(1, 4)), 2, 3
+    draw = lambda n: torch.tensor(data.draw(st.lists(small, min_size=n, max_size=n)), dtype=torch.float32)  # noqa: E731
+    weight = (draw(rows * columns).view(rows, columns) * 2.0 ** data.draw(st.integers(-3, 6))).to(stored)
+    a = draw(rank * columns).view(rank, columns) * 2.0 ** data.draw(st.integers(-9, 0))
+    b = draw(rows * rank).view(rows, rank)
+    scaling = data.draw(st.sampled_from([1.0, 2.0, 0.5, -0.25, 1 / 3, 0.1]))
+    result, _ = merged(weight, a, b, scaling, stored)
+    for i in range(rows):
+        for j in range(columns):
+            assert Fraction(float(result[i, j])) == nearest(exact(weight, a, b, scaling, i, j), stored)
