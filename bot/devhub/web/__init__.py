@@ -1,0 +1,1 @@
+"""The HTTP face of the local Hub: routes over the store."""

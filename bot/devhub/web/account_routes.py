@@ -1,0 +1,181 @@
+"""Who one is, webhooks, access requests, and card validation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from .. import access, card, webhooks
+from ..errors import Refused, bad_request
+from ..records import Repo, Webhook
+from .call import Answer, Call, route
+from .paging import page
+
+STATUSES = ("pending", "accepted", "rejected")
+
+
+def whoami(call: Call) -> Answer:
+    """GET /api/whoami-v2."""
+    if not call.viewer.signed_in:
+        raise Refused(401, "Invalid username or password.")
+    return access.whoami(call.site.db, call.viewer)
+
+
+def overview(call: Call) -> Answer:
+    """GET /api/users/{name}/overview and /api/organizations/{name}/overview."""
+    if not access.account_exists(call.site.db, call.params["name"]):
+        raise Refused(404, "This user does not exist")
+    name = call.params["name"]
+    return {"user": name, "name": name, "fullname": name, "avatarUrl": "", "type": "user", "isPro": False}
+
+
+def validate_yaml(call: Call) -> Answer:
+    """POST /api/validate-yaml."""
+    errors, warnings = card.problems(str(call.json.get("content", "")))
+    answer = {"errors": [{"message": m} for m in errors], "warnings": [{"message": m} for m in warnings]}
+    return Response(json.dumps(answer), status_code=400 if errors else 200, media_type="application/json")
+
+
+def _shown(webhook: Webhook) -> dict[str, Any]:
+    return {
+        "id": webhook.id,
+        "url": webhook.url,
+        "watched": list(webhook.watched),
+        "domains": list(webhook.domains),
+        "secret": webhook.secret,
+        "disabled": webhook.disabled,
+    }
+
+
+def _webhook(call: Call) -> Webhook:
+    return webhooks.get(call.site.db, call.user, call.params["id"])
+
+
+def _writing_user(call: Call) -> str:
+    if call.viewer.role == "read":
+        raise Refused(403, 'This token has the role "read": use a token with write access to change webhooks.')
+    return call.user
+
+
+def list_webhooks(call: Call) -> Answer:
+    """GET /api/settings/webhooks: a plain array."""
+    return [_shown(webhook) for webhook in webhooks.of_user(call.site.db, call.user)]
+
+
+def create_webhook(call: Call) -> Answer:
+    """POST /api/settings/webhooks."""
+    webhook = webhooks.changed(webhooks.new(_writing_user(call)), call.json)
+    return {"webhook": _shown(webhooks.save(call.site.db, webhook))}
+
+
+def show_webhook(call: Call) -> Answer:
+    """GET /api/settings/webhooks/{id}."""
+    return {"webhook": _shown(_webhook(call))}
+
+
+def change_webhook(call: Call) -> Answer:
+    """POST /api/settings/webhooks/{id}."""
+    _writing_user(call)
+    return {"webhook": _shown(webhooks.save(call.site.db, webhooks.changed(_webhook(call), call.json)))}
+
+
+def switch_webhook(call: Call) -> Answer:
+    """POST /api/settings/webhooks/{id}/enable and …/disable."""
+    _writing_user(call)
+    disabled = call.path.endswith("/disable")
+    return {"webhook": _shown(webhooks.save(call.site.db, replace(_webhook(call), disabled=disabled)))}
+
+
+def delete_webhook(call: Call) -> Answer:
+    """DELETE /api/settings/webhooks/{id}."""
+    _writing_user(call)
+    webhooks.delete(call.site.db, _webhook(call))
+    return {"success": True}
+
+
+def ask_access(call: Call) -> Answer:
+    """POST /{id}/ask-access: what a person does on the web page of a gated repo."""
+    repo = call.repo()
+    if not repo.gate:
+        raise bad_request("This repository is not gated")
+    access.set_access(call.site.db, repo, call.user, "accepted" if repo.gate == "auto" else "pending")
+    return Response("OK")
+
+
+def _gated_repo(call: Call) -> Repo:
+    repo = call.repo_to_write("see who asked for access")
+    if not repo.gate:
+        raise bad_request("This repository is not gated")
+    return repo
+
+
+def list_access(call: Call) -> Answer:
+    """GET …/user-access-request/{status}."""
+    repo = _gated_repo(call)
+    if call.params["status"] not in STATUSES:
+        raise bad_request(f"Invalid status: {call.params['status']}")
+    rows = call.site.db.read.execute(
+        "SELECT * FROM access WHERE repo = ? AND status = ? ORDER BY created", (repo.id, call.params["status"])
+    ).fetchall()
+    shown = [
+        {
+            "requestId": row["id"],
+            "user": {"user": row["user"], "fullname": row["user"], "email": f"{row['user']}@localhost"},
+            "status": row["status"],
+            "timestamp": row["created"],
+        }
+        for row in rows
+    ]
+    return page(call, shown, size=1000)
+
+
+def decide_access(call: Call) -> Answer:
+    """POST …/user-access-request/handle."""
+    repo, body = _gated_repo(call), call.json
+    if body.get("status") not in STATUSES:
+        raise bad_request(f"Invalid status: {body.get('status')}")
+    row = call.site.db.read.execute(
+        "SELECT user, status FROM access WHERE repo = ? AND (user = ? OR id = ?)",
+        (repo.id, body.get("user"), body.get("requestId")),
+    ).fetchone()
+    if row is None or row["status"] == body["status"]:
+        raise Refused(404, "No such access request, or it already has this status")
+    access.set_access(call.site.db, repo, row["user"], body["status"])
+    return {"success": True}
+
+
+def grant_access(call: Call) -> Answer:
+    """POST …/user-access-request/grant."""
+    repo, user = _gated_repo(call), str(call.json.get("user"))
+    if not access.account_exists(call.site.db, user):
+        raise Refused(404, f"User {user} does not exist")
+    query = "SELECT 1 FROM access WHERE repo = ? AND user = ? AND status = 'accepted'"
+    if call.site.db.read.execute(query, (repo.id, user)).fetchone():
+        raise bad_request(f"User {user} already has access")
+    access.set_access(call.site.db, repo, user, "accepted")
+    return {"success": True}
+
+
+REQUESTS = "/api/{kind:kind}/{repo:repo}/user-access-request"
+WEBHOOKS = "/api/settings/webhooks"
+ROUTES: list[BaseRoute] = [
+    route("/api/whoami-v2", whoami),
+    route("/api/users/{name}/overview", overview),
+    route("/api/organizations/{name}/overview", overview),
+    route("/api/validate-yaml", validate_yaml, "POST"),
+    route(WEBHOOKS, list_webhooks),
+    route(WEBHOOKS, create_webhook, "POST"),
+    route(WEBHOOKS + "/{id}", show_webhook),
+    route(WEBHOOKS + "/{id}", change_webhook, "POST"),
+    route(WEBHOOKS + "/{id}", delete_webhook, "DELETE"),
+    route(WEBHOOKS + "/{id}/enable", switch_webhook, "POST"),
+    route(WEBHOOKS + "/{id}/disable", switch_webhook, "POST"),
+    route(REQUESTS + "/handle", decide_access, "POST"),
+    route(REQUESTS + "/grant", grant_access, "POST"),
+    route(REQUESTS + "/{status}", list_access),
+    route("/{web:web}{repo:repo}/ask-access", ask_access, "POST"),
+]

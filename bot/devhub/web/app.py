@@ -1,0 +1,133 @@
+"""The ASGI application: two origins, the request log, and the faults."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from urllib.parse import unquote
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors import Refused
+from ..faults import Fault
+from ..site import Site
+from . import (
+    account_routes,
+    discussion_routes,
+    file_routes,
+    lfs_routes,
+    page_routes,
+    ref_routes,
+    repo_routes,
+    upload_routes,
+)
+from .call import refusal
+
+HUB_ROUTES = [
+    *account_routes.ROUTES,
+    *upload_routes.ROUTES,
+    *lfs_routes.ROUTES,
+    *ref_routes.ROUTES,
+    *file_routes.ROUTES,
+    *discussion_routes.ROUTES,
+    *repo_routes.ROUTES,
+    *page_routes.ROUTES,
+]
+LOG = logging.getLogger(__name__)
+CDN_ROUTES = [*lfs_routes.CDN_ROUTES, *file_routes.CDN_ROUTES]
+
+
+class _Cut(BaseException):
+    """Ends a response in the middle, on purpose; not an Exception, or it would be answered with a 500."""
+
+
+class Front:
+    """Chooses the origin by the port that was connected to; logs, spoils and numbers every request."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._hub = _application(site, hub=True)
+        self._cdn = _application(site, hub=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        on_cdn = scope["server"][1] == self._site.cdn_port
+        raw = scope["raw_path"].partition(b"?")[0].decode("ascii", "replace")
+        query = scope["query_string"].decode("ascii", "replace")
+        target = f"{raw}?{query}" if query else raw
+        fault = self._site.faults.take(scope["method"], target, "cdn" if on_cdn else "hub")
+        # Routes match the quoted path: see call.py.
+        scope = dict(scope, path=raw)
+        answer = _Answer(self._site, scope, send, fault)
+        try:
+            if fault is not None and fault.delay:
+                await asyncio.sleep(fault.delay)
+            if fault is not None and fault.status is not None:
+                return await _spoil(answer, fault)
+            if on_cdn and any(name == b"authorization" for name, _ in scope["headers"]):
+                return await _refuse_authorization(answer)
+            app: ASGIApp = self._cdn if on_cdn else self._hub
+            return await app(scope, receive, answer.send)
+        except (_Cut, ClientDisconnect):
+            # Returning before the response is complete makes uvicorn drop the connection.
+            return None
+        except Exception:
+            # Already answered with a 500; said here, because uvicorn's own log is silenced.
+            LOG.exception("The local Hub failed on %s %s", scope["method"], raw)
+            return None
+
+
+class _Answer:
+    """Sends a response: adds the request id, logs the status, cuts where a fault says so."""
+
+    def __init__(self, site: Site, scope: Scope, send: Send, fault: Fault | None) -> None:
+        self._site, self._scope, self._send = site, scope, send
+        added = fault.headers if fault is not None and fault.status is None else {}
+        self._extra = [(name.lower().encode(), value.encode()) for name, value in added.items()]
+        self._left = fault.cut_after if fault is not None and fault.status is None else None
+
+    async def send(self, message: Message) -> None:
+        """Pass one ASGI message on."""
+        if message["type"] == "http.response.start":
+            self._site.note(self._scope["method"], unquote(self._scope["path"]), message["status"])
+            extra = [(b"x-request-id", secrets.token_hex(12).encode()), *self._extra]
+            message["headers"] = [*message.get("headers", []), *extra]
+        elif self._left is not None and message["type"] == "http.response.body":
+            body = message.get("body", b"")
+            if len(body) > self._left:
+                await self._send({**message, "body": body[: self._left], "more_body": True})
+                raise _Cut
+            self._left -= len(body)
+        await self._send(message)
+
+
+async def _reply(answer: _Answer, status: int, body: bytes, headers: dict[str, str]) -> None:
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    raw.append((b"content-length", str(len(body)).encode()))
+    await answer.send({"type": "http.response.start", "status": status, "headers": raw})
+    await answer.send({"type": "http.response.body", "body": body})
+
+
+async def _spoil(answer: _Answer, fault: Fault) -> None:
+    await _reply(answer, fault.status or 500, fault.body.encode(), dict(fault.headers))
+
+
+async def _refuse_authorization(answer: _Answer) -> None:
+    """As S3 does with a signed URL: two ways to authenticate are one too many."""
+    body = b"<Error><Code>InvalidArgument</Code><Message>Only one auth mechanism allowed</Message></Error>"
+    await _reply(answer, 400, body, {"Content-Type": "application/xml"})
+
+
+def _crash(_request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": f"Internal error of the local Hub: {type(error).__name__}: {error}"}, status_code=500)
+
+
+def _application(site: Site, *, hub: bool) -> Starlette:
+    app = Starlette(routes=HUB_ROUTES if hub else CDN_ROUTES, exception_handlers={Refused: refusal, Exception: _crash})
+    app.router.redirect_slashes = False
+    app.state.site = site
+    return app
