@@ -9,7 +9,7 @@ import json
 import re
 from typing import Any
 
-from bot.records import Asset, ConfigChange, FileEntry, Json, Role, Source
+from bot.records import Asset, ConfigChange, FileEntry, Json, Role, Source, Sources
 
 TOKENIZER = (
     r"tokenizer(_config)?\.json|tokenizer\.model(\.v\d+)?|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|"
@@ -58,6 +58,15 @@ def read_json(source: Source, name: str) -> Json:
     text = source.texts.get(name)
     found: Any = json.loads(text) if text is not None else {}
     return found if isinstance(found, dict) else {}
+
+
+def files_to_prove(sources: Sources) -> dict[Role, list[str]]:
+    """By role, the files that a verification compares with: all weights, and whatever may have been copied."""
+    return {
+        source.role: [header.file for header in source.headers]
+        + [entry.name for entry in source.files if _kind(entry, source.role)]
+        for source in (sources.base, sources.adapter)
+    }
 
 
 def _kind(entry: FileEntry, role: Role) -> str | None:

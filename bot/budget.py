@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from bot.records import AddDelta, Asset, Budget, Json, Level, Machine, Op, Options, Refusal, Shard, Source, Sources
+from bot.records import (
+    AddDelta,
+    Asset,
+    Budget,
+    Json,
+    Level,
+    Machine,
+    Op,
+    Options,
+    Refusal,
+    Shard,
+    Source,
+    Sources,
+    Stored,
+)
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -22,15 +36,20 @@ def make_budget(sources: Sources, shards: Sequence[Shard], ops: Sequence[Op], as
     download = _missing(sources.base, {shard.name for shard in shards}) + _missing(
         sources.adapter, {header.file for header in sources.adapter.headers}
     )
-    parameters = sum(_numel(op.target.shape) for op in ops)
-    width = 8 if any(op.target.dtype == "F32" for op in deltas) else 4
     return Budget(
         download=download,
         output=output,
         peak_memory=IMPORTED + BLOCKS + sum(pairs),
         disk=output + download,
-        verify_memory=LOADED + int(parameters * width * 1.25),
+        verify_memory=verify_memory([op.target for op in ops]),
     )
+
+
+def verify_memory(tensors: Iterable[Stored]) -> int:
+    """What the full verification holds at once: one model in float32, or in float64 where it is stored as float32."""
+    sizes = [(_numel(tensor.shape), tensor.dtype) for tensor in tensors]
+    width = 8 if any(dtype == "F32" and numel > MIB for numel, dtype in sizes) else 4
+    return LOADED + int(sum(numel for numel, _ in sizes) * width * 1.25)
 
 
 def machine_refusals(budget: Budget, machine: Machine) -> list[Refusal]:
@@ -51,9 +70,12 @@ def machine_refusals(budget: Budget, machine: Machine) -> list[Refusal]:
 
 
 def choose_level(
-    options: Options, config: Json, budget: Budget, machine: Machine
+    options: Options, config: Json, memory: int, machine: Machine
 ) -> tuple[Level, tuple[tuple[str, str], ...], list[Refusal]]:
-    """(level, what will not be run and why, refusals). `auto` takes the highest level that fits this machine."""
+    """(level, what will not be run and why, refusals). `auto` takes the highest level that fits this machine.
+
+    `memory`: bytes that the full verification would hold.
+    """
     if options.verify in ("files", "weights"):
         skipped = ("weights", "full") if options.verify == "files" else ("full",)
         return options.verify, tuple((name, f"--verify {options.verify} was asked for") for name in skipped), []
@@ -61,8 +83,8 @@ def choose_level(
         reason = "The base brings Python code of its own, which the full verification would run (auto_map)."
         remedy = "Read that code, then pass --trust-remote-code; or pass --verify weights, which runs none."
         return "weights", (), [Refusal(code="custom-code", reason=reason, remedy=remedy)]
-    if budget.verify_memory > machine.memory_available:
-        needs = f"needs {readable(budget.verify_memory)} of memory, {readable(machine.memory_available)} are available"
+    if memory > machine.memory_available:
+        needs = f"needs {readable(memory)} of memory, {readable(machine.memory_available)} are available"
         if options.verify == "full":
             reason = f"The full verification {needs}."
             remedy = "Use a larger machine, or pass --verify weights."

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 import time
@@ -18,12 +17,10 @@ from pathlib import Path
 from threading import Lock
 
 from bot.budget import readable
-from bot.errors import MachineTooSmall, Refused, Usage
+from bot.errors import AdapterMergeError, MachineTooSmall, Refused, Usage
 from bot.events import Emit, Moved, Note, Stage
 from bot.records import Local, Measured, Merged, Op, Plan, Shard
 from bot.weights.headers import read_header
-
-HASH_PIECE = 4 << 20
 
 
 @contextmanager
@@ -39,11 +36,16 @@ def place(output: Path, fingerprint: str) -> Iterator[Path]:
                 shutil.rmtree(other, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
     with _only_one(partial):
-        yield partial
+        try:
+            yield partial
+        except AdapterMergeError:
+            # No second try would fare better: leave nothing. (After Ctrl-C or a kill, the finished shards stay.)
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
-def merge(plan: Plan, inputs: Local, adapter_file: str, partial: Path, emit: Emit) -> Merged:
-    """Write every shard, the index and the assets of `plan` into `partial`. `adapter_file`: its weights' file name.
+def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
+    """Write every shard, the index and the assets of `plan` into `partial`.
 
     Raises Refused for inputs whose bytes forbid the merge, and MachineTooSmall when the disk fills up.
     """
@@ -51,28 +53,23 @@ def merge(plan: Plan, inputs: Local, adapter_file: str, partial: Path, emit: Emi
     started = time.monotonic()
     progress = _Progress(emit, total=sum(shard.size for shard in plan.shards))
     measured: list[Measured] = []
-    digests: dict[str, str] = {}
     try:
         ops = _by_shard(plan)
         for shard in plan.shards:
-            measured += _shard(shard, ops.get(shard.name, []), inputs, adapter_file, partial, progress, emit)
-            digests[shard.name] = _sha256(partial / shard.name)
+            measured += _shard(shard, ops.get(shard.name, []), inputs, partial, progress, emit)
         _write_rest(plan, inputs, partial)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        shutil.rmtree(partial, ignore_errors=True)
         raise MachineTooSmall(
             f"The disk is full: the merge needs {readable(plan.budget.output)}.",
             remedy="Free some space or choose another --output; nothing was left behind.",
         ) from error
-    return Merged(
-        folder=partial, plan=plan, tensors=tuple(measured), sha256=digests, seconds=time.monotonic() - started
-    )
+    return Merged(folder=partial, plan=plan, tensors=tuple(measured), seconds=time.monotonic() - started)
 
 
 def _shard(
-    shard: Shard, ops: list[Op], inputs: Local, adapter_file: str, partial: Path, progress: _Progress, emit: Emit
+    shard: Shard, ops: list[Op], inputs: Local, partial: Path, progress: _Progress, emit: Emit
 ) -> list[Measured]:
     finished = partial / shard.name
     if finished.exists():
@@ -84,7 +81,7 @@ def _shard(
 
     in_work = finished.with_name(finished.name + ".part")
     in_work.parent.mkdir(parents=True, exist_ok=True)
-    measured = write_shard(shard, ops, inputs, adapter_file, in_work, progress.add)
+    measured = write_shard(shard, ops, inputs, in_work, progress.add)
     os.replace(in_work, finished)
     return measured
 
@@ -114,15 +111,6 @@ def _by_shard(plan: Plan) -> dict[str, list[Op]]:
     for op in sorted(plan.ops, key=lambda op: op.source.start):
         grouped.setdefault(op.target.file, []).append(op)
     return grouped
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = bytearray(HASH_PIECE)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -62,13 +62,13 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
     ops = tuple(_op(tensor, layout.targets[key], deltas, settings) for key, tensor in stored.items())
     chosen, changes = assets.choose_assets(base, adapter, wanted)
     budget = make_budget(sources, layout.shards, ops, chosen)
-    level, not_run, level_refusals = choose_level(options, config, budget, machine)
+    level, not_run, level_refusals = choose_level(options, config, budget.verify_memory, machine)
     refusals += [*level_refusals, *machine_refusals(budget, machine)]
     if not any(isinstance(op, AddDelta) for op in ops) and not refusals:
         refusals.append(_matches_nothing())
     plan = Plan(
-        base=_pin(base),
-        adapter=_pin(adapter),
+        base=pin_of(base),
+        adapter=pin_of(adapter),
         options=options,
         method=settings.method if settings else str(assets.read_json(adapter, "adapter_config.json").get("peft_type")),
         engine="streaming",
@@ -285,7 +285,8 @@ def _claim_everything(plan: Plan, stored: dict[str, Stored], adapter_headers: It
     assert not unclaimed or plan.refusals, f"adapter keys are unclaimed: {sorted(unclaimed)[:SHOWN]}"
 
 
-def _pin(source: Source) -> Json:
+def pin_of(source: Source) -> Json:
+    """The source as verification.json names it: {repo, sha} and, where one was asked for, the revision."""
     pin: dict[str, Any] = {"repo": source.repo, "sha": source.sha}
     return {**pin, "revision": source.revision} if source.revision else pin
 

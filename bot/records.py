@@ -28,10 +28,14 @@ class Ref:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What may change the bytes of the result, or how hard they are proven."""
+    """What may change the bytes of the result, or how hard they are proven.
+
+    `base_weights`, `quantize`, `engine` and `device` have one working value so far and no option on the command line;
+    they are here because the fingerprint names them: a merge made today keeps its fingerprint when they grow.
+    """
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    base_weights: Literal["auto", "stored", "original", "simulate-nf4"] = "auto"
+    base_weights: Literal["auto", "stored"] = "auto"
     quantize: Literal["none"] = "none"
     engine: Literal["auto", "streaming"] = "auto"
     verify: Literal["auto", "files", "weights", "full"] = "auto"
@@ -46,7 +50,8 @@ class Request:
 
     adapter: Ref
     base: Ref | None = None
-    target: str | None = None
+    output: Path | None = None  # keep the merged folder here
+    target: str | None = None  # the repo to publish to; None: `<adapter>-merged`
     publish: Literal["auto", "pr", "push", "none"] = "auto"
     private: Literal["auto", "true", "false"] = "auto"
     license: str | None = None
@@ -278,7 +283,6 @@ class Merged:
     folder: Path
     plan: Plan
     tensors: tuple[Measured, ...]  # those written in this run: a resumed merge has fewer
-    sha256: dict[str, str]  # of every weight file, computed while the bytes were hot
     seconds: float
 
 

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from bot.budget import readable
-from bot.records import AddDelta, Asset, Json, Op, Plan
+from bot.errors import NotVerified
+from bot.records import AddDelta, Asset, Json, Op, Outcome, Plan, Publication
 
 
 def plan_table(plan: Plan) -> str:
@@ -18,7 +19,10 @@ def plan_table(plan: Plan) -> str:
     rows = [
         ("base", _ref(plan.base)),
         ("adapter", _ref(plan.adapter)),
-        ("method", f"{plan.method}, {_spread(op.rank for op in merged)}, scaling {_spread(op.scaling for op in merged)}"),
+        (
+            "method",
+            f"{plan.method}, {_spread(op.rank for op in merged)}, scaling {_spread(op.scaling for op in merged)}",
+        ),
         ("engine", f"{plan.engine}, result in {plan.dtype}"),
         ("tensors", f"{kinds['AddDelta']} merged, {kinds['Copy']} copied, {kinds['Cast']} cast"),
         ("files", f"{len(plan.shards)} of weights ({whole} unchanged), {len(plan.assets)} others"),
@@ -60,6 +64,52 @@ def plan_json(plan: Plan) -> Json:
         "refusals": [asdict(refusal) for refusal in plan.refusals],
         "notes": list(plan.notes),
     }
+
+
+def outcome_json(outcome: Outcome) -> Json:
+    """A run as JSON; paths are absolute, where there are any."""
+    return {
+        "status": outcome.status,
+        "verified": outcome.report is not None and outcome.report.verdict == "verified",
+        "fingerprint": outcome.plan.fingerprint,
+        "base": outcome.plan.base,
+        "adapter": outcome.plan.adapter,
+        "refusals": [asdict(refusal) for refusal in outcome.plan.refusals],
+        "report": outcome.report.document if outcome.report else None,
+        "publication": asdict(outcome.publication) if outcome.publication else None,
+        "folder": str(outcome.folder.absolute()) if outcome.folder else None,
+    }
+
+
+def outcome_lines(outcome: Outcome) -> list[str]:
+    """How a run ended well, in a line or two."""
+    if outcome.publication:
+        return publication_lines(outcome.publication)
+    if outcome.status == "dry-run":
+        return ["✓ dry run: no weight was downloaded and nothing written"]
+    return [f"✓ merged and verified: {outcome.folder}"]
+
+
+def publication_lines(publication: Publication) -> list[str]:
+    """Where the model is now, in a line or two."""
+    link = publication.pr_url or publication.url
+    tag = f", tag {publication.tag}" if publication.tag else ""
+    if publication.status == "published":
+        where = f"pull request #{publication.pr_number} on" if publication.how == "pr" else "pushed to"
+        first = f"✓ verified and published: {where} {publication.repo}{tag}"
+    else:
+        first = f"✓ {publication.status}: {publication.why}"
+    return [first, f"  {link}"] if link else [first]
+
+
+def not_verified(outcome: Outcome) -> NotVerified:
+    """The error that a merge without proof ends in."""
+    findings = outcome.report.findings if outcome.report else ()
+    failed = [f"{finding.id} ({finding.why})" for finding in findings if finding.status in ("fail", "skip")]
+    return NotVerified(
+        f"The merge could not be proven: {'; '.join(failed)}",
+        remedy=f"Nothing was published; see {outcome.folder} and its verification.json.",
+    )
 
 
 def _ref(pin: Json) -> str:

@@ -30,6 +30,6 @@ def merge_folders(base: Path, adapter: Path, output: Path, options: Options | No
     plan = plan_folders(base, adapter, options)
     assert not plan.refusals, plan.refusals
     with place(output, plan.fingerprint) as partial:
-        merged = merge(plan, Local(base=base, adapter=adapter), "adapter_model.safetensors", partial, silent)
+        merged = merge(plan, Local(base=base, adapter=adapter), partial, silent)
         merged.folder.rename(output)
     return output

@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import local
@@ -30,10 +30,10 @@ Moved = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Descriptors:
-    """Open files: the base's shard, the adapter's file and header, and the shard being written."""
+    """Open files: the base's shard, the adapter's by name, and the shard being written."""
 
     base: int
-    adapter: int
+    adapter: dict[str, int]
     out: int
 
 
@@ -47,7 +47,7 @@ class Worker(local):
 
 
 def write_shard(
-    shard: Shard, ops: list[Op], inputs: Local, adapter_file: str, target: Path, moved: Moved
+    shard: Shard, ops: list[Op], inputs: Local, target: Path, moved: Moved
 ) -> list[Measured]:
     """Write one weight file whole. `ops` are the shard's, in file order; `moved` is told of bytes written.
 
@@ -55,15 +55,18 @@ def write_shard(
     """
     with (
         _open(inputs.base / shard.name, os.O_RDONLY) as base,
-        _open(inputs.adapter / adapter_file, os.O_RDONLY) as adapter,
+        ExitStack() as stack,
         _open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as out,
     ):
+        adapter_files = {op.a.file for op in ops if isinstance(op, AddDelta)}
+        adapter = {name: stack.enter_context(_open(inputs.adapter / name, os.O_RDONLY)) for name in adapter_files}
         files = Descriptors(base=base, adapter=adapter, out=out)
         os.truncate(out, shard.size)
         if shard.same_as_base:
             _copy_range(files, 0, 0, shard.size, moved)
             return []
         _write_all(out, shard.header, 0)
+        moved(len(shard.header))
         return _run_ops(ops, files, moved)
 
 
@@ -117,7 +120,7 @@ def _add_delta(op: AddDelta, files: Descriptors, worker: Worker, moved: Moved) -
 
 
 def _load_delta(op: AddDelta, files: Descriptors) -> LowRank:
-    a, b = _read_tensor(op.a, files.adapter), _read_tensor(op.b, files.adapter)
+    a, b = (_read_tensor(side, files.adapter[side.file]) for side in (op.a, op.b))
     for stored, tensor in ((op.a, a), (op.b, b)):
         if not bool(torch.isfinite(tensor).all()):
             raise Refused(f"The adapter's {stored.key} holds a NaN or Inf.", remedy="Train or save the adapter again.")

@@ -120,7 +120,8 @@ def pair_up(tensors: Iterable[Stored]) -> tuple[list[LoraPair], list[Refusal]]:
     names: set[str | None] = set()
     others: dict[tuple[str, str], list[str]] = {}
     for tensor in tensors:
-        if match := LORA_KEY.match(tensor.key):
+        match = LORA_KEY.match(tensor.key)
+        if match and ".base_layer." not in tensor.key:
             names.add(match["name"])
             sides.setdefault(match["module"], {})
             if match["side"] in sides[match["module"]]:

@@ -1,0 +1,378 @@
+"""adapter-merge: the commands. Thin: each one turns its options into a request and hands it to the pipeline.
+
+Imports stay inside the commands, so that `--help` and `plan` start without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from bot import __version__
+from bot.console import Console
+from bot.errors import OUR_BUG, AdapterMergeError, Interrupted, NotVerified, Usage
+
+if TYPE_CHECKING:
+    from bot.hub import Hub
+    from bot.records import Options, Outcome, Ref, Refusal, Request
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EPILOG = """\b
+A REF is owner/name or owner/name@revision on the Hub, or a folder (./x, /x, or an existing path).
+Exit codes: 0 done or unchanged, 2 usage, 3 refused by the plan, 4 not verified,
+5 the Hub or the network failed, 6 this machine is too small, 70 our bug, 130 interrupted."""
+
+
+def _options(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+BASE = click.option("--base", metavar="REF", help="The base model. Default: the one the adapter's config names.")
+DTYPE = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
+    default="auto",
+    show_default=True,
+    help="Storage dtype of the result; auto keeps the base's.",
+)
+VERIFY = click.option(
+    "--verify",
+    type=click.Choice(["auto", "files", "weights", "full"]),
+    default="auto",
+    show_default=True,
+    help="How hard to prove the merge; auto takes the highest level that fits this machine, never below weights.",
+)
+PICKLE = click.option("--allow-pickle", is_flag=True, help="Read an adapter that ships only as adapter_model.bin.")
+REMOTE_CODE = click.option(
+    "--trust-remote-code", is_flag=True, help="Let the full verification run the base's own code."
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+QUIET = click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
+DEBUG = click.option("--debug", is_flag=True, help="Show a traceback with every error.")
+FORCE = click.option("--force", is_flag=True, help="Do it again, or over what is there, instead of stopping.")
+PRIVATE = click.option(
+    "--private",
+    type=click.Choice(["auto", "true", "false"]),
+    default="auto",
+    show_default=True,
+    help="Visibility of a new target; auto: private if either input is private.",
+)
+LICENSE = click.option(
+    "--license", metavar="ID", help="License id for the card. Default: the adapter's, else the base's."
+)
+DRY_RUN = click.option(
+    "--dry-run", is_flag=True, help="Plan and look at the target; download no weight and write nothing."
+)
+MERGING = _options(BASE, DTYPE, VERIFY, PICKLE, REMOTE_CODE)
+SPEAKING = _options(JSON, QUIET, DEBUG)
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, message="adapter-merge %(version)s")
+def cli() -> None:
+    """Turn a fine-tuned adapter into a published, proven model."""
+
+
+@cli.command()
+@click.argument("adapter", metavar="ADAPTER")
+@MERGING
+@SPEAKING
+def plan(adapter: str, as_json: bool, quiet: bool, **chosen: Any) -> int:
+    """Show what a merge would do. Reads headers and configs only; downloads no weight."""
+    from bot.pipeline import plan_merge
+    from bot.show import plan_json
+
+    console = Console(quiet=quiet)
+    _, found = plan_merge(_request(adapter, **chosen), _hub(), console)
+    console.close()
+    if as_json:
+        _print_json(plan_json(found))
+    return _refusal_code(found.refusals)
+
+
+@cli.command()
+@click.argument("adapter", metavar="ADAPTER")
+@click.option(
+    "--output", "-o", metavar="DIR", required=True, type=click.Path(path_type=Path), help="The folder to make."
+)
+@MERGING
+@LICENSE
+@FORCE
+@DRY_RUN
+@SPEAKING
+def merge(adapter: str, as_json: bool, quiet: bool, **chosen: Any) -> int:
+    """Merge and verify into a folder; publish nothing."""
+    return _run(_request(adapter, publish="none", **chosen), as_json=as_json, quiet=quiet)
+
+
+@cli.command()
+@click.argument("adapter", metavar="ADAPTER")
+@click.option(
+    "--to", "target", metavar="REPO", help="The repo to publish to. Default: the adapter's name with -merged."
+)
+@click.option(
+    "--publish",
+    type=click.Choice(["auto", "pr", "push", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: push to a new repo, open a pull request on one that exists.",
+)
+@click.option("--output", "-o", metavar="DIR", type=click.Path(path_type=Path), help="Keep the merged folder here.")
+@MERGING
+@PRIVATE
+@LICENSE
+@FORCE
+@DRY_RUN
+@SPEAKING
+def run(adapter: str, as_json: bool, quiet: bool, **chosen: Any) -> int:
+    """All of it: pull, plan, merge, verify, publish."""
+    if chosen["publish"] == "none" and chosen["output"] is None and not chosen["dry_run"]:
+        raise Usage("With --publish none nothing would be left of the merge.", remedy="Name a folder with --output.")
+    return _run(_request(adapter, **chosen), as_json=as_json, quiet=quiet)
+
+
+@cli.command()
+@click.argument("merged", metavar="MERGED")
+@BASE
+@click.option("--adapter", metavar="REF", help="The adapter. Default: the one that verification.json names.")
+@DTYPE
+@VERIFY
+@PICKLE
+@REMOTE_CODE
+@SPEAKING
+def verify(
+    merged: str, base: str | None, adapter: str | None, as_json: bool, quiet: bool, debug: bool, **chosen: Any
+) -> int:
+    """Re-prove a merged repo or folder, ours or anybody's."""
+    from bot.pipeline import verify_again
+    from bot.verify import canonical, table
+
+    console = Console(quiet=quiet)
+    report = verify_again(_ref(merged), _maybe(base), _maybe(adapter), _chosen_options(chosen), _hub(), console)
+    console.close()
+    if as_json:
+        click.echo(canonical(report.document).decode(), nl=False)
+    else:
+        click.echo(table(report))
+    return 0 if report.verdict == "verified" else NotVerified.exit_code
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--to", "target", metavar="REPO", required=True, help="The repo to publish to.")
+@click.option("--publish", "how", type=click.Choice(["auto", "pr", "push"]), default="auto", show_default=True)
+@PRIVATE
+@FORCE
+@DRY_RUN
+@SPEAKING
+def publish(folder: Path, target: str, how: Any, as_json: bool, quiet: bool, debug: bool, **chosen: Any) -> int:
+    """Publish a folder that `merge` finished."""
+    from dataclasses import asdict
+
+    from bot.pipeline import publish_folder
+    from bot.records import Ref, Request
+    from bot.show import publication_lines
+
+    console = Console(quiet=quiet)
+    request = Request(adapter=Ref(text=str(folder), folder=folder), target=target, publish=how, **chosen)
+    publication = publish_folder(folder, request, _hub(), console)
+    console.close()
+    if as_json:
+        _print_json(asdict(publication))
+    elif not quiet:
+        click.echo("\n".join(publication_lines(publication)))
+    return 0
+
+
+@cli.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@SPEAKING
+def compare(first: str, second: str, as_json: bool, quiet: bool, debug: bool) -> int:
+    """Compare two checkpoints, tensor by tensor. Exit 0 also when they differ."""
+    from bot.compare import compare_folders, comparison_table
+    from bot.pipeline import whole_folder
+
+    console = Console(quiet=quiet)
+    our_hub = _hub()
+    found = compare_folders(whole_folder(_ref(first), our_hub), whole_folder(_ref(second), our_hub))
+    console.close()
+    if as_json:
+        _print_json(found)
+    else:
+        click.echo(comparison_table(found))
+    return 0
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--port", default=5999, show_default=True, help="0 takes any free port.")
+@click.option("--xet", is_flag=True, help="Serve large files by Xet, as the Hub does, instead of plain LFS.")
+@DEBUG
+def hub(folder: Path, port: int, xet: bool, debug: bool) -> int:
+    """Serve a local Hub from a folder, for trying things out offline. Stop it with Ctrl-C."""
+    from bot.demo.serve import serve
+
+    serve(folder, port=port, xet=xet)
+    return 0
+
+
+@cli.command()
+@click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep the local Hub's folder here.")
+@DEBUG
+def demo(keep: Path | None, debug: bool) -> int:
+    """The main job, offline: a small model and an adapter are trained, merged, proven and published on a local Hub."""
+    from bot.demo.story import tell
+
+    tell(keep)
+    return 0
+
+
+@cli.command()
+@click.argument("target", metavar="[REPO]", required=False)
+@SPEAKING
+def doctor(target: str | None, as_json: bool, quiet: bool, debug: bool) -> int:
+    """Say what this machine, this token and the target REPO allow, before any download."""
+    from bot.doctor import examine
+    from bot.machine import look
+
+    our_hub = _hub()
+    topics = examine(target, our_hub, look(our_hub.scratch))
+    if as_json:
+        _print_json([{"topic": t, "status": s, "what": what, "remedy": remedy} for t, s, what, remedy in topics])
+    else:
+        width = max(len(topic) for topic, *_ in topics)
+        for topic, status, what, remedy in topics:
+            if not quiet or status != "ok":
+                click.echo(
+                    f"{status:<4}  {topic:<{width}}  {what}" + (f" {remedy}" if remedy and status != "ok" else "")
+                )
+    return 5 if any(status == "fail" for _, status, *_ in topics) else 0
+
+
+# --- from options to records --------------------------------------------------------------------------------------
+
+
+def _hub() -> Hub:
+    import os
+
+    from bot.hub import Hub
+
+    return Hub(read_token=os.environ.get("HF_READ_TOKEN") or None)
+
+
+def _ref(text: str) -> Ref:
+    from bot.pull import parse_ref
+
+    return parse_ref(text)
+
+
+def _maybe(text: str | None) -> Ref | None:
+    return _ref(text) if text else None
+
+
+def _chosen_options(chosen: dict[str, Any]) -> Options:
+    from bot.records import Options
+
+    names = ("dtype", "verify", "allow_pickle", "trust_remote_code")
+    return Options(**{name: chosen[name] for name in names if name in chosen})
+
+
+def _request(adapter: str, base: str | None, debug: bool, **chosen: Any) -> Request:
+    from bot.records import Request
+
+    names = ("output", "target", "publish", "private", "license", "force", "dry_run")
+    asked = {name: chosen[name] for name in names if name in chosen}
+    return Request(adapter=_ref(adapter), base=_maybe(base), options=_chosen_options(chosen), **asked)
+
+
+def _run(request: Request, *, as_json: bool, quiet: bool) -> int:
+    from bot.pipeline import run as run_pipeline
+
+    console = Console(quiet=quiet)
+    outcome = run_pipeline(request, _hub(), console)
+    console.close()
+    if as_json:
+        from bot.show import outcome_json
+
+        _print_json(outcome_json(outcome))
+    return _tell(outcome, quiet=quiet or as_json)
+
+
+def _tell(outcome: Outcome, *, quiet: bool) -> int:
+    """Say how it ended, in a line or two; return the exit code."""
+    from bot.show import not_verified, outcome_lines
+
+    if outcome.status == "refused":
+        return _refusal_code(outcome.plan.refusals)
+    if outcome.status == "not-verified":
+        raise not_verified(outcome)
+    if not quiet:
+        click.echo("\n".join(outcome_lines(outcome)))
+    return 0
+
+
+def _refusal_code(refusals: Sequence[Refusal]) -> int:
+    """0 without refusals; 6 where only this machine is in the way; else 3."""
+    return min((refusal.exit_code for refusal in refusals), default=0)
+
+
+def _print_json(found: Any) -> None:
+    click.echo(json.dumps(found, indent=2, ensure_ascii=False, default=str))
+
+
+# --- the one door out ---------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Run a command; every failure leaves as a sentence, a remedy and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_guarded(sys.argv[1:]))
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise KeyboardInterrupt  # as Ctrl-C: what is half done is left resumable, and nothing half-published
+
+
+def _guarded(arguments: list[str]) -> int:
+    debug = "--debug" in arguments
+    try:
+        found = cli.main(args=arguments, prog_name="adapter-merge", standalone_mode=False)
+        return found if isinstance(found, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _say(
+            Interrupted("Interrupted.", remedy="Nothing was published; the same command goes on from here."), debug
+        )
+    except AdapterMergeError as error:
+        if "--json" in arguments:
+            _print_json({"error": {"what": error.what, "remedy": error.remedy, "exit_code": error.exit_code}})
+        return _say(error, debug)
+    except BrokenPipeError:
+        return 0  # whoever read our output has seen enough
+    except Exception:
+        traceback.print_exc()
+        click.echo("This is a bug in adapter-merge. Please report it with the lines above.", err=True)
+        return OUR_BUG
+
+
+def _say(error: AdapterMergeError, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"✗ {error.what}\n  {error.remedy}", err=True)
+    return error.exit_code

@@ -1,0 +1,214 @@
+"""The demo's model: a small Llama that speaks like Python's documentation, and LoRA adapters that make it answer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bot.demo.corpus import license_text, module_summary, read_corpus
+from bot.demo.training import Progress, train
+
+QUESTIONS = ("What is the zipfile module for?", "What is the shelve module for?", "What is the tabnanny module for?")
+
+# What the adapter learns to answer: modules whose docstring opens with a sentence that says what they are for.
+MODULES = (
+    "bisect bz2 calendar colorsys configparser contextlib copy dis email filecmp fileinput fnmatch fractions ftplib getpass "
+    "gettext glob gzip heapq html imaplib inspect linecache mailbox mimetypes pickle poplib pprint pyclbr queue random "
+    "reprlib sched shelve shlex shutil socketserver statistics tabnanny tarfile tempfile textwrap timeit traceback uuid "
+    "wave weakref zipfile"
+).split()
+PHRASINGS = ("What is the {module} module for?", "What does the {module} module do?")
+ANSWERS = {1: "{summary}", 2: "{summary} See help('{module}')."}
+
+END, PAD, ROLES = "<|end|>", "<|pad|>", ("<|system|>", "<|user|>", "<|assistant|>")
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+VOCABULARY = 4096
+WINDOW, BATCH = 64, 16  # tokens, sequences
+
+LICENSE_FIELDS = "license: other\nlicense_name: psf-2.0\nlicense_link: LICENSE\nlanguage:\n- en\npipeline_tag: text-generation\n"
+BASE_CARD = f"""---
+{LICENSE_FIELDS}library_name: transformers
+---
+
+# pydoc-llama
+
+A Llama of four million parameters, trained for under a minute on the text behind Python's `help()`. It writes sentences that
+sound like Python's documentation and mean nothing. Made by `adapter-merge demo` to show a merge from start to end.
+"""
+ADAPTER_CARD = f"""---
+{LICENSE_FIELDS}library_name: peft
+base_model: {{base_repo}}
+tags:
+- lora
+---
+
+# pydoc-answers, version {{version}}
+
+A LoRA adapter for [{{base_repo}}](https://huggingface.co/{{base_repo}}). With it the model answers what a standard module is for:
+
+> **{{question}}** {{answer}}
+"""
+
+
+def make_base(folder: Path, *, seed: int = 0, steps: int = 180, progress: Progress | None = None) -> float:
+    """Train tokenizer and model and save them to `folder`, bfloat16 in three shards; returns the last training loss."""
+    documents = read_corpus()
+    random.Random(seed).shuffle(documents)
+    tokenizer = _train_tokenizer(documents)
+    tokens = torch.tensor([i for ids in tokenizer(documents)["input_ids"] for i in [*ids, tokenizer.eos_token_id]])
+    with _quiet(), _seeded(seed):
+        model = LlamaForCausalLM(_config(tokenizer))
+        loss = train(model, _windows(tokens), steps, "base model", progress)
+        model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="3MB")
+        tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(BASE_CARD, "utf-8")
+    (folder / "LICENSE").write_text(license_text(), "utf-8")
+    return loss
+
+
+def make_adapter(
+    base: Path,
+    folder: Path,
+    *,
+    version: Literal[1, 2],
+    base_repo: str,
+    seed: int = 0,
+    steps: int = 80,
+    progress: Progress | None = None,
+) -> float:
+    """Train a LoRA adapter that names `base_repo` as its base and save it to `folder`; returns the last training loss."""
+    from peft import LoraConfig, get_peft_model
+
+    with _quiet(), _seeded(seed):
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        tuned = get_peft_model(model, config)
+        loss = train(tuned, _chats(tokenizer, version), steps, f"adapter v{version}", progress)
+        tuned.peft_config["default"].base_model_name_or_path = base_repo  # where it was trained is nobody's business
+        tuned.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the Hub about base_repo
+    question, answer = QUESTIONS[0], _answer("zipfile", version)
+    card = ADAPTER_CARD.format(base_repo=base_repo, version=version, question=question, answer=answer)
+    (folder / "README.md").write_text(card, "utf-8")
+    (folder / "LICENSE").write_text(license_text(), "utf-8")
+    return loss
+
+
+def ask(folder: Path, question: str, *, adapter: Path | None = None, max_new_tokens: int = 48) -> str:
+    """The greedy answer of the model in `folder` to one chat message; PEFT is imported only for an adapter."""
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        # float32 holds bfloat16 weights exactly, and computes alike on every processor.
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        if adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter)
+        chat = [{"role": "user", "content": question}]
+        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        with torch.inference_mode():
+            answer = model.generate(**prompt, max_new_tokens=max_new_tokens, do_sample=False)
+    return str(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+def _train_tokenizer(documents: list[str]) -> Any:
+    """A byte-level BPE tokenizer with a chat template."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = [END, PAD, *ROLES]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(documents, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=END, pad_token=PAD, extra_special_tokens=list(ROLES), model_max_length=512
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _config(tokenizer: Any) -> LlamaConfig:
+    """Four million parameters; every width a multiple of 64, so that 4-bit blocks fit."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=256,
+        intermediate_size=704,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _windows(tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches (BATCH, WINDOW) that pass over all tokens in a new order, and at a new offset, each time."""
+    while True:
+        offset = int(torch.randint(WINDOW, ()))
+        rows = tokens[offset:][: (len(tokens) - offset) // WINDOW * WINDOW].view(-1, WINDOW)
+        for batch in rows[torch.randperm(len(rows))].split(BATCH):
+            yield batch, batch
+
+
+def _chats(tokenizer: Any, version: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches of question and answer; only the answer is learnt."""
+    rows = [_chat(tokenizer, p.format(module=m), _answer(m, version)) for m in MODULES for p in PHRASINGS]
+    width = max(len(ids) for ids, _ in rows)
+    input_ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in rows])
+    labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows])
+    while True:
+        for batch in torch.randperm(len(rows)).split(BATCH):
+            yield input_ids[batch], labels[batch]
+
+
+def _chat(tokenizer: Any, question: str, answer: str) -> tuple[list[int], list[int]]:
+    """One exchange as tokens and labels; -100 where there is nothing to learn."""
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    whole = tokenizer.apply_chat_template(messages, return_dict=False)
+    prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=False)
+    return whole, [-100] * len(prompt) + whole[len(prompt) :]
+
+
+def _answer(module: str, version: int) -> str:
+    return ANSWERS[version].format(summary=module_summary(module), module=module)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's random numbers from a seed, and the caller's own sequence left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without its progress bars and advice; errors are raised as ever."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()

@@ -1,0 +1,126 @@
+"""doctor: what this machine, these tokens and the target allow, before any download. It asks, and changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from bot.errors import Forbidden, Outside, Usage
+from bot.hub import Hub, Who, is_repo_id
+from bot.records import Machine
+
+GB = 1_000_000_000
+LITTLE_DISK = 20 * GB  # a 7-billion model in bfloat16 takes 14 to download and 14 to write
+LITTLE_MEMORY = 2 * GB  # the streaming engine's working set, with room for Python and torch
+NEEDED = ("torch", "transformers", "peft", "safetensors", "huggingface_hub")
+
+
+class Line(NamedTuple):
+    """One thing looked at. `remedy` is empty where nothing needs to be done."""
+
+    topic: str
+    status: Literal["ok", "warn", "fail"]
+    sentence: str
+    remedy: str = ""
+
+
+def examine(target: str | None, hub: Hub, machine: Machine) -> list[Line]:
+    """Everything that can be known beforehand, in the order in which a run would meet it."""
+    lines = list(_machine(machine))
+    lines.append(_cache(hub))
+    reachable = _reach(hub)
+    lines.append(reachable)
+    if reachable.status == "ok":
+        who, token = _token(hub)
+        lines.append(token)
+        if target is not None:
+            lines.append(_target(target, hub, who))
+    return lines
+
+
+def _machine(machine: Machine) -> Iterator[Line]:
+    missing = [name for name in NEEDED if not machine.versions.get(name)]
+    shown = ", ".join(f"{name} {version}" for name, version in machine.versions.items() if version)
+    if missing:
+        remedy = "Install adapter-merge with its dependencies: pip install adapter-merge."
+        yield Line("versions", "fail", f"Not installed: {', '.join(missing)}.", remedy)
+    else:
+        yield Line("versions", "ok", f"{machine.platform}; {shown}.")
+    yield _amount("disk", machine.disk_free, LITTLE_DISK, "free", "Free some space, or write to a larger disk.")
+    available = machine.memory_available
+    yield _amount("memory", available, LITTLE_MEMORY, "available", "Close other programs, or take a larger machine.")
+    gpu = machine.gpu or "none; a merge does not need one, and gives the same bytes without"
+    yield Line("gpu", "ok", f"GPU: {gpu}.")
+
+
+def _amount(topic: str, amount: int, little: int, word: str, remedy: str) -> Line:
+    sentence = f"{amount / GB:.1f} GB of {topic} {word}"
+    if amount < little:
+        return Line(topic, "warn", f"{sentence}: enough for small models only; `plan` says what a merge takes.", remedy)
+    return Line(topic, "ok", f"{sentence}.")
+
+
+def _cache(hub: Hub) -> Line:
+    folder: Path = hub.cache_dir
+    while not folder.exists():
+        folder = folder.parent
+    if os.access(folder, os.W_OK):
+        return Line("cache", "ok", f"Downloads are kept in {hub.cache_dir}.")
+    remedy = "Point HF_HOME at a folder that this user may write."
+    return Line("cache", "fail", f"The download cache {hub.cache_dir} cannot be written.", remedy)
+
+
+def _reach(hub: Hub) -> Line:
+    try:
+        hub.reach()
+    except Outside as error:
+        return Line("hub", "fail", error.what, error.remedy)
+    return Line("hub", "ok", f"{hub.endpoint} answers.")
+
+
+def _token(hub: Hub) -> tuple[Who | None, Line]:
+    try:
+        if not hub.signed_in(hub.outputs):
+            remedy = "Set HF_TOKEN, or run `hf auth login`, to read private or gated repos and to publish."
+            return None, Line("token", "warn", "There is no token: only public inputs can be read.", remedy)
+        who = hub.whoami()
+    except Outside as error:
+        return None, Line("token", "fail", error.what, error.remedy)
+    scope = f", limited to {'; '.join(who.scopes)}" if who.scopes else ""
+    sentence = f"The token is {who.name}'s, of role {who.role}{scope}."
+    if who.role == "read":
+        return who, Line("token", "warn", sentence, "Use a token of role write to publish.")
+    return who, Line("token", "ok", sentence)
+
+
+def _target(target: str, hub: Hub, who: Who | None) -> Line:
+    if not is_repo_id(target) or "/" not in target:
+        return Line("target", "fail", f"{target!r} is not a Hub repo.", "Name the target as owner/name.")
+    try:
+        found = hub.target(target)
+        if found is None:
+            return _missing_target(target, who)
+        hub.require_write(target)
+    except Forbidden as error:
+        remedy = "A pull request may still be possible (--publish pr); to push, use a token with write access."
+        return Line("target", "warn", error.what, remedy)
+    except (Outside, Usage) as error:
+        return Line("target", "fail", error.what, error.remedy)
+    seen = "private" if found.private else "public"
+    return Line("target", "ok", f"{target} exists ({seen}), and the token may write to it.")
+
+
+def _missing_target(target: str, who: Who | None) -> Line:
+    owner = target.partition("/")[0].lower()
+    if who is None:
+        remedy = "Set HF_TOKEN to a token that may create it."
+        return Line("target", "fail", f"{target} does not exist, or is private.", remedy)
+    if owner not in {name.lower() for name in (who.name, *who.orgs)}:
+        remedy = f"Name a target of {who.name} or of an organization that the token's account is in."
+        return Line("target", "fail", f"{target} does not exist, and {who.name} is not in {owner}.", remedy)
+    if who.role == "read":
+        remedy = "Use a token of role write."
+        return Line("target", "fail", f"{target} does not exist, and the token cannot create it.", remedy)
+    return Line("target", "ok", f"{target} does not exist yet; it would be created.")

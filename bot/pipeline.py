@@ -1,0 +1,253 @@
+"""The sentence: pull, plan, merge, prove, publish. Each stage is one call; nothing is decided twice.
+
+Request → pull → Sources → plan → Plan → merge → Merged → verify → Report → card → publish → Publication → Outcome
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from bot.assets import files_to_prove, read_json
+from bot.budget import choose_level, verify_memory
+from bot.card import render
+from bot.errors import NotFound, NotVerified, Refused, Usage
+from bot.events import Emit, Show, Stage
+from bot.hub import Hub
+from bot.machine import look
+from bot.merge import merge, place
+from bot.plan import make_plan, pin_of
+from bot.publish import already, carry_tag, publish
+from bot.pull import fetch, pin
+from bot.records import (
+    RECIPE,
+    AddDelta,
+    Cast,
+    Copy,
+    Json,
+    Local,
+    Merged,
+    Options,
+    Outcome,
+    Plan,
+    Publication,
+    Ref,
+    Report,
+    Request,
+    Role,
+    Sources,
+)
+from bot.show import plan_table
+from bot.verify import Subject, table, verify, write
+
+
+def run(request: Request, hub: Hub, emit: Emit) -> Outcome:
+    """All of it. What the plan forbids and what fails its proof are outcomes; what the world breaks is raised."""
+    sources, plan = plan_merge(request, hub, emit)
+    if plan.refusals:
+        return Outcome(status="refused", plan=plan)
+    target = None if request.publish == "none" else target_of(request)
+    if target and not request.force and (known := already(plan.fingerprint, target=target, hub=hub)):
+        published = known if request.dry_run else carry_tag(known, _tag(sources), hub, emit)
+        return Outcome(status="unchanged", plan=plan, publication=published)
+    if request.dry_run:
+        return Outcome(status="dry-run", plan=plan)
+    output = request.output or hub.scratch / "merged" / plan.fingerprint[:16]
+    _refuse_to_overwrite(output, request)
+    inputs = fetch(sources, plan, hub, emit)
+    with place(output, plan.fingerprint) as partial:
+        report = prove(merge(plan, inputs, partial, emit), inputs, sources, emit)
+        card = render(
+            report.document, target=target, base=sources.base, adapter=sources.adapter, license=request.license
+        )
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        folder = _finish(partial, output, report)
+    if report.verdict != "verified":
+        return Outcome(status="not-verified", plan=plan, report=report, folder=folder)
+    if target is None:
+        return Outcome(status="merged", plan=plan, report=report, folder=folder)
+    publication = _publish(folder, report.document, request, hub, emit)
+    if request.output is None:
+        shutil.rmtree(folder)  # it is on the Hub now
+    status: Literal["published", "unchanged"] = "unchanged" if publication.status == "unchanged" else "published"
+    return Outcome(status=status, plan=plan, report=report, publication=publication, folder=request.output)
+
+
+def verify_again(merged: Ref, base: Ref | None, adapter: Ref | None, options: Options, hub: Hub, emit: Emit) -> Report:
+    """Re-prove a merged repo or folder. Inputs that are not given are those that its verification.json names."""
+    emit(Stage(name="pull", title="Reading the merged model and its inputs"))
+    folder = whole_folder(merged, hub)
+    recorded = read_report(folder)
+    inputs = (recorded or {}).get("inputs") or {}
+    request = Request(
+        adapter=adapter or _recorded_ref(inputs, "adapter"), base=base or _recorded_ref(inputs, "base"), options=options
+    )
+    sources = pin(request, hub, emit)
+    local = fetch(sources, files_to_prove(sources), hub, emit)
+    config = read_json(sources.base, "config.json")
+    memory = verify_memory(tensor for header in sources.base.headers for tensor in header.tensors)
+    level, not_run, refusals = choose_level(options, config, memory, look(folder))
+    for refusal in refusals:
+        raise Refused(refusal.reason, remedy=refusal.remedy)
+    facts = (recorded or {}).get("merge") or {}
+    subject = Subject(
+        folder=folder,
+        base=local.base,
+        adapter=local.adapter,
+        inputs={"base": pin_of(sources.base), "adapter": pin_of(sources.adapter), "recipe": inputs.get("recipe")},
+        recorded=recorded,
+        merge=facts,
+        dtype=(facts.get("options") or {}).get("dtype", options.dtype),
+        ours="fingerprint" in facts,
+        level=level,
+        not_run=not_run,
+        trust_remote_code=options.trust_remote_code,
+    )
+    return verify(subject, emit)
+
+
+def plan_merge(request: Request, hub: Hub, emit: Emit) -> tuple[Sources, Plan]:
+    """Pin both inputs and plan their merge; no weight is downloaded."""
+    emit(Stage(name="pull", title="Reading base and adapter"))
+    sources = pin(request, hub, emit)
+    plan = make_plan(sources, request.options, look(request.output or hub.scratch))
+    emit(Stage(name="plan", title="The plan"))
+    emit(Show(text=plan_table(plan)))
+    return sources, plan
+
+
+def prove(merged: Merged, inputs: Local, sources: Sources, emit: Emit) -> Report:
+    """Verify a merge of ours and put its verification.json into the folder."""
+    plan = merged.plan
+    subject = Subject(
+        folder=merged.folder,
+        base=inputs.base,
+        adapter=inputs.adapter,
+        inputs={"base": plan.base, "adapter": plan.adapter, "recipe": RECIPE},
+        recorded=None,
+        merge=facts(merged, sources),
+        dtype="auto" if plan.options.dtype == "auto" else plan.dtype,
+        ours=True,
+        level=plan.level,
+        not_run=plan.not_run,
+        trust_remote_code=plan.options.trust_remote_code,
+    )
+    report = verify(subject, emit)
+    emit(Show(text=table(report)))
+    write(report, merged.folder)
+    return report
+
+
+def facts(merged: Merged, sources: Sources) -> Json:
+    """What verification.json says of how the merge was made. No path, and nothing that another run would not repeat."""
+    plan = merged.plan
+    deltas = [op for op in plan.ops if isinstance(op, AddDelta)]
+    kinds = Counter(type(op) for op in plan.ops)
+    return {
+        "method": plan.method,
+        "engine": plan.engine,
+        "dtype": plan.dtype,
+        "fingerprint": plan.fingerprint,
+        "options": {name: asdict(plan.options)[name] for name in ("dtype", "base_weights", "quantize")},
+        "tensors": {"merged": kinds[AddDelta], "copied": kinds[Copy], "cast": kinds[Cast]},
+        "ranks": sorted({op.rank for op in deltas}),
+        "scalings": sorted({op.scaling for op in deltas}),
+        "parameters": {"merged": sum(op.source.shape[0] * op.source.shape[1] for op in deltas)},
+        "tag": _tag(sources),
+    }
+
+
+def target_of(request: Request) -> str:
+    """The repo to publish to: as asked, or `<adapter>-merged`. Raises Usage when there is no telling."""
+    if request.target:
+        return request.target
+    if request.adapter.repo is None:
+        raise Usage(
+            "An adapter in a folder has no repo name to add -merged to.", remedy="Name the target with --to owner/name."
+        )
+    return f"{request.adapter.repo}-merged"
+
+
+def _tag(sources: Sources) -> str | None:
+    """The adapter's tag to carry over: the one asked for, else one that points at the same commit."""
+    tags = sources.adapter.tags
+    return sources.adapter.revision if sources.adapter.revision in tags else next(iter(tags), None)
+
+
+def _refuse_to_overwrite(output: Path, request: Request) -> None:
+    # A folder of our own choosing is an earlier run's, cut off between its merge and its upload.
+    if request.output is not None and output.exists() and not request.force:
+        raise Usage(f"{output} exists.", remedy="Name another --output, or pass --force to replace it.")
+
+
+def _finish(partial: Path, output: Path, report: Report) -> Path:
+    """Give the folder its name: the one asked for only when it is proven."""
+    name = output if report.verdict == "verified" else output.with_name(output.name + ".unverified")
+    if name.exists():
+        shutil.rmtree(name)
+    return partial.rename(name)
+
+
+def publish_folder(folder: Path, request: Request, hub: Hub, emit: Emit) -> Publication:
+    """Publish a folder that an earlier merge finished, with the report that lies in it, to the request's target."""
+    document = read_report(folder)
+    if document is None:
+        raise NotVerified(
+            f"{folder} has no verification.json.", remedy="Publish a folder that adapter-merge merge made."
+        )
+    return _publish(folder, document, request, hub, emit)
+
+
+def _publish(folder: Path, document: Json, request: Request, hub: Hub, emit: Emit) -> Publication:
+    return publish(
+        folder,
+        document,
+        target=target_of(request),
+        how=request.publish,
+        private=request.private,
+        force=request.force,
+        tag=document["merge"].get("tag"),
+        hub=hub,
+        emit=emit,
+        dry_run=request.dry_run,
+    )
+
+
+# --- for verify_again ---------------------------------------------------------------------------------------------
+
+
+def read_report(folder: Path) -> Json | None:
+    """The verification.json of a folder, None where there is none. Raises Refused when it cannot be read."""
+    path = folder / "verification.json"
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise Refused(
+            "verification.json is not JSON.", remedy="Fetch the folder again, or remove that file."
+        ) from error
+    return found if isinstance(found, dict) else None
+
+
+def _recorded_ref(inputs: Json, role: Role) -> Ref:
+    pinned = inputs.get(role) or {}
+    repo, sha = pinned.get("repo"), pinned.get("sha")
+    if not isinstance(repo, str) or not isinstance(sha, str):
+        raise Usage(f"No verification.json names a Hub repo as the {role}.", remedy=f"Name it with --{role}.")
+    return Ref(text=f"{repo}@{sha}", repo=repo, revision=sha)
+
+
+def whole_folder(ref: Ref, hub: Hub) -> Path:
+    """A folder with every file of a repo or folder."""
+    if ref.folder is not None:
+        if not ref.folder.is_dir():
+            raise NotFound(f"There is no folder {ref.text}.", remedy="Check the path.")
+        return ref.folder
+    assert ref.repo is not None
+    pinned = hub.pin(ref.repo, ref.revision)
+    return hub.download(ref.repo, pinned.sha, [entry.name for entry in pinned.files])

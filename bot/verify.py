@@ -1,0 +1,72 @@
+"""Verify: re-prove a merged folder against its base and its adapter, and write down what was found.
+
+The checks stand in `bot.checks.CHECKS`. They share no name mapping and no scaling code with the merger.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from bot.checks import CHECKS
+from bot.checks.case import Case
+from bot.checks.document import canonical, document
+from bot.checks.finding import Check, finding
+from bot.checks.hashing import REPORT
+from bot.checks.subject import Subject
+from bot.checks.table import table
+from bot.events import Emit, Note, Stage
+from bot.records import Finding, Level, Report
+
+__all__ = ["Subject", "canonical", "table", "verify", "write"]
+
+DEPTH: dict[Level, int] = {"files": 0, "weights": 1, "full": 2}
+
+
+def verify(subject: Subject, emit: Emit) -> Report:
+    """Run every check up to the subject's level. Raises Refused when base or adapter cannot be read.
+
+    The verdict is `verified` only when no check failed or had to be skipped.
+    """
+    emit(Stage(name="verify", title=f"Verifying ({subject.level})"))
+    case = Case(subject, emit)
+    findings: dict[str, Finding] = {}
+    for check in CHECKS:
+        if DEPTH[check.level] <= DEPTH[subject.level]:
+            findings[check.id] = _run(check, case, findings)
+            _tell(findings[check.id], emit)
+    found = tuple(findings.values())
+    floor = case.trial.noise_floor if subject.level == "full" else None
+    verdict: str = "not-verified" if any(one.status in ("fail", "skip") for one in found) else "verified"
+    return Report(
+        level=subject.level,
+        findings=found,
+        not_run=subject.not_run,
+        noise_floor=floor,
+        verdict="verified" if verdict == "verified" else "not-verified",
+        document=document(subject, case.sha256, found, floor, verdict),
+    )
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Put verification.json into the folder, whole or not at all. Returns its path."""
+    path, fresh = folder / REPORT, folder / f".{REPORT}.tmp"
+    fresh.write_bytes(canonical(report.document))
+    return fresh.replace(path)
+
+
+def _run(check: Check, case: Case, earlier: dict[str, Finding]) -> Finding:
+    """One check, timed; skipped where a check that it builds on has failed."""
+    began = time.perf_counter()
+    failed = [need for need in check.needs if need in earlier and earlier[need].status in ("fail", "skip")]
+    if failed:
+        why = f"Not run: {' and '.join(failed)} did not pass."
+        return finding(check.id, "skip", "not run", "", why)
+    found = check.run(case)
+    return replace(found, seconds=round(time.perf_counter() - began, 3))
+
+
+def _tell(found: Finding, emit: Emit) -> None:
+    if found.status != "pass":
+        emit(Note(text=f"{found.id}: {found.why}", level="note" if found.status == "warn" else "warning"))

@@ -1,0 +1,90 @@
+"""What users rely on is said the same everywhere: the CLI, the README, the errors, the package."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from bot import errors
+from bot.cli import cli
+from bot.records import Options, Request
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+NOT_NAMES = re.compile(r"(^|_)(util|utils|helper|helpers|manager|process|handler|legacy|efficient|info|data)(_|$|\.py$)")
+
+
+def option_names(command: click.Command) -> set[str]:
+    return {flag for parameter in command.params for flag in parameter.opts if flag.startswith("--")}
+
+
+def test_every_exit_code_of_the_contract_has_its_error() -> None:
+    found = {name: kind.exit_code for name, kind in vars(errors).items() if isinstance(kind, type)}
+    assert {"Usage": 2, "Refused": 3, "NotVerified": 4, "Outside": 5, "MachineTooSmall": 6}.items() <= found.items()
+    assert errors.OUR_BUG == 70
+
+
+@pytest.mark.parametrize("code", [0, 2, 3, 4, 5, 6, 70])
+def test_the_help_and_the_readme_name_every_exit_code(code: int) -> None:
+    help_text = cli.get_help(click.Context(cli))
+    assert re.search(rf"\b{code}\b", help_text)
+    assert re.search(rf"\*\*{code}\*\*", README)
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_the_readme_names_every_command(name: str) -> None:
+    assert f"`{name}" in README or f"adapter-merge {name}" in README
+
+
+def test_the_readme_explains_every_option_of_run() -> None:
+    for option in option_names(cli.commands["run"]):
+        assert f"`{option}" in README, option
+
+
+def test_every_field_of_a_request_can_be_set_on_the_command_line() -> None:
+    parameters = {parameter.name for parameter in cli.commands["run"].params}
+    fields = set(Request.__dataclass_fields__) - {"options"} | set(Options.__dataclass_fields__)
+    only_one_value_yet = {"base_weights", "quantize", "engine", "device"}  # see the comment on Options
+    assert fields - only_one_value_yet <= parameters
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_every_command_and_every_option_has_help(command: str) -> None:
+    found = cli.commands[command]
+    assert found.help
+    for parameter in found.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{command} {parameter.opts}"
+
+
+def test_the_two_commands_stand_on_the_readmes_first_screen() -> None:
+    first_screen = "\n".join(README.splitlines()[:60])
+    assert "make demo" in first_screen
+    assert "make test" in first_screen
+    assert "uses:" in first_screen
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bot").rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_names_are_the_fields_own(path: Path) -> None:
+    import ast
+
+    names = {path.name}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+    assert not [name for name in names if NOT_NAMES.search(name.lower())]
+
+
+def test_nothing_tracked_names_a_machine_path_or_holds_a_token() -> None:
+    import subprocess
+
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    secret = re.compile(r"hf_[A-Za-z0-9]{30,}|ghp_[A-Za-z0-9]{30,}|/root/|/work/main")
+    for name in filter(None, listed.stdout.split("\0")):
+        path = ROOT / name
+        if path.is_file() and name != "tests/house/test_contracts.py":
+            found = secret.search(path.read_text(errors="ignore"))
+            assert not found, f"{name}: {found}"

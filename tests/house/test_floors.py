@@ -1,0 +1,106 @@
+"""The house stands: imports only go down, stages never import each other, and each outside library has its door."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted((ROOT / "bot").rglob("*.py"))
+
+FLOORS = {
+    "__init__": 0, "records": 0, "errors": 0, "events": 0,
+    "weights": 1, "hub": 1, "machine": 1, "assets": 1, "budget": 1, "show": 1, "devhub": 1, "cards": 1,
+    "engines": 2, "checks": 2,
+    "pull": 3, "plan": 3, "merge": 3, "verify": 3, "card": 3, "publish": 3, "doctor": 3, "compare": 3,
+    "pipeline": 4,
+    "demo": 5, "console": 5, "cli": 6, "__main__": 7,
+}  # fmt: skip
+
+# Which parts of the house may import a library, anywhere in their files.
+DOORS = {
+    "huggingface_hub": {"hub", "demo"},  # the demo plays the user who uploads a model
+    "hf_xet": {"devhub"},
+    "github": set(),
+    "torch": {"engines", "weights", "checks", "compare", "demo", "pull"},
+    "transformers": {"checks", "demo"},
+    "peft": {"checks", "demo"},
+    "click": {"cli", "demo"},
+    "starlette": {"devhub"},
+    "uvicorn": {"devhub"},
+    "sqlite3": {"devhub"},
+}
+
+
+def part(module: Path) -> str:
+    """The room a file belongs to: its folder below bot/, or its own name."""
+    inside = module.relative_to(ROOT / "bot")
+    return inside.parts[0] if len(inside.parts) > 1 else inside.stem
+
+
+def imports(module: Path) -> set[str]:
+    """Every module named by an import statement in a file, relative ones spelled out."""
+    package = ["bot", *module.relative_to(ROOT / "bot").parts[:-1]]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            prefix = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {prefix} | ({f"{prefix}.{alias.name}" for alias in node.names} if prefix == "bot" else set())
+    return found
+
+
+def rooms(module: Path) -> set[str]:
+    """The rooms of the house that a file imports."""
+    names = {name.split(".")[1] for name in imports(module) if name.startswith("bot.")}
+    return {name for name in names if not name.startswith("__")}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_only_go_down(module: Path) -> None:
+    here = part(module)
+    assert here in FLOORS, f"give {here} a floor"
+    for room in rooms(module) - {here}:
+        assert FLOORS[room] < FLOORS[here], f"{here} (floor {FLOORS[here]}) imports {room} (floor {FLOORS[room]})"
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_a_library_is_imported_behind_its_door_only(library: str) -> None:
+    users = {part(m) for m in MODULES if any(name.split(".")[0] == library for name in imports(m))}
+    assert users <= DOORS[library], f"{library} is imported by {sorted(users - DOORS[library])}"
+
+
+def test_the_verifier_shares_no_name_mapping_and_no_scaling_with_the_merger() -> None:
+    forbidden = {"bot.weights.names", "bot.weights.adapter", "bot.weights.delta", "bot.weights.shards", "bot.plan"}
+    for module in MODULES:
+        if part(module) in ("checks", "verify"):
+            assert not imports(module) & forbidden, module
+
+
+HEAVY = ("torch", "transformers", "peft", "numpy")
+
+
+def heavy_imports(arguments: list[str]) -> str:
+    """Which heavy libraries a command has imported when it ends."""
+    program = f"import sys; from bot.cli import _guarded; _guarded({arguments!r}); "
+    program += f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    return ran.stdout.splitlines()[-1]
+
+
+def test_help_starts_without_torch() -> None:
+    assert heavy_imports(["--help"]) == "HEAVY []"
+
+
+def test_plan_starts_without_torch(tmp_path: Path) -> None:
+    from tests.factory import save_adapter, save_base
+
+    base = save_base("llama", tmp_path / "base")
+    adapter = save_adapter(base, "llama", tmp_path / "adapter")
+    assert heavy_imports(["plan", str(adapter), "--base", str(base)]) == "HEAVY []"
