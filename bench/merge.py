@@ -76,7 +76,9 @@ def main() -> None:
 def report(shape: str, base: Path, figures: dict[str, list[Figure]]) -> None:
     """Print medians, spreads and ratios."""
     size = sum(path.stat().st_size for path in base.glob("*.safetensors")) / 1e9
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft", "safetensors"))
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft", "safetensors")
+    )
     print(f"{shape}, {size:.2f} GB; {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()};")
     print(f"{versions}; {time.strftime('%Y-%m-%d')}; {len(figures['cp'])} runs each\n")
     print("| | seconds, median (min to max) | peak MiB | × cp | × PEFT |\n| --- | --- | --- | --- | --- |")

@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +21,7 @@ from bot.errors import OUR_BUG, AdapterMergeError, Interrupted, NotVerified, Usa
 
 if TYPE_CHECKING:
     from bot.hub import Hub
-    from bot.records import Options, Outcome, Ref, Refusal, Request
+    from bot.records import Options, Outcome, Plan, Ref, Request
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -100,7 +100,7 @@ def plan(adapter: str, as_json: bool, quiet: bool, **chosen: Any) -> int:
     console.close()
     if as_json:
         _print_json(plan_json(found))
-    return _refusal_code(found.refusals)
+    return _refuse(found)
 
 
 @cli.command()
@@ -317,7 +317,7 @@ def _tell(outcome: Outcome, *, quiet: bool) -> int:
     from bot.show import not_verified, outcome_lines
 
     if outcome.status == "refused":
-        return _refusal_code(outcome.plan.refusals)
+        return _refuse(outcome.plan)
     if outcome.status == "not-verified":
         raise not_verified(outcome)
     if not quiet:
@@ -325,9 +325,13 @@ def _tell(outcome: Outcome, *, quiet: bool) -> int:
     return 0
 
 
-def _refusal_code(refusals: Sequence[Refusal]) -> int:
-    """0 without refusals; 6 where only this machine is in the way; else 3."""
-    return min((refusal.exit_code for refusal in refusals), default=0)
+def _refuse(plan: Plan) -> int:
+    """Say every refusal; the exit code: 0 without any, 6 where only this machine is in the way, else 3."""
+    from bot.show import refusal_lines
+
+    for line in refusal_lines(plan):
+        click.echo(line, err=True)
+    return min((refusal.exit_code for refusal in plan.refusals), default=0)
 
 
 def _print_json(found: Any) -> None:

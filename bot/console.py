@@ -18,9 +18,10 @@ LOG_EVERY = 10.0  # seconds between two lines where there is no terminal
 class Console:
     """Prints events. `quiet` keeps warnings only. One per run; `close` ends an open line or group."""
 
-    def __init__(self, stream: TextIO = sys.stderr, *, quiet: bool = False) -> None:
-        self._stream, self._quiet = stream, quiet
-        self._terminal = stream.isatty()
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._stream: TextIO = sys.stderr
+        self._quiet = quiet
+        self._terminal = self._stream.isatty()
         self._actions = os.environ.get("GITHUB_ACTIONS") == "true"
         self._began = self._drawn = time.monotonic()
         self._first_bytes = 0

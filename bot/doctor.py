@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from bot.errors import Forbidden, Outside, Usage
-from bot.hub import Hub, Who, is_repo_id
+from bot.hub import Hub, is_repo_id
 from bot.records import Machine
 
 GB = 1_000_000_000
@@ -33,10 +33,9 @@ def examine(target: str | None, hub: Hub, machine: Machine) -> list[Line]:
     reachable = _reach(hub)
     lines.append(reachable)
     if reachable.status == "ok":
-        who, token = _token(hub)
-        lines.append(token)
+        lines.append(_token(hub))
         if target is not None:
-            lines.append(_target(target, hub, who))
+            lines.append(_target(target, hub))
     return lines
 
 
@@ -80,28 +79,28 @@ def _reach(hub: Hub) -> Line:
     return Line("hub", "ok", f"{hub.endpoint} answers.")
 
 
-def _token(hub: Hub) -> tuple[Who | None, Line]:
+def _token(hub: Hub) -> Line:
     try:
         if not hub.signed_in(hub.outputs):
             remedy = "Set HF_TOKEN, or run `hf auth login`, to read private or gated repos and to publish."
-            return None, Line("token", "warn", "There is no token: only public inputs can be read.", remedy)
+            return Line("token", "warn", "There is no token: only public inputs can be read.", remedy)
         who = hub.whoami()
     except Outside as error:
-        return None, Line("token", "fail", error.what, error.remedy)
+        return Line("token", "fail", error.what, error.remedy)
     scope = f", limited to {'; '.join(who.scopes)}" if who.scopes else ""
     sentence = f"The token is {who.name}'s, of role {who.role}{scope}."
     if who.role == "read":
-        return who, Line("token", "warn", sentence, "Use a token of role write to publish.")
-    return who, Line("token", "ok", sentence)
+        return Line("token", "warn", sentence, "Use a token of role write to publish.")
+    return Line("token", "ok", sentence)
 
 
-def _target(target: str, hub: Hub, who: Who | None) -> Line:
+def _target(target: str, hub: Hub) -> Line:
     if not is_repo_id(target) or "/" not in target:
         return Line("target", "fail", f"{target!r} is not a Hub repo.", "Name the target as owner/name.")
     try:
         found = hub.target(target)
         if found is None:
-            return _missing_target(target, who)
+            return _missing_target(target, hub)
         hub.require_write(target)
     except Forbidden as error:
         remedy = "A pull request may still be possible (--publish pr); to push, use a token with write access."
@@ -112,15 +111,12 @@ def _target(target: str, hub: Hub, who: Who | None) -> Line:
     return Line("target", "ok", f"{target} exists ({seen}), and the token may write to it.")
 
 
-def _missing_target(target: str, who: Who | None) -> Line:
-    owner = target.partition("/")[0].lower()
-    if who is None:
+def _missing_target(target: str, hub: Hub) -> Line:
+    if not hub.signed_in(hub.outputs):
         remedy = "Set HF_TOKEN to a token that may create it."
         return Line("target", "fail", f"{target} does not exist, or is private.", remedy)
-    if owner not in {name.lower() for name in (who.name, *who.orgs)}:
-        remedy = f"Name a target of {who.name} or of an organization that the token's account is in."
-        return Line("target", "fail", f"{target} does not exist, and {who.name} is not in {owner}.", remedy)
-    if who.role == "read":
-        remedy = "Use a token of role write."
-        return Line("target", "fail", f"{target} does not exist, and the token cannot create it.", remedy)
+    try:
+        hub.require_create(target)
+    except Outside as error:
+        return Line("target", "fail", error.what, error.remedy)
     return Line("target", "ok", f"{target} does not exist yet; it would be created.")

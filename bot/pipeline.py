@@ -5,23 +5,25 @@ Request → pull → Sources → plan → Plan → merge → Merged → verify �
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from threading import Thread
 from typing import Literal
 
 from bot.assets import files_to_prove, read_json
 from bot.budget import choose_level, verify_memory
-from bot.card import render
-from bot.errors import NotFound, NotVerified, Refused, Usage
+from bot.card import render, retarget
+from bot.errors import AdapterMergeError, NotFound, NotVerified, Refused, Usage
 from bot.events import Emit, Show, Stage
 from bot.hub import Hub
 from bot.machine import look
 from bot.merge import merge, place
 from bot.plan import make_plan, pin_of
-from bot.publish import already, carry_tag, publish
+from bot.publish import already, carry_tag, publish, require_reach
 from bot.pull import fetch, pin
 from bot.records import (
     RECIPE,
@@ -47,6 +49,8 @@ from bot.verify import Subject, table, verify, write
 
 def run(request: Request, hub: Hub, emit: Emit) -> Outcome:
     """All of it. What the plan forbids and what fails its proof are outcomes; what the world breaks is raised."""
+    if not request.dry_run:
+        _import_ahead()
     sources, plan = plan_merge(request, hub, emit)
     if plan.refusals:
         return Outcome(status="refused", plan=plan)
@@ -56,11 +60,13 @@ def run(request: Request, hub: Hub, emit: Emit) -> Outcome:
         return Outcome(status="unchanged", plan=plan, publication=published)
     if request.dry_run:
         return Outcome(status="dry-run", plan=plan)
+    if target:
+        require_reach(target, request.publish, hub)
     output = request.output or hub.scratch / "merged" / plan.fingerprint[:16]
     _refuse_to_overwrite(output, request)
     inputs = fetch(sources, plan, hub, emit)
     with place(output, plan.fingerprint) as partial:
-        report = prove(merge(plan, inputs, partial, emit), inputs, sources, emit)
+        report = prove(merge(plan, inputs, partial, emit), inputs, sources, target, emit)
         card = render(
             report.document, target=target, base=sources.base, adapter=sources.adapter, license=request.license
         )
@@ -70,7 +76,12 @@ def run(request: Request, hub: Hub, emit: Emit) -> Outcome:
         return Outcome(status="not-verified", plan=plan, report=report, folder=folder)
     if target is None:
         return Outcome(status="merged", plan=plan, report=report, folder=folder)
-    publication = _publish(folder, report.document, request, hub, emit)
+    try:
+        publication = _publish(folder, report.document, request, hub, emit)
+    except AdapterMergeError:
+        if request.output is None:
+            folder.rename(partial)  # the next try goes on from its finished shards
+        raise
     if request.output is None:
         shutil.rmtree(folder)  # it is on the Hub now
     status: Literal["published", "unchanged"] = "unchanged" if publication.status == "unchanged" else "published"
@@ -120,7 +131,7 @@ def plan_merge(request: Request, hub: Hub, emit: Emit) -> tuple[Sources, Plan]:
     return sources, plan
 
 
-def prove(merged: Merged, inputs: Local, sources: Sources, emit: Emit) -> Report:
+def prove(merged: Merged, inputs: Local, sources: Sources, target: str | None, emit: Emit) -> Report:
     """Verify a merge of ours and put its verification.json into the folder."""
     plan = merged.plan
     subject = Subject(
@@ -129,7 +140,7 @@ def prove(merged: Merged, inputs: Local, sources: Sources, emit: Emit) -> Report
         adapter=inputs.adapter,
         inputs={"base": plan.base, "adapter": plan.adapter, "recipe": RECIPE},
         recorded=None,
-        merge=facts(merged, sources),
+        merge=facts(merged, sources, target),
         dtype="auto" if plan.options.dtype == "auto" else plan.dtype,
         ours=True,
         level=plan.level,
@@ -142,7 +153,7 @@ def prove(merged: Merged, inputs: Local, sources: Sources, emit: Emit) -> Report
     return report
 
 
-def facts(merged: Merged, sources: Sources) -> Json:
+def facts(merged: Merged, sources: Sources, target: str | None) -> Json:
     """What verification.json says of how the merge was made. No path, and nothing that another run would not repeat."""
     plan = merged.plan
     deltas = [op for op in plan.ops if isinstance(op, AddDelta)]
@@ -158,6 +169,7 @@ def facts(merged: Merged, sources: Sources) -> Json:
         "scalings": sorted({op.scaling for op in deltas}),
         "parameters": {"merged": sum(op.source.shape[0] * op.source.shape[1] for op in deltas)},
         "tag": _tag(sources),
+        "target": target,
     }
 
 
@@ -170,6 +182,11 @@ def target_of(request: Request) -> str:
             "An adapter in a folder has no repo name to add -merged to.", remedy="Name the target with --to owner/name."
         )
     return f"{request.adapter.repo}-merged"
+
+
+def _import_ahead() -> None:
+    """Import the engine, and torch with it, while the inputs are read and hashed: a second less to wait."""
+    Thread(target=importlib.import_module, args=("bot.engines.streaming",)).start()
 
 
 def _tag(sources: Sources) -> str | None:
@@ -199,6 +216,9 @@ def publish_folder(folder: Path, request: Request, hub: Hub, emit: Emit) -> Publ
         raise NotVerified(
             f"{folder} has no verification.json.", remedy="Publish a folder that adapter-merge merge made."
         )
+    readme = folder / "README.md"
+    made_for = (document.get("merge") or {}).get("target")
+    readme.write_text(retarget(readme.read_text(encoding="utf-8"), made_for, target_of(request)), encoding="utf-8")
     return _publish(folder, document, request, hub, emit)
 
 

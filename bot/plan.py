@@ -234,6 +234,9 @@ def _pair_refusals(refused: dict[str, list[tuple[LoraPair, str]]]) -> list[Refus
 
 def _base_refusals(base: Source, config: Json, options: Options) -> list[Refusal]:
     refusals = []
+    if not config:
+        reason = "The base has no config.json, so it is not a transformers model."
+        refusals.append(Refusal(code="no-config", reason=reason, remedy="Name the base with --base owner/name."))
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else "?"
         parent = base.card.get("base_model")

@@ -35,13 +35,12 @@ def plan_table(plan: Plan) -> str:
     lines = [f"  {name:<12} {text}" for name, text in rows if text]
     lines += [f"  {'config':<12} {c.path}: {c.before} → {c.after}" for c in plan.config_changes]
     lines += [f"  note         {note}" for note in plan.notes]
-    lines += refusal_lines(plan)
     return "\n".join(lines)
 
 
 def refusal_lines(plan: Plan) -> list[str]:
     """Every refusal: what is in the way, then what to do."""
-    return [line for r in plan.refusals for line in (f"✗ refused ({r.code}): {r.reason}", f"  {r.remedy}")]
+    return [line for refusal in plan.refusals for line in (f"✗ {refusal.reason}", f"  {refusal.remedy}")]
 
 
 def plan_json(plan: Plan) -> Json:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel  # noqa: F401
 import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel  # noqa: F401
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -51,7 +51,8 @@ ARCHITECTURES = {
     "gpt_neox": Architecture(model_type="gpt_neox"),
     "opt": Architecture(
         model_type="opt",
-        config={k: v for k, v in TEXT.items() if k != "intermediate_size"} | {"ffn_dim": 128, "word_embed_proj_dim": 64},
+        config={k: v for k, v in TEXT.items() if k != "intermediate_size"}
+        | {"ffn_dim": 128, "word_embed_proj_dim": 64},
     ),
     "bloom": Architecture(model_type="bloom", config={"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128}),
     "falcon": Architecture(
@@ -156,3 +157,28 @@ def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
         found = model(**inputs)
     return found.logits if hasattr(found, "logits") else found.last_hidden_state
+
+
+TEMPLATE = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}<|assistant|>"
+
+
+def save_tokenizer(folder: Path) -> Path:
+    """A tiny BPE tokenizer with a chat template, saved the way transformers saves it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<eos>", "<|user|>", "<|assistant|>"])
+    tokenizer.train_from_iterator(["merge the adapter into the base and prove it"] * 3, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", chat_template=TEMPLATE)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def save_card(folder: Path, **metadata: Any) -> Path:
+    """A README.md with a metadata block."""
+    lines = "".join(f"{key}: {value}\n" for key, value in metadata.items())
+    (folder / "README.md").write_text(f"---\n{lines}---\n\n# A tiny one\n")
+    return folder

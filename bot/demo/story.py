@@ -99,8 +99,9 @@ def _command(hub: DevHub, root: Path, *arguments: str) -> None:
 
 
 def _answers(hub: DevHub, root: Path) -> None:
-    from bot.demo.model import QUESTIONS, ask
     from huggingface_hub import snapshot_download
+
+    from bot.demo.model import QUESTIONS, ask
 
     merged = Path(snapshot_download(MERGED, endpoint=hub.url, token=hub.token))
     for question in QUESTIONS:

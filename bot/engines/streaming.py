@@ -46,9 +46,7 @@ class Worker(local):
         self.out = bytearray()
 
 
-def write_shard(
-    shard: Shard, ops: list[Op], inputs: Local, target: Path, moved: Moved
-) -> list[Measured]:
+def write_shard(shard: Shard, ops: list[Op], inputs: Local, target: Path, moved: Moved) -> list[Measured]:
     """Write one weight file whole. `ops` are the shard's, in file order; `moved` is told of bytes written.
 
     Raises Refused for a NaN or Inf in what is merged, or for a result too large for its dtype, and OSError.

@@ -14,7 +14,9 @@ from bot.records import Options, Request
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-NOT_NAMES = re.compile(r"(^|_)(util|utils|helper|helpers|manager|process|handler|legacy|efficient|info|data)(_|$|\.py$)")
+NOT_NAMES = re.compile(
+    r"(^|_)(util|utils|helper|helpers|manager|process|handler|legacy|efficient|info|data)(_|$|\.py$)"
+)
 
 
 def option_names(command: click.Command) -> set[str]:
@@ -67,7 +69,9 @@ def test_the_two_commands_stand_on_the_readmes_first_screen() -> None:
     assert "uses:" in first_screen
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "bot").rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "bot").rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_names_are_the_fields_own(path: Path) -> None:
     import ast
 

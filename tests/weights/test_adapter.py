@@ -18,7 +18,9 @@ def tensor(key: str) -> Stored:
 
 segments = st.sampled_from(["model", "layers", "0", "1", "10", "self_attn", "q_proj", "v_proj", "mlp"])
 modules = st.lists(segments, min_size=1, max_size=5).map(".".join)
-patterns = st.one_of(modules, st.sampled_from([r"q_proj|v_proj", r"layers\.\d+\.mlp", r"^model\.layers", ".*", r"1\..*"]))
+patterns = st.one_of(
+    modules, st.sampled_from([r"q_proj|v_proj", r"layers\.\d+\.mlp", r"^model\.layers", ".*", r"1\..*"])
+)
 
 
 @settings(max_examples=300, deadline=None)

@@ -37,7 +37,9 @@ def test_the_same_name_beats_any_prefix() -> None:
 
 
 def test_a_module_the_base_lacks_is_missing_and_the_rest_is_found() -> None:
-    mapped = map_modules([*("model." + layer for layer in LAYERS), "model.layers.99.self_attn.q_proj"], weights("model."), "")
+    mapped = map_modules(
+        [*("model." + layer for layer in LAYERS), "model.layers.99.self_attn.q_proj"], weights("model."), ""
+    )
     assert mapped.missing == ("model.layers.99.self_attn.q_proj",)
     assert len(mapped.keys) == len(LAYERS)
 
@@ -56,7 +58,10 @@ def test_any_dotted_prefix_is_bridged(prefix: str, side: bool) -> None:
     modules, keys = ([prefix + m for m in LAYERS], weights("")) if side else (LAYERS, weights(prefix))
     mapped = map_modules(modules, keys, None)
     assert not mapped.missing
-    assert all(key.removesuffix(".weight").endswith(module[len(prefix) if side else 0 :]) for module, key in mapped.keys.items())
+    assert all(
+        key.removesuffix(".weight").endswith(module[len(prefix) if side else 0 :])
+        for module, key in mapped.keys.items()
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,125 @@
+"""card: the model card of a merged model. In ten seconds: what was merged, that it was proven, how to load it.
+
+Words that come from other people's repos are data here: YAML goes through a YAML dump, Markdown is escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from importlib import resources
+from string import Template
+from typing import Any
+
+from bot.card import evidence, loading, metadata
+from bot.card.markdown import cell, link, pinned
+from bot.records import Json, Source
+
+UNNAMED = "your-name/your-merged-model"  # stands for the target until there is one; `retarget` replaces it
+KEPT_ENOUGH = 0.9  # below, so much of the delta is rounded away that a separate adapter serves better
+
+
+def render(document: Json, *, target: str | None, base: Source, adapter: Source, license: str | None) -> str:
+    """README.md for a merge that `document` (its verification.json) describes. `license` overrides the adapter's."""
+    merge = document.get("merge") or {}
+    tag = metadata.pipeline_tag(base, adapter)
+    block = metadata.block(merge, base=base, adapter=adapter, license=license, tag=tag)
+    template = Template(resources.files("bot").joinpath("templates/card.md").read_text(encoding="utf-8"))
+    return template.substitute(
+        metadata=metadata.dump(block),
+        title=_title(target, base, adapter),
+        headline=_headline(document, base, adapter),
+        summary=_summary(document, merge, base, adapter, license),
+        loading=loading.snippet(target or UNNAMED, tag, base),
+        advice=_advice(document, merge, base, adapter),
+        evidence=evidence.section(document),
+        reproduce=evidence.reproduce(document, merge, target or UNNAMED, base, adapter),
+        about=_about(adapter),
+    )
+
+
+def retarget(text: str, old: str | None, new: str) -> str:
+    """The card with the repo it was made for replaced by another; None stands for a card that was made for none."""
+    name = re.escape(old or UNNAMED)
+    # Bounded, so that owner/model does not change owner/model-lora or another/owner/model.
+    return re.sub(rf"(?<![\w./-]){name}(?![\w-]|\.\w)", new, text)
+
+
+def _title(target: str | None, base: Source, adapter: Source) -> str:
+    if target:
+        return target.rpartition("/")[2]
+    return f"{_short(adapter)} merged into {_short(base)}"
+
+
+def _short(source: Source) -> str:
+    return source.repo.rpartition("/")[2] if source.repo else f"a local {source.role}"
+
+
+def _headline(document: Json, base: Source, adapter: Source) -> str:
+    what = f"{link(adapter)} merged into {link(base)}"
+    statuses = [check.get("status") for check in document.get("checks", [])]
+    if document.get("verdict") != "verified":
+        return f"{what}. Not verified: {statuses.count('fail')} of {len(statuses)} checks failed; do not use it."
+    warned = statuses.count("warn")
+    passed = f"{len(statuses)} checks passed" + (f", {warned} with a remark" if warned else "")
+    if not evidence.recomputed(document):
+        return f"{what}; {passed}, but its weights were not recomputed (see Evidence). PEFT is not needed."
+    return f"{what}, and proven: {passed}. PEFT is not needed."
+
+
+def _summary(document: Json, merge: Json, base: Source, adapter: Source, license: str | None) -> str:
+    tensors = merge.get("tensors") or {}
+    counts = f"tensors: {tensors.get('merged', '?')} merged, {tensors.get('copied', '?')} copied byte for byte"
+    rows = [
+        ("adapter", pinned(adapter)),
+        ("base", pinned(base)),
+        ("method", cell(_method(merge))),
+        ("weights", cell(f"{merge.get('dtype', '?')}; {counts}" if tensors else str(merge.get("dtype", "?")))),
+        ("verdict", cell(str(document.get("verdict", "?")))),
+        ("license", cell(metadata.license_words(base, adapter, license))),
+    ]
+    return "\n".join(f"| {name} | {text} |" for name, text in rows if text)
+
+
+def _method(merge: Json) -> str:
+    words = [str(merge.get("method", "?"))]
+    for key, word in (("ranks", "rank"), ("scalings", "scaling")):
+        if merge.get(key):
+            words.append(f"{word} {_spread(merge[key])}")
+    return ", ".join(words)
+
+
+def _spread(values: Iterable[Any]) -> str:
+    numbers = sorted(values)
+    shown = [f"{number:g}" for number in (numbers if len(numbers) <= 2 else (numbers[0], numbers[-1]))]
+    return " to ".join(dict.fromkeys(shown))
+
+
+def _advice(document: Json, merge: Json, base: Source, adapter: Source) -> str:
+    """Where keeping the adapter separate would serve better, the card says so."""
+    reasons = []
+    kept = evidence.retention(document, merge)
+    if kept is not None and kept < KEPT_ENOUGH:
+        reasons.append(
+            f"The storage dtype ({cell(str(merge.get('dtype', '?')))}) keeps only {kept:.0%} of what the adapter "
+            "changes; the rest is below its rounding step. A merge into a wider dtype (`--dtype float32`) keeps more."
+        )
+    if metadata.quantised(base):
+        reasons.append(
+            "The base is quantised. The merge holds its dequantised weights, which take more memory; quantising them "
+            "again would round part of the adapter away."
+        )
+    if not reasons:
+        return ""
+    where = f"{link(base)} with {link(adapter)}"
+    text = "\n\n".join(reasons)
+    return f"## Keeping the adapter separate serves better\n\n{text}\n\nLoading {where} through PEFT avoids this.\n\n"
+
+
+def _about(adapter: Source) -> str:
+    if adapter.repo is None:
+        return "The adapter came from a local folder; its content is named by the sha256 above."
+    return (
+        f"What it was trained for, on what data, and its limits: see the card of {link(adapter)}. "
+        "What it says of the adapter holds for this model; only the way to load it differs."
+    )

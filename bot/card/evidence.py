@@ -1,0 +1,98 @@
+"""What was checked, what was not and why, and how to get the same bytes again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from bot.card.markdown import cell
+from bot.records import Json, Source
+
+MARKS = {"pass": "pass", "warn": "remark", "fail": "**FAIL**", "skip": "not run"}
+WEIGHTS = re.compile(r".*\.safetensors(\.index\.json)?")
+
+
+def section(document: Json) -> str:
+    """The table of checks, a word on those that did not simply pass, and what was not run."""
+    checks = document.get("checks", [])
+    proof = "Every merged weight was computed again from base and adapter, and compared: it is `round(W + s·BA)`, "
+    lines = [
+        (proof + "rounded once. " if recomputed(document) else "") + "`verification.json` has the whole report.",
+        "",
+        "| check | measured | allowed | result |",
+        "| --- | --- | --- | --- |",
+        *(_row(check) for check in checks),
+    ]
+    remarks = [check for check in checks if check.get("status") != "pass" and check.get("why")]
+    if remarks:
+        lines += ["", *(f"- {cell(str(check.get('id')))}: {cell(str(check['why']))}" for check in remarks)]
+    not_run = document.get("not_run") or []
+    if not_run:
+        lines += ["", "Not run:", "", *(f"- {cell(str(n.get('id')))}: {cell(str(n.get('reason')))}" for n in not_run)]
+    return "\n".join(lines)
+
+
+def recomputed(document: Json) -> bool:
+    """Whether the weights themselves were proven, and not only the files around them."""
+    return any(check.get("id") == "touched" and check.get("status") == "pass" for check in document.get("checks", []))
+
+
+def _row(check: Json) -> str:
+    status = str(check.get("status"))
+    cells = [cell(str(check.get(key) or "")) for key in ("id", "measured", "allowed")]
+    return f"| {' | '.join(cells)} | {MARKS.get(status, cell(status))} |"
+
+
+def reproduce(document: Json, merge: Json, target: str, base: Source, adapter: Source) -> str:
+    """The commands, and the sha256 that each weight file must have."""
+    command = ["adapter-merge merge", _ref(adapter), f"--base {_ref(base)}", *_options(merge), "--output merged"]
+    lines = [
+        "The same inputs give the same bytes on any machine:",
+        "",
+        "```bash",
+        " ".join(command),
+        f"adapter-merge verify {target}",
+        "```",
+        "",
+        *_versions(document),
+    ]
+    files = (document.get("subject") or {}).get("files") or {}
+    weights = {name: sha256 for name, sha256 in sorted(files.items()) if WEIGHTS.fullmatch(name)}
+    if weights:
+        lines += ["<details><summary>sha256 of each weight file</summary>", "", "```"]
+        lines += [f"{sha256}  {name}" for name, sha256 in weights.items()]
+        lines += ["```", "", "</details>"]
+    return "\n".join(lines).rstrip()
+
+
+def _ref(source: Source) -> str:
+    return f"{source.repo}@{source.sha}" if source.repo else f"./{source.role}"
+
+
+def _options(merge: Json) -> Iterator[str]:
+    """The options that differ from their defaults."""
+    options = merge.get("options") or {}
+    for key, default in (("dtype", "auto"), ("base_weights", "auto"), ("quantize", "none")):
+        value = str(options.get(key, default))
+        if value != default and re.fullmatch(r"[a-z0-9-]+", value):
+            yield f"--{key.replace('_', '-')} {value}"
+
+
+def _versions(document: Json) -> Iterator[str]:
+    found = document.get("environment") or {}
+    shown = [f"{name} {found[name]}" for name in ("adapter-merge", "torch", "transformers", "peft") if found.get(name)]
+    if shown:
+        yield f"Made and checked with {cell(', '.join(shown))}."
+        yield ""
+
+
+def retention(document: Json, merge: Json) -> float | None:
+    """How much of the delta survived rounding, 1.0 being all of it; None where it was not measured."""
+    value = merge.get("retention")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    for check in document.get("checks", []):
+        if check.get("id") == "retention":
+            found = re.match(r"\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)", str(check.get("measured", "")))
+            return float(found[1]) if found else None
+    return None

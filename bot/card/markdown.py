@@ -1,0 +1,36 @@
+"""Text from elsewhere, made safe for Markdown."""
+
+from __future__ import annotations
+
+import re
+
+from bot.records import Source
+
+HUB = "https://huggingface.co"
+SHOWN = 12  # digits of a sha that a reader needs
+
+
+def cell(text: str) -> str:
+    """Plain text for a line or a table cell: nothing in it is markup."""
+    text = " ".join(text.split())
+    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", text)
+
+
+def short_sha(sha: str) -> str:
+    """The first digits of a commit sha or of `sha256:…`."""
+    kind, colon, digits = sha.rpartition(":")
+    return kind + colon + digits[:SHOWN]
+
+
+def link(source: Source) -> str:
+    """The source's repo, linked; words for a folder."""
+    return f"[{source.repo}]({HUB}/{source.repo})" if source.repo else f"a local {source.role}"
+
+
+def pinned(source: Source) -> str:
+    """The source at its commit, linked."""
+    sha = short_sha(source.sha)
+    if source.repo is None:
+        return f"a local folder, `{sha}`"
+    tag = f" ({cell(source.tags[0])})" if source.tags else ""
+    return f"{link(source)} @ [`{sha}`]({HUB}/{source.repo}/tree/{source.sha}){tag}"

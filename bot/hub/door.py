@@ -1,0 +1,177 @@
+"""What reading and writing share: the endpoint, two tokens, one cache, patience, and the bytes of a file."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub import HfApi, constants, get_token, hf_hub_url, set_client_factory
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported lazily
+    build_hf_headers,
+    disable_progress_bars,
+    hf_raise_for_status,
+    http_stream_backoff,
+    logging,
+)
+from huggingface_hub.utils._http import default_client_factory
+
+from bot.hub.errors import Busy, Where, gate
+
+T = TypeVar("T")
+Token = str | bool | None  # None: the ecosystem's own lookup (HF_TOKEN, `hf auth login`, OIDC); False: none at all
+
+LONGEST_WAIT = 60.0  # seconds; a rate limit that asks for more is told to the user instead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blob:
+    """A file of a commit: `oid` is git's sha1 of the blob, `sha256` that of the content, known for LFS files only."""
+
+    size: int
+    oid: str
+    sha256: str | None
+
+
+class Door:
+    """A connection to one Hub. Nothing is asked of it until a method is called."""
+
+    def __init__(
+        self,
+        *,
+        endpoint: str | None = None,
+        read_token: Token = None,
+        write_token: Token = None,
+        cache_dir: Path | str | None = None,
+        patience: tuple[float, ...] = (1.0, 4.0, 15.0),
+    ) -> None:
+        """Tokens default to the ecosystem's lookup, and the read token to the write token where only that is given.
+
+        `patience`: seconds to wait before each further attempt of a read, when the Hub is busy or away.
+        """
+        self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        self.cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
+        self.patience = patience
+        inputs_token = read_token if read_token is not None else write_token
+        self.inputs = HfApi(endpoint=self.endpoint, token=inputs_token, library_name="adapter-merge")
+        self.outputs = HfApi(endpoint=self.endpoint, token=write_token, library_name="adapter-merge")
+        _prepare_client()
+
+    @property
+    def scratch(self) -> Path:
+        """A private folder of ours beside the download cache."""
+        return self.cache_dir.parent / "adapter-merge"
+
+    def signed_in(self, api: HfApi) -> bool:
+        """Whether calls of this api carry a token."""
+        if api.token is None or api.token is True:
+            with gate(Where(doing="look up the Hub token", endpoint=self.endpoint)):
+                return get_token() is not None
+        return api.token is not False
+
+    def where(self, doing: str, repo: str | None = None, revision: str | None = None, file: str | None = None) -> Where:
+        """The words for a read by the inputs' token."""
+        signed_in = self.signed_in(self.inputs)
+        return Where(doing=doing, endpoint=self.endpoint, repo=repo, revision=revision, file=file, signed_in=signed_in)
+
+    def where_writing(self, doing: str, repo: str | None = None, revision: str | None = None) -> Where:
+        """The words for a call by the target's token."""
+        signed_in = self.signed_in(self.outputs)
+        return Where(
+            doing=doing, endpoint=self.endpoint, repo=repo, revision=revision, signed_in=signed_in, writing=True
+        )
+
+    def patiently(self, where: Where, call: Callable[[], T]) -> T:
+        """`call`, repeated while the Hub is busy. For reads only: the client does not retry these by itself."""
+        for pause in self.patience:
+            try:
+                with gate(where):
+                    return call()
+            except Busy as busy:
+                if (busy.wait or 0.0) > LONGEST_WAIT:
+                    raise
+                time.sleep(max(pause, busy.wait or 0.0))
+        with gate(where):
+            return call()
+
+    def tree(self, api: HfApi, where: Where, repo: str, revision: str) -> dict[str, Blob]:
+        """All files of a repo at a revision."""
+        with gate(where):  # the client itself retries lists that come in pages
+            listed = list(api.list_repo_tree(repo, recursive=True, revision=revision))
+        return {
+            item.path: Blob(size=item.size, oid=item.blob_id, sha256=item.lfs.sha256 if item.lfs else None)
+            for item in listed
+            if isinstance(item, RepoFile)
+        }
+
+    def span(self, api: HfApi, where: Where, stop: int, start: int = 0) -> bytes:
+        """Bytes `start` to `stop` of `where.file`, over the network, without fetching the rest of the file."""
+        assert where.repo is not None
+        assert where.file is not None
+        url = hf_hub_url(where.repo, where.file, revision=where.revision, endpoint=self.endpoint)
+        headers = build_hf_headers(token=api.token, library_name="adapter-merge")
+        return self.patiently(where, functools.partial(_read_span, url, headers, start, stop))
+
+    def text(self, api: HfApi, where: Where, limit: int = 16_000_000) -> bytes | None:
+        """A whole small file, straight from the Hub; None where the revision does not have it."""
+        assert where.repo is not None
+        assert where.file is not None
+        url = hf_hub_url(where.repo, where.file, revision=where.revision, endpoint=self.endpoint)
+        headers = build_hf_headers(token=api.token, library_name="adapter-merge")
+
+        def read() -> bytes | None:
+            try:
+                return _read_span(url, headers, 0, limit)
+            except RemoteEntryNotFoundError:
+                return None
+
+        return self.patiently(where, read)
+
+
+@functools.cache
+def _prepare_client() -> None:
+    """Once per process: progress is told as our events and failures in our words, so the client stays silent."""
+    disable_progress_bars()
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings also spell out signed URLs
+    set_client_factory(_client)
+
+
+def _client() -> httpx2.Client:
+    """The client's own, with time limits: by default it would wait for a silent server for ever."""
+    client = default_client_factory()
+    client.timeout = httpx2.Timeout(connect=20.0, read=600.0, write=600.0, pool=None)
+    return client
+
+
+def _read_span(url: str, headers: dict[str, str], start: int, stop: int) -> bytes:
+    """`stop` is exclusive; fewer bytes come back where the file ends before it.
+
+    The redirect to the storage's signed URL is followed by httpx, which drops Authorization when the origin changes.
+    """
+    if stop <= start:
+        return b""
+    ranged = headers | {"Range": f"bytes={start}-{stop - 1}"}
+    with http_stream_backoff("GET", url, headers=ranged, max_retries=0, follow_redirects=True) as response:
+        if response.status_code >= 400:
+            response.read()
+        hf_raise_for_status(response)
+        # A server may ignore Range (200, from byte 0): skip what was not asked for, and stop when there is enough.
+        skip = 0 if response.status_code == 206 else start
+        found = b"".join(_until(response.iter_bytes(), skip + stop - start))
+    return found[skip : skip + stop - start]
+
+
+def _until(pieces: Iterator[bytes], enough: int) -> Iterator[bytes]:
+    for piece in pieces:
+        yield piece
+        enough -= len(piece)
+        if enough <= 0:
+            return

@@ -1,0 +1,90 @@
+"""The gate: whatever huggingface_hub raises leaves this package as one of bot.errors. `TABLE` is the translation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    EntryNotFoundError,
+    FileMetadataError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    OIDCError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+
+from bot.errors import AdapterMergeError
+from bot.hub import sentences
+from bot.hub.sentences import Busy, Where, plain
+
+__all__ = ["Busy", "Where", "gate", "plain", "translate"]
+
+
+@contextmanager
+def gate(where: Where) -> Iterator[None]:
+    """Translate everything that the client may raise inside; our own errors and our bugs pass unchanged."""
+    try:
+        yield
+    except AdapterMergeError:
+        raise
+    except CAUGHT as error:
+        translated = translate(error, where)
+        if translated is None:
+            raise
+        raise translated from error
+
+
+def translate(error: BaseException, where: Where) -> AdapterMergeError | None:
+    """The sentence for a client exception, or None where there is none: then it is our bug."""
+    error = _cause(error)
+    for kind, sentence in TABLE:
+        if isinstance(error, kind):
+            found = sentence(error, where)
+            if found is not None:
+                return found
+    return None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The client wraps what really happened ("cannot find the file in the cache", "error while uploading")."""
+    wrappers = (LocalEntryNotFoundError, RevisionResolutionError, RuntimeError)
+    while isinstance(error, wrappers) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+# First match wins: the special before the general.
+TABLE: tuple[tuple[type[BaseException], Callable[[Any, Where], AdapterMergeError | None]], ...] = (
+    (GatedRepoError, sentences.gated),
+    (DisabledRepoError, sentences.disabled),
+    (RepositoryNotFoundError, sentences.no_repo),
+    (RevisionNotFoundError, sentences.no_revision),
+    (RemoteEntryNotFoundError, sentences.no_file),
+    (HfHubHTTPError, sentences.answered),
+    (HFValidationError, sentences.misnamed),
+    (OfflineModeIsEnabled, sentences.offline),
+    (RevisionResolutionError, sentences.not_cached),
+    (LocalEntryNotFoundError, sentences.not_cached),
+    (EntryNotFoundError, sentences.no_file),
+    (FileMetadataError, sentences.no_metadata),
+    (LocalTokenNotFoundError, sentences.no_token),
+    (OIDCError, sentences.no_oidc),
+    (httpx2.TimeoutException, sentences.slow),
+    (httpx2.HTTPError, sentences.unreachable),
+    (RuntimeError, sentences.transfer),
+    (ConnectionError, sentences.unreachable),
+    (TimeoutError, sentences.slow),
+    (OSError, sentences.disk),
+)
+CAUGHT = tuple({kind for kind, _ in TABLE})

@@ -1,0 +1,224 @@
+"""Reading the inputs: pin a revision, read its small files and single byte ranges, download what a plan needs."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RevisionResolutionError,
+)
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported lazily
+    get_session,
+    hf_raise_for_status,
+    validate_repo_id,
+)
+
+from bot.errors import NotFound, Outside
+from bot.hub.door import Door
+from bot.hub.errors import Busy, gate
+from bot.records import FileEntry
+
+SHA = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pinned:
+    """A repo at one commit. `online` is False where the local cache answered; privacy is then unknown."""
+
+    repo: str
+    revision: str | None
+    sha: str
+    files: tuple[FileEntry, ...]
+    private: bool
+    gated: str | None
+    online: bool = True
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether the Hub could have a repo of this name (`owner/name`, or one of its old one-word names)."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
+
+
+class Reading(Door):
+    """What a run needs of its inputs."""
+
+    def reach(self) -> None:
+        """Raise Outside where the endpoint does not answer as a Hub; no token is used."""
+        with gate(self.where("reach the Hub")):
+            hf_raise_for_status(get_session().get(f"{self.endpoint}/api/models", params={"limit": 1}))
+
+    def pin(self, repo: str, revision: str | None = None) -> Pinned:
+        """The commit that `revision` means now, and its files. From the cache where the Hub cannot be reached."""
+        where = self.where(f"pin {repo}", repo, revision)
+        try:
+            found = self.patiently(where, lambda: self.inputs.model_info(repo, revision=revision))
+        except Outside as away:
+            if not _nobody_answered(away):
+                raise
+            return self._pin_cached(repo, revision, away)
+        assert found.sha is not None
+        tree = self.tree(self.inputs, where, found.id, found.sha)
+        self._remember(found.id, revision, found.sha)
+        return Pinned(
+            repo=found.id,  # the Hub's spelling; renamed repos answer under their new name
+            revision=revision,
+            sha=found.sha,
+            files=tuple(
+                FileEntry(name=n, size=b.size, sha256=b.sha256, here=self.cached(found.id, found.sha, n) is not None)
+                for n, b in sorted(tree.items())
+            ),
+            private=bool(found.private),
+            gated=found.gated or None,
+        )
+
+    def _remember(self, repo: str, revision: str | None, sha: str) -> None:
+        """Note in the cache, as the client does, what the revision meant: offline, it means that again."""
+        name = revision or "main"
+        if name == sha or ".." in name:
+            return
+        ref = self._storage(repo) / "refs" / name
+        with suppress(OSError):  # a cache that is only readable still serves what it has
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            ref.write_text(sha)
+
+    def _pin_cached(self, repo: str, revision: str | None, away: Outside) -> Pinned:
+        try:
+            resolved = self.inputs.resolve_revision(
+                repo, revision=revision, cache_dir=self.cache_dir, local_files_only=True
+            )
+        except RevisionResolutionError:
+            raise away from away.__cause__
+        folder = self._storage(repo) / "snapshots" / resolved.resolved
+        if not folder.is_dir():
+            raise away
+        try:
+            listed = get_cached_repo_tree(repo, revision=resolved.resolved, cache_dir=self.cache_dir)
+        except CachedRepoTreeNotFoundError:
+            present = (path for path in folder.rglob("*") if path.is_file())
+            sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in present}
+        else:
+            sizes = {item.path: item.size for item in listed}
+        return Pinned(
+            repo=repo,
+            revision=revision,
+            sha=resolved.resolved,
+            files=tuple(
+                FileEntry(name=n, size=s, sha256=blob_sha256(folder / n), here=(folder / n).is_file())
+                for n, s in sorted(sizes.items())
+            ),
+            private=True,  # unknown, and a private input must never become a public output
+            gated=None,
+            online=False,
+        )
+
+    def _storage(self, repo: str) -> Path:
+        return self.cache_dir / f"models--{repo.replace('/', '--')}"
+
+    def tags_at(self, repo: str, sha: str) -> tuple[str, ...]:
+        """The tags that point at a commit."""
+        where = self.where(f"list the tags of {repo}", repo)
+        refs = self.patiently(where, lambda: self.inputs.list_repo_refs(repo))
+        return tuple(sorted(tag.name for tag in refs.tags if tag.target_commit == sha))
+
+    def privacy(self, repo: str) -> tuple[bool, str | None]:
+        """(private, gated) of an input, now."""
+        where = self.where(f"look up whether {repo} is private", repo)
+        found = self.patiently(where, lambda: self.inputs.model_info(repo))
+        return bool(found.private), found.gated or None
+
+    def cached(self, repo: str, sha: str, file: str) -> Path | None:
+        """Where the download cache has this file, if it has it."""
+        found = try_to_load_from_cache(repo, file, cache_dir=self.cache_dir, revision=sha)
+        return Path(found) if isinstance(found, str) else None
+
+    def read_span(self, repo: str, sha: str, file: str, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` (exclusive) of a file at a commit: from the cache, else by one ranged request."""
+        path = self.cached(repo, sha, file)
+        if path is None:
+            return self.span(self.inputs, self.where(f"read {file} of {repo}", repo, sha, file), stop, start)
+        with path.open("rb") as opened:
+            opened.seek(start)
+            return opened.read(stop - start)
+
+    def download(self, repo: str, sha: str, names: Iterable[str], arrived: Callable[[int], None] | None = None) -> Path:
+        """A folder that holds these files of a commit, in the ordinary download cache; cut downloads resume.
+
+        `arrived` is told the number of further bytes that came in, from several threads, one at a time.
+        """
+        wanted = sorted(set(names))
+        where = self.where(f"download {repo}", repo, sha)
+        with gate(where):
+            folder = Path(
+                self.inputs.snapshot_download(
+                    repo,
+                    revision=sha,
+                    cache_dir=self.cache_dir,
+                    allow_patterns=[glob.escape(name) for name in wanted] or ["/"],  # an empty list would mean all
+                    tqdm_class=_meter(arrived),
+                )
+            )
+        missing = [name for name in wanted if not (folder / name).is_file()]
+        if missing:
+            raise NotFound(
+                f"Could not download {missing[0]} of {repo}@{sha[:8]}: "
+                f"neither the local cache nor an answering Hub has it.",
+                remedy="Check the network and HF_HUB_OFFLINE, then run it again; what was transferred is kept.",
+            )
+        return folder
+
+
+def blob_sha256(path: Path) -> str | None:
+    """The sha256 of a file that is a link into a Hub cache, whose large files are named by it; None for others."""
+    if not path.is_symlink():
+        return None
+    blob = path.resolve()
+    return blob.name if blob.parent.name == "blobs" and SHA256.fullmatch(blob.name) and blob.is_file() else None
+
+
+def _nobody_answered(error: Outside) -> bool:
+    return isinstance(error, Busy) or isinstance(error.__cause__, OfflineModeIsEnabled)
+
+
+def _meter(arrived: Callable[[int], None] | None) -> Any:
+    """A class in tqdm's shape that draws nothing and reports the client's byte counts."""
+    lock = Lock()
+
+    class Meter:
+        def __init__(self, *args: Any, unit: str = "it", total: float | None = None, **kwargs: Any) -> None:
+            # Two byte bars are made: bytes on the wire and bytes written. Only the second counts every file fully.
+            self.counts = unit == "B" and "Reconstructing" in str(kwargs.get("desc", ""))
+            self.total, self.n = total, 0.0
+            self.format_dict: dict[str, Any] = {}
+
+        def update(self, amount: float | None = 1) -> None:
+            if self.counts and arrived is not None and amount:
+                with lock:
+                    self.n += amount
+                    arrived(int(amount))
+
+        def __enter__(self) -> Meter:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *args, **kwargs: None  # refresh, close, set_description … : nothing is drawn
+
+    return Meter

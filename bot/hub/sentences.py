@@ -1,0 +1,268 @@
+"""One sentence of what happened and one of what to do, for each way in which the Hub or the network can say no.
+
+Server words are quoted in one short line; URLs and tokens never are.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub.errors import HfHubHTTPError
+
+from bot.errors import AdapterMergeError, Forbidden, Gated, MachineTooSmall, Moved, NotFound, Outside, Usage
+
+TRY_AGAIN = "Run it again in a few minutes; what was transferred is kept."
+TOKENS = "https://huggingface.co/settings/tokens"
+
+
+class Busy(Outside):
+    """The Hub did not answer, or asked to come back later: the same call may succeed after `wait` seconds."""
+
+    def __init__(self, what: str, *, remedy: str, wait: float | None = None) -> None:
+        super().__init__(what, remedy=remedy)
+        self.wait = wait
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """What was being done when the client raised; `doing` completes "could not …"."""
+
+    doing: str
+    endpoint: str
+    repo: str | None = None
+    revision: str | None = None
+    file: str | None = None
+    signed_in: bool = False
+    writing: bool = False
+
+    @property
+    def thing(self) -> str:
+        """The repo as a person would write it."""
+        at = f"@{self.revision}" if self.revision else ""
+        return f"{self.repo}{at}" if self.repo else self.endpoint
+
+
+def plain(text: str | None, limit: int = 200) -> str:
+    """Server words fit to be shown: one line, no token, no URL, no more than `limit` characters."""
+    text = re.sub(r"hf_[A-Za-z0-9]{6,}", "hf_…", text or "")
+    text = re.sub(r"https?://\S+", "", text)
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _said(error: HfHubHTTPError) -> str:
+    words = plain(error.server_message).rstrip(".")
+    return f" (the Hub said: {words})" if words else ""
+
+
+def gated(error: Any, where: Where) -> AdapterMergeError:
+    who = "this token has no access to it" if where.signed_in else "no token was given"
+    return Gated(
+        f"{where.repo} is gated, and {who}.",
+        remedy=f"Accept its terms at {where.endpoint}/{where.repo}, then pass a token of that account (HF_TOKEN).",
+    )
+
+
+def disabled(error: Any, where: Where) -> AdapterMergeError:
+    return Forbidden(f"{where.repo} has been disabled on the Hub.", remedy="Ask its owner, or name another repo.")
+
+
+def no_repo(error: Any, where: Where) -> AdapterMergeError:
+    token = (
+        "the token given cannot see it; the Hub does not say which"
+        if where.signed_in
+        else "it is private and no token was given; the Hub does not say which"
+    )
+    return NotFound(
+        f"Could not {where.doing}: {where.repo} does not exist on {where.endpoint}, or {token}.",
+        remedy=f"Check the name; for a private repo pass a token that can {_verb(where)} it (HF_TOKEN); "
+        "for a folder write ./name.",
+    )
+
+
+def no_revision(error: Any, where: Where) -> AdapterMergeError:
+    return NotFound(
+        f"{where.repo} has no revision {where.revision or 'main'!r}.",
+        remedy="Name a branch, a tag, a commit sha or refs/pr/N that it has.",
+    )
+
+
+def no_file(error: Any, where: Where) -> AdapterMergeError:
+    return NotFound(
+        f"{where.thing} has no file {where.file!r}." if where.file else f"Could not {where.doing}: a file is missing.",
+        remedy="Check the repo's files, or name another revision.",
+    )
+
+
+def answered(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
+    status = error.response.status_code
+    if status >= 500 or status == 408:
+        return Busy(f"Could not {where.doing}: the Hub failed with {status}{_said(error)}.", remedy=TRY_AGAIN)
+    return STATUS.get(status, _odd)(error, where)
+
+
+def _bad_token(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
+    if not where.signed_in:
+        return Forbidden(
+            f"Could not {where.doing}: the Hub wants a token, and none was given.",
+            remedy=f"Set HF_TOKEN, or run `hf auth login` (tokens: {TOKENS}).",
+        )
+    return Forbidden(
+        f"Could not {where.doing}: the Hub does not accept this token; it is mistyped, expired or revoked.",
+        remedy=f"Set HF_TOKEN to a valid token ({TOKENS}); it wins over `hf auth login`.",
+    )
+
+
+def _forbidden(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
+    repo = where.repo or "it"
+    if where.writing:
+        remedy = f"Use a token with write access to {repo}: role write, or fine-grained with that repo in its scope."
+    else:
+        remedy = f"Use a token that can read {repo} (a fine-grained token lists the repos it may read)."
+    return Forbidden(f"Could not {where.doing}: the token may not do that{_said(error)}.", remedy=remedy)
+
+
+def _payment(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
+    return Forbidden(
+        f"Could not {where.doing}: the account's plan or storage does not allow it{_said(error)}.",
+        remedy="Free some storage or change the plan on the Hub, or name another target.",
+    )
+
+
+def _taken(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
+    return Outside(
+        f"Could not {where.doing}: something of that name is already there{_said(error)}.",
+        remedy="If it is a repo that this token cannot see, use its owner's token; else choose another name.",
+    )
+
+
+def _moved(error: Any, where: Where) -> AdapterMergeError:
+    return Moved(
+        f"{where.repo} changed while this run was working, so nothing was committed to it.",
+        remedy="Run it again: the check and the commit are repeated on what is there now.",
+    )
+
+
+def _too_many(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
+    wait = seconds_to_wait(error.response.headers)
+    later = f"in {wait:.0f} seconds" if wait is not None else "in five minutes"
+    return Busy(
+        f"Could not {where.doing}: the Hub's rate limit is reached.",
+        remedy=f"Run it again {later}; "
+        + ("" if where.signed_in else "a token (HF_TOKEN) raises the limit; ")
+        + "what was transferred is kept.",
+        wait=wait,
+    )
+
+
+def _odd(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
+    status = error.response.status_code
+    return Outside(
+        f"Could not {where.doing}: the Hub answered {status}{_said(error)}.",
+        remedy="Read what the Hub said; if the request looks right, report it with --debug's output.",
+    )
+
+
+def misnamed(error: Any, where: Where) -> AdapterMergeError:
+    return Usage(f"{where.repo!r} is not a name that a Hub repo can have.", remedy="Write owner/name.")
+
+
+def offline(error: Any, where: Where) -> AdapterMergeError:
+    return Outside(
+        f"Could not {where.doing}: HF_HUB_OFFLINE is set, and the local cache does not have it.",
+        remedy="Unset HF_HUB_OFFLINE, or download it into the cache first (`hf download`).",
+    )
+
+
+def not_cached(error: Any, where: Where) -> AdapterMergeError:
+    return Outside(
+        f"Could not {where.doing}: it is not in the local cache, and the Hub was not asked or did not answer.",
+        remedy=f"Check that {where.endpoint} can be reached and that HF_HUB_OFFLINE is not set.",
+    )
+
+
+def no_metadata(error: Any, where: Where) -> AdapterMergeError:
+    return Outside(
+        f"Could not {where.doing}: {where.endpoint} answered without the headers of a Hub.",
+        remedy="Check HF_ENDPOINT and any proxy in between.",
+    )
+
+
+def no_token(error: Any, where: Where) -> AdapterMergeError:
+    return Forbidden(
+        f"Could not {where.doing}: it needs a token, and there is none.",
+        remedy=f"Set HF_TOKEN, or run `hf auth login` (tokens: {TOKENS}).",
+    )
+
+
+def no_oidc(error: Any, where: Where) -> AdapterMergeError:
+    return Forbidden(
+        "HF_OIDC_RESOURCE is set, and the job's identity could not be exchanged for a Hub token.",
+        remedy="Give the job `permissions: id-token: write` and trust its workflow in the repo's settings on the Hub.",
+    )
+
+
+def slow(error: Any, where: Where) -> AdapterMergeError:
+    return Busy(f"Could not {where.doing}: {where.endpoint} did not answer in time.", remedy=TRY_AGAIN)
+
+
+def unreachable(error: Any, where: Where) -> AdapterMergeError:
+    return Busy(
+        f"Could not {where.doing}: {where.endpoint} cannot be reached ({type(error).__name__}).",
+        remedy="Check the network, HF_ENDPOINT and any proxy, then run it again; what was transferred is kept.",
+    )
+
+
+def _xet(error: Any, where: Where) -> AdapterMergeError:
+    return Outside(
+        f"Could not {where.doing}: the transfer failed ({plain(str(error), 120)}).",
+        remedy="Run it again; if it fails the same way, set HF_HUB_DISABLE_XET=1 to go by plain HTTP.",
+    )
+
+
+def transfer(error: BaseException, where: Where) -> AdapterMergeError:
+    return disk(error, where) or _xet(error, where)
+
+
+def disk(error: BaseException, where: Where) -> AdapterMergeError | None:
+    if type(error).__module__.partition(".")[0] == "hf_xet":
+        return _xet(error, where)
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        return MachineTooSmall(
+            f"Could not {where.doing}: the disk is full.",
+            remedy="Free some space, or point HF_HOME (the download cache) at a larger disk.",
+        )
+    if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return MachineTooSmall(
+            f"Could not {where.doing}: the download cache cannot be written.",
+            remedy="Point HF_HOME at a folder that this user may write.",
+        )
+    if "Consistency check failed" in str(error):
+        return Busy(f"Could not {where.doing}: the download arrived incomplete.", remedy=TRY_AGAIN)
+    return None
+
+
+def _verb(where: Where) -> str:
+    return "write to" if where.writing else "read"
+
+
+def seconds_to_wait(headers: Any) -> float | None:
+    """`t` of a RateLimit header, or Retry-After; None where the Hub names no time."""
+    window = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
+    found = window or re.fullmatch(r"(\d+)", headers.get("Retry-After", ""))
+    return float(found[1]) if found else None
+
+
+STATUS: dict[int, Callable[[Any, Where], AdapterMergeError]] = {
+    401: _bad_token,
+    402: _payment,
+    403: _forbidden,
+    409: _taken,
+    412: _moved,
+    429: _too_many,
+}

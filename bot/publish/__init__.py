@@ -1,0 +1,153 @@
+"""publish: a proven folder becomes one commit on the target, or one pull request; twice asked, still one.
+
+Everything is uploaded before anything is visible; the commit is the last step, on the parent that was looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from bot.errors import AdapterMergeError, Forbidden, Usage
+from bot.events import Emit, Note, Stage
+from bot.hub import Hub, Target, is_repo_id
+from bot.publish import visibility
+from bot.publish.deliver import Job, propose, push
+from bot.publish.parcel import pack
+from bot.publish.stale import outdated, stale
+from bot.publish.standing import already, pull_to_update
+from bot.records import Json, Publication
+
+__all__ = ["already", "carry_tag", "publish", "require_reach"]
+
+How = Literal["auto", "pr", "push", "none"]
+
+
+def publish(
+    folder: Path,
+    document: Json,
+    *,
+    target: str,
+    how: How,
+    private: Literal["auto", "true", "false"],
+    force: bool,
+    tag: str | None,
+    hub: Hub,
+    emit: Emit,
+    dry_run: bool = False,
+) -> Publication:
+    """Publish a folder that `merge` finished. Raises NotVerified, Refused, Forbidden, Moved; see the module's rule."""
+    if how == "none":
+        return Publication(status="none", how="none", why="Publishing was not asked for.")
+    if not is_repo_id(target) or "/" not in target:
+        raise Usage(f"{target!r} is not a Hub repo.", remedy="Name the target as owner/name.")
+    emit(Stage(name="publish", title=f"Publishing to {target}"))
+    parcel = pack(folder, document)
+    found = None if force else already(parcel.fingerprint, target, hub)
+    if found is not None:
+        return found if dry_run else carry_tag(found, tag, hub, emit)
+    now = hub.target(target)
+    seen = visibility.decide(document, private, hub, emit)
+    if now is not None:
+        visibility.require_fit(seen, private, now)
+    pushing = how == "push" or (how == "auto" and (now is None or now.empty))
+    job = Job(parcel=parcel, tag=tag, force=force, hub=hub, emit=emit)
+    if dry_run:
+        return _dry_run(job, target, now, seen, pushing)
+    return _deliver(job, target, now, seen, pushing)
+
+
+def require_reach(target: str, how: How, hub: Hub) -> None:
+    """Raise Forbidden or NotFound now, where publishing would fail for want of rights after hours of work."""
+    now = hub.target(target)
+    if now is None:
+        hub.require_create(target)
+    else:
+        _require_reach(hub, now, how == "push" or (how == "auto" and now.empty))
+
+
+def _deliver(job: Job, repo: str, now: Target | None, seen: visibility.Visibility, pushing: bool) -> Publication:
+    _require_reach(job.hub, now, pushing)
+    job.hub.check_card(job.parcel.files["README.md"].read_text())
+    if now is not None:
+        return _finish(job, now, pushing)
+    created = _create(job, repo, seen)
+    try:
+        done = _finish(job, created, pushing)
+    except AdapterMergeError as error:
+        error.remedy += f" The new repo {repo} is left, private and without weights; delete it or run again."
+        raise
+    _show(job, repo, seen)
+    return done
+
+
+def _finish(job: Job, target: Target, pushing: bool) -> Publication:
+    left = outdated(target.files, job.parcel.files)
+    if left:
+        text = f"{target.repo} keeps {len(left)} weight file(s) that this merge did not make, e.g. {left[0]}."
+        job.emit(Note(text=text, level="warning"))
+    if pushing:
+        return carry_tag(push(job, target), job.tag, job.hub, job.emit)
+    return propose(job, target, pull_to_update(job.parcel.fingerprint, target, job.hub))
+
+
+def _require_reach(hub: Hub, now: Target | None, pushing: bool) -> None:
+    """Fail before the upload, not after it."""
+    if pushing and now is not None:
+        hub.require_write(now.repo)
+    elif now is not None and hub.whoami().role == "read":
+        raise Forbidden(
+            "The token can only read, so it cannot open a pull request.",
+            remedy="Use a token of role write (or fine-grained, with discussions) as HF_TOKEN.",
+        )
+
+
+def _create(job: Job, repo: str, seen: visibility.Visibility) -> Target:
+    """Private at first, whatever it is to become: an empty or half-filled repo is nobody's business."""
+    job.hub.create(repo)
+    created = job.hub.target(repo)
+    assert created is not None
+    why = f", since {seen.why}" if seen.private and seen.why else ""
+    job.emit(Note(text=f"Created {repo}{' (private' + why + ')' if seen.private else ''}."))
+    return created
+
+
+def _show(job: Job, repo: str, seen: visibility.Visibility) -> None:
+    """Gate a new repo as its inputs are, then open it where it may be seen. The merge is published already."""
+    try:
+        if seen.gated:
+            job.hub.set_gated(repo, seen.gated)
+        if not seen.private:
+            job.hub.make_public(repo)
+    except AdapterMergeError as error:
+        text = f"{error.what} {repo} stays private; set its visibility and gating on the Hub."
+        job.emit(Note(text=text, level="warning"))
+
+
+def carry_tag(done: Publication, tag: str | None, hub: Hub, emit: Emit) -> Publication:
+    """Tag the commit on main like the adapter's; a tag that is elsewhere already is never moved."""
+    if tag is None or done.how != "push" or done.repo is None or done.revision is None:
+        return done
+    where = hub.tags(done.repo).get(tag)
+    if where is None:
+        hub.tag(done.repo, tag, done.revision)
+    elif where != done.revision:
+        text = f"{done.repo} has the tag {tag} on another commit ({where[:8]}); it was not moved."
+        emit(Note(text=text, level="warning"))
+        return done
+    return replace(done, tag=tag)
+
+
+def _dry_run(job: Job, repo: str, now: Target | None, seen: visibility.Visibility, pushing: bool) -> Publication:
+    gone = stale(now.files, job.parcel.files) if now else ()
+    steps = [f"create {repo} ({'private' if seen.private else 'public'})"] if now is None else []
+    upload = f"{len(job.parcel.files)} files, {job.parcel.size:,} bytes"
+    steps.append(f"commit {upload} to main" if pushing else f"open a pull request with {upload}")
+    if gone:
+        steps.append(f"remove {', '.join(gone)}")
+    if job.tag and pushing:
+        steps.append(f"tag it {job.tag}")
+    return Publication(
+        status="dry-run", how="push" if pushing else "pr", repo=repo, why=f"It would {', '.join(steps)}."
+    )

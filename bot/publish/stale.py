@@ -1,0 +1,27 @@
+"""Which files of the target would mislead a loader beside the new weights, and so go in the same commit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# Whatever from_pretrained or an inference server would pick up by itself from the repo's root.
+WEIGHTS = r"[^/]+\.(safetensors|bin|pt|pth|ckpt|h5|msgpack)|[^/]+\.index\.json"
+ADAPTER = r"adapter_config\.json|adapter_model\.[^/]+"
+CONFIGS = (
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|quantize_config|"
+    r"quant_config|processor_config|preprocessor_config|chat_template)\.json|merges\.txt|vocab\.txt|chat_template\.jinja|"
+    r"additional_chat_templates/[^/]+|[^/]+\.model(\.v\d+)?|[^/]+\.tiktoken|[^/]+\.py"
+)
+MISLEADING = re.compile(f"{WEIGHTS}|{ADAPTER}|{CONFIGS}")
+NESTED_WEIGHTS = re.compile(r".+/[^/]+\.(safetensors|bin|pt|pth|onnx)|.*\.gguf")
+
+
+def stale(there: Iterable[str], ours: Iterable[str]) -> tuple[str, ...]:
+    """Files of the target that must not stay. README.md, licenses, pictures and other folders are its owner's."""
+    return tuple(sorted(name for name in set(there) - set(ours) if MISLEADING.fullmatch(name)))
+
+
+def outdated(there: Iterable[str], ours: Iterable[str]) -> tuple[str, ...]:
+    """Weights that nobody loads by accident but that come from an older merge: left, and worth a word."""
+    return tuple(sorted(name for name in set(there) - set(ours) if NESTED_WEIGHTS.fullmatch(name)))

@@ -1,0 +1,68 @@
+"""Who may see the result: it follows its inputs. A private input never becomes a public output unless asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bot.errors import Outside, Refused
+from bot.events import Emit, Note
+from bot.hub import Hub, Target
+from bot.records import Json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Visibility:
+    """How a new repo is to be seen: `gated` is auto, manual or None; `why` says what made it private."""
+
+    private: bool
+    gated: str | None
+    why: str
+
+
+def decide(document: Json, private: str, hub: Hub, emit: Emit) -> Visibility:
+    """`private`: auto (follow the inputs), true or false. What cannot be looked up counts as private."""
+    reasons: list[str] = []
+    gated: str | None = None
+    for role, repo in _inputs(document):
+        if repo is None:
+            reasons.append(f"the {role} is a local folder")
+            continue
+        try:
+            is_private, gate = hub.privacy(repo)
+        except Outside as error:
+            emit(Note(text=f"{error.what} It counts as private.", level="warning"))
+            is_private, gate = True, None
+        if is_private:
+            reasons.append(f"{repo} is private")
+        elif gate:
+            reasons.append(f"{repo} is gated")
+        gated = "manual" if "manual" in (gate, gated) else gate or gated
+    return Visibility(
+        private={"true": True, "false": False}.get(private, bool(reasons)), gated=gated, why=" and ".join(reasons)
+    )
+
+
+def require_fit(visibility: Visibility, private: str, target: Target) -> None:
+    """Raises Refused where publishing to an existing repo would show what was to stay hidden."""
+    if target.private or private == "false":
+        return
+    if private == "true":
+        raise Refused(
+            f"The result was asked to be private, and {target.repo} is public.",
+            remedy="Make that repo private, or name another target.",
+        )
+    if " is private" in visibility.why:
+        raise Refused(
+            f"{target.repo} is public, and {visibility.why}.",
+            remedy="Name a private target, or pass --private false to publish it openly.",
+        )
+
+
+def _inputs(document: Json) -> list[tuple[str, str | None]]:
+    found = document.get("inputs") or {}
+    pairs = []
+    for role in ("base", "adapter", "adapters"):
+        entries = found.get(role)
+        for entry in entries if isinstance(entries, list) else [entries] if isinstance(entries, dict) else []:
+            pairs.append((role.removesuffix("s") if role == "adapters" else role, entry.get("repo")))
+    return pairs

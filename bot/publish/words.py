@@ -1,0 +1,113 @@
+"""What we write on the Hub: the commit's message, the pull request, and the marks by which we know our own again."""
+
+from __future__ import annotations
+
+import re
+
+from bot.records import Json
+
+MARK = "<!-- adapter-merge:fingerprint={} -->"
+MARKED = re.compile(r"<!-- adapter-merge:fingerprint=([0-9a-f]+) -->")
+TRAILER = "Adapter-Merge-Fingerprint"
+TRAILED = re.compile(rf"^{TRAILER}: ([0-9a-f]+)\s*$", re.MULTILINE)
+PROJECT = "adapter-merge"
+SHOWN = 12  # digits of a sha that a reader needs
+
+
+def mark_in(text: str) -> str | None:
+    """The fingerprint that a pull request's text carries."""
+    found = MARKED.search(text)
+    return found[1] if found else None
+
+
+def trailer_in(message: str) -> str | None:
+    """The fingerprint that a commit message carries."""
+    found = TRAILED.findall(message)
+    return found[-1] if found else None
+
+
+def title(document: Json) -> str:
+    """The commit's and the pull request's title (the Hub allows 200 characters)."""
+    return f"Merge {_name(document, 'adapter')} into {_name(document, 'base')}"[:200]
+
+
+def commit_text(document: Json, fingerprint: str) -> str:
+    """The commit's description; the last line is the trailer that makes re-runs idempotent."""
+    return "\n".join(
+        (
+            f"Merged and verified by {PROJECT}; {_tally(document)}. The proof is verification.json.",
+            "",
+            f"Adapter-Merge-Adapter: {_pinned(document, 'adapter')}",
+            f"Adapter-Merge-Base: {_pinned(document, 'base')}",
+            f"{TRAILER}: {fingerprint}",
+        )
+    )
+
+
+def pull_text(document: Json, fingerprint: str, tag: str | None, deleted: tuple[str, ...]) -> str:
+    """The pull request's first comment."""
+    lines = [
+        MARK.format(fingerprint),
+        f"**{_pinned(document, 'adapter', short=True)}** merged into **{_pinned(document, 'base', short=True)}** "
+        f"by `{PROJECT}`, and proven: {_tally(document)}.",
+        "",
+        "| check | measured | allowed | |",
+        "| --- | --- | --- | --- |",
+        *(_row(check) for check in document.get("checks", [])),
+        "",
+        "The whole evidence, with the sha256 of every file, is `verification.json` in this pull request. "
+        "It stayed a draft until the checksums of the uploaded files were compared with it.",
+        "",
+    ]
+    if deleted:
+        names = ", ".join(f"`{name}`" for name in deleted[:10]) + (" …" if len(deleted) > 10 else "")
+        lines += [f"It removes {len(deleted)} file(s) that would be stale beside the new weights: {names}.", ""]
+    if tag:
+        lines += [f"The adapter's commit is tagged `{tag}`; tag this repo the same way once it is merged.", ""]
+    lines += [
+        "Feel free to close this pull request: it is then not opened again for the same adapter and base.",
+    ]
+    return "\n".join(lines)
+
+
+def updated_text(document: Json) -> str:
+    """The comment that tells of a new commit on an open pull request."""
+    return (
+        f"Updated: this pull request now holds {_pinned(document, 'adapter', short=True)} merged into "
+        f"{_pinned(document, 'base', short=True)}; {_tally(document)}, and the uploaded files' checksums match."
+    )
+
+
+def abandoned_text(why: str) -> str:
+    """The first comment of a draft that did not come to be; it carries no mark, so that it stops nothing."""
+    return f"`{PROJECT}` closed this draft unfinished: {why}"
+
+
+def _row(check: Json) -> str:
+    cells = (str(check.get(key, "")) for key in ("id", "measured", "allowed", "status"))
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|').replace(chr(10), ' ') for cell in cells)} |"
+
+
+def _tally(document: Json) -> str:
+    statuses = [check.get("status") for check in document.get("checks", [])]
+    warned = statuses.count("warn")
+    return f"{statuses.count('pass')} checks passed" + (f", {warned} gave a warning" if warned else "")
+
+
+def _input(document: Json, role: str) -> Json:
+    found = (document.get("inputs") or {}).get(role)
+    if isinstance(found, list):  # several adapters in one merge
+        found = found[0] if found else None
+    return found if isinstance(found, dict) else {}
+
+
+def _name(document: Json, role: str) -> str:
+    return _input(document, role).get("repo") or f"a local {role}"
+
+
+def _pinned(document: Json, role: str, *, short: bool = False) -> str:
+    sha = str(_input(document, role).get("sha") or "?")
+    if short:
+        kind, colon, digits = sha.rpartition(":")
+        sha = kind + colon + digits[:SHOWN]
+    return f"{_name(document, role)}@{sha}"

@@ -1,0 +1,162 @@
+"""pull: pins what was asked for, reading headers and small files only; then fetches the files that a plan needs.
+
+`pin` downloads no weight (save for an adapter that is a pickle, whose tensors have no header to read). `fetch` does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bot.errors import NotFound, Refused, Usage
+from bot.events import Emit, Moved, Note, Stage
+from bot.hub import Hub, is_repo_id
+from bot.pull import pickles, weights
+from bot.pull.folders import pin_folder
+from bot.pull.repos import pin_repo
+from bot.pull.texts import read_json
+from bot.records import Local, Plan, Ref, Request, Role, Source, Sources
+
+STAGE = "pull"
+REVISION = re.compile(r"(?!.*(\.\.|//|@\{))[A-Za-z0-9][\w./+=-]*(?<![./])")
+HUB_URL = re.compile(r"(?:https?://[^/]+/|hf://)([\w.-]+/[\w.-]+)(?:/(?:tree|blob)/([^/?#]+))?")
+
+
+# --- what a person wrote ------------------------------------------------------------------------------------------
+
+
+def parse_ref(text: str) -> Ref:
+    """`owner/name`, `owner/name@revision`, or a folder (`./x`, `/x`, `~/x`, or a path that exists). Raises Usage."""
+    text = text.strip()
+    if text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
+        return Ref(text=text, folder=Path(text).expanduser())
+    if "://" not in text and text and Path(text).exists():
+        return Ref(text=text, folder=Path(text))
+    repo, at, revision = text.partition("@")
+    if is_repo_id(repo) and (REVISION.fullmatch(revision) if at else True):
+        return Ref(text=text, repo=repo, revision=revision or None)
+    url = HUB_URL.match(text)
+    instead = "owner/name, owner/name@revision or ./folder"
+    if url:
+        instead = f"{url[1]}@{url[2]}" if url[2] else url[1]
+    raise Usage(f"{text!r} is neither a Hub repo nor a folder.", remedy=f"Write {instead}.")
+
+
+# --- pin ----------------------------------------------------------------------------------------------------------
+
+
+def pin(request: Request, hub: Hub, emit: Emit) -> Sources:
+    """Both inputs at a commit, with their small files and the headers of their weights."""
+    adapter = _with_headers(_pin_one("adapter", request.adapter, hub, emit), request, hub, emit)
+    named = request.base is None
+    try:
+        base = _pin_one("base", request.base or base_of(adapter), hub, emit)
+    except NotFound as missing:
+        if not named:
+            raise
+        raise NotFound(
+            f"The base that the adapter's config names cannot be used: {missing.what}",
+            remedy=f"{missing.remedy} Or name the base with --base.",
+        ) from missing
+    return Sources(base=_with_headers(base, request, hub, emit), adapter=adapter)
+
+
+def base_of(adapter: Source) -> Ref:
+    """The base that the adapter's config names. Raises Refused for anything that is not safely one."""
+    config = read_json(adapter, "adapter_config.json")
+    name = config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name.strip():
+        raise Refused("The adapter's config names no base model.", remedy="Name it with --base owner/name.")
+    revision = config.get("revision")
+    revision = revision if isinstance(revision, str) and REVISION.fullmatch(revision) else None
+    if adapter.repo is None and Path(name).expanduser().is_dir():
+        return Ref(text=name, folder=Path(name).expanduser())
+    if is_repo_id(name):
+        return Ref(text=f"{name}@{revision}" if revision else name, repo=name, revision=revision)
+    # Untrusted: followed, a path would read this machine's files for whoever wrote the adapter.
+    place = "does not exist here" if adapter.repo is None else "is not a Hub repo's name"
+    raise Refused(
+        f"The adapter's config names {name[:200]!r} as its base, which {place}.",
+        remedy="Name the base with --base owner/name (or --base ./folder).",
+    )
+
+
+def _pin_one(role: Role, ref: Ref, hub: Hub, emit: Emit) -> Source:
+    if ref.folder is not None:
+        if is_repo_id(ref.text) and "/" in ref.text:
+            text = f"{ref.text} is read from the folder of that name; write {ref.text}@main to mean the Hub."
+            emit(Note(text=text, level="warning"))
+        return pin_folder(role, ref, emit)
+    return pin_repo(role, ref, hub, emit)
+
+
+def _with_headers(source: Source, request: Request, hub: Hub, emit: Emit) -> Source:
+    """The source with its weight files found and their headers read."""
+    if source.role == "base":
+        return weights.read_headers(source, weights.base_files(source, emit), hub)
+    names = weights.adapter_files(source, allow_pickle=request.options.allow_pickle)
+    if names == (weights.PICKLE,):
+        return pickles.convert(source, hub, emit)
+    return weights.read_headers(source, names, hub)
+
+
+# --- fetch --------------------------------------------------------------------------------------------------------
+
+
+def fetch(sources: Sources, names: Plan | Mapping[Role, Sequence[str]], hub: Hub, emit: Emit) -> Local:
+    """Two folders that hold every file named (by role, or all that a plan needs) and the small files read by `pin`."""
+    wanted = needed(sources, names) if isinstance(names, Plan) else {role: set(found) for role, found in names.items()}
+    both = (sources.base, sources.adapter)
+    lists = {source.role: sorted({*wanted.get(source.role, ()), *source.texts}) for source in both}
+    meter = _Meter(sum(_to_come(source, lists[source.role], hub) for source in both), emit)
+    if meter.total:
+        emit(Stage(name=STAGE, title=f"Downloading {meter.total:,} bytes"))
+    folders = {source.role: _folder(source, lists[source.role], hub, meter) for source in both}
+    return Local(base=folders["base"], adapter=folders["adapter"])
+
+
+def needed(sources: Sources, plan: Plan) -> dict[Role, set[str]]:
+    """The files a plan reads: all weights, and the assets that are copied."""
+    wanted: dict[Role, set[str]] = {
+        "base": {header.file for header in sources.base.headers},
+        "adapter": {header.file for header in sources.adapter.headers},
+    }
+    for asset in plan.assets:
+        if asset.content is None:
+            wanted[asset.source].add(asset.name)
+    return wanted
+
+
+def _folder(source: Source, names: Sequence[str], hub: Hub, meter: _Meter) -> Path:
+    if source.ref.folder is not None:
+        folder = source.ref.folder
+    else:
+        assert source.repo is not None
+        fetched = [name for name in names if not pickles.is_converted(source, name, hub)]
+        folder = hub.download(source.repo, source.sha, fetched, meter.arrived)
+    if any(pickles.is_converted(source, name, hub) for name in names):
+        return pickles.beside(source, folder, names, hub)
+    return folder
+
+
+def _to_come(source: Source, names: Sequence[str], hub: Hub) -> int:
+    """Bytes that are not on this disk yet."""
+    if source.repo is None:
+        return 0
+    absent = (entry for entry in source.files if entry.name in names and not entry.here)
+    return sum(entry.size for entry in absent if hub.cached(source.repo, source.sha, entry.name) is None)
+
+
+class _Meter:
+    """Counts the bytes of all downloads of one run."""
+
+    def __init__(self, total: int, emit: Emit) -> None:
+        self.total, self.done, self.emit = total, 0, emit
+
+    def arrived(self, amount: int) -> None:
+        self.done += amount
+        self.emit(Moved(stage=STAGE, done=min(self.done, self.total), total=self.total))
+
+
+__all__ = ["base_of", "fetch", "needed", "parse_ref", "pin"]

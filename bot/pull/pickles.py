@@ -1,0 +1,90 @@
+"""An adapter that is a pickle: read by torch's restricted loader in a process of its own, and kept as safetensors.
+
+The conversion lies in a private folder named by the source's pin, so that `fetch` finds what `pin` made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bot.errors import Refused
+from bot.events import Emit, Note
+from bot.hub import Hub
+from bot.pull.weights import ADAPTER, PICKLE, thing
+from bot.records import FileEntry, Source
+from bot.weights.headers import read_header
+
+# weights_only: the unpickler knows tensors and containers, and no function of anybody else's.
+CONVERT = """
+import sys, torch
+from safetensors.torch import save_file
+found = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
+if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items()):
+    sys.exit("it does not hold a dict of tensors")
+save_file({key: value.detach().contiguous().clone() for key, value in found.items()}, sys.argv[2], {"format": "pt"})
+"""
+
+
+def convert(source: Source, hub: Hub, emit: Emit) -> Source:
+    """The source with its pickle's tensors as `adapter_model.safetensors`."""
+    made = _home(source, hub) / ADAPTER
+    if not made.is_file():
+        emit(Note(text=f"{PICKLE} is read by torch's restricted loader and kept as safetensors.", level="warning"))
+        if source.repo is None:
+            assert source.ref.folder is not None
+            pickle = source.ref.folder / PICKLE
+        else:
+            pickle = hub.download(source.repo, source.sha, [PICKLE]) / PICKLE
+        _run(pickle, made, source)
+    digest = hashlib.sha256(made.read_bytes()).hexdigest()
+    entry = FileEntry(name=ADAPTER, size=made.stat().st_size, sha256=digest, here=True)
+    return replace(source, files=(*source.files, entry), headers=(read_header(made, file=ADAPTER),))
+
+
+def _run(pickle: Path, made: Path, source: Source) -> None:
+    made.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
+        part = Path(scratch) / ADAPTER
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", CONVERT, str(pickle.resolve()), str(part)], capture_output=True, text=True
+        )
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no reason given"]
+            raise Refused(
+                f"{PICKLE} of {thing(source)} cannot be read safely: {lines[-1][:200]}",
+                remedy=f"Save the adapter again as {ADAPTER}.",
+            )
+        os.replace(part, made)  # existing means complete
+
+
+def is_converted(source: Source, name: str, hub: Hub) -> bool:
+    """Whether this file of the source is one that `convert` made."""
+    return source.role == "adapter" and name == ADAPTER and (_home(source, hub) / ADAPTER).is_file()
+
+
+def beside(source: Source, folder: Path, names: Sequence[str], hub: Hub) -> Path:
+    """The private folder, holding the conversion and links to the source's other files."""
+    home = _home(source, hub)
+    for name in names:
+        link = home / name
+        if name == ADAPTER or link.exists():
+            continue
+        link.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            link.symlink_to((folder / name).resolve())
+        except OSError:  # a filesystem without links
+            shutil.copyfile(folder / name, link)
+    return home
+
+
+def _home(source: Source, hub: Hub) -> Path:
+    key = f"{source.repo or ''}@{source.sha}"
+    return hub.scratch / "converted" / hashlib.sha256(key.encode()).hexdigest()[:32]

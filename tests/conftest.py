@@ -1,0 +1,23 @@
+"""One environment for all tests: an own cache, no telemetry, and the Hub client in its LFS mode.
+
+Set before anything imports huggingface_hub, which reads it once. Xet stories run in processes of their own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+
+_HOME = tempfile.mkdtemp(prefix="adapter-merge-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+os.environ |= {
+    "HF_HOME": _HOME,
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+for _name in ("HF_TOKEN", "HF_READ_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "GITHUB_ACTIONS"):
+    os.environ.pop(_name, None)

@@ -1,0 +1,75 @@
+"""doctor tells beforehand what a run would meet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bot.doctor import NEEDED, examine
+from bot.records import Machine
+from tests.publishing.given import TARGET
+from tests.pulling.given import door
+
+GB = 1_000_000_000
+MACHINE = Machine(
+    cpus=8, memory=64 * GB, memory_available=32 * GB, disk_free=500 * GB, gpu=None, platform="Linux",
+    versions=dict.fromkeys(NEEDED, "1.0"),
+)  # fmt: skip
+
+
+def seen(hub, target=TARGET, machine=MACHINE):
+    lines = examine(target, hub, machine)
+    for line in lines:
+        assert line.sentence.endswith(".")
+        assert (line.status == "ok") == (not line.remedy)
+        assert "hf_" not in line.sentence + line.remedy
+    return {line.topic: line for line in lines}
+
+
+def test_a_healthy_setup_is_all_ok(hub, owner):
+    owner.existing()
+    assert {line.status for line in seen(hub).values()} == {"ok"}
+    assert seen(hub)["token"].sentence == "The token is demo's, of role write."
+
+
+def test_a_target_that_would_be_created(hub):
+    assert "would be created" in seen(hub)["target"].sentence
+
+
+@pytest.mark.parametrize(("role", "status"), [("read", "warn"), ("write", "ok")])
+def test_the_tokens_role_decides(dev, owner, tmp_path, role, status):
+    owner.existing()
+    found = seen(door(dev, tmp_path, token=dev.create_token("demo", role)))
+    assert found["token"].status == found["target"].status == status
+
+
+def test_a_narrow_token_names_its_scope(dev, owner, tmp_path):
+    found = seen(door(dev, tmp_path, token=dev.create_token("demo", "fine-grained", ["demo/other"])))
+    assert "limited to demo/other" in found["token"].sentence
+
+
+def test_a_bad_token_and_none(dev, tmp_path):
+    assert seen(door(dev, tmp_path, token="hf_notatoken"))["token"].status == "fail"
+    nobody = seen(door(dev, tmp_path, token=False))
+    assert (nobody["token"].status, nobody["target"].status) == ("warn", "fail")
+
+
+def test_somebody_elses_namespace(hub):
+    assert "demo is not in acme" in seen(hub, "acme/model")["target"].sentence
+    assert seen(hub, "no/such/thing")["target"].status == "fail"
+
+
+def test_a_hub_that_is_away(dev, tmp_path):
+    hub = door(dev, tmp_path)
+    dev.close()
+    found = seen(hub)
+    assert found["hub"].status == "fail"
+    assert "target" not in found
+
+
+def test_a_small_machine(hub):
+    small = replace(MACHINE, disk_free=GB, memory_available=GB, versions={**MACHINE.versions, "peft": None})
+    found = seen(hub, None, small)
+    assert [found[topic].status for topic in ("disk", "memory", "versions")] == ["warn", "warn", "fail"]
+    assert "peft" in found["versions"].sentence

@@ -1,0 +1,205 @@
+"""A target that exists gets one pull request: a draft until it is proven, updated instead of doubled."""
+
+from __future__ import annotations
+
+import pytest
+
+from bot.devhub import Fault
+from bot.errors import Moved, Outside
+from bot.publish import already
+from tests.publishing.given import TARGET, deliver, fingerprint, finished
+from tests.pulling.given import door, two_sentences
+
+
+@pytest.fixture(autouse=True)
+def existing(owner):
+    return owner.existing()
+
+
+def first_comment(owner, num=1):
+    return owner.api.get_discussion_details(TARGET, num).events[0].content
+
+
+def test_an_existing_target_gets_a_pull_request(dev, hub, owner, folder, document):
+    done = deliver(folder, document, hub)
+    assert (done.status, done.how, done.pr_number) == ("published", "pr", 1)
+    assert done.pr_url == f"{dev.url}/{TARGET}/discussions/1"
+    [pull] = owner.pulls()
+    assert (pull.status, pull.title) == ("open", "Merge demo/adapter into demo/base")
+    assert owner.files("refs/pr/1") == {path.name for path in folder.iterdir()}
+    assert owner.files() == {"model.safetensors"}
+    assert owner.titles("refs/pr/1")[0] == "Merge demo/adapter into demo/base"
+    assert len(owner.titles("refs/pr/1")) == len(owner.titles()) + 1
+    assert done.revision == owner.api.model_info(TARGET, revision="refs/pr/1").sha
+
+
+def test_the_pull_request_says_what_it_is(hub, owner, folder, document):
+    deliver(folder, document, hub, tag="v1.0")
+    text = first_comment(owner)
+    assert f"<!-- adapter-merge:fingerprint={fingerprint(1)} -->" in text
+    assert "`adapter-merge`" in text
+    assert "| touched | 0 of 64 elements differ | 0 | pass |" in text
+    assert "removes 1 file(s)" in text
+    assert "`model.safetensors`" in text
+    assert "`v1.0`" in text
+    assert "Feel free to close" in text
+
+
+def test_it_is_a_draft_until_its_checksums_are_read_back(dev, hub, owner, folder, document):
+    deliver(folder, document, hub)
+    steps = [(method, path) for method, path, _ in dev.requests]
+    commit = next(i for i, step in enumerate(steps) if step[1].endswith("/commit/refs/pr/1"))
+    opened = next(i for i, step in enumerate(steps) if step[1].endswith("/discussions/1/status"))
+    read_back = [i for i, step in enumerate(steps) if "/tree/" in step[1] and commit < i < opened]
+    assert read_back
+    kinds = [event.type for event in owner.api.get_discussion_details(TARGET, 1).events]
+    assert kinds == ["comment", "commit", "status-change"]
+
+
+def test_merging_twice_opens_one_pull_request(hub, owner, folder, document):
+    first = deliver(folder, document, hub)
+    again = deliver(folder, document, hub)
+    assert (again.status, again.how, again.pr_number) == ("unchanged", "pr", 1)
+    assert (again.revision, again.pr_url) == (first.revision, first.pr_url)
+    assert len(owner.pulls()) == 1
+    assert already(fingerprint(1), TARGET, hub).status == "unchanged"
+
+
+def test_another_merge_updates_the_open_pull_request(hub, owner, folder, document, tmp_path):
+    deliver(folder, document, hub)
+    other = finished(tmp_path / "other", seed=2, shards=3)
+    done = deliver(tmp_path / "other", other, hub)
+    assert (done.status, done.pr_number) == ("published", 1)
+    assert len(owner.pulls()) == 1
+    assert owner.files("refs/pr/1") == {path.name for path in (tmp_path / "other").iterdir()}
+    assert f"fingerprint={fingerprint(2)}" in first_comment(owner)
+    assert "Updated" in owner.api.get_discussion_details(TARGET, 1).events[-1].content
+    assert already(fingerprint(2), TARGET, hub).status == "unchanged"
+    assert already(fingerprint(1), TARGET, hub) is None
+
+
+def test_a_closed_pull_request_is_not_reopened(hub, owner, folder, document, tmp_path):
+    deliver(folder, document, hub)
+    owner.api.change_discussion_status(TARGET, 1, "closed")
+    again = deliver(folder, document, hub)
+    assert (again.status, again.pr_number) == ("unchanged", 1)
+    assert "closed" in again.why
+    assert [pull.status for pull in owner.pulls()] == ["closed"]
+    other = finished(tmp_path / "other", seed=2)
+    assert deliver(tmp_path / "other", other, hub).pr_number == 2
+    assert deliver(folder, document, hub, force=True).pr_number == 2
+
+
+def test_a_merged_pull_request_is_what_main_holds(hub, owner, folder, document):
+    deliver(folder, document, hub)
+    owner.api.merge_pull_request(TARGET, 1)
+    again = deliver(folder, document, hub)
+    assert (again.status, again.how) == ("unchanged", "push")
+
+
+def test_a_merged_pull_request_gets_its_tag_on_the_next_run(hub, owner, folder, document):
+    deliver(folder, document, hub, tag="v1")
+    owner.api.merge_pull_request(TARGET, 1)
+    assert deliver(folder, document, hub, tag="v1").tag == "v1"
+
+
+def test_a_cut_run_is_taken_up_again(dev, hub, owner, folder, document):
+    dev.faults.add(Fault(path="/commit/refs%2Fpr%2F1", status=500, times=None))
+    dev.faults.add(Fault(path="/discussions/1/comment/.*/edit", status=500, times=None))
+    with pytest.raises(Outside):
+        deliver(folder, document, hub)
+    assert [pull.status for pull in owner.pulls()] == ["draft"]
+    dev.faults.clear()
+    assert already(fingerprint(1), TARGET, hub) is None
+    done = deliver(folder, document, hub)
+    assert (done.status, done.pr_number) == ("published", 1)
+    assert [pull.status for pull in owner.pulls()] == ["open"]
+
+
+def test_a_failed_commit_leaves_no_draft_behind(dev, hub, owner, folder, document):
+    dev.faults.add(Fault(path="/commit/refs%2Fpr%2F1", status=500, times=None))
+    with pytest.raises(Outside):
+        deliver(folder, document, hub)
+    assert [pull.status for pull in owner.pulls()] == ["closed"]
+    assert "fingerprint" not in first_comment(owner)
+    dev.faults.clear()
+    done = deliver(folder, document, hub)
+    assert (done.status, done.pr_number) == ("published", 2)
+
+
+def test_a_commit_on_main_during_the_upload_stops_it(hub, owner, folder, document):
+    seen = []
+
+    def emit(event):
+        if type(event).__name__ == "Moved" and not seen:
+            seen.append(owner.put("notes.txt", b"I was faster"))
+
+    with pytest.raises(Moved) as caught:
+        deliver(folder, document, hub, emit=emit)
+    two_sentences(caught.value, what="changed while", do="Run it again")
+    assert owner.pulls() == []
+    assert deliver(folder, document, hub).status == "published"
+
+
+def test_a_commit_on_main_in_the_last_moment_leaves_nothing_open(dev, hub, owner, folder, document, monkeypatch):
+    real = type(hub).open_draft
+
+    def late(self, repo, title, text):
+        owner.put("notes.txt", b"I was faster")
+        return real(self, repo, title, text)
+
+    monkeypatch.setattr(type(hub), "open_draft", late)
+    with pytest.raises(Moved):
+        deliver(folder, document, hub)
+    assert [pull.status for pull in owner.pulls()] == ["closed"]
+    monkeypatch.undo()
+
+
+def test_two_runs_at_once_leave_one_pull_request(dev, hub, owner, folder, document, tmp_path, monkeypatch):
+    twin = finished(tmp_path / "twin")
+    real = type(hub).open_draft
+    turns = []
+
+    def slow(self, repo, title, text):
+        if not turns:
+            turns.append(1)
+            deliver(tmp_path / "twin", twin, door(dev, tmp_path / "other"))
+        return real(self, repo, title, text)
+
+    monkeypatch.setattr(type(hub), "open_draft", slow)
+    done = deliver(folder, document, hub)
+    assert (done.status, done.pr_number) == ("unchanged", 1)
+    assert [pull.status for pull in owner.pulls()] == ["closed", "open"]
+
+
+def test_somebody_without_write_access_may_propose(dev, owner, folder, document, tmp_path):
+    eve = door(dev, tmp_path, token=dev.create_token(dev.create_user("eve")))
+    done = deliver(folder, document, eve)
+    assert (done.status, done.pr_number) == ("published", 1)
+    assert owner.pulls()[0].author == "eve"
+    assert deliver(folder, document, eve).status == "unchanged"
+
+
+def test_a_stranger_with_our_mark_does_not_stop_us(dev, hub, owner, folder, document):
+    eve = dev.create_token(dev.create_user("eve"))
+    mark = f"<!-- adapter-merge:fingerprint={fingerprint(1)} -->"
+    owner.api.create_pull_request(TARGET, title="Trust me", description=mark, token=eve)
+    done = deliver(folder, document, hub)
+    assert (done.status, done.pr_number) == ("published", 2)
+
+
+def test_a_repo_that_only_the_hub_has_written_to_is_pushed_to(hub, owner, folder, document):
+    owner.api.create_repo("demo/empty")
+    assert deliver(folder, document, hub, target="demo/empty").how == "push"
+
+
+def test_a_pull_request_may_be_asked_for_on_a_new_repo(hub, owner, folder, document):
+    done = deliver(folder, document, hub, target="demo/new", how="pr")
+    assert (done.how, done.pr_number) == ("pr", 1)
+    assert owner.files(repo="demo/new") == set()
+
+
+def test_the_targets_gitignore_drops_nothing(hub, owner, folder, document):
+    owner.put(".gitignore", b"*.safetensors\n*.json\n")
+    deliver(folder, document, hub)
+    assert owner.files("refs/pr/1") == {path.name for path in folder.iterdir()} | {".gitignore"}
