@@ -9,7 +9,7 @@ import importlib
 import json
 import shutil
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Thread
 from typing import Literal
@@ -62,6 +62,27 @@ def run(request: Request, hub: Hub, emit: Emit) -> Outcome:
         return Outcome(status="dry-run", plan=plan)
     if target:
         require_reach(target, request.publish, hub)
+    made = make(request, sources, plan, hub, emit)
+    if made.status == "not-verified" or target is None:
+        return made
+    assert made.folder is not None
+    assert made.report is not None
+    try:
+        publication = _publish(made.folder, made.report.document, request, hub, emit)
+    except AdapterMergeError:
+        if request.output is None:
+            with place(made.folder, plan.fingerprint) as partial:
+                made.folder.rename(partial)  # the next try goes on from its finished shards
+        raise
+    if request.output is None:
+        shutil.rmtree(made.folder)  # it is on the Hub now
+    status: Literal["published", "unchanged"] = "unchanged" if publication.status == "unchanged" else "published"
+    return replace(made, status=status, publication=publication, folder=request.output)
+
+
+def make(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -> Outcome:
+    """Fetch, merge, prove, and give the folder its name: `merged`, or `not-verified`. Publishes nothing."""
+    target = None if request.publish == "none" else target_of(request)
     output = request.output or hub.scratch / "merged" / plan.fingerprint[:16]
     _refuse_to_overwrite(output, request)
     inputs = fetch(sources, plan, hub, emit)
@@ -72,20 +93,8 @@ def run(request: Request, hub: Hub, emit: Emit) -> Outcome:
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
         folder = _finish(partial, output, report)
-    if report.verdict != "verified":
-        return Outcome(status="not-verified", plan=plan, report=report, folder=folder)
-    if target is None:
-        return Outcome(status="merged", plan=plan, report=report, folder=folder)
-    try:
-        publication = _publish(folder, report.document, request, hub, emit)
-    except AdapterMergeError:
-        if request.output is None:
-            folder.rename(partial)  # the next try goes on from its finished shards
-        raise
-    if request.output is None:
-        shutil.rmtree(folder)  # it is on the Hub now
-    status: Literal["published", "unchanged"] = "unchanged" if publication.status == "unchanged" else "published"
-    return Outcome(status=status, plan=plan, report=report, publication=publication, folder=request.output)
+    status: Literal["merged", "not-verified"] = "merged" if report.verdict == "verified" else "not-verified"
+    return Outcome(status=status, plan=plan, report=report, folder=folder)
 
 
 def verify_again(merged: Ref, base: Ref | None, adapter: Ref | None, options: Options, hub: Hub, emit: Emit) -> Report:

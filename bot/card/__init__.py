@@ -70,6 +70,8 @@ def _headline(document: Json, base: Source, adapter: Source) -> str:
 def _summary(document: Json, merge: Json, base: Source, adapter: Source, license: str | None) -> str:
     tensors = merge.get("tensors") or {}
     counts = f"tensors: {tensors.get('merged', '?')} merged, {tensors.get('copied', '?')} copied byte for byte"
+    if tensors.get("cast"):
+        counts += f", {tensors['cast']} rounded once to this dtype"
     rows = [
         ("adapter", pinned(adapter)),
         ("base", pinned(base)),

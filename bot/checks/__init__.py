@@ -1,0 +1,31 @@
+"""The checks, in the order in which they run and are read. To add one: write it, and add its line here."""
+
+from __future__ import annotations
+
+from bot.checks import assets, config, files, weights
+from bot.checks.behaviour import behaviour, loads
+from bot.checks.finding import Check
+
+CHECKS: tuple[Check, ...] = (
+    Check(id="headers", level="files", run=files.headers),
+    Check(id="index", level="files", run=files.index, needs=("headers",)),
+    Check(id="strays", level="files", run=files.strays),
+    Check(id="pickles", level="files", run=files.pickles),
+    Check(id="leftovers", level="files", run=files.leftovers),
+    Check(id="format", level="files", run=files.metadata),
+    Check(id="pins", level="files", run=files.pins),
+    Check(id="config", level="files", run=config.config),
+    *assets.checks(),
+    Check(id="chat-template", level="files", run=assets.chat_template),
+    Check(id="keys", level="weights", run=weights.keys, needs=("headers",)),
+    Check(id="shapes", level="weights", run=weights.shapes, needs=("headers",)),
+    Check(id="dtypes", level="weights", run=weights.dtypes, needs=("headers",)),
+    Check(id="method", level="weights", run=weights.method),
+    Check(id="touched", level="weights", run=weights.touched, needs=("headers", "method")),
+    Check(id="untouched", level="weights", run=weights.untouched, needs=("headers", "method")),
+    Check(id="coverage", level="weights", run=weights.coverage, needs=("headers", "method")),
+    Check(id="finite", level="weights", run=weights.finite, needs=("headers", "method")),
+    Check(id="retention", level="weights", run=weights.retention, needs=("headers", "method")),
+    Check(id="loads", level="full", run=loads, needs=("headers",)),
+    Check(id="behaviour", level="full", run=behaviour, needs=("headers", "method", "loads")),
+)

@@ -1,0 +1,149 @@
+"""Whatever is neither weight nor config: copied byte for byte, the adapter's where it ships it, else the base's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from bot.checks import templates
+from bot.checks.case import Case, list_files, read_json
+from bot.checks.finding import Check, counted, finding, graded
+from bot.records import Finding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Files that go together: their names, what losing one means, and what a changed one means."""
+
+    id: str
+    noun: str
+    patterns: tuple[str, ...]
+    lost: str = "fail"
+    changed: str = "fail"
+    # "first": the adapter's copy stands before the base's. "never": only the base's count (an adapter repo's train.py
+    # is no model code). "either": the base's names, and either copy will do.
+    adapters: Literal["first", "never", "either"] = "first"
+
+
+FAMILIES = (
+    Family(
+        id="tokenizer",
+        noun="tokenizer file",
+        patterns=(
+            "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+            "vocab.txt", "merges.txt", "*.tiktoken", "tokenizer.model", "tokenizer.model.v*", "spiece.model",
+            "sentencepiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm", "bpe.codes", "emoji.json", "dict.txt",
+            "normalizer.json", "tekken.json",
+        ),
+    ),
+    Family(
+        id="processor",
+        noun="processor file",
+        patterns=("preprocessor_config.json", "processor_config.json", "*_preprocessor_config.json", "*_processor_config.json"),
+    ),
+    Family(id="custom-code", noun="code file", patterns=("*.py", "*/*.py"), adapters="never"),
+    Family(
+        id="generation-config", noun="generation config", patterns=("generation_config.json",), lost="warn",
+    ),
+    Family(
+        id="modules",
+        noun="module file",
+        patterns=("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*_*/config.json"),
+    ),
+    Family(
+        id="license",
+        noun="license file",
+        patterns=("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*", "license*"),
+        lost="warn",
+        changed="warn",
+        adapters="either",
+    ),
+)  # fmt: skip
+
+
+def preserved(family: Family) -> Callable[[Case], Finding]:
+    """The check of one family."""
+
+    def check(case: Case) -> Finding:
+        fails: list[str] = []
+        warns: list[str] = []
+        names = _names(case, family)
+        for name in names:
+            verdict, said = _compare(case, family, name)
+            if verdict:
+                (fails if verdict == "fail" else warns).append(said)
+        if not names:
+            return finding(family.id, "pass", "none", "same bytes", f"There is no {family.noun} to keep.")
+        right = (counted(len(names), "file"), f"Every {family.noun} is the adapter's, else the base's.")
+        return graded(family.id, "same bytes", right, fails=fails, warns=warns)
+
+    return check
+
+
+def checks() -> tuple[Check, ...]:
+    """One check per family; `license` is a remark for the reader, the others carry weight."""
+    return tuple(Check(id=family.id, level="files", run=preserved(family)) for family in FAMILIES)
+
+
+def chat_template(case: Case) -> Finding:
+    """The template in effect is the adapter's if it ships one, else the base's, wherever it is kept."""
+    subject = case.subject
+    adapters, bases = templates.effective(subject.adapter), templates.effective(subject.base)
+    wanted, owner = (adapters, "adapter") if adapters else (bases, "base")
+    found = templates.effective(subject.folder)
+    if not wanted and not found:
+        return finding("chat-template", "pass", "none", "same template", "There is no chat template to keep.")
+    if found == wanted:
+        why = f"The chat template in effect is the {owner}'s."
+        return finding("chat-template", "pass", counted(len(found), "template"), "same template", why)
+    if not wanted:
+        return _changed("A chat template appeared that neither base nor adapter has.")
+    lost = sorted(wanted.keys() - found.keys())
+    if lost:
+        return _changed(f"The {owner}'s chat template is lost ({', '.join(lost)}).")
+    return _changed(f"The chat template in effect is not the {owner}'s.")
+
+
+def _changed(why: str) -> Finding:
+    return finding("chat-template", "fail", "differs", "same template", why)
+
+
+def _names(case: Case, family: Family) -> list[str]:
+    """What base and adapter ship of a family; a file that only the merged folder has is the strays check's business."""
+    shipped = set(list_files(case.subject.base))
+    if family.adapters == "first":
+        shipped |= {name for name in list_files(case.subject.adapter) if "/" not in name}
+    return sorted(name for name in shipped if any(fnmatchcase(name, pattern) for pattern in family.patterns))
+
+
+def _originals(case: Case, family: Family, name: str) -> list[tuple[str, Path]]:
+    """(owner, path) of the copies that the merged file may equal; the first is the one it should."""
+    adapters, bases = ("adapter", case.subject.adapter / name), ("base", case.subject.base / name)
+    found = [one for one in (adapters, bases) if one[1].is_file()]
+    return {"first": found[:1], "never": [bases], "either": found}[family.adapters]
+
+
+def _compare(case: Case, family: Family, name: str) -> tuple[str | None, str]:
+    """(verdict, sentence) for one file; verdict None when it is as it should be."""
+    subject = case.subject
+    here = subject.folder / name
+    originals = _originals(case, family, name)
+    owner, original = originals[0]
+    if not here.is_file():
+        if not subject.ours and name in templates.OPTIONAL_FOR_OTHERS and _has_fast_tokenizer(subject.folder):
+            return "warn", f"{name} is lost; tokenizer.json holds what it says."
+        return family.lost, f"{name} is lost; the {owner} has it."
+    mine = here.read_bytes()
+    if any(mine == path.read_bytes() for _, path in originals):
+        return None, ""
+    said = f"{name} is not the {owner}'s."
+    if subject.ours:
+        return family.changed, said
+    return templates.foreign_verdict(here, original, family.changed), said
+
+
+def _has_fast_tokenizer(folder: Path) -> bool:
+    return read_json(folder / "tokenizer.json") is not None

@@ -1,0 +1,109 @@
+"""A subject under examination, with everything that is read of it read once."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bot.checks.checkpoint import Checkpoint, read_checkpoint, read_input
+from bot.checks.subject import Subject
+from bot.errors import Refused
+from bot.events import Emit
+from bot.records import Json
+
+if TYPE_CHECKING:
+    from bot.checks.claims import Claims
+    from bot.checks.tally import Swept
+    from bot.checks.trial import Trial
+
+BOOKKEEPING = {".git", ".cache"}  # a clone's and a download's own folders; they are never uploaded
+
+
+class Case:
+    """Lazy, memoised readings; the checks share one Case and change nothing in it."""
+
+    def __init__(self, subject: Subject, emit: Emit) -> None:
+        self.subject = subject
+        self.emit = emit
+
+    @cached_property
+    def files(self) -> tuple[str, ...]:
+        """Every file of the merged folder, as posix paths, sorted."""
+        return list_files(self.subject.folder)
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """The sha256 of every file that the document vouches for."""
+        from bot.checks.hashing import sha256_of, vouched
+
+        return sha256_of(self.subject.folder, vouched(self.files))
+
+    @cached_property
+    def merged(self) -> Checkpoint:
+        """The merged folder's weights; faults in them are findings, not errors."""
+        return read_checkpoint(self.subject.folder)
+
+    @cached_property
+    def base(self) -> Checkpoint:
+        """The base's weights. Raises Refused when they cannot be read."""
+        return read_input(self.subject.base, "base")
+
+    @cached_property
+    def base_config(self) -> Json:
+        """The base's config.json. Raises Refused when it cannot be read."""
+        found = read_json(self.subject.base / "config.json")
+        if found is None:
+            raise Refused("The base has no readable config.json.", remedy="Name a transformers model as the base.")
+        return found
+
+    @cached_property
+    def merged_config(self) -> Json | None:
+        """The merged config.json, or None where there is none that can be read."""
+        return read_json(self.subject.folder / "config.json")
+
+    @cached_property
+    def claims(self) -> Claims:
+        """What the adapter says should happen to which base key."""
+        from bot.checks.claims import read_claims
+
+        return read_claims(self.subject, self.base)
+
+    @cached_property
+    def swept(self) -> Swept:
+        """Every byte of the merged weights, compared."""
+        from bot.checks.sweep import sweep
+
+        return sweep(self.base, self.merged, self.claims, self.emit)
+
+    @cached_property
+    def trial(self) -> Trial:
+        """The models, loaded and run in processes of their own."""
+        from bot.checks.trial import hold_trial
+
+        return hold_trial(self)
+
+    @property
+    def noise_floor(self) -> Json | None:
+        """What the trial measured, if it was held; asking does not hold it."""
+        return self.trial.noise_floor if "trial" in self.__dict__ else None
+
+
+def list_files(folder: Path) -> tuple[str, ...]:
+    """Files below a folder as sorted posix paths; links count as the files they lead to."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if relative.parts[0] not in BOOKKEEPING and (path.is_file() or path.is_symlink()):
+            found.append(relative.as_posix())
+    return tuple(found)
+
+
+def read_json(path: Path) -> Json | None:
+    """A JSON object from a file, or None where there is no such thing."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

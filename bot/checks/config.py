@@ -1,0 +1,106 @@
+"""config.json says what the base's says, but for what the merge declares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bot.checks.case import Case
+from bot.checks.finding import finding, graded
+from bot.records import Finding, Json
+
+DTYPE_NAMES = frozenset({"dtype", "torch_dtype"})  # transformers 5 writes dtype, 4 wrote torch_dtype
+
+# What a foreign merge may rewrite without changing the model, and why. Matched against the last part of the path.
+TOLERATED = {
+    "transformers_version": "names the version that saved it",
+    "_name_or_path": "names where it was loaded from",
+    "use_cache": "changes speed, not outputs; trainers switch it off",
+    "_attn_implementation_autoset": "a note of transformers to itself",
+    "dtype": "spelled torch_dtype before transformers 5",
+    "torch_dtype": "spelled dtype since transformers 5",
+    "unsloth_version": "names the trainer",
+    "unsloth_fixed": "names the trainer",
+}
+ROPE = "rope_parameters"  # transformers 5 writes rope_theta and rope_scaling as one map
+
+
+def config(case: Case) -> Finding:
+    """No drift from the base's config.json but the dtype, where one was asked for."""
+    merged = case.merged_config
+    if merged is None:
+        return finding("config", "fail", "unreadable", "no drift", "The folder has no readable config.json.")
+    base, foreign = case.base_config, not case.subject.ours
+    if foreign:
+        base, merged = unite_rope(base), unite_rope(merged)
+    fails: list[str] = []
+    warns: list[str] = []
+    for path, before, after in differences(base, merged):
+        said = f"{path}: {show(before)} → {show(after)}"
+        if declared(path, after, case.subject.dtype):
+            continue
+        if foreign and (path.rsplit(".", 1)[-1] in TOLERATED or before is ABSENT):
+            warns.append(said)
+        else:
+            fails.append(said)
+    if left := quantization_left(merged):
+        fails.insert(0, f"{left} is left in config.json, and the weights are not quantised: it cannot be loaded.")
+    return graded(
+        "config", "no drift", ("no drift", "config.json says what the base's does."), fails=fails, warns=warns
+    )
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT = _Absent()
+
+
+def differences(before: Any, after: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Leaves at which two JSON values differ, as (dotted path, before, after); lists are leaves."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [
+            found
+            for key in sorted(before.keys() | after.keys())
+            for found in differences(before.get(key, ABSENT), after.get(key, ABSENT), f"{path}.{key}".lstrip("."))
+        ]
+    same = before == after and isinstance(before, bool) == isinstance(after, bool)  # in JSON, 1 is not true
+    return [] if same else [(path, before, after)]
+
+
+def declared(path: str, after: Any, dtype: str) -> bool:
+    """A difference that the request asked for: the dtype, here or in a nested config."""
+    name = path.rsplit(".", 1)[-1]
+    return dtype != "auto" and name in DTYPE_NAMES and (after == dtype or after is ABSENT)
+
+
+def quantization_left(config: Json, path: str = "") -> str | None:
+    """The dotted path of a quantization_config, at any depth."""
+    for key, value in config.items():
+        here = f"{path}.{key}".lstrip(".")
+        if key == "quantization_config" and value:
+            return here
+        if isinstance(value, dict) and (found := quantization_left(value, here)):
+            return found
+    return None
+
+
+def unite_rope(config: Json) -> Json:
+    """The same config with rope_theta and rope_scaling written the way transformers 5 writes them, nested ones too."""
+    nested = {key for key, value in config.items() if isinstance(value, dict) and key != ROPE}
+    united = {key: unite_rope(value) if key in nested else value for key, value in config.items()}
+    if "rope_theta" not in united or ROPE in united:
+        return united
+    scaling = dict(united.pop("rope_scaling", None) or {})
+    if "type" in scaling:
+        scaling.setdefault("rope_type", scaling.pop("type"))
+    scaling.setdefault("rope_type", "default")
+    united[ROPE] = {**scaling, "rope_theta": united.pop("rope_theta")}
+    return united
+
+
+def show(value: Any) -> str:
+    """A value, short enough for one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

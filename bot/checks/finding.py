@@ -1,0 +1,54 @@
+"""The shape of a check, and short ways to say what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from bot.records import Finding, Level
+
+if TYPE_CHECKING:
+    from bot.checks.case import Case
+
+Status = Literal["pass", "warn", "fail", "skip"]
+WORST_SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One entry of CHECKS. It runs from `level` on, and only where every check named in `needs` has not failed."""
+
+    id: str
+    level: Level
+    run: Callable[[Case], Finding]
+    needs: tuple[str, ...] = ()
+
+
+def finding(id: str, status: Status, measured: str, allowed: str, why: str, worst: Iterable[str] = ()) -> Finding:
+    """A Finding whose list of examples is short enough to read."""
+    return Finding(id=id, status=status, measured=measured, allowed=allowed, why=why, worst=shorten(tuple(worst)))
+
+
+def graded(
+    id: str, allowed: str, right: tuple[str, str], *, fails: Iterable[str] = (), warns: Iterable[str] = ()
+) -> Finding:
+    """A finding from two lists of sentences; `right` is (measured, why) for when both are empty."""
+    fails, warns = tuple(fails), tuple(warns)
+    if not fails and not warns:
+        return finding(id, "pass", right[0], allowed, right[1])
+    status: Status = "fail" if fails else "warn"
+    said = fails + warns
+    return finding(id, status, counted(len(said), "fault" if fails else "remark"), allowed, said[0], said[1:])
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 tensor`, `2 tensors`, `1,000 tensors`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def shorten(lines: tuple[str, ...]) -> tuple[str, ...]:
+    """The first lines, and a count of the others."""
+    if len(lines) <= WORST_SHOWN:
+        return lines
+    return (*lines[: WORST_SHOWN - 1], f"and {len(lines) - WORST_SHOWN + 1} more")

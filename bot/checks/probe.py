@@ -1,0 +1,59 @@
+"""The worker of `--verify full`: `python -m bot.checks.probe JOB.json`, one model in one process, no network.
+
+role `reference`: PEFT's own unmerged model, and the control. role `merged`: the folder, loaded as its users will,
+where `peft` does not exist. Each writes `<role>.json` into the job's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+Job = dict[str, Any]
+
+
+def main(path: Path) -> None:
+    """Do the job, and write down what came of it, an error included."""
+    job = json.loads(path.read_bytes())
+    cut_network()
+    if job["role"] == "merged":
+        # None in sys.modules makes `import peft` raise and find_spec answer None: as if it were not installed.
+        sys.modules["peft"] = None  # type: ignore[assignment]
+    from bot.checks.roles import ROLES
+
+    try:
+        result = ROLES[job["role"]](job)
+    except Exception as error:  # the gate of this process: its parent reads a file, not a traceback
+        import traceback
+
+        traceback.print_exc()
+        result = {"error": f"{type(error).__name__}: {error}"}
+    answer(job, result)
+
+
+def answer(job: Job, result: dict[str, Any]) -> None:
+    """Write `<role>.json`, whole or not at all."""
+    path = Path(job["work"]) / f"{job['role']}.json"
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps(result))
+    fresh.replace(path)
+
+
+def cut_network() -> None:
+    """What is proven must not depend on what a hub answers."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ[name] = "1"
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise ConnectionError("the network is off while a model is verified")
+
+    socket.socket.connect = refuse  # type: ignore[method-assign]
+    socket.create_connection = refuse
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

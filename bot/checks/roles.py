@@ -1,0 +1,127 @@
+"""What the worker does with a model: load it as its users will, run it, compare its outputs with the reference's."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from bot.checks import measure
+from bot.checks.case import read_json
+from bot.checks.control import become_control
+from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer
+from bot.checks.skeleton import NEEDS_CODE, model_class
+
+Job = dict[str, Any]
+COMPLAINTS = ("newly initialized", "not initialized from", "MISSING", "UNEXPECTED", "MISMATCH")
+UNLOADED = ("missing adapter keys", "unexpected keys", "not been loaded")
+
+
+def reference(job: Job) -> Job:
+    """The base with the adapter beside it: its outputs are saved, then the base and the control are held to them."""
+    from peft import PeftModel
+
+    model, _ = _load(Path(job["base"]), job)
+    if model is None:
+        return {"skip": NEEDS_CODE}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        tuned = PeftModel.from_pretrained(model, job["adapter"])
+    lost = [str(one.message) for one in said if any(word in str(one.message) for word in UNLOADED)]
+    if lost:
+        return {"skip": f"PEFT did not load the whole adapter: {lost[0][:300]}"}
+    tuned = _prepared(tuned, job)
+    plain = tuned.get_base_model()
+    inputs = build_inputs(plain, job)
+    kind = _save_reference(plain, inputs, job)
+    with tuned.disable_adapter():
+        base = _compare(plain, job)
+        modules = become_control(plain, job)
+        control = _compare(plain, job)
+    return {"kind": kind, "base": base, "control": control, "modules": modules}
+
+
+def merged(job: Job) -> Job:
+    """The folder as its users load it: what the loader said, and how far its outputs are from the reference's."""
+    heard = _Heard()
+    logging.getLogger("transformers").addHandler(heard)
+    folder = Path(job["folder"])
+    model, loading = _load(folder, job)
+    if model is None:
+        return {"skip": NEEDS_CODE}
+    loads = {
+        "missing": sorted(loading["missing_keys"]),
+        "unexpected": sorted(loading["unexpected_keys"]),
+        "mismatched": sorted(str(key) for key in loading["mismatched_keys"]),
+        "said": heard.lines,
+        "class": type(model).__name__,
+        "tokenizer": "none",
+    }
+    if has_tokenizer(folder):
+        loads["tokenizer"] = type(load_tokenizer(folder, job["trust"])).__name__
+    compared = _compare(_prepared(model, job), job) if (Path(job["work"]) / "reference.json").exists() else None
+    return {"loads": loads, "merged": compared}
+
+
+ROLES = {"reference": reference, "merged": merged}
+
+
+def _load(folder: Path, job: Job) -> tuple[Any, Job]:
+    config = read_json(folder / "config.json") or {}
+    chosen = model_class(config, job["trust"])
+    if chosen is None:
+        return None, {}
+    model, loading = chosen.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, local_files_only=True,
+        trust_remote_code=job["trust"],
+    )  # fmt: skip
+    return model, loading
+
+
+def _prepared(model: Any, job: Job) -> Any:
+    model.eval()
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
+    return model.double() if job["compute"] == "float64" else model
+
+
+def _save_reference(model: Any, inputs: list[dict[str, torch.Tensor]], job: Job) -> str:
+    kind = ""
+    for number, one in enumerate(inputs):
+        kind, found = measure.outputs(model, one, job["compute"])
+        save_file({"found": found, **{f"input.{name}": value for name, value in one.items()}}, _at(job, number))
+    return kind
+
+
+def _compare(model: Any, job: Job) -> list[measure.Distance]:
+    distances = []
+    for number in range(10_000):
+        if not _at(job, number).exists():
+            break
+        saved = load_file(_at(job, number))
+        wanted = saved.pop("found")
+        inputs = {name.removeprefix("input."): value for name, value in saved.items()}
+        kind, found = measure.outputs(model, inputs, job["compute"])
+        distances.append(measure.distance(kind, wanted, found))
+    return distances
+
+
+def _at(job: Job, number: int) -> Path:
+    return Path(job["work"]) / f"reference-{number:04}.safetensors"
+
+
+class _Heard(logging.Handler):
+    """Keeps what transformers complains about while it loads."""
+
+    def __init__(self) -> None:
+        super().__init__(level=logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if any(word in text for word in COMPLAINTS):
+            self.lines.append(text[:300])

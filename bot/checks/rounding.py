@@ -1,0 +1,53 @@
+"""Rounding from float64 to a storage dtype, once and correctly: to nearest, ties to even.
+
+torch converts float64 to bfloat16 and float16 by way of float32, which rounds twice. Rounding to odd on the way cures
+that (Boldo & Melquiond 2008, "Emulation of a FMA and correctly rounded sums": 24 ≥ 11 + 2 bits suffice).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Unit roundoff: the largest relative error of one rounding to nearest, 2⁻ᵖ for p significant bits.
+UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+EXPONENT = 0x7FF0_0000_0000_0000
+SMALLEST = {torch.float32: 2.0**-149, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}  # the subnormal spacing
+
+
+def round_once(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """float64 → `dtype`, correctly rounded; any shape."""
+    if dtype in (torch.float64, torch.float32):
+        return exact.to(dtype)
+    near = exact.to(torch.float32)
+    if dtype == torch.bfloat16 and not _on_a_midpoint(near):
+        return near.to(dtype)  # the second rounding can only go wrong where the first one landed on a midpoint
+    return _to_odd(exact, near).to(dtype)
+
+
+def _on_a_midpoint(near: Tensor) -> bool:
+    """Whether any float32 lies exactly between two bfloat16 neighbours: the dropped 16 bits are 1000…0."""
+    return bool((near.view(torch.int32).bitwise_and(0xFFFF) == 0x8000).any())
+
+
+def _to_odd(exact: Tensor, near: Tensor) -> Tensor:
+    """float32 by rounding to odd: an inexact result takes the neighbour (of the two around it) whose last bit is 1."""
+    back = near.to(torch.float64)
+    bits = near.view(torch.int32)
+    inexact_and_even = (back != exact) & (bits.bitwise_and(1) == 0)
+    step = torch.where(exact.abs() > back.abs(), 1, -1).to(torch.int32)
+    from_zero = (near == 0) & inexact_and_even  # below float32's smallest: the smallest, with the exact value's sign
+    moved = bits + step * inexact_and_even
+    smallest = torch.where(exact < 0, -0x7FFFFFFF, 1).to(torch.int32)
+    return torch.where(from_zero, smallest, moved).view(torch.float32)
+
+
+def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """float64 → a float64 that `dtype` can hold: up or down, at odds that make the expectation exact; finite values."""
+    if dtype == torch.float64:
+        return exact
+    power = exact.view(torch.int64).bitwise_and(EXPONENT).view(torch.float64)  # 2ᵉ ≤ |x| < 2ᵉ⁺¹
+    spacing = (power * (2 * UNIT[dtype])).clamp_min_(SMALLEST[dtype])
+    drawn = torch.rand(exact.shape, generator=generator, dtype=torch.float64)
+    return drawn.add_(exact / spacing).floor_().mul_(spacing)  # dividing by a power of two is exact

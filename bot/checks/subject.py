@@ -1,0 +1,32 @@
+"""What is to be proven: a merged folder, the inputs it claims to come from, and how hard to look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bot.records import Json, Level
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A merged folder and its pinned inputs.
+
+    `folder`, `base` and `adapter` are local folders; the files in them may be links into the Hub's cache.
+    `inputs` is copied into the document: {"base": {"repo", "sha"}, "adapter": {"repo", "sha"}, "recipe"}.
+    `recorded` is the verification.json that came with the folder; `merge` is copied and never interpreted.
+    `dtype` is "auto" (every tensor keeps the base's storage dtype), bfloat16, float16 or float32.
+    `ours`: the folder claims to be this bot's work and must be exact; else any named arithmetic is a mere warning.
+    """
+
+    folder: Path
+    base: Path
+    adapter: Path
+    inputs: Json
+    recorded: Json | None
+    merge: Json
+    dtype: str
+    ours: bool
+    level: Level
+    not_run: tuple[tuple[str, str], ...]
+    trust_remote_code: bool

@@ -1,0 +1,60 @@
+"""What the sweep counts: per tensor, and how the counts of its parts add up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bot.checks.touch import Touch
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Counts over one tensor, or over some of its rows.
+
+    `wrong`: elements that are not the correctly rounded result (touched) or not the base's bytes (untouched).
+    `undecided`: of the touched, those that differ from the float64 result within float64's own error; not in `wrong`.
+    `changed`: elements that differ from the base. `bad`: NaN or infinity where the base is finite, `inherited`: where
+    it is not.
+    `kept` and `power` are <W'−W, D> and <D, D>. `arithmetic` is the loosest that some part of the tensor needs.
+    """
+
+    key: str
+    touch: Touch | None
+    elements: int = 0
+    wrong: int = 0
+    undecided: int = 0
+    changed: int = 0
+    bad: int = 0
+    inherited: int = 0
+    kept: float = 0.0
+    power: float = 0.0
+    arithmetic: int = 0
+    example: str = ""
+
+    def add(self, other: Tally) -> None:
+        """Join the counts of another part of the same tensor."""
+        for name in ("elements", "wrong", "undecided", "changed", "bad", "inherited", "kept", "power"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.arithmetic = max(self.arithmetic, other.arithmetic)
+        self.example = self.example or other.example
+
+    @property
+    def retention(self) -> float | None:
+        """The share of the delta that survived rounding; None where the delta is zero."""
+        return self.kept / self.power if self.power > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """The tallies of every tensor that both checkpoints hold in the same shape; `skipped` names the others."""
+
+    tallies: dict[str, Tally]
+    skipped: tuple[str, ...] = field(default=())
+
+    @property
+    def touched(self) -> list[Tally]:
+        return [tally for tally in self.tallies.values() if tally.touch]
+
+    @property
+    def untouched(self) -> list[Tally]:
+        return [tally for tally in self.tallies.values() if not tally.touch]

@@ -1,0 +1,128 @@
+"""Runs the workers one after the other, and does the sums: K, its standard error, the noise floor."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bot.checks.checkpoint import FLOATS
+from bot.events import Note
+from bot.records import Json
+
+if TYPE_CHECKING:
+    from bot.checks.case import Case
+
+TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+SECRET = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")  # a model's own code has no business with these
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What the two workers answered: {"error"}, {"skip"}, or what their role found."""
+
+    reference: Json
+    merged: Json
+    expected: int  # modules that the adapter changes, by this verifier's own reading
+
+    @property
+    def noise_floor(self) -> Json | None:
+        """What the document says about the size of things; None where nothing was measured."""
+        if not self.merged.get("merged") or "control" not in self.reference:
+            return None
+        merged, control, base = self.merged["merged"], self.reference["control"], self.reference["base"]
+        positions = sum(one["positions"] for one in merged)
+        ratio, error = ratio_with_error([one["far"] for one in merged], [one["far"] for one in control])
+        scale = positions if self.reference["kind"] == "kl" else sum(one["size"] for one in merged) or 1.0
+        return {
+            "metric": "KL, nats per token" if self.reference["kind"] == "kl" else "relative squared error",
+            "floor": _sum(control) / scale,  # what one correct, stochastic rounding costs
+            "merged": _sum(merged) / scale,
+            "adapter": _sum(base) / scale,  # how far the tune moves the base
+            "ratio": ratio,
+            "standard_error": error,
+            "positions": positions,
+            "top1_agreement": sum(one["agree"] for one in merged) / positions,
+        }
+
+
+def ratio_with_error(merged: list[float], control: list[float]) -> tuple[float, float]:
+    """ΣKL(merged) ÷ ΣKL(control), and its jackknife standard error over prompts. 0 ÷ 0 is 0: nothing was lost."""
+    count = len(merged)
+    ratio = _over(sum(merged), sum(control))
+    left_out = [_over(sum(merged) - one, sum(control) - other) for one, other in zip(merged, control, strict=True)]
+    mean = sum(left_out) / count
+    return ratio, ((count - 1) / count * sum((one - mean) ** 2 for one in left_out)) ** 0.5
+
+
+def _over(part: float, whole: float) -> float:
+    # Where the control loses nothing, no rounding happened: then neither may the merge lose anything.
+    if whole <= 0.0:
+        return 0.0 if part <= 0.0 else 1e9
+    return part / whole
+
+
+def _sum(distances: list[Json]) -> float:
+    return float(sum(one["far"] for one in distances))
+
+
+def hold_trial(case: Case) -> Trial:
+    """The reference first, then the merged folder: one model in memory at a time, none in this process."""
+    with tempfile.TemporaryDirectory(prefix="adapter-merge-") as work:
+        reference = _work(case, "reference", Path(work)) if not case.claims.problems else {"skip": "not understood"}
+        if "control" not in reference:
+            (Path(work) / "reference.json").unlink(missing_ok=True)
+        merged = _work(case, "merged", Path(work))
+    return Trial(reference=reference, merged=merged, expected=len(case.claims.touches))
+
+
+def _work(case: Case, role: str, work: Path) -> Json:
+    case.emit(Note(text=f"Running the {'unmerged' if role == 'reference' else 'merged'} model."))
+    path = work / f"{role}-job.json"
+    path.write_text(json.dumps({**_job(case), "role": role, "work": str(work)}))
+    with (work / f"{role}.log").open("wb") as log:
+        command = [sys.executable, "-P", "-m", "bot.checks.probe", str(path)]  # -P: no imports from where we stand
+        done = subprocess.run(command, env=_environment(), stdout=log, stderr=log, check=False)
+    answer = work / f"{role}.json"
+    if answer.exists():
+        found: Json = json.loads(answer.read_bytes())
+        return found
+    if done.returncode == -9:
+        return {"skip": "the system killed the process, most likely for its memory"}
+    last = (work / f"{role}.log").read_text(errors="replace").strip().splitlines()[-1:]
+    return {"error": f"the process ended with status {done.returncode}: {' '.join(last)}"}
+
+
+def _job(case: Case) -> Json:
+    subject = case.subject
+    stored = [case.merged.tensors[key].stored.dtype for key in case.claims.touches if key in case.merged.tensors]
+    dtypes = Counter(one for one in stored if one in FLOATS)
+    storage = TORCH_NAMES[dtypes.most_common(1)[0][0]] if dtypes else "float32"
+    return {
+        "base": str(subject.base.resolve()),
+        "adapter": str(subject.adapter.resolve()),
+        "folder": str(subject.folder.resolve()),
+        "storage": storage,
+        # float32's own rounding would drown in float32 compute: then everything is computed in float64.
+        "compute": "float64" if {"F32", "F64"} & dtypes.keys() else "float32",
+        "cast_all": any(_cast(case, key) for key in case.merged.tensors),
+        "trust": subject.trust_remote_code,
+    }
+
+
+def _cast(case: Case, key: str) -> bool:
+    base = case.base.tensors.get(key)
+    return base is not None and base.stored.dtype != case.merged.tensors[key].stored.dtype
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not any(word in name.upper() for word in SECRET)}
+    here = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}

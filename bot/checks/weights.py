@@ -1,0 +1,172 @@
+"""The weights: the right keys, shapes and dtypes; every adapter tensor used once; every element what it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from bot.checks.case import Case
+from bot.checks.checkpoint import FLOATS
+from bot.checks.finding import counted, finding, graded
+from bot.records import Finding
+
+if TYPE_CHECKING:
+    from bot.checks.tally import Tally
+
+STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+KEPT_ENOUGH = 0.9  # below this share of the delta, the reader should consider a wider dtype
+HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
+
+
+def keys(case: Case) -> Finding:
+    """The merged checkpoint holds exactly the base's keys."""
+    base, merged = case.base.tensors, case.merged.tensors
+    said = {key: f"{key} is missing." for key in base if key not in merged}
+    said |= {key: f"{key} is not a key of the base." for key in merged if key not in base}
+    # Whether a tied head is stored or not is all the same to a loader; others may have saved it differently.
+    free = not case.subject.ours and _tied(case.merged_config or {})
+    fails = [one for key, one in said.items() if not (free and key.endswith(HEADS))]
+    warns, lost = _ignored_heads(case)
+    warns += [one for one in said.values() if one not in fails]
+    right = (counted(len(merged), "key"), "The keys are the base's.")
+    return graded("keys", "the base's", right, fails=fails + lost, warns=warns)
+
+
+def _ignored_heads(case: Case) -> tuple[list[str], list[str]]:
+    """A head in a checkpoint whose config ties it to the embeddings is ignored; a merged one would be lost."""
+    if not _tied(case.merged_config or {}):
+        return [], []
+    heads = [key for key in case.merged.tensors if key.endswith(HEADS)]
+    touched = case.claims.touches if heads else {}
+    lost = [f"{key} carries the adapter's change, and a loader ignores it: config.json ties it to the embeddings."
+            for key in heads if key in touched]  # fmt: skip
+    return [f"{key} is ignored: config.json ties it to the embeddings." for key in heads if key not in touched], lost
+
+
+def _tied(config: dict[str, object]) -> bool:
+    nested = config.get("text_config")
+    inner = nested.get("tie_word_embeddings") if isinstance(nested, dict) else None
+    return bool(config.get("tie_word_embeddings", inner))
+
+
+def shapes(case: Case) -> Finding:
+    """Every tensor has the base's shape."""
+    base, merged = case.base.tensors, case.merged.tensors
+    fails = [
+        f"{key} is {merged[key].stored.shape}, not {base[key].stored.shape}."
+        for key in merged
+        if key in base and merged[key].stored.shape != base[key].stored.shape
+    ]
+    return graded("shapes", "the base's", (counted(len(merged), "shape"), "The shapes are the base's."), fails=fails)
+
+
+def dtypes(case: Case) -> Finding:
+    """Every tensor is stored in the base's dtype, or in the one asked for (floating-point tensors only)."""
+    base, merged, wanted = case.base.tensors, case.merged.tensors, case.subject.dtype
+    fails: list[str] = []
+    warns: list[str] = []
+    for key in sorted(merged.keys() & base.keys()):
+        was, found = base[key].stored.dtype, merged[key].stored.dtype
+        right = STORED[wanted] if wanted != "auto" and was in FLOATS else was
+        if found != right:
+            # Nobody told us which dtype a foreign merge was asked for: another float is its author's choice.
+            chosen = not case.subject.ours and wanted == "auto" and {was, found} <= FLOATS
+            (warns if chosen else fails).append(f"{key} is stored as {found}, not {right}.")
+    found_dtypes = ", ".join(sorted({place.stored.dtype for place in merged.values()}))
+    allowed = "the base's" if wanted == "auto" else wanted
+    return graded("dtypes", allowed, (found_dtypes, "As declared."), fails=fails, warns=warns)
+
+
+def method(case: Case) -> Finding:
+    """This verifier understands the adapter: each of its tensors, and which weight it changes."""
+    claims = case.claims
+    right = (f"{claims.method}, {counted(claims.tensors, 'tensor')}", "Every adapter tensor is known.")
+    return graded("method", "all understood", right, fails=claims.problems)
+
+
+def touched(case: Case) -> Finding:
+    """Every element of every touched tensor equals the float64 re-derivation, correctly rounded."""
+    tallies = case.swept.touched
+    wrong = _worst(tallies)
+    count, undecided = sum(one.elements for one in tallies), sum(one.undecided for one in tallies)
+    measured = f"{sum(one.wrong for one in wrong):,} of {count:,} differ"
+    unread = [f"{key} could not be compared." for key in case.swept.skipped if key in case.claims.touches]
+    if wrong or unread:
+        return _not_exact(case, measured, wrong, unread)
+    why = "Each is base plus adapter, rounded once."
+    if undecided:
+        why += f" {counted(undecided, 'element')} too close to call."
+    return finding("touched", "pass", measured, "0 differ", why)
+
+
+def _not_exact(case: Case, measured: str, wrong: list[Tally], unread: list[str]) -> Finding:
+    from bot.checks.arithmetic import NONE_FITS, name_of
+
+    worst = [*unread, *(_describe(tally) for tally in wrong)]
+    loosest = max((tally.arithmetic for tally in wrong), default=NONE_FITS)
+    if not case.subject.ours and not unread and loosest < NONE_FITS:
+        why = f"Not exact, and within the error of this arithmetic: {name_of(loosest)}."
+        return finding("touched", "warn", measured, name_of(loosest), why, worst)
+    hint = f" It looks like this arithmetic: {name_of(loosest)}." if loosest < NONE_FITS else ""
+    why = f"{counted(len(wrong) + len(unread), 'tensor')} is not base plus adapter, rounded once.{hint}"
+    why = why.replace("tensors is", "tensors are")
+    return finding("touched", "fail", measured, "0 differ", why, worst)
+
+
+def _describe(tally: Tally) -> str:
+    share = f", {tally.retention:.3g}× the delta" if tally.retention is not None else ""
+    return f"{tally.key}: {tally.wrong:,} of {tally.elements:,} differ{share}; {tally.example}"
+
+
+def untouched(case: Case) -> Finding:
+    """Every other tensor is the base's, byte for byte (or correctly rounded, where the dtype changes)."""
+    tallies = case.swept.untouched
+    fails = [f"{one.key}: {one.wrong:,} of {one.elements:,} elements are not the base's." for one in _worst(tallies)]
+    fails += [f"{key} could not be compared." for key in case.swept.skipped if key not in case.claims.touches]
+    right = (f"0 of {sum(one.elements for one in tallies):,} differ", "Every other tensor is the base's.")
+    return graded("untouched", "0 differ", right, fails=fails)
+
+
+def coverage(case: Case) -> Finding:
+    """The tensors that changed are those that the adapter changes, and every adapter tensor was used once."""
+    claims, swept = case.claims, case.swept
+    unmerged = [one for one in swept.touched if one.wrong and (not one.changed or abs(one.retention or 0.0) < 0.01)]
+    fails = [f"{one.key} is still the base's: it was not merged." for one in unmerged]
+    fails += [f"{one.key} changed, and the adapter does not change it." for one in swept.untouched if one.changed]
+    fails += [f"{key} is missing, and the adapter changes it." for key in claims.touches if key not in swept.tallies]
+    if not claims.touches:
+        fails.append("The adapter changes nothing.")
+    lost = sum(1 for one in swept.touched if not one.changed and not one.wrong)
+    measured = f"{len(claims.touches):,} of {len(claims.touches):,} tensors"
+    why = f"{claims.tensors} adapter tensors, each once" + (f"; {lost} too small to show." if lost else ".")
+    return graded("coverage", "as planned", (measured, why), fails=fails)
+
+
+def finite(case: Case) -> Finding:
+    """No NaN and no infinity in any merged weight."""
+    tallies = list(case.swept.tallies.values())
+    fails = [f"{one.key} has {counted(one.bad, 'value')} that are NaN or infinite." for one in tallies if one.bad]
+    inherited = [one for one in tallies if one.inherited]
+    warns = [f"{one.key} has {one.inherited} NaN or infinite values, as the base has." for one in inherited]
+    right = ("0 non-finite", "Every weight is a finite number.")
+    return graded("finite", "0 non-finite", right, fails=fails, warns=warns)
+
+
+def retention(case: Case) -> Finding:
+    """How much of the delta survived rounding: <W'−W, D> / <D, D>. For the reader; never a reason to fail."""
+    tallies = [one for one in case.swept.touched if one.retention is not None]
+    power = sum(one.power for one in tallies)
+    if not power:
+        return finding("retention", "pass", "no delta", f"≥ {KEPT_ENOUGH}", "The adapter's delta is zero everywhere.")
+    share = sum(one.kept for one in tallies) / power
+    weak = sorted((one.retention or 0.0, one.key) for one in tallies if (one.retention or 0.0) < KEPT_ENOUGH)
+    worst = [f"{key} keeps {kept:.3f}" for kept, key in weak]
+    if share < KEPT_ENOUGH:
+        why = "Rounding to the storage dtype loses part of the tune; a wider --dtype would keep more."
+        return finding("retention", "warn", f"{share:.3f}", f"≥ {KEPT_ENOUGH}", why, worst)
+    return finding("retention", "pass", f"{share:.3f}", f"≥ {KEPT_ENOUGH}", "The delta survived rounding.", worst)
+
+
+def _worst(tallies: Iterable[Tally]) -> list[Tally]:
+    """Those with wrong elements, the largest share first."""
+    return sorted((one for one in tallies if one.wrong), key=lambda one: (-one.wrong / one.elements, one.key))

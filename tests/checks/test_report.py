@@ -1,0 +1,99 @@
+"""What is written down: the document, and the table."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bot.checks import CHECKS
+from bot.events import silent
+from bot.records import Finding, Report
+from bot.verify import Subject, canonical, table, verify, write
+
+
+def report(**changes: object) -> Report:
+    bad = Finding(
+        id="touched", status="fail", measured="959 of 357,826,560 differ", allowed="0 differ",
+        why="1 tensor is not base plus adapter, rounded once, which is a long story to tell in one column.",
+        worst=("model.layers.0.self_attn.q_proj.weight: " + "very " * 30 + "wrong",),
+    )  # fmt: skip
+    given = {"level": "weights", "findings": (bad,), "not_run": (("behaviour", "it needs 400 GB of memory"),),
+             "noise_floor": None, "verdict": "not-verified", "document": {}}  # fmt: skip
+    return Report(**(given | changes))
+
+
+def test_the_table_fits_a_hundred_columns_and_says_everything():
+    lines = table(report()).splitlines()
+    assert max(map(len, lines)) <= 100
+    text = " ".join(table(report()).split())
+    for said in (
+        "touched fail 959 of 357,826,560",
+        "long story",
+        "q_proj.weight",
+        "behaviour",
+        "400 GB",
+        "not-verified",
+    ):
+        assert said in text
+
+
+def test_the_document_is_canonical():
+    assert canonical({"b": 0.1 + 0.2, "a": [1, None]}) == b'{\n  "a": [\n    1,\n    null\n  ],\n  "b": 0.3\n}\n'
+    assert canonical({"x": (1, 2)}) == canonical({"x": [1, 2]})
+    with pytest.raises(ValueError, match="JSON"):
+        canonical({"x": float("nan")})
+
+
+def test_writing_replaces_the_file_whole(tmp_path: Path):
+    path = write(report(document={"verdict": "verified"}), tmp_path)
+    assert path == tmp_path / "verification.json"
+    assert json.loads(path.read_bytes()) == {"verdict": "verified"}
+    assert [one.name for one in tmp_path.iterdir()] == ["verification.json"]
+
+
+def test_every_check_has_its_own_name_and_needs_only_earlier_ones():
+    seen: list[str] = []
+    for check in CHECKS:
+        assert re.fullmatch(r"[a-z-]+", check.id)
+        assert check.id not in seen
+        assert set(check.needs) <= set(seen)
+        seen.append(check.id)
+
+
+def test_level_files_needs_neither_torch_nor_transformers(tmp_path: Path):
+    script = f"""
+import json, sys
+from pathlib import Path
+import bot.verify
+from bot.events import silent
+folder = Path({str(tmp_path)!r})
+(folder / "config.json").write_text("{{}}")
+(folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{{}}")
+subject = bot.verify.Subject(folder=folder, base=folder, adapter=folder, inputs={{}}, recorded=None, merge={{}},
+                             dtype="auto", ours=True, level="files", not_run=(), trust_remote_code=False)
+assert bot.verify.verify(subject, silent).verdict == "verified"
+print(sorted({{"torch", "transformers", "peft"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_document_names_no_place_and_no_person(tmp_path: Path):
+    import getpass
+    import platform
+
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    subject = Subject(
+        folder=tmp_path, base=tmp_path, adapter=tmp_path, inputs={}, recorded=None, merge={}, dtype="auto", ours=True,
+        level="files", not_run=(), trust_remote_code=False,
+    )  # fmt: skip
+    text = canonical(verify(subject, silent).document).decode()
+    assert str(tmp_path) not in text
+    assert f'"{platform.node()}"' not in text
+    assert f"/{getpass.getuser()}" not in text

@@ -1,0 +1,83 @@
+"""The merged model, loaded without peft and without network, against the unmerged one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bot.records import Report
+from bot.verify import canonical, table
+from tests.faults import damage
+from tests.faults.conftest import Builder, named, prove
+from tests.faults.models import Built
+
+pytestmark = pytest.mark.slow
+
+ARCHITECTURES = ("llama-tied-sharded", "gpt2-without-prefix", "vit", "t5")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_correct_merge_lies_within_the_noise_of_rounding(built: Builder, name: str):
+    one = built(name)
+    report = prove(one, one.merged, level="full")
+    assert report.verdict == "verified", table(report)
+    assert report.noise_floor is not None
+    assert 0.2 < report.noise_floor["ratio"] < 0.8, "theory says 0.5"
+    assert json.loads(canonical(report.document))["noise_floor"]["metric"] == report.noise_floor["metric"]
+
+
+def full(llama: Built, copy: Path) -> Report:
+    return prove(llama, copy, level="full")
+
+
+def test_one_module_left_out_shows(llama: Built, copy: Path):
+    damage.unmerged_loud_module(copy, llama)
+    report = full(llama, copy)
+    assert named(report, "behaviour").status == "fail", table(report)
+    assert report.noise_floor is not None
+    assert report.noise_floor["ratio"] > 2
+
+
+def test_a_missing_tensor_does_not_load_in_silence(llama: Built, copy: Path):
+    damage.dropped_tensor(copy, llama)
+    report = full(llama, copy)
+    assert named(report, "loads").status == "fail", table(report)
+    assert "k_proj.weight is missing" in named(report, "loads").why
+
+
+def test_an_unreadable_config_is_a_finding_not_a_crash(llama: Built, copy: Path):
+    damage.in_config(model_type="no-such-model", architectures=["NoSuchModel"])(copy, llama)
+    assert named(full(llama, copy), "loads").status == "fail"
+
+
+def test_code_that_was_not_trusted_is_not_run(llama: Built, copy: Path, tmp_path: Path):
+    changes = {"architectures": ["OwnForCausalLM"], "auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}}
+    base = Path(shutil.copytree(llama.base, tmp_path / "base"))
+    for folder in (base, copy):
+        damage.in_config(**changes)(folder, llama)
+        (folder / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    report = prove(llama, copy, base=base, level="full")
+    assert named(report, "loads").status == "skip", table(report)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_wholly_zero_delta_does_not_divide_by_zero(llama: Built, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    adapter = Path(shutil.copytree(llama.adapter, tmp_path / "adapter"))
+    path = adapter / "adapter_model.safetensors"
+    save_file({key: value * 0 if "lora_B" in key else value for key, value in load_file(path).items()}, path)
+    report = prove(llama, Path(shutil.copytree(llama.base, tmp_path / "same")), adapter=adapter, level="full")
+    assert report.verdict == "verified", table(report)
+    assert report.noise_floor is not None
+    assert report.noise_floor["ratio"] == 0
+
+
+def test_a_folder_that_cannot_be_read_is_not_run(llama: Built, copy: Path):
+    damage.truncated_file(copy, llama)
+    report = full(llama, copy)
+    assert named(report, "loads").status == named(report, "behaviour").status == "skip"
+    assert report.noise_floor is None
