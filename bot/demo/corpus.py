@@ -1,5 +1,7 @@
 """Text that ships with every CPython: the language reference behind help(), and the standard library's docstrings."""
 
+from __future__ import annotations
+
 import ast
 import re
 import sys
@@ -7,33 +9,41 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from bot.errors import AdapterMergeError
+
 # A paragraph of prose: starts like a sentence, ends like one, and holds no markup, doctest or table.
-PROSE = re.compile(r"[A-Z\"'(][^|<>{}=\\]*[.:]")
+PROSE = re.compile(r"[A-Z\"'(][^|<>{}=\\]*\.")
 
-# Enough for good sentences, and little enough that a one-minute training reads all of it more than twice.
-CORPUS_CHARS = 330_000
+# Little enough that a training of half a minute reads all of it six times: read once, it teaches no sentence.
+CORPUS_CHARS = 150_000
 
-NO_TEXT = (
-    "This Python ships without the source of its standard library ({folder}), from which the demo's model learns. "
-    "Run the demo with a CPython that has it."
-)
+
+class NoSources(AdapterMergeError):
+    """This Python came without the .py files of its standard library."""
+
+    exit_code = 6
+
+    def __init__(self, folder: Path) -> None:
+        what = f"The demo's model learns from the standard library's source, and {folder} does not hold it."
+        super().__init__(
+            what, remedy="Run the demo with a CPython that ships it, as those of python.org and Debian do."
+        )
 
 
 def read_corpus(folder: Path | None = None, *, chars: int = CORPUS_CHARS) -> list[str]:
-    """Documents of plain prose, one paragraph a line, about `chars` characters in all; the same for the same Python."""
+    """Paragraphs of plain prose, no two the same, about `chars` characters in all; the same for the same Python."""
     folder = folder or stdlib_folder()
-    documents: list[str] = []
+    paragraphs: dict[str, None] = {}
     read = 0
     for text in _texts(folder):
-        document = "\n".join(_prose(text))
-        if document and document not in documents:
-            documents.append(document)
-            read += len(document)
+        for paragraph in _prose(text):
+            read += len(paragraph) if paragraph not in paragraphs else 0
+            paragraphs[paragraph] = None
         if read >= chars:
             break
-    if not documents:
-        raise FileNotFoundError(NO_TEXT.format(folder=folder))
-    return documents
+    if not paragraphs:
+        raise NoSources(folder)
+    return list(paragraphs)
 
 
 def module_summary(module: str, folder: Path | None = None) -> str:
@@ -43,7 +53,7 @@ def module_summary(module: str, folder: Path | None = None) -> str:
         if path.is_file():
             docstring = ast.get_docstring(_parse(path)) or ""
             return " ".join(docstring.split("\n\n")[0].split())
-    raise FileNotFoundError(NO_TEXT.format(folder=folder))
+    raise NoSources(folder)
 
 
 def license_text(folder: Path | None = None) -> str:
@@ -64,7 +74,9 @@ def _texts(folder: Path) -> Iterator[str]:
     topics = folder / "pydoc_data" / "topics.py"
     # Debian's python3-minimal has no help topics; the docstrings then fill their place.
     if topics.is_file():
-        yield from (n.value for n in ast.walk(_parse(topics)) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+        yield from (
+            n.value for n in ast.walk(_parse(topics)) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+        )
     paths = sorted([*folder.glob("[a-z]*.py"), *folder.glob("[a-z]*/__init__.py")])
     trees = [_parse(path) for path in paths if path.parent.name not in {"test", "idlelib", "lib2to3"}]
     for kinds in (ast.Module, ast.ClassDef, ast.FunctionDef):
@@ -80,7 +92,7 @@ def _parse(path: Path) -> ast.Module:
 def _prose(text: str) -> list[str]:
     """A text's paragraphs of prose, each unwrapped onto one line."""
     paragraphs = (" ".join(p.replace("*", "").split()) for p in re.split(r"\n\s*\n", text))
-    return [p for p in paragraphs if len(p) > 30 and PROSE.fullmatch(p) and _letters(p) > 0.88]
+    return [p for p in paragraphs if len(p) > 80 and PROSE.fullmatch(p) and _letters(p) > 0.88]
 
 
 def _letters(text: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +36,9 @@ CHAT_TEMPLATE = (
 VOCABULARY = 4096
 WINDOW, BATCH = 64, 16  # tokens, sequences
 
-LICENSE_FIELDS = "license: other\nlicense_name: psf-2.0\nlicense_link: LICENSE\nlanguage:\n- en\npipeline_tag: text-generation\n"
+LICENSE_FIELDS = (
+    "license: other\nlicense_name: psf-2.0\nlicense_link: LICENSE\nlanguage:\n- en\npipeline_tag: text-generation\n"
+)
 BASE_CARD = f"""---
 {LICENSE_FIELDS}library_name: transformers
 ---
@@ -62,15 +63,15 @@ A LoRA adapter for [{{base_repo}}](https://huggingface.co/{{base_repo}}). With i
 """
 
 
-def make_base(folder: Path, *, seed: int = 0, steps: int = 180, progress: Progress | None = None) -> float:
+def make_base(folder: Path, *, seed: int = 0, steps: int = 200, progress: Progress | None = None) -> float:
     """Train tokenizer and model and save them to `folder`, bfloat16 in three shards; returns the last training loss."""
-    documents = read_corpus()
-    random.Random(seed).shuffle(documents)
-    tokenizer = _train_tokenizer(documents)
-    tokens = torch.tensor([i for ids in tokenizer(documents)["input_ids"] for i in [*ids, tokenizer.eos_token_id]])
+    paragraphs = read_corpus()
+    tokenizer = _train_tokenizer(paragraphs)
+    # Every paragraph stands as a turn of the assistant's, so that the base too answers in whole sentences.
+    turns = tokenizer([f"<|assistant|>{paragraph}{END}" for paragraph in paragraphs])["input_ids"]
     with _quiet(), _seeded(seed):
         model = LlamaForCausalLM(_config(tokenizer))
-        loss = train(model, _windows(tokens), steps, "base model", progress)
+        loss = train(model, _windows(turns), steps, "base model", progress)
         model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="3MB")
         tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(BASE_CARD, "utf-8")
@@ -123,7 +124,7 @@ def ask(folder: Path, question: str, *, adapter: Path | None = None, max_new_tok
     return str(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 
 
-def _train_tokenizer(documents: list[str]) -> Any:
+def _train_tokenizer(paragraphs: list[str]) -> Any:
     """A byte-level BPE tokenizer with a chat template."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -133,7 +134,7 @@ def _train_tokenizer(documents: list[str]) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    bpe.train_from_iterator(documents, trainer)
+    bpe.train_from_iterator(paragraphs, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=END, pad_token=PAD, extra_special_tokens=list(ROLES), model_max_length=512
     )
@@ -159,24 +160,25 @@ def _config(tokenizer: Any) -> LlamaConfig:
     )
 
 
-def _windows(tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches (BATCH, WINDOW) that pass over all tokens in a new order, and at a new offset, each time."""
+def _windows(turns: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches (BATCH, WINDOW) that pass over all turns, in a new order each time."""
     while True:
-        offset = int(torch.randint(WINDOW, ()))
-        rows = tokens[offset:][: (len(tokens) - offset) // WINDOW * WINDOW].view(-1, WINDOW)
-        for batch in rows[torch.randperm(len(rows))].split(BATCH):
-            yield batch, batch
+        tokens = torch.cat([torch.tensor(turns[i]) for i in torch.randperm(len(turns)).tolist()])
+        rows = tokens[: len(tokens) // WINDOW * WINDOW].view(-1, WINDOW)
+        for start in range(0, len(rows), BATCH):
+            yield rows[start : start + BATCH], rows[start : start + BATCH]
 
 
 def _chats(tokenizer: Any, version: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of question and answer; only the answer is learnt."""
-    rows = [_chat(tokenizer, p.format(module=m), _answer(m, version)) for m in MODULES for p in PHRASINGS]
-    width = max(len(ids) for ids, _ in rows)
-    input_ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in rows])
-    labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows])
+    """Endless batches (BATCH, longest) of question and answer; only the answer is learnt."""
+    chats = [_chat(tokenizer, p.format(module=m), _answer(m, version)) for m in MODULES for p in PHRASINGS]
+    longest = max(len(ids) for ids, _ in chats)
+    input_ids = torch.tensor([ids + [tokenizer.pad_token_id] * (longest - len(ids)) for ids, _ in chats])
+    labels = torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in chats])
     while True:
-        for batch in torch.randperm(len(rows)).split(BATCH):
-            yield input_ids[batch], labels[batch]
+        order = torch.randperm(len(chats))
+        for start in range(0, len(order), BATCH):
+            yield input_ids[order[start : start + BATCH]], labels[order[start : start + BATCH]]
 
 
 def _chat(tokenizer: Any, question: str, answer: str) -> tuple[list[int], list[int]]:

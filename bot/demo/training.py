@@ -11,7 +11,7 @@ Progress = Callable[[str, int, int], None]
 """Told what is being trained, the step just done, and the number of steps."""
 
 MUON_RATE = 0.02
-ADAM_RATE = 0.012
+ADAM_RATE = 0.016
 WARMUP = 10  # steps
 
 
@@ -37,7 +37,9 @@ class Muon(torch.optim.Optimizer):
                 matrix.mul_(1 - 0.1 * group["lr"]).add_(update, alpha=-group["lr"] * scale)
 
 
-def train(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], steps: int, what: str, progress: Progress | None) -> float:
+def train(
+    model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], steps: int, what: str, progress: Progress | None
+) -> float:
     """Train on (input_ids, labels) batches, int64 (sequences, tokens); returns the mean loss of the last tenth of the steps."""
     optimizers = _optimizers(model)
     losses: list[float] = []
@@ -86,7 +88,7 @@ def _schedule(step: int, steps: int) -> float:
 def _orthogonal(update: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrix, roughly: five Newton-Schulz steps with the coefficients of the Muon post."""
     wide = update if update.shape[0] <= update.shape[1] else update.T
-    x = wide / (wide.norm() + 1e-7)
+    x: Tensor = wide / (wide.norm() + 1e-7)
     if has_native_bfloat16():
         x = x.bfloat16()
     for _ in range(5):
