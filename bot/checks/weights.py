@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from bot.checks.case import Case
-from bot.checks.checkpoint import FLOATS
+from bot.checks.checkpoint import FLOATS, Place
 from bot.checks.finding import counted, finding, graded
 from bot.records import Finding
 
@@ -61,13 +61,17 @@ def shapes(case: Case) -> Finding:
 
 
 def dtypes(case: Case) -> Finding:
-    """Every tensor is stored in the base's dtype, or in the one asked for (floating-point tensors only)."""
+    """Every tensor is stored in the base's dtype, or in the one asked for where the base has its main dtype.
+
+    A few tensors that a base keeps in another dtype (float32 routers beside bfloat16) were kept so on purpose.
+    """
     base, merged, wanted = case.base.tensors, case.merged.tensors, case.subject.dtype
+    main = _main_dtype(base.values())
     fails: list[str] = []
     warns: list[str] = []
     for key in sorted(merged.keys() & base.keys()):
         was, found = base[key].stored.dtype, merged[key].stored.dtype
-        right = STORED[wanted] if wanted != "auto" and was in FLOATS else was
+        right = STORED[wanted] if wanted != "auto" and was == main else was
         if found != right:
             # Nobody told us which dtype a foreign merge was asked for: another float is its author's choice.
             chosen = not case.subject.ours and wanted == "auto" and {was, found} <= FLOATS
@@ -75,6 +79,15 @@ def dtypes(case: Case) -> Finding:
     found_dtypes = ", ".join(sorted({place.stored.dtype for place in merged.values()}))
     allowed = "the base's" if wanted == "auto" else wanted
     return graded("dtypes", allowed, (found_dtypes, "As declared."), fails=fails, warns=warns)
+
+
+def _main_dtype(places: Iterable[Place]) -> str:
+    """The floating-point dtype that holds the most bytes."""
+    sizes: dict[str, int] = {}
+    for stored in (place.stored for place in places):
+        if stored.dtype in STORED.values():
+            sizes[stored.dtype] = sizes.get(stored.dtype, 0) + stored.stop - stored.start
+    return max(sizes, key=lambda dtype: sizes[dtype], default="")
 
 
 def method(case: Case) -> Finding:
@@ -147,9 +160,12 @@ def finite(case: Case) -> Finding:
     tallies = list(case.swept.tallies.values())
     fails = [f"{one.key} has {counted(one.bad, 'value')} that are NaN or infinite." for one in tallies if one.bad]
     inherited = [one for one in tallies if one.inherited]
-    warns = [f"{one.key} has {one.inherited} NaN or infinite values, as the base has." for one in inherited]
+    fails += [
+        f"{one.key} has {counted(one.inherited, 'value')} that are NaN or infinite, as the base has."
+        for one in inherited
+    ]
     right = ("0 non-finite", "Every weight is a finite number.")
-    return graded("finite", "0 non-finite", right, fails=fails, warns=warns)
+    return graded("finite", "0 non-finite", right, fails=fails)
 
 
 def retention(case: Case) -> Finding:

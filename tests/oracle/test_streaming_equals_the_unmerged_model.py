@@ -95,3 +95,19 @@ def test_every_merged_tensor_is_pefts_own_delta_rounded_once(stored: torch.dtype
         exact = weight.double() + deltas.get(key, 0.0)
         assert after[key].dtype == dtype
         assert torch.equal(after[key], round_once(exact, dtype)), key
+
+
+def test_tensors_kept_apart_from_the_main_dtype_keep_theirs(tmp_path: Path) -> None:
+    """A float32 router beside bfloat16 weights: --dtype float16 rounds the weights and leaves the router alone."""
+    from safetensors.torch import load_file, save_file
+
+    base = save_base("llama", tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    norm = next(key for key in tensors if "norm" in key)
+    tensors[norm] = tensors[norm].float() * 1.0001
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    adapter = save_adapter(base, "llama", tmp_path / "adapter")
+    folder = merge_folders(base, adapter, tmp_path / "merged", Options(dtype="float16"))
+    after = load_file(folder / "model.safetensors")
+    assert torch.equal(after[norm], tensors[norm])
+    assert {tensor.dtype for key, tensor in after.items() if key != norm} == {torch.float16}
