@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint lint-actions bench clean
 demo: $(VENV)/ready
 	$(BIN)/adapter-merge demo
 
@@ -16,6 +16,10 @@ lint: $(VENV)/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Workflows, examples and docs: their linters, and what holds them to the code.
+lint-actions: $(VENV)/ready-test
+	$(BIN)/python -m pytest tests/workflows
 
 bench: $(VENV)/ready-test
 	$(BIN)/python bench/merge.py
