@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
 
-.PHONY: demo test lint lint-actions bench clean
+.PHONY: demo test lint lint-actions image-test bench clean
 demo: $(VENV)/ready
 	$(BIN)/adapter-merge demo
 
@@ -20,6 +20,10 @@ lint: $(VENV)/ready-test
 # Workflows, examples and docs: their linters, and what holds them to the code.
 lint-actions: $(VENV)/ready-test
 	$(BIN)/python -m pytest tests/workflows
+
+# Builds the image and runs the action in it, as a runner would: minutes, as root, with podman.
+image-test: $(VENV)/ready-test
+	ADAPTER_MERGE_IMAGE_TEST=1 $(BIN)/python -m pytest tests/image
 
 bench: $(VENV)/ready-test
 	$(BIN)/python bench/merge.py

@@ -173,7 +173,14 @@ def verify(
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--to", "target", metavar="REPO", required=True, help="The repo to publish to.")
-@click.option("--publish", "how", type=click.Choice(["auto", "pr", "push"]), default="auto", show_default=True)
+@click.option(
+    "--publish",
+    "how",
+    type=click.Choice(["auto", "pr", "push"]),
+    default="auto",
+    show_default=True,
+    help="auto: push to a new repo, open a pull request on one that exists.",
+)
 @PRIVATE
 @FORCE
 @DRY_RUN

@@ -51,7 +51,7 @@ FAMILIES = (
     Family(
         id="modules",
         noun="module file",
-        patterns=("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "*_*/config.json"),
+        patterns=("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]*_*/config.json"),
     ),
     Family(
         id="license",
@@ -116,7 +116,12 @@ def _names(case: Case, family: Family) -> list[str]:
     shipped = set(list_files(case.subject.base))
     if family.adapters == "first":
         shipped |= {name for name in list_files(case.subject.adapter) if "/" not in name}
-    return sorted(name for name in shipped if any(fnmatchcase(name, pattern) for pattern in family.patterns))
+    return sorted(name for name in shipped if any(_matches(name, pattern) for pattern in family.patterns))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """A star crosses no slash unless the pattern has one: `original/tokenizer.model` is no tokenizer to transformers."""
+    return fnmatchcase(name, pattern) and ("/" in pattern or "/" not in name)
 
 
 def _originals(case: Case, family: Family, name: str) -> list[tuple[str, Path]]:

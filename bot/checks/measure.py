@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, TypedDict
 
@@ -66,6 +67,11 @@ def distance(kind: str, wanted: Tensor, found: Tensor) -> Distance:
     agree = int((wanted.argmax(-1) == found.argmax(-1)).sum())
     far = _kl(wanted, found) if kind == "kl" else float((found.double() - wanted.double()).square().sum())
     return Distance(far=far, size=float(wanted.double().square().sum()), positions=wanted.shape[0], agree=agree)
+
+
+def average(distances: Sequence[Distance]) -> Distance:
+    """The mean distance of several controls over one prompt."""
+    return {**distances[0], "far": sum(one["far"] for one in distances) / len(distances)}
 
 
 def _kl(wanted: Tensor, found: Tensor) -> float:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from bot.checks import measure
 from bot.checks.case import read_json
-from bot.checks.control import become_control
+from bot.checks.control import controls
 from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer
 from bot.checks.skeleton import NEEDS_CODE, model_class
 
@@ -40,9 +40,9 @@ def reference(job: Job) -> Job:
     kind = _save_reference(plain, inputs, job)
     with tuned.disable_adapter():
         base = _compare(plain, job)
-        modules = become_control(plain, job)
-        control = _compare(plain, job)
-    return {"kind": kind, "base": base, "control": control, "modules": modules}
+        drawn = [(modules, _compare(plain, job)) for modules in controls(plain, job)]
+    control = [measure.average(one) for one in zip(*(found for _, found in drawn), strict=True)]
+    return {"kind": kind, "base": base, "control": control, "modules": drawn[0][0]}
 
 
 def merged(job: Job) -> Job:

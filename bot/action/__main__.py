@@ -1,0 +1,5 @@
+"""python -m bot.action PHASE"""
+
+from bot.action.door import main
+
+main()

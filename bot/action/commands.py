@@ -1,0 +1,76 @@
+"""Workflow commands: the only place that writes `::command::` lines, and the one that keeps others from writing them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal, TextIO
+
+MOST = 10  # annotations of one type that GitHub keeps of a step
+COMMAND = re.compile(r"^(\s*):(?=:)|##(?=\[)", re.MULTILINE)
+
+
+def escape(text: str) -> str:
+    """A command's message, as the runner unescapes it."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def escape_property(text: str) -> str:
+    """A command's property, where `:` and `,` would end it."""
+    return escape(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def plain(text: str) -> str:
+    """Text for the log: words out of other people's repos must not be taken for commands (`::…`, `##[…]`)."""
+    return COMMAND.sub(lambda found: f"{found[1]}: " if found[1] is not None else "# #", text.replace("\r", ""))
+
+
+class Commands:
+    """Speaks to the runner; outside of Actions (`on` is false) it prints for people instead."""
+
+    def __init__(self, *, on: bool, stream: TextIO | None = None) -> None:
+        self._on, self._stream = on, stream or sys.stdout
+        self._grouped = False
+        self._given: Counter[str] = Counter()
+
+    def mask(self, secrets: Iterable[str]) -> None:
+        """Have the runner replace these in every log. Without a runner they must not be printed, so nothing is done."""
+        for secret in secrets:
+            for line in filter(None, map(str.strip, secret.splitlines())):
+                if self._on:
+                    self._write(f"::add-mask::{escape(line)}")
+
+    def group(self, title: str) -> None:
+        """A fold in the log, which the next one ends."""
+        self.end_group()
+        if self._on:
+            self._write(f"::group::{escape(title)}")
+            self._grouped = True
+        else:
+            self._write(f"\n▸ {title}")
+
+    def end_group(self) -> None:
+        """Close the fold."""
+        if self._grouped:
+            self._write("::endgroup::")
+            self._grouped = False
+
+    def annotate(self, kind: Literal["error", "warning", "notice"], text: str, *, title: str, file: str = "") -> None:
+        """An annotation; beyond what GitHub keeps, and outside of Actions, a line in the log."""
+        self._given[kind] += 1
+        if not self._on or self._given[kind] > MOST:
+            self.line(f"{kind}: {text}")
+            return
+        self.end_group()  # inside a fold the annotation's line in the log would be hidden
+        place = f",file={escape_property(file)}" if file else ""
+        self._write(f"::{kind} title={escape_property(title)}{place}::{escape(text)}")
+
+    def line(self, text: str) -> None:
+        """Ordinary text."""
+        self._write(plain(text))
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text + "\n")
+        self._stream.flush()

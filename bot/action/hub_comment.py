@@ -1,0 +1,61 @@
+"""A word on the adapter's own Hub repo: one discussion of ours, with a comment for every new merge."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bot.action.identity import publishing
+from bot.action.state import Job
+from bot.card.markdown import cell
+from bot.events import Emit, Note
+from bot.hub import Hub
+from bot.hub.errors import gate
+
+if TYPE_CHECKING:
+    from bot.action.phases import Run
+
+MARK = "<!-- adapter-merge:merged -->"
+TITLE = "A merged model of this adapter"
+CLOSING = "Feel free to close this discussion; a closed one is left alone."
+
+
+def tell_adapters(run: Run) -> None:
+    """On every adapter that came from the Hub and was published just now."""
+    for job in run.book.state.jobs:
+        repo = job.source.get("repo")
+        if repo is None or job.status != "published" or job.target is None:
+            continue
+        if run.tokens.by_identity:
+            text = f"A trusted publisher may write to {job.target} only, so that {repo} got no comment. Pass hf-token."
+            run.emit(Note(text=text, level="warning"))
+            continue
+        with publishing(job.target, run.tokens, run.book.memory) as hub:
+            _tell(hub, repo, job, run.emit)
+
+
+def _tell(hub: Hub, repo: str, job: Job, emit: Emit) -> None:
+    """Our open discussion gets a comment; where there is none, it is opened; one that was closed stays so."""
+    me = hub.whoami().name
+    where = hub.where_writing(f"comment on {repo}", repo)
+    with gate(where):
+        ours = [d for d in hub.outputs.get_repo_discussions(repo, author=me) if d.title == TITLE and d.author == me]
+        if any(discussion.status == "closed" for discussion in ours):
+            return
+        if ours:
+            hub.outputs.comment_discussion(repo, ours[0].num, _text(job))
+            url = ours[0].url
+        else:
+            text = f"{_text(job)}\n\n{CLOSING}\n{MARK}"
+            url = hub.outputs.create_discussion(repo, TITLE, description=text).url
+    emit(Note(text=f"Hub comment: {url}"))
+
+
+def _text(job: Job) -> str:
+    found = job.publication or {}
+    at = job.source.get("revision") or str(job.source.get("sha"))[:12]
+    where = found.get("pr_url") or found.get("url")
+    how = "proposed to" if found.get("how") == "pr" else "published as"
+    return (
+        f"`adapter-merge` merged `{cell(at)}` into its base, proved the merge, and {how} "
+        f"[{cell(str(found.get('repo')))}]({where}). The evidence is `verification.json` there."
+    )

@@ -1,0 +1,68 @@
+"""The Hub as the publishing account sees it: by a token, or by the job's own identity (a trusted publisher)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bot.action.memory import Memory, PublishingHub
+from bot.action.tokens import Tokens, resource
+from bot.errors import Forbidden, Outside
+from bot.hub import Hub
+
+
+@contextmanager
+def publishing(target: str, tokens: Tokens, memory: Memory) -> Iterator[Hub]:
+    """A Hub that may write to the target. Raises Forbidden where there is neither a token nor a trusted identity."""
+    with resource(target if tokens.by_identity else None):
+        hub = PublishingHub(memory, read_token=tokens.read or None, write_token=tokens.write)
+        try:
+            signed_in = hub.signed_in(hub.outputs)  # exchanges the identity
+        except Outside as error:
+            if not tokens.by_identity:
+                raise
+            raise _refused(target, error) from error
+        if not signed_in:
+            raise Forbidden(
+                f"There is no token to publish to {target} with.",
+                remedy="Pass hf-token, or give the job `permissions: id-token: write` and make its workflow a trusted "
+                "publisher of that repo; `publish: none` only merges.",
+            )
+        yield hub
+
+
+def _refused(target: str, error: Outside) -> Forbidden:
+    """Why the job's identity gave no token: no permission to prove it, nobody to ask, or a claim that does not match."""
+    response = getattr(error.__cause__, "response", None)
+    if response is None:
+        return Forbidden(f"No token was given, and {error.what[:1].lower()}{error.what[1:]}", remedy=error.remedy)
+    said = _words(response)
+    return Forbidden(
+        f"The Hub did not accept this job as a trusted publisher of {target} "
+        f"({response.status_code}{': ' + said if said else ''}).",
+        remedy=f"The repo must exist, and its settings on the Hub (Trusted Publishers) must name {_claims()}; "
+        "or pass hf-token.",
+    )
+
+
+def _words(response: object) -> str:
+    try:
+        found = response.json()  # type: ignore[attr-defined]
+    except ValueError:
+        return ""
+    words = (found.get("error_description") or found.get("error")) if isinstance(found, dict) else ""
+    return " ".join(str(words or "").split())[:200]
+
+
+def _claims() -> str:
+    """What the identity of this job says, as far as the environment shows it."""
+    repository = os.environ.get("GITHUB_REPOSITORY", "this repository")
+    workflow = os.environ.get("GITHUB_WORKFLOW_REF", "").partition("@")[0].rpartition("/")[2]
+    ref = os.environ.get("GITHUB_REF", "")
+    words = [f"the GitHub repository {repository}"]
+    if workflow:
+        words.append(f"the workflow {workflow}")
+    if ref:
+        words.append(f"a ref that {ref} fits")
+    return ", ".join(words)

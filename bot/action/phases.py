@@ -1,0 +1,237 @@
+"""The phases: each does its part of the sentence with the one token it needs, and writes down what it did.
+
+preflight (write token) → fetch (read token) → merge (none, and no network) → publish (write token, no model)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from bot.action.event import Event
+from bot.action.identity import publishing
+from bot.action.inputs import Inputs
+from bot.action.memory import NotingHub, RecallingHub
+from bot.action.state import CHECKSUMS, REPORT, Book, Failure, Job, Told, failure_of
+from bot.action.tokens import Tokens
+from bot.errors import AdapterMergeError, NotFound, Refused, Usage
+from bot.events import Emit, Show, Stage
+from bot.hub import Hub
+from bot.machine import look
+from bot.pipeline import make, publish_folder, target_of
+from bot.plan import make_plan
+from bot.publish import already, carry_tag, require_reach
+from bot.pull import fetch as download
+from bot.pull import pin
+from bot.records import Outcome, Plan, Publication, Request, Sources
+from bot.show import not_verified, plan_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What every phase is given."""
+
+    inputs: Inputs
+    event: Event
+    tokens: Tokens
+    book: Book
+    emit: Emit
+
+
+# --- preflight ----------------------------------------------------------------------------------------------------
+
+
+def preflight(run: Run) -> None:
+    """See with the write token whether the targets can be published to; what stands in the way is told when it counts.
+
+    A run that turns out to be unchanged, or a dry run, needs no such right: so this never fails by itself.
+    """
+    reach: dict[str, Failure] = {}
+    for request in run.inputs.requests:
+        target = _target(request, run)
+        if target is None:
+            continue
+        try:
+            with publishing(target, run.tokens, run.book.memory) as hub:
+                if not run.tokens.by_identity:  # an identity's token is for this one repo, and for nothing else
+                    require_reach(target, request.publish, hub)
+                    run.book.memory.publisher = hub.whoami().name
+        except AdapterMergeError as error:
+            reach[target] = failure_of(error)
+    run.book.change(reach=reach)
+
+
+# --- fetch --------------------------------------------------------------------------------------------------------
+
+
+def fetch(run: Run) -> None:
+    """Pin and plan every adapter, refuse early, find what is published already; then download the rest."""
+    book = run.book
+    jobs = [
+        Job(number=number, adapter=request.adapter.text, target=_target(request, run))
+        for number, request in enumerate(run.inputs.requests)
+    ]
+    book.change(jobs=tuple(jobs), plan_only=run.event.plan_only)
+    hub = NotingHub(book.memory, read_token=run.tokens.read, write_token=run.tokens.write or run.tokens.read)
+    planned = [_plan(index, run, hub) for index in range(len(jobs))]
+    for index, (sources, plan) in enumerate(planned):
+        book.update(index)
+        if not book.state.jobs[index].status:
+            _require_reach(book.state.jobs[index], book)
+            download(sources, plan, hub, run.emit)
+
+
+def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
+    """One adapter's plan. Raises Told with all refusals; what needs no merge gets its status."""
+    request, book = run.inputs.requests[index], run.book
+    if run.event.plan_only:
+        request = replace(request, options=replace(request.options, allow_pickle=False))
+    book.update(index)
+    run.emit(Stage(name="pull", title=f"Reading base and adapter {request.adapter.text}"))
+    sources, plan = _planned(request, run, hub)
+    run.emit(Stage(name="plan", title="The plan"))
+    run.emit(Show(text=plan_table(plan)))
+    found = {"plan": plan_table(plan), "base": plan.base, "source": plan.adapter, "fingerprint": plan.fingerprint}
+    book.update(index, **found, tag=_tag(sources))
+    if plan.refusals:
+        code = min(refusal.exit_code for refusal in plan.refusals)
+        raise Told(code, tuple((refusal.reason, refusal.remedy) for refusal in plan.refusals))
+    target = book.state.jobs[index].target
+    if run.event.plan_only:
+        book.update(index, status="dry-run")
+    elif target and not request.force and (known := already(plan.fingerprint, target, hub)):
+        book.update(index, status="unchanged", verified=True, publication=asdict(known))
+    return sources, plan
+
+
+def _planned(request: Request, run: Run, hub: Hub) -> tuple[Sources, Plan]:
+    try:
+        sources = pin(request, hub, run.emit)
+    except NotFound as missing:
+        if run.event.tag and request.adapter.revision == run.event.tag:
+            missing.remedy += " It is the tag that started this workflow; adapter-revision can name another revision."
+        raise
+    if sources.adapter.repo is None and run.event.tag:
+        # An adapter in the GitHub repo itself: the tag that was pushed there is the adapter's tag.
+        sources = replace(sources, adapter=replace(sources.adapter, tags=(run.event.tag,)))
+    return sources, make_plan(sources, request.options, look(run.book.work))
+
+
+def _tag(sources: Sources) -> str | None:
+    adapter = sources.adapter
+    return adapter.revision if adapter.revision in adapter.tags else next(iter(adapter.tags), None)
+
+
+def _require_reach(job: Job, book: Book) -> None:
+    reason = book.state.reach.get(job.target or "")
+    if reason is not None:
+        raise Told(reason.exit_code, reason.sentences)
+
+
+# --- merge --------------------------------------------------------------------------------------------------------
+
+
+def merge(run: Run) -> None:
+    """Merge and prove what was fetched, from the cache alone. Raises NotVerified; nothing is published then."""
+    book = run.book
+    hub = RecallingHub(book.memory)
+    for index, job in enumerate(_jobs(run)):
+        if job.status:
+            continue
+        book.update(index)
+        outcome = _merge(run.inputs.requests[index], job, run, hub)
+        assert outcome.folder is not None
+        book.update(index, folder=str(outcome.folder), verified=outcome.status == "merged")
+        _keep_papers(book, job, (outcome.folder / REPORT).read_bytes())
+        if outcome.status == "not-verified":
+            book.update(index, status="not-verified")
+            raise not_verified(outcome)
+        if job.target is None:
+            book.update(index, status="dry-run")
+
+
+def _merge(request: Request, job: Job, run: Run, hub: Hub) -> Outcome:
+    sources, plan = _planned(request, run, hub)
+    if plan.fingerprint != job.fingerprint:
+        raise Refused(
+            f"{job.adapter} or its base changed after it was fetched.", remedy="Run the workflow again from its start."
+        )
+    if plan.refusals:
+        code = min(refusal.exit_code for refusal in plan.refusals)
+        raise Told(code, tuple((refusal.reason, refusal.remedy) for refusal in plan.refusals))
+    output = run.book.merged(job)
+    for left in (output, output.with_name(f"{output.name}.unverified")):
+        shutil.rmtree(left, ignore_errors=True)  # an earlier try's
+    return make(replace(request, output=output), sources, plan, hub, run.emit)
+
+
+def _keep_papers(book: Book, job: Job, report: bytes) -> None:
+    """The report, and the checksums of the files it is about in sha256sum's format, beside the merged folder."""
+    folder = book.papers(job)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / REPORT).write_bytes(report)
+    files = (json.loads(report).get("subject") or {}).get("files") or {}
+    lines = [f"{sha256}  {name}\n" for name, sha256 in sorted(files.items())]
+    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
+# --- publish ------------------------------------------------------------------------------------------------------
+
+
+def publish(run: Run) -> None:
+    """Publish every proven merge and carry the tags. No model is loaded."""
+    book = run.book
+    for index, job in enumerate(_jobs(run)):
+        book.update(index)
+        if job.target is None or job.status == "dry-run":
+            continue
+        with publishing(job.target, run.tokens, book.memory) as hub:
+            if job.publication is not None:
+                done = carry_tag(Publication(**job.publication), job.tag, hub, run.emit)
+                _fetch_papers(book, job, done, hub)
+            else:
+                done = _publish(run.inputs.requests[index], job, hub, run.emit)
+        status = "unchanged" if done.status == "unchanged" else "published"
+        book.update(index, status=status, publication=asdict(done))
+
+
+def _publish(request: Request, job: Job, hub: Hub, emit: Emit) -> Publication:
+    if job.folder is None:
+        raise Usage("There is no merged folder to publish.", remedy="Run the merge phase first.")
+    done = publish_folder(Path(job.folder), request, hub, emit)
+    shutil.rmtree(job.folder)  # it is on the Hub now
+    return done
+
+
+def _fetch_papers(book: Book, job: Job, done: Publication, hub: Hub) -> None:
+    """The report of the merge that the target holds already, so that an unchanged run shows its evidence too."""
+    if done.repo is None or done.revision is None or book.document(job) is not None:
+        return
+    text = hub.target_text(done.repo, done.revision, REPORT)
+    if text is not None:
+        _keep_papers(book, job, text)
+
+
+def _jobs(run: Run) -> tuple[Job, ...]:
+    """The jobs that fetch left. Raises Usage where this phase was asked for other adapters than that one."""
+    jobs = run.book.state.jobs
+    if [job.adapter for job in jobs] != [request.adapter.text for request in run.inputs.requests]:
+        raise Usage(
+            "This phase was asked for other adapters than the fetch phase.", remedy="Give all phases the same inputs."
+        )
+    return jobs
+
+
+def _target(request: Request, run: Run) -> str | None:
+    return None if request.publish == "none" or run.event.plan_only else target_of(request)
+
+
+PHASES: dict[str, Callable[[Run], None]] = {
+    "preflight": preflight,
+    "fetch": fetch,
+    "merge": merge,
+    "publish": publish,
+}

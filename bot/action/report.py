@@ -1,0 +1,178 @@
+"""Where else a run is told, each place opted into. Whatever fails here is a warning: the model is published already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bot.action import summary
+from bot.action.hub_comment import tell_adapters
+from bot.action.state import CHECKSUMS, REPORT, Book
+from bot.action.words import as_inputs
+from bot.errors import AdapterMergeError
+from bot.events import Note
+
+if TYPE_CHECKING:
+    from bot.action.phases import Run
+    from bot.gh import Annotation, GitHub
+
+NAME = "adapter-merge"
+MARK = "<!-- adapter-merge:report:{} -->"  # one comment for each workflow and adapter
+LEVELS: dict[str, Literal["notice", "warning", "failure"]] = {"warn": "warning", "fail": "failure", "skip": "warning"}
+
+
+def send(run: Run) -> None:
+    """Tell everywhere that was asked for."""
+    wanted = run.inputs.report - {"summary"}
+    if "hub-comment" in wanted:
+        _kindly(run, lambda: tell_adapters(run))
+    places = [place for name, place in PLACES.items() if name in wanted]
+    if not places:
+        return
+    if not run.tokens.github or not run.event.repo:
+        text = f"Nothing was reported as {', '.join(sorted(wanted & PLACES.keys()))}: there is no github-token."
+        run.emit(Note(text=f"{text} Pass `github-token: ${{{{ github.token }}}}`.", level="warning"))
+        return
+    from bot.gh import GitHub
+
+    github = GitHub(token=run.tokens.github, repo=run.event.repo, api_url=run.event.api_url)
+    for place in places:
+        _kindly(run, lambda place=place: place(run, github))  # type: ignore[misc]
+    github.close()
+
+
+def _kindly(run: Run, call: Callable[[], None]) -> None:
+    try:
+        call()
+    except AdapterMergeError as error:
+        run.emit(Note(text=f"{error.what} {error.remedy}", level="warning"))
+
+
+# --- the places ---------------------------------------------------------------------------------------------------
+
+
+def _check_run(run: Run, github: GitHub) -> None:
+    from bot.gh import CheckRun
+
+    text = summary.whole(run.book)
+    check = CheckRun(
+        name=_name(run),
+        sha=run.event.sha,
+        conclusion=_conclusion(run.book),
+        title=_title(run.book),
+        summary=summary.sentences(run.book.state.failure) if run.book.state.failure else _title(run.book),
+        text=text,
+        annotations=tuple(_annotations(run)),
+        details_url=_link(run),
+        external_id=run.book.job.fingerprint if run.book.job else "",
+    )
+    run.emit(Note(text=f"Check run: {github.add_check_run(check)}"))
+
+
+def _comment(run: Run, github: GitHub) -> None:
+    if run.event.pull is None:
+        run.emit(Note(text="This event belongs to no pull request, so that no comment was written."))
+        return
+    link = f"\n<sub>[The run]({run.event.run_url})</sub>\n" if run.event.run_url else ""
+    url = github.put_comment(run.event.pull, MARK.format(_key(run)), summary.whole(run.book) + link)
+    run.emit(Note(text=f"Comment: {url}"))
+
+
+def _release(run: Run, github: GitHub) -> None:
+    if run.event.tag is None:
+        run.emit(Note(text="This event is no tag's, so that no release was written."))
+        return
+    jobs = [job for job in run.book.state.jobs if job.verified]
+    if run.book.state.failure or not jobs:
+        run.emit(Note(text="Nothing was proven, so that no release was written."))
+        return
+    assets: dict[str, Path] = {}
+    for job in jobs:
+        prefix = f"{(job.target or job.adapter).strip('./').replace('/', '--')}-" if len(jobs) > 1 else ""
+        for file in (REPORT, CHECKSUMS):
+            path = run.book.papers(job) / file
+            if path.exists():
+                assets[prefix + file] = path
+    url = github.put_release(run.event.tag, MARK.format(_key(run)), summary.whole(run.book), assets)
+    run.emit(Note(text=f"Release: {url}"))
+
+
+def _status(run: Run, github: GitHub) -> None:
+    failure = run.book.state.failure
+    told = failure is not None and failure.exit_code in (3, 4)
+    state: Literal["success", "failure", "error"] = "success" if failure is None else "failure" if told else "error"
+    github.set_status(run.event.sha, state, context=_name(run), text=_title(run.book), url=_link(run))
+
+
+PLACES: dict[str, Callable[[Run, GitHub], None]] = {
+    "check-run": _check_run,
+    "comment": _comment,
+    "release": _release,
+    "status": _status,
+}
+
+
+# --- words --------------------------------------------------------------------------------------------------------
+
+
+def _annotations(run: Run) -> list[Annotation]:
+    """What went wrong, and every finding that did not simply pass."""
+    from bot.gh import Annotation
+
+    path = file_of(run.event.workflow, [request.adapter.folder for request in run.inputs.requests]) or ".github"
+    found = []
+    for what, remedy in run.book.state.failure.sentences if run.book.state.failure else ():
+        text = as_inputs(f"{what} {remedy}")
+        found.append(Annotation(path=path, level="failure", title=NAME, message=text))
+    for job in run.book.state.jobs:
+        for check in (run.book.document(job) or {}).get("checks", []):
+            level = LEVELS.get(str(check.get("status")))
+            if level is not None:
+                found.append(Annotation(path=path, level=level, title=str(check.get("id")), message=_finding(check)))
+    return found
+
+
+def _finding(check: dict[str, Any]) -> str:
+    worst = "\n".join(str(line) for line in check.get("worst") or [])
+    measured = f"measured {check.get('measured')}, allowed {check.get('allowed') or 'nothing else'}"
+    return f"{check.get('why') or check.get('status')} ({measured})" + (f"\n{worst}" if worst else "")
+
+
+def file_of(workflow: str, folders: list[Path | None]) -> str:
+    """The file that annotations point at: the adapter's config where it is in this repo, else the workflow."""
+    workspace = Path(os.environ.get("GITHUB_WORKSPACE") or ".").resolve()
+    for folder in folders:
+        path = folder.resolve() / "adapter_config.json" if folder else None
+        if path is not None and path.is_relative_to(workspace):
+            return path.relative_to(workspace).as_posix()
+    return workflow
+
+
+def _conclusion(book: Book) -> Literal["success", "failure", "neutral"]:
+    if book.state.failure is not None:
+        return "failure"
+    return "neutral" if book.job is not None and book.job.status == "dry-run" else "success"
+
+
+def _title(book: Book) -> str:
+    text = summary.headline(book.job, book.state.failure).replace("\\", "")
+    failure = book.state.failure
+    return f"{text}. {as_inputs(failure.sentences[0][0])}" if failure else text
+
+
+def _name(run: Run) -> str:
+    requests = run.inputs.requests
+    return NAME if len(requests) > 1 else f"{NAME} ({requests[0].adapter.repo or requests[0].adapter.text})"
+
+
+def _key(run: Run) -> str:
+    names = ",".join(request.adapter.repo or request.adapter.text for request in run.inputs.requests)
+    return f"{run.event.workflow}:{names}".replace("--", "-").replace(">", "")
+
+
+def _link(run: Run) -> str | None:
+    job = run.book.job
+    found = (job.publication or {}) if job and run.book.state.failure is None else {}
+    return found.get("pr_url") or found.get("url") or run.event.run_url

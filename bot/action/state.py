@@ -1,0 +1,157 @@
+"""What one phase hands to the next: a JSON file in the work folder. It never holds a token."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bot.action.memory import Memory
+from bot.errors import AdapterMergeError, Usage
+from bot.records import Json
+
+FILE = "state.json"
+SCHEMA = 1
+REPORT = "verification.json"
+CHECKSUMS = "SHA256SUMS"
+
+
+class Told(AdapterMergeError):
+    """A failure that an earlier phase met, or several refusals at once; it brings its own exit code."""
+
+    def __init__(self, exit_code: int, sentences: tuple[tuple[str, str], ...]) -> None:
+        super().__init__(sentences[0][0], remedy=sentences[0][1])
+        self.exit_code = exit_code
+        self.sentences = sentences
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """How a run failed: its exit code, and (what happened, what to do) once or, for refusals, several times."""
+
+    exit_code: int
+    sentences: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One adapter on its way. `status` is the output of that name, empty while it is open."""
+
+    number: int  # its place in the list: two adapters may have the same bytes
+    adapter: str  # as asked
+    target: str | None
+    plan: str = ""  # the table that people read
+    base: Json = field(default_factory=dict)  # {repo, sha, revision}
+    source: Json = field(default_factory=dict)  # the adapter's
+    fingerprint: str = ""
+    tag: str | None = None
+    status: str = ""
+    verified: bool = False
+    folder: str | None = None  # the merged folder
+    publication: Json | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """All jobs of a run. `current`: the one that is in work, or that failed; the outputs are its own.
+
+    `reach`: by target, why it cannot be published to, as the preflight found. `told`: outputs and summary are written.
+    """
+
+    jobs: tuple[Job, ...] = ()
+    current: int = 0
+    plan_only: str = ""
+    reach: dict[str, Failure] = field(default_factory=dict)
+    failure: Failure | None = None
+    told: bool = False
+
+
+class Book:
+    """The state, saved with every change."""
+
+    def __init__(self, work: Path, state: State, memory: Memory) -> None:
+        self.work, self.state, self.memory = work, state, memory
+
+    @classmethod
+    def open(cls, work: Path, *, fresh: bool) -> Book:
+        """The work folder's state. `fresh`: begin anew, keeping only what a preflight of this run has found."""
+        path = work / FILE
+        if not path.exists():
+            if fresh:
+                work.mkdir(parents=True, exist_ok=True)
+                return cls(work, State(), Memory())
+            raise Usage(
+                f"There is no {FILE} in {work}.",
+                remedy="Run the fetch phase first, with the same work folder (ADAPTER_MERGE_WORK).",
+            )
+        found = json.loads(path.read_bytes())
+        if found.get("schema") != SCHEMA:
+            raise Usage(f"{path} is of another version.", remedy="Run all phases with the same image.")
+        state, memory = _state(found), Memory.from_json(found["memory"])
+        if fresh and (state.jobs or state.failure):  # of an earlier step of this workflow job
+            return cls(work, State(), Memory())
+        return cls(work, state, memory)
+
+    def change(self, **changes: Any) -> None:
+        """Set fields of the state."""
+        self.state = replace(self.state, **changes)
+        self._save()
+
+    def update(self, index: int, **changes: Any) -> None:
+        """Set fields of one job, which becomes the current one."""
+        jobs = list(self.state.jobs)
+        jobs[index] = replace(jobs[index], **changes)
+        self.change(jobs=tuple(jobs), current=index)
+
+    def merged(self, job: Job) -> Path:
+        """Where a job's merged folder is made."""
+        return self.work / "merged" / _place(job)
+
+    @property
+    def job(self) -> Job | None:
+        """The current job."""
+        return self.state.jobs[self.state.current] if self.state.jobs else None
+
+    def papers(self, job: Job) -> Path:
+        """Where a job's report and checksums lie."""
+        return self.work / _place(job)
+
+    def document(self, job: Job) -> Json | None:
+        """A job's verification.json, once there is one."""
+        path = self.papers(job) / REPORT
+        return dict(json.loads(path.read_bytes())) if path.exists() else None
+
+    def _save(self) -> None:
+        path = self.work / FILE
+        fresh = path.with_suffix(".tmp")
+        found = {"schema": SCHEMA, "memory": self.memory.to_json(), **asdict(self.state)}
+        fresh.write_text(json.dumps(found, indent=1, sort_keys=True), encoding="utf-8")
+        fresh.replace(path)
+
+
+def _place(job: Job) -> str:
+    return f"{job.fingerprint[:16] or 'none'}-{job.number}"
+
+
+def _state(found: Json) -> State:
+    return State(
+        jobs=tuple(Job(**job) for job in found["jobs"]),
+        current=found["current"],
+        plan_only=found["plan_only"],
+        reach={target: _failure(reason) for target, reason in found["reach"].items()},
+        failure=_failure(found["failure"]) if found["failure"] else None,
+        told=found["told"],
+    )
+
+
+def _failure(found: Json) -> Failure:
+    sentences = tuple((str(what), str(remedy)) for what, remedy in found["sentences"])
+    return Failure(exit_code=found["exit_code"], sentences=sentences)
+
+
+def failure_of(error: AdapterMergeError) -> Failure:
+    """An error as the state keeps it."""
+    if isinstance(error, Told):
+        return Failure(exit_code=error.exit_code, sentences=error.sentences)
+    return Failure(exit_code=error.exit_code, sentences=((error.what, error.remedy),))

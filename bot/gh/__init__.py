@@ -1,0 +1,8 @@
+"""The only door to PyGithub: what one run tells GitHub. Each failure leaves as a bot.errors sentence."""
+
+from __future__ import annotations
+
+from bot.gh.checks import Annotation, CheckRun
+from bot.gh.door import GitHub
+
+__all__ = ["Annotation", "CheckRun", "GitHub"]
