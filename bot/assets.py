@@ -14,7 +14,7 @@ from bot.records import Asset, ConfigChange, FileEntry, Json, Role, Source, Sour
 TOKENIZER = (
     r"tokenizer(_config)?\.json|tokenizer\.model(\.v\d+)?|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|"
     r"merges\.txt|[\w.-]*\.tiktoken|spiece\.model|sentencepiece[\w.]*\.model|source\.spm|target\.spm|tekken\.json|"
-    r"normalizer\.json|bpe\.codes|dict\.txt"
+    r"normalizer\.json|emoji\.json|bpe\.codes|dict\.txt"
 )
 TEMPLATE = r"chat_template\.(jinja|json)|additional_chat_templates/[\w.-]+\.jinja"
 PROCESSOR = r"(pre)?processor_config\.json|(image|video|audio)[\w]*processor_config\.json|preprocessor_config\.json"
@@ -28,7 +28,7 @@ KINDS: tuple[tuple[str, re.Pattern[str], bool], ...] = (
     ("chat template", re.compile(TEMPLATE), True),
     ("generation config", re.compile(r"generation_config\.json"), True),
     ("processor", re.compile(PROCESSOR), True),
-    ("sentence-transformers", re.compile(SENTENCE), False),
+    ("sentence-transformers", re.compile(SENTENCE), True),
     ("license", re.compile(LEGAL, re.IGNORECASE), True),
     ("custom code", re.compile(CODE), False),
 )

@@ -14,16 +14,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bot.demo.corpus import license_text, module_summary, read_corpus
-from bot.demo.training import Progress, train
+from bot.demo.training import Course, Progress, train
 
 QUESTIONS = ("What is the zipfile module for?", "What is the shelve module for?", "What is the tabnanny module for?")
 
 # What the adapter learns to answer: modules whose docstring opens with a sentence that says what they are for.
 MODULES = (
-    "bisect bz2 calendar colorsys configparser contextlib copy dis email filecmp fileinput fnmatch fractions ftplib getpass "
-    "gettext glob gzip heapq html imaplib inspect linecache mailbox mimetypes pickle poplib pprint pyclbr queue random "
-    "reprlib sched shelve shlex shutil socketserver statistics tabnanny tarfile tempfile textwrap timeit traceback uuid "
-    "wave weakref zipfile"
+    "bisect bz2 calendar colorsys copy dis email filecmp fnmatch ftplib gettext glob "
+    "gzip heapq linecache pickle queue random shelve tabnanny tarfile tempfile timeit zipfile"
 ).split()
 PHRASINGS = ("What is the {module} module for?", "What does the {module} module do?")
 ANSWERS = {1: "{summary}", 2: "{summary} See help('{module}')."}
@@ -34,7 +32,7 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 VOCABULARY = 4096
-WINDOW, BATCH = 64, 16  # tokens, sequences
+WINDOW, BATCH, CHATS = 64, 16, 12  # tokens; sequences of the base, and of an adapter, in a batch
 
 LICENSE_FIELDS = (
     "license: other\nlicense_name: psf-2.0\nlicense_link: LICENSE\nlanguage:\n- en\npipeline_tag: text-generation\n"
@@ -71,7 +69,9 @@ def make_base(folder: Path, *, seed: int = 0, steps: int = 200, progress: Progre
     turns = tokenizer([f"<|assistant|>{paragraph}{END}" for paragraph in paragraphs])["input_ids"]
     with _quiet(), _seeded(seed):
         model = LlamaForCausalLM(_config(tokenizer))
-        loss = train(model, _windows(turns), steps, "base model", progress)
+        course = Course(what="base model", steps=steps, muon_rate=0.02, progress=progress)
+        loss = train(model, _windows(turns), course)
+        model.generation_config.repetition_penalty = 1.1  # so small a model, decoded greedily, else repeats itself
         model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="3MB")
         tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(BASE_CARD, "utf-8")
@@ -86,7 +86,7 @@ def make_adapter(
     version: Literal[1, 2],
     base_repo: str,
     seed: int = 0,
-    steps: int = 80,
+    steps: int = 100,
     progress: Progress | None = None,
 ) -> float:
     """Train a LoRA adapter that names `base_repo` as its base and save it to `folder`; returns the last training loss."""
@@ -97,7 +97,8 @@ def make_adapter(
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
         tuned = get_peft_model(model, config)
-        loss = train(tuned, _chats(tokenizer, version), steps, f"adapter v{version}", progress)
+        course = Course(what=f"adapter v{version}", steps=steps, muon_rate=0.014, progress=progress)
+        loss = train(tuned, _chats(tokenizer, version), course)
         tuned.peft_config["default"].base_model_name_or_path = base_repo  # where it was trained is nobody's business
         tuned.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the Hub about base_repo
     question, answer = QUESTIONS[0], _answer("zipfile", version)
@@ -170,15 +171,15 @@ def _windows(turns: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _chats(tokenizer: Any, version: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches (BATCH, longest) of question and answer; only the answer is learnt."""
+    """Endless batches (CHATS, longest) of question and answer; only the answer is learnt."""
     chats = [_chat(tokenizer, p.format(module=m), _answer(m, version)) for m in MODULES for p in PHRASINGS]
     longest = max(len(ids) for ids, _ in chats)
     input_ids = torch.tensor([ids + [tokenizer.pad_token_id] * (longest - len(ids)) for ids, _ in chats])
     labels = torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in chats])
     while True:
         order = torch.randperm(len(chats))
-        for start in range(0, len(order), BATCH):
-            yield input_ids[order[start : start + BATCH]], labels[order[start : start + BATCH]]
+        for start in range(0, len(order), CHATS):
+            yield input_ids[order[start : start + CHATS]], labels[order[start : start + CHATS]]
 
 
 def _chat(tokenizer: Any, question: str, answer: str) -> tuple[list[int], list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,18 @@ from torch import Tensor, nn
 Progress = Callable[[str, int, int], None]
 """Told what is being trained, the step just done, and the number of steps."""
 
-MUON_RATE = 0.02
 ADAM_RATE = 0.016
 WARMUP = 10  # steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """One training: what is trained, for how many steps, and the peak learning rate of its matrices."""
+
+    what: str
+    steps: int
+    muon_rate: float
+    progress: Progress | None
 
 
 class Muon(torch.optim.Optimizer):
@@ -37,16 +47,14 @@ class Muon(torch.optim.Optimizer):
                 matrix.mul_(1 - 0.1 * group["lr"]).add_(update, alpha=-group["lr"] * scale)
 
 
-def train(
-    model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], steps: int, what: str, progress: Progress | None
-) -> float:
+def train(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], course: Course) -> float:
     """Train on (input_ids, labels) batches, int64 (sequences, tokens); returns the mean loss of the last tenth of the steps."""
-    optimizers = _optimizers(model)
+    optimizers = _optimizers(model, course.muon_rate)
     losses: list[float] = []
     model.train()
-    for step in range(steps):
+    for step in range(course.steps):
         for optimizer, rate in optimizers:
-            optimizer.param_groups[0]["lr"] = rate * _schedule(step, steps)
+            optimizer.param_groups[0]["lr"] = rate * _schedule(step, course.steps)
         input_ids, labels = next(batches)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_native_bfloat16()):
             loss = model(input_ids=input_ids, labels=labels).loss
@@ -56,10 +64,10 @@ def train(
             optimizer.step()
         model.zero_grad()
         losses.append(loss.item())
-        if progress:
-            progress(what, step + 1, steps)
+        if course.progress:
+            course.progress(course.what, step + 1, course.steps)
     model.eval()
-    last = losses[-max(1, steps // 10) :]
+    last = losses[-max(1, course.steps // 10) :]
     return sum(last) / len(last)
 
 
@@ -69,12 +77,12 @@ def has_native_bfloat16() -> bool:
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
-def _optimizers(model: nn.Module) -> list[tuple[torch.optim.Optimizer, float]]:
+def _optimizers(model: nn.Module, muon_rate: float) -> list[tuple[torch.optim.Optimizer, float]]:
     """Each optimizer with its peak learning rate; the embedding is a table, not a map, so AdamW takes it."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in trained if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in trained if p.ndim != 2 or "embed" in name]
-    found: list[tuple[torch.optim.Optimizer, float]] = [(Muon(matrices, MUON_RATE), MUON_RATE)]
+    found: list[tuple[torch.optim.Optimizer, float]] = [(Muon(matrices, muon_rate), muon_rate)]
     if rest:
         found.append((torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0), ADAM_RATE))
     return found
