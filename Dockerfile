@@ -7,6 +7,8 @@
 #   PYTHON                     the base; a release pins it: docker.io/library/python:3.11-slim-bookworm@sha256:...
 #   TORCH_INDEX                where torch comes from: its CPU builds, or its CUDA builds (several gigabytes more)
 #   VERSION, REVISION, SOURCE  for the labels
+#
+# It weighs about 0.3 GB to pull and 0.8 GB over its base unpacked: torch's CPU library is two thirds of that.
 ARG PYTHON=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS python

@@ -96,7 +96,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         time.sleep(0.05)
     folder.chmod(0o755)
     socket.chmod(0o666)
-    yield Engine(image, os.environ | pairs, f"unix://{socket}")
+    made = Engine(image, os.environ | pairs, f"unix://{socket}")
+    made.podman("image", "prune", "--force")  # what an earlier run's image was
+    yield made
     service.terminate()
     service.wait()
     shutil.rmtree(folder)

@@ -92,6 +92,19 @@ def test_a_runner_with_too_little_memory_ends_with_6(job: Job) -> None:
     assert not job.api.repo_exists(MERGED)
 
 
+def test_a_job_in_the_image_needs_no_docker(job: Job, engine: Engine) -> None:
+    root = job.runner.root
+    inputs = {"INPUT_ADAPTER": "demo/adapter", "INPUT_HF_TOKEN": job.hub.token, "INPUT_VERIFY": "weights"}
+    known = {name: value for name, value in job.runner.env.items() if name not in ("PATH", "HOME", "DOCKER_HOST")}
+    settings = [flag for name, value in (known | inputs).items() for flag in ("--env", f"{name}={value}")]
+    said = engine.podman(
+        "run", "--rm", "--network", "host", "--volume", f"{root}:{root}", "--workdir", str(job.runner.workspace),
+        *settings, "--entrypoint", "bash", engine.image, f"{root}/action/bot/launch.sh",
+    )  # fmt: skip
+    assert "published" in said
+    assert job.api.file_exists(MERGED, "verification.json")
+
+
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_a_cancelled_job_ends_its_container_at_once_and_publishes_nothing(
     job: Job, engine: Engine, by: signal.Signals
