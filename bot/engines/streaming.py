@@ -83,12 +83,15 @@ def _run_ops(ops: list[Op], files: Descriptors, moved: Moved) -> list[Measured]:
 
     # The largest first: no worker is left with a giant at the end.
     items = sorted((*_copy_runs(ops), *(op for op in ops if not isinstance(op, Copy))), key=_bytes, reverse=True)
-    with ThreadPoolExecutor(max_workers=max(1, min(4, torch.get_num_threads())), initializer=_one_thread) as pool:
+    pool = ThreadPoolExecutor(max_workers=max(1, min(4, torch.get_num_threads())), initializer=_one_thread)
+    try:
         futures: list[Future[Measured | None]] = [pool.submit(do, item) for item in items]
-        _, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in waiting:
-            future.cancel()
-        return [measured for future in futures if not future.cancelled() and (measured := future.result()) is not None]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()  # raises what went wrong
+        return [measured for future in futures if (measured := future.result()) is not None]
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, only what is in work is waited for
 
 
 def _add_delta(op: AddDelta, files: Descriptors, worker: Worker, moved: Moved) -> Measured:
