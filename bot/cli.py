@@ -6,10 +6,12 @@ Imports stay inside the commands, so that `--help` and `plan` start without torc
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -274,8 +276,6 @@ def doctor(target: str | None, as_json: bool, quiet: bool, debug: bool) -> int:
 
 
 def _hub() -> Hub:
-    import os
-
     from bot.hub import Hub
 
     return Hub(read_token=os.environ.get("HF_READ_TOKEN") or None)
@@ -351,7 +351,12 @@ def _print_json(found: Any) -> None:
 def main() -> None:
     """Run a command; every failure leaves as a sentence, a remedy and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_guarded(sys.argv[1:]))
+    code = _guarded(sys.argv[1:])
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Not sys.exit: taking torch apart again costs half a second, and nothing is left to be closed.
+    os._exit(code)
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -22,7 +22,7 @@ from bot.errors import Refused
 from bot.records import AddDelta, Cast, Copy, Local, Measured, Op, Shard, Stored
 from bot.weights.delta import LowRank, Rounder, frobenius, low_rank, round_once
 
-BLOCK = 1 << 18  # elements in a block of rows: 1 MiB of float32, which stays in a core's second-level cache
+BLOCK = 1 << 19  # elements in a block of rows: 2 MiB of float32; smaller blocks cost more calls, larger ones the cache
 COPY_RUN = 64 << 20  # bytes per copy call, so that progress moves
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 Moved = Callable[[int], None]

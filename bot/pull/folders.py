@@ -17,7 +17,7 @@ from bot.records import FileEntry, Ref, Role, Source
 
 LFS_POINTER = b"version https://git-lfs"
 LEFT_OUT = {"README.md"}  # hidden files (.gitattributes, .git) are left out too: none of them changes a merge
-PIECE = 1 << 22
+PIECE = 1 << 24  # bytes; small pieces would wait for the interpreter, which is importing torch meanwhile
 
 
 def pin_folder(role: Role, ref: Ref, emit: Emit) -> Source:

@@ -114,8 +114,9 @@ class Rounder:
                 raise ValueError("the weight holds a NaN or Inf")
             raise OverflowError("a merged weight is too large for its dtype")
         unit, rank, terms = UNIT[delta.compute], delta.left.shape[1], max(delta.row_bound[rows])
-        # rank products and sums, the scaling and the cast of the left side; then three additions of at most `largest`.
-        relative = terms * ((rank + 4) * unit) + largest * (4 * unit)
+        # rank products and sums, the scaling and the cast of the left side; then two additions of at most `largest`:
+        # of the weight, and of the bound itself.
+        relative = terms * ((rank + 4) * unit) + largest * (2 * unit)
         return (relative * SAFETY + (rank + 8) * SMALLEST[delta.compute]) if relative else 0.0
 
     def _decide(self, places: Tensor, weight: Tensor, delta: LowRank, first_row: int, out: Tensor) -> None:

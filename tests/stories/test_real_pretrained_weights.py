@@ -42,7 +42,9 @@ def tune(base: Path, folder: Path) -> None:
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    lora = LoraConfig(r=8, lora_alpha=16, use_rslora=True, target_modules=["query", "value"], task_type="FEATURE_EXTRACTION")
+    lora = LoraConfig(
+        r=8, lora_alpha=16, use_rslora=True, target_modules=["query", "value"], task_type="FEATURE_EXTRACTION"
+    )
     model = get_peft_model(AutoModel.from_pretrained(base), lora)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     for _ in range(12):
