@@ -10,7 +10,7 @@ demo: $(VENV)/ready
 	$(BIN)/adapter-merge demo
 
 test: $(VENV)/ready-test lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/ready-test
 	$(BIN)/ruff check .
@@ -19,7 +19,7 @@ lint: $(VENV)/ready-test
 
 # Workflows, examples and docs: their linters, and what holds them to the code.
 lint-actions: $(VENV)/ready-test
-	$(BIN)/python -m pytest tests/workflows
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/workflows
 
 # Builds the image and runs the action in it, as a runner would: minutes, as root, with podman.
 image-test: $(VENV)/ready-test
