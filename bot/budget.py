@@ -22,8 +22,8 @@ from bot.records import (
 
 GIB = 1 << 30
 MIB = 1 << 20
-IMPORTED = 260 * MIB  # resident memory of this program once torch is imported, measured; bench/merge.py shows it
-BLOCKS = 16 * MIB  # two workers' row blocks and their float32 twins
+IMPORTED = 265 * MIB  # resident memory of this program once torch is imported; bench/merge.py measures the whole
+BLOCKS = 40 * MIB  # two workers' row blocks, their float32 twins, and the few elements decided in float64
 LOADED = 900 * MIB  # the same with transformers and peft imported, and the activations of the fixed prompts
 
 
