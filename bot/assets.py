@@ -14,7 +14,8 @@ from bot.records import Asset, ConfigChange, FileEntry, Json, Role, Source, Sour
 TOKENIZER = (
     r"tokenizer(_config)?\.json|tokenizer\.model(\.v\d+)?|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|"
     r"merges\.txt|[\w.-]*\.tiktoken|spiece\.model|sentencepiece[\w.]*\.model|source\.spm|target\.spm|tekken\.json|"
-    r"normalizer\.json|emoji\.json|bpe\.codes|dict\.txt"
+    r"normalizer\.json|emoji\.json|bpe\.codes|dict\.txt|spm(_char)?\.model|(target_|entity_)vocab\.json|vocab-(src|tgt)\.json|"
+    r"prophetnet\.tokenizer"
 )
 TEMPLATE = r"chat_template\.(jinja|json)|additional_chat_templates/[\w.-]+\.jinja"
 PROCESSOR = r"(pre)?processor_config\.json|(image|video|audio)[\w]*processor_config\.json|preprocessor_config\.json"

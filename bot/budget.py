@@ -23,7 +23,8 @@ from bot.records import (
 GIB = 1 << 30
 MIB = 1 << 20
 IMPORTED = 265 * MIB  # resident memory of this program once torch is imported; bench/merge.py measures the whole
-BLOCKS = 40 * MIB  # two workers' row blocks, their float32 twins, and the few elements decided in float64
+WORKERS = 4  # at most, in the streaming engine
+BLOCKS = WORKERS * 16 * MIB  # their row blocks, the float32 twins, and the elements decided in float64
 LOADED = 900 * MIB  # the same with transformers and peft imported, and the activations of the fixed prompts
 
 
@@ -31,8 +32,8 @@ def make_budget(sources: Sources, shards: Sequence[Shard], ops: Sequence[Op], as
     """Predict downloads (of files not here yet), output, memory and disk."""
     output = sum(shard.size for shard in shards) + _asset_bytes(sources, assets)
     deltas = [op for op in ops if isinstance(op, AddDelta)]
-    # A and B as stored and as float32 or float64, for the two tensors in work at once.
-    pairs = sorted((_pair_bytes(op) for op in deltas), reverse=True)[:2]
+    # A and B as stored and as float32 or float64, for the tensors in work at once.
+    pairs = sorted((_pair_bytes(op) for op in deltas), reverse=True)[:WORKERS]
     download = _missing(sources.base, {shard.name for shard in shards}) + _missing(
         sources.adapter, {header.file for header in sources.adapter.headers}
     )

@@ -376,7 +376,8 @@ def _guarded(arguments: list[str]) -> int:
             Interrupted("Interrupted.", remedy="Nothing was published; the same command goes on from here."), debug
         )
     except AdapterMergeError as error:
-        if "--json" in arguments:
+        # The outcome of an unproven merge is printed already.
+        if "--json" in arguments and not (arguments[0] in ("merge", "run") and isinstance(error, NotVerified)):
             _print_json({"error": {"what": error.what, "remedy": error.remedy, "exit_code": error.exit_code}})
         return _say(error, debug)
     except BrokenPipeError:

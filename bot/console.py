@@ -71,8 +71,7 @@ class Console:
         self._drawn = now
         text = self._sentence(event, now - self._began, finished)
         if self._terminal:
-            self._stream.write(f"\r\x1b[K  {text}")
-            self._stream.flush()
+            self._write(f"\r\x1b[K  {text}")
             self._drawing = True
             if finished:
                 self._end_drawing()
@@ -99,12 +98,18 @@ class Console:
 
     def _line(self, text: str) -> None:
         self._end_drawing()
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        self._write(text + "\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            self._stream = open(os.devnull, "w")  # noqa: SIM115, PTH123  nobody listens any more; the work goes on
 
     def _end_drawing(self) -> None:
         if self._drawing:
-            self._stream.write("\n")
+            self._write("\n")
             self._drawing = False
 
 

@@ -37,19 +37,36 @@ def _existing(folder: Path) -> Path:
 
 def _memory() -> tuple[int, int]:
     """(total, available) bytes, never more than the container's limit (cgroup v2, then v1) allows."""
+    if not Path("/proc/meminfo").exists():  # macOS: no word on what is available, so all of it
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total, total
     fields = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, _, rest = line.partition(":")
         fields[name] = int(rest.split()[0]) * 1024
     total, available = fields["MemTotal"], fields["MemAvailable"]
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for folder, limit_name, used_name in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
-        limit, used = _number(limit_file), _number(used_file)
+        limit, used = _number(f"{folder}/{limit_name}"), _number(f"{folder}/{used_name}")
         if limit is not None and limit < total:
-            total, available = limit, min(available, max(0, limit - (used or 0)))
+            held = (used or 0) - _file_cache(f"{folder}/memory.stat")
+            total, available = limit, min(available, max(0, limit - held))
     return total, available
+
+
+def _file_cache(stat_file: str) -> int:
+    """Bytes of file cache that the kernel counts as used and gives back when asked; downloads fill it."""
+    try:
+        lines = Path(stat_file).read_text().splitlines()
+    except OSError:
+        return 0
+    fields = {name: int(value) for name, value in (line.split() for line in lines)}
+    return max(
+        fields.get("total_inactive_file", 0) + fields.get("total_active_file", 0),
+        fields.get("inactive_file", 0) + fields.get("active_file", 0),
+    )
 
 
 def _number(path: str) -> int | None:

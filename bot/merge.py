@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import time
@@ -30,11 +31,14 @@ def place(output: Path, fingerprint: str) -> Iterator[Path]:
     Raises Usage when another merge into the same place is running.
     """
     partial = output.parent / f".{output.name}.partial-{fingerprint[:12]}"
-    for other in output.parent.glob(f".{output.name}.partial-*"):
+    for other in _partials(output):
         if other != partial:
             with _only_one(other):  # what an abandoned merge of other inputs left behind
                 shutil.rmtree(other, ignore_errors=True)
-    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Usage(f"{output} cannot be made: {error.strerror}.", remedy="Name another --output.") from error
     with _only_one(partial):
         try:
             yield partial
@@ -111,6 +115,15 @@ def _by_shard(plan: Plan) -> dict[str, list[Op]]:
     for op in sorted(plan.ops, key=lambda op: op.source.start):
         grouped.setdefault(op.target.file, []).append(op)
     return grouped
+
+
+def left_behind(output: Path) -> int:
+    """Bytes on disk that earlier, unfinished merges to this name hold."""
+    return sum(path.stat().st_size for other in _partials(output) for path in other.rglob("*") if path.is_file())
+
+
+def _partials(output: Path) -> list[Path]:
+    return list(output.parent.glob(f".{glob.escape(output.name)}.partial-*"))
 
 
 @contextmanager

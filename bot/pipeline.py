@@ -5,9 +5,12 @@ Request → pull → Sources → plan → Plan → merge → Merged → verify �
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
+import os
 import shutil
+import tempfile
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,11 +20,11 @@ from typing import Literal
 from bot.assets import files_to_prove, read_json
 from bot.budget import choose_level, verify_memory
 from bot.card import render, retarget
-from bot.errors import AdapterMergeError, NotFound, NotVerified, Refused, Usage
+from bot.errors import AdapterMergeError, MachineTooSmall, NotFound, NotVerified, Refused, Usage
 from bot.events import Emit, Show, Stage
 from bot.hub import Hub
 from bot.machine import look
-from bot.merge import merge, place
+from bot.merge import left_behind, merge, place
 from bot.plan import make_plan, pin_of
 from bot.publish import already, carry_tag, publish, require_reach
 from bot.pull import fetch, pin
@@ -83,7 +86,7 @@ def run(request: Request, hub: Hub, emit: Emit) -> Outcome:
 def make(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -> Outcome:
     """Fetch, merge, prove, and give the folder its name: `merged`, or `not-verified`. Publishes nothing."""
     target = None if request.publish == "none" else target_of(request)
-    output = request.output or hub.scratch / "merged" / plan.fingerprint[:16]
+    output = request.output or _scratch(hub, plan.fingerprint, target)
     _refuse_to_overwrite(output, request)
     inputs = fetch(sources, plan, hub, emit)
     with place(output, plan.fingerprint) as partial:
@@ -92,7 +95,7 @@ def make(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -
             report.document, target=target, base=sources.base, adapter=sources.adapter, license=request.license
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
-        folder = _finish(partial, output, report)
+        folder = _finish(partial, output, report, request)
     status: Literal["merged", "not-verified"] = "merged" if report.verdict == "verified" else "not-verified"
     return Outcome(status=status, plan=plan, report=report, folder=folder)
 
@@ -112,7 +115,8 @@ def verify_again(merged: Ref, base: Ref | None, adapter: Ref | None, options: Op
     memory = verify_memory(tensor for header in sources.base.headers for tensor in header.tensors)
     level, not_run, refusals = choose_level(options, config, memory, look(folder))
     for refusal in refusals:
-        raise Refused(refusal.reason, remedy=refusal.remedy)
+        kind = MachineTooSmall if refusal.exit_code == MachineTooSmall.exit_code else Refused
+        raise kind(refusal.reason, remedy=refusal.remedy)
     facts = (recorded or {}).get("merge") or {}
     subject = Subject(
         folder=folder,
@@ -134,7 +138,10 @@ def plan_merge(request: Request, hub: Hub, emit: Emit) -> tuple[Sources, Plan]:
     """Pin both inputs and plan their merge; no weight is downloaded."""
     emit(Stage(name="pull", title="Reading base and adapter"))
     sources = pin(request, hub, emit)
-    plan = make_plan(sources, request.options, look(request.output or hub.scratch))
+    machine = look(request.output or hub.scratch)
+    if request.output:  # what an earlier, killed run left there is gone on with, or removed
+        machine = replace(machine, disk_free=machine.disk_free + left_behind(request.output))
+    plan = make_plan(sources, request.options, machine)
     emit(Stage(name="plan", title="The plan"))
     emit(Show(text=plan_table(plan)))
     return sources, plan
@@ -204,18 +211,47 @@ def _tag(sources: Sources) -> str | None:
     return sources.adapter.revision if sources.adapter.revision in tags else next(iter(tags), None)
 
 
+def _scratch(hub: Hub, fingerprint: str, target: str | None) -> Path:
+    """A folder of our own for one merge to one target: two targets of the same merge never share it."""
+    name = hashlib.sha256(f"{fingerprint} {target}".encode()).hexdigest()[:16]
+    return hub.scratch / "merged" / name
+
+
 def _refuse_to_overwrite(output: Path, request: Request) -> None:
-    # A folder of our own choosing is an earlier run's, cut off between its merge and its upload.
-    if request.output is not None and output.exists() and not request.force:
+    """Raise Usage where the output would take the place of something that is not an earlier merge of ours."""
+    if request.output is None:
+        return  # a folder of our own choosing is an earlier run's, cut off between its merge and its upload
+    inputs = [ref.folder for ref in (request.adapter, request.base) if ref is not None and ref.folder is not None]
+    precious = [folder.resolve() for folder in (Path.cwd(), Path.home(), *inputs)]
+    here = output.resolve()
+    if any(here == folder or here in folder.parents for folder in precious):
+        raise Usage(f"{output} is, or holds, a folder that must stay.", remedy="Name a new folder with --output.")
+    if not output.exists():
+        return
+    if not request.force:
         raise Usage(f"{output} exists.", remedy="Name another --output, or pass --force to replace it.")
+    if not (output / "verification.json").is_file():
+        raise Usage(
+            f"{output} exists and is not a merge of ours.",
+            remedy="Name another --output; --force replaces merges only.",
+        )
 
 
-def _finish(partial: Path, output: Path, report: Report) -> Path:
+def _finish(partial: Path, output: Path, report: Report, request: Request) -> Path:
     """Give the folder its name: the one asked for only when it is proven."""
-    name = output if report.verdict == "verified" else output.with_name(output.name + ".unverified")
-    if name.exists():
-        shutil.rmtree(name)
-    return partial.rename(name)
+    if report.verdict != "verified":
+        output = output.with_name(output.name + ".unverified")
+        shutil.rmtree(output, ignore_errors=True)
+    else:
+        _refuse_to_overwrite(output, request)  # hours may have passed
+    if not output.exists():
+        return partial.rename(output)
+    aside = output.with_name(f".{output.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    output.rename(aside)
+    partial.rename(output)
+    shutil.rmtree(aside)
+    return output
 
 
 def publish_folder(folder: Path, request: Request, hub: Hub, emit: Emit) -> Publication:
@@ -225,10 +261,23 @@ def publish_folder(folder: Path, request: Request, hub: Hub, emit: Emit) -> Publ
         raise NotVerified(
             f"{folder} has no verification.json.", remedy="Publish a folder that adapter-merge merge made."
         )
-    readme = folder / "README.md"
-    made_for = (document.get("merge") or {}).get("target")
-    readme.write_text(retarget(readme.read_text(encoding="utf-8"), made_for, target_of(request)), encoding="utf-8")
-    return _publish(folder, document, request, hub, emit)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as parcel:
+        # Links, and a card of its own: the folder stays as it is, for other targets too.
+        for path in filter(Path.is_file, folder.rglob("*")):
+            twin = Path(parcel) / path.relative_to(folder)
+            twin.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, twin, follow_symlinks=False)
+        _retarget(Path(parcel) / "README.md", document, target_of(request))
+        return _publish(Path(parcel), document, request, hub, emit)
+
+
+def _retarget(readme: Path, document: Json, target: str) -> None:
+    """Let the card name its new repo. A folder without a card is refused by the publisher, with its reason."""
+    if readme.exists():
+        text = readme.read_text(encoding="utf-8")
+        readme.unlink()
+        made_for = (document.get("merge") or {}).get("target")
+        readme.write_text(retarget(text, made_for, target), encoding="utf-8")
 
 
 def _publish(folder: Path, document: Json, request: Request, hub: Hub, emit: Emit) -> Publication:
@@ -239,7 +288,7 @@ def _publish(folder: Path, document: Json, request: Request, hub: Hub, emit: Emi
         how=request.publish,
         private=request.private,
         force=request.force,
-        tag=document["merge"].get("tag"),
+        tag=(document.get("merge") or {}).get("tag"),
         hub=hub,
         emit=emit,
         dry_run=request.dry_run,

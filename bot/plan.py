@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,8 @@ from bot.weights.shards import INDEX_NAME, lay_out, main_dtype, torch_name
 
 DELTA_DTYPES = ("BF16", "F16", "F32")
 ADAPTER_DTYPES = ("BF16", "F16", "F32", "F64")
+# A sentence-transformers module, e.g. 2_Dense, beside the transformer.
+MODULE_WEIGHTS = re.compile(r"\d+_\w+/(model\.safetensors|pytorch_model\.bin)")
 SHOWN = 3  # how many keys a refusal names before it says how many more there are
 OTHER_BASE = "Check that the base is the one the adapter was trained on, or name it with --base."
 
@@ -237,6 +240,10 @@ def _base_refusals(base: Source, config: Json, options: Options) -> list[Refusal
     if not config:
         reason = "The base has no config.json, so it is not a transformers model."
         refusals.append(Refusal(code="no-config", reason=reason, remedy="Name the base with --base owner/name."))
+    own = [entry.name for entry in base.files if MODULE_WEIGHTS.fullmatch(entry.name)]
+    if own:
+        reason = f"The base has modules with weights of their own ({own[0]}), which this version does not carry over."
+        refusals.append(Refusal(code="module-weights", reason=reason, remedy="Keep the adapter separate."))
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else "?"
         parent = base.card.get("base_model")

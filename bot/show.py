@@ -40,7 +40,12 @@ def plan_table(plan: Plan) -> str:
 
 def refusal_lines(plan: Plan) -> list[str]:
     """Every refusal: what is in the way, then what to do."""
-    return [line for refusal in plan.refusals for line in (f"✗ {refusal.reason}", f"  {refusal.remedy}")]
+    return [line for refusal in plan.refusals for line in (f"✗ {_one_line(refusal.reason)}", f"  {refusal.remedy}")]
+
+
+def _one_line(text: str) -> str:
+    """Text that may quote somebody's file, without the control characters that a log would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def plan_json(plan: Plan) -> Json:

@@ -36,7 +36,8 @@ FAMILIES = (
             "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
             "vocab.txt", "merges.txt", "*.tiktoken", "tokenizer.model", "tokenizer.model.v*", "spiece.model",
             "sentencepiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm", "bpe.codes", "emoji.json", "dict.txt",
-            "normalizer.json", "tekken.json",
+            "normalizer.json", "tekken.json", "spm.model", "spm_char.model", "target_vocab.json", "entity_vocab.json",
+            "vocab-src.json", "vocab-tgt.json", "prophetnet.tokenizer",
         ),
     ),
     Family(

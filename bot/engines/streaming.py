@@ -182,6 +182,8 @@ def _copy_range(files: Descriptors, start: int, position: int, length: int, move
 
 def _copy_some(files: Descriptors, count: int, start: int, position: int) -> int:
     try:
+        if not hasattr(os, "copy_file_range"):
+            raise OSError(errno.ENOSYS, "not on this system")
         return os.copy_file_range(files.base, files.out, count, start, position)
     except OSError as error:
         # Not between these two filesystems, or not on this kernel: through a buffer then.

@@ -71,15 +71,15 @@ def _deliver(job: Job, repo: str, now: Target | None, seen: visibility.Visibilit
     _require_reach(job.hub, now, pushing)
     job.hub.check_card(job.parcel.files["README.md"].read_text())
     if now is not None:
-        return _finish(job, now, pushing)
+        return _tagged(job, _finish(job, now, pushing))
     created = _create(job, repo, seen)
     try:
         done = _finish(job, created, pushing)
     except AdapterMergeError as error:
-        error.remedy += f" The new repo {repo} is left, private and without weights; delete it or run again."
+        error.remedy += f" The new repo {repo} is left, and private; look at it, then delete it or run again."
         raise
     _show(job, repo, seen)
-    return done
+    return _tagged(job, done)
 
 
 def _finish(job: Job, target: Target, pushing: bool) -> Publication:
@@ -88,7 +88,7 @@ def _finish(job: Job, target: Target, pushing: bool) -> Publication:
         text = f"{target.repo} keeps {len(left)} weight file(s) that this merge did not make, e.g. {left[0]}."
         job.emit(Note(text=text, level="warning"))
     if pushing:
-        return carry_tag(push(job, target), job.tag, job.hub, job.emit)
+        return push(job, target)
     return propose(job, target, pull_to_update(job.parcel.fingerprint, target, job.hub))
 
 
@@ -123,6 +123,16 @@ def _show(job: Job, repo: str, seen: visibility.Visibility) -> None:
     except AdapterMergeError as error:
         text = f"{error.what} {repo} stays private; set its visibility and gating on the Hub."
         job.emit(Note(text=text, level="warning"))
+
+
+def _tagged(job: Job, done: Publication) -> Publication:
+    """The publication with its tag; the merge is there already, so that a tag that fails is a warning."""
+    try:
+        return carry_tag(done, job.tag, job.hub, job.emit)
+    except AdapterMergeError as error:
+        text = f"{done.repo} is published, but not tagged {job.tag}: {error.what} {error.remedy}"
+        job.emit(Note(text=text, level="warning"))
+        return done
 
 
 def carry_tag(done: Publication, tag: str | None, hub: Hub, emit: Emit) -> Publication:

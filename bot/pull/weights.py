@@ -36,13 +36,11 @@ def base_files(source: Source, emit: Emit) -> tuple[str, ...]:
         _refuse_as_base(source, names)
     if SINGLE in names:
         return (SINGLE,)
-    alone = [name for name in names if re.fullmatch(r"[^/]+\.safetensors", name) and name != ADAPTER]
-    if len(alone) == 1:
-        return (alone[0],)
+    alone = sorted(name for name in names if re.fullmatch(r"[^/]+\.safetensors", name) and name != ADAPTER)
     if alone:
         raise Refused(
-            f"{thing(source)} holds {len(alone)} safetensors files and no {INDEX} that says how they belong together.",
-            remedy="Name a revision that has the index, or one that holds a single file.",
+            f"{thing(source)} holds {alone[0]}, but neither {SINGLE} nor an {INDEX}, so transformers would not load it.",
+            remedy=f"Rename it to {SINGLE} if it is whole, or name a revision that has one of the two.",
         )
     _refuse_as_base(source, names)
     raise AssertionError("unreachable")

@@ -24,6 +24,7 @@ from torch import Tensor
 UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 # Subnormal results lose an absolute, not a relative amount: this much per operation.
 SMALLEST = {torch.float32: 2.0**-149, torch.float64: 2.0**-1074}
+SLICE = 1 << 18  # numbers that step 2 gathers at a time: 2 MiB of float64 for each of its few arrays
 SAFETY = 1.0625  # covers the rounding of the bound's own evaluation
 INT_VIEW = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 # (precision in bits with the hidden one, smallest exponent e of a normal number 1.x·2^e)
@@ -101,8 +102,8 @@ class Rounder:
         low.copy_(torch.sub(value, error, out=wide))
         out.copy_(torch.add(value, error, out=wide))
         undecided = _differing(low, out)
-        if undecided.numel():
-            self._decide(undecided, weight, delta, first_row, out)
+        for places in torch.split(undecided, max(1, SLICE // delta.left.shape[1])):
+            self._decide(places, weight, delta, first_row, out)
         if out.dtype == torch.float16 and not bool(torch.isfinite(out).all()):
             raise OverflowError("a merged weight is too large for float16")
 

@@ -86,8 +86,9 @@ def is_tied_head(module: str, config: Json) -> bool:
     """Whether this module's weight is the input embedding's (`tie_word_embeddings`, True where a config is silent)."""
     parts = module.split(".")
     is_head = (len(parts) <= 2 and parts[-1] in HEADS) or module.endswith("predictions.decoder")
-    text_config = config.get("text_config") or {}
-    tied = config.get("tie_word_embeddings", text_config.get("tie_word_embeddings", True))
+    text_config = config.get("text_config")
+    inner = text_config.get("tie_word_embeddings", True) if isinstance(text_config, dict) else True
+    tied = config.get("tie_word_embeddings", inner)
     return is_head and bool(tied)
 
 

@@ -86,6 +86,7 @@ def _index(index: Json | None, targets: Mapping[str, Stored]) -> bytes | None:
     if index is None:
         return None
     total = sum(target.stop - target.start for target in targets.values())
-    metadata = {**(index.get("metadata") or {}), "total_size": total}
+    kept = index.get("metadata")
+    metadata = {**(kept if isinstance(kept, dict) else {}), "total_size": total}
     document = {**index, "metadata": metadata, "weight_map": {k: t.file for k, t in sorted(targets.items())}}
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()

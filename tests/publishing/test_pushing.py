@@ -172,7 +172,7 @@ def test_a_failed_first_push_says_what_is_left(dev, hub, owner, folder, document
     dev.faults.add(Fault(path=f"/api/models/{TARGET}/commit/", method="POST", status=500, times=None))
     with pytest.raises(Outside) as caught:
         deliver(folder, document, hub)
-    two_sentences(caught.value, what="failed with 500", do="is left, private and without weights")
+    two_sentences(caught.value, what="failed with 500", do="is left, and private")
     assert owner.api.model_info(TARGET).private
     assert owner.files() == set()
     dev.faults.clear()

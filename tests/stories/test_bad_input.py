@@ -204,9 +204,55 @@ def test_an_existing_folder_is_not_overwritten_unless_told(
     (tmp_path / "merged/precious").write_text("mine")
     asked = ("merge", adapter, "--base", base, "-o", tmp_path / "merged", "--verify", "files")
     assert_said(adapter_merge(*asked), 2, "exists")
+    assert_said(adapter_merge(*asked, "--force"), 2, "not a merge of ours")
     assert (tmp_path / "merged/precious").read_text() == "mine"
+    shutil.rmtree(tmp_path / "merged")
+    assert adapter_merge(*asked).code == 0
+    (tmp_path / "merged/stale").write_text("from before")
     assert adapter_merge(*asked, "--force").code == 0
-    assert not (tmp_path / "merged/precious").exists()
+    assert not (tmp_path / "merged/stale").exists()
+    assert not list(tmp_path.glob(".merged*"))
+
+
+@pytest.mark.parametrize("place", [".", "..", "base", "adapter", "base/.."])
+def test_no_force_removes_an_input_or_the_working_folder(
+    place: str, folders: Folders, adapter_merge: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    base, adapter = folders
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    output = place if place.startswith(".") else tmp_path / place
+    asked = ("merge", adapter, "--base", base, "-o", output, "--verify", "files", "--force")
+    assert_said(adapter_merge(*asked), 2, "must stay")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_an_output_that_cannot_be_made_is_a_usage_error(
+    folders: Folders, adapter_merge: Command, tmp_path: Path
+) -> None:
+    base, adapter = folders
+    (tmp_path / "file").write_text("")
+    ran = adapter_merge("merge", adapter, "--base", base, "-o", tmp_path / "file/merged", "--verify", "files")
+    assert_said(ran, 2, "cannot be made")
+
+
+def test_an_unproven_merge_prints_one_json_document(folders: Folders, adapter_merge: Command, tmp_path: Path) -> None:
+    base, adapter = folders
+    edit_tensors(base / "model-00004-of-00004.safetensors", put("", float("nan")))
+    ran = adapter_merge("merge", adapter, "--base", base, "-o", tmp_path / "m", "--verify", "weights", "--json")
+    assert ran.code == 4
+    assert json.loads(ran.out)["status"] == "not-verified"
+
+
+def test_a_base_with_module_weights_of_its_own_is_refused(
+    folders: Folders, adapter_merge: Command, tmp_path: Path
+) -> None:
+    base, adapter = folders
+    (base / "2_Dense").mkdir()
+    shutil.copy(base / SHARD, base / "2_Dense/model.safetensors")
+    ran = adapter_merge("merge", adapter, "--base", base, "-o", tmp_path / "merged", "--verify", "files")
+    assert_said(ran, 3, "weights of their own")
 
 
 @pytest.mark.parametrize(("field", "words"), [("disk_free", "disk"), ("memory_available", "memory")])

@@ -170,6 +170,14 @@ def test_merge_and_publish_in_two_steps(world: World, adapter_merge: Command, tm
     assert ran.code == 0, ran.err
     assert world.api.file_exists("demo/elsewhere", "verification.json")
     assert folder.is_dir()
+    before = (folder / "README.md").read_text()
+    assert adapter_merge("publish", folder, "--to", "demo/third", "--dry-run").code == 0
+    assert adapter_merge("publish", folder, "--to", "demo/fourth").code == 0
+    assert (folder / "README.md").read_text() == before
+    card = Path(world.api.hf_hub_download("demo/fourth", "README.md")).read_text()
+    assert "demo/fourth" in card
+    assert "demo/elsewhere" not in card
+    assert not world.api.repo_exists("demo/third")
 
 
 def test_a_folder_that_was_changed_after_its_proof_is_not_published(
