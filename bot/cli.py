@@ -159,7 +159,7 @@ def verify(
     merged: str, base: str | None, adapter: str | None, as_json: bool, quiet: bool, debug: bool, **chosen: Any
 ) -> int:
     """Re-prove a merged repo or folder, ours or anybody's."""
-    from bot.pipeline import verify_again
+    from bot.again import verify_again
     from bot.verify import canonical, table
 
     console = Console(quiet=quiet)
@@ -191,7 +191,7 @@ def publish(folder: Path, target: str, how: Any, as_json: bool, quiet: bool, deb
     """Publish a folder that `merge` finished."""
     from dataclasses import asdict
 
-    from bot.pipeline import publish_folder
+    from bot.again import publish_folder
     from bot.records import Ref, Request
     from bot.show import publication_lines
 
@@ -212,8 +212,8 @@ def publish(folder: Path, target: str, how: Any, as_json: bool, quiet: bool, deb
 @SPEAKING
 def compare(first: str, second: str, as_json: bool, quiet: bool, debug: bool) -> int:
     """Compare two checkpoints, tensor by tensor. Exit 0 also when they differ."""
+    from bot.again import whole_folder
     from bot.compare import compare_folders, comparison_table
-    from bot.pipeline import whole_folder
 
     console = Console(quiet=quiet)
     our_hub = _hub()

@@ -17,11 +17,12 @@ from bot.action.inputs import Inputs
 from bot.action.memory import NotingHub, RecallingHub
 from bot.action.state import CHECKSUMS, REPORT, Book, Failure, Job, Told, failure_of
 from bot.action.tokens import Tokens
+from bot.again import publish_folder
 from bot.errors import AdapterMergeError, NotFound, Refused, Usage
 from bot.events import Emit, Show, Stage
 from bot.hub import Hub
 from bot.machine import look
-from bot.pipeline import make, publish_folder, target_of
+from bot.pipeline import make, target_of
 from bot.plan import make_plan
 from bot.publish import already, carry_tag, require_reach
 from bot.pull import fetch as download

@@ -1,0 +1,114 @@
+"""What is done with a merge that is there already: prove it again, or publish it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from bot.assets import files_to_prove, read_json
+from bot.budget import choose_level, verify_memory
+from bot.card import retarget
+from bot.errors import MachineTooSmall, NotFound, NotVerified, Refused, Usage
+from bot.events import Emit, Stage
+from bot.hub import Hub
+from bot.machine import look
+from bot.pipeline import publish_made, target_of
+from bot.plan import pin_of
+from bot.pull import fetch, pin
+from bot.records import Json, Options, Publication, Ref, Report, Request, Role
+from bot.verify import Subject, verify
+
+
+def verify_again(merged: Ref, base: Ref | None, adapter: Ref | None, options: Options, hub: Hub, emit: Emit) -> Report:
+    """Re-prove a merged repo or folder. Inputs that are not given are those that its verification.json names."""
+    emit(Stage(name="pull", title="Reading the merged model and its inputs"))
+    folder = whole_folder(merged, hub)
+    recorded = read_report(folder)
+    inputs = (recorded or {}).get("inputs") or {}
+    request = Request(
+        adapter=adapter or _recorded_ref(inputs, "adapter"), base=base or _recorded_ref(inputs, "base"), options=options
+    )
+    sources = pin(request, hub, emit)
+    local = fetch(sources, files_to_prove(sources), hub, emit)
+    config = read_json(sources.base, "config.json")
+    memory = verify_memory(tensor for header in sources.base.headers for tensor in header.tensors)
+    level, not_run, refusals = choose_level(options, config, memory, look(folder))
+    for refusal in refusals:
+        kind = MachineTooSmall if refusal.exit_code == MachineTooSmall.exit_code else Refused
+        raise kind(refusal.reason, remedy=refusal.remedy)
+    facts = (recorded or {}).get("merge") or {}
+    subject = Subject(
+        folder=folder,
+        base=local.base,
+        adapter=local.adapter,
+        inputs={"base": pin_of(sources.base), "adapter": pin_of(sources.adapter), "recipe": inputs.get("recipe")},
+        recorded=recorded,
+        merge=facts,
+        dtype=(facts.get("options") or {}).get("dtype", options.dtype),
+        ours="fingerprint" in facts,
+        level=level,
+        not_run=not_run,
+        trust_remote_code=options.trust_remote_code,
+    )
+    return verify(subject, emit)
+
+
+def publish_folder(folder: Path, request: Request, hub: Hub, emit: Emit) -> Publication:
+    """Publish a folder that an earlier merge finished, with the report that lies in it, to the request's target."""
+    document = read_report(folder)
+    if document is None:
+        raise NotVerified(
+            f"{folder} has no verification.json.", remedy="Publish a folder that adapter-merge merge made."
+        )
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as parcel:
+        # Links, and a card of its own: the folder stays as it is, for other targets too.
+        for path in filter(Path.is_file, folder.rglob("*")):
+            twin = Path(parcel) / path.relative_to(folder)
+            twin.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, twin, follow_symlinks=False)
+        _retarget(Path(parcel) / "README.md", document, target_of(request))
+        return publish_made(Path(parcel), document, request, hub, emit)
+
+
+def _retarget(readme: Path, document: Json, target: str) -> None:
+    """Let the card name its new repo. A folder without a card is refused by the publisher, with its reason."""
+    if readme.exists():
+        text = readme.read_text(encoding="utf-8")
+        readme.unlink()
+        made_for = (document.get("merge") or {}).get("target")
+        readme.write_text(retarget(text, made_for, target), encoding="utf-8")
+
+
+def read_report(folder: Path) -> Json | None:
+    """The verification.json of a folder, None where there is none. Raises Refused when it cannot be read."""
+    path = folder / "verification.json"
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise Refused(
+            "verification.json is not JSON.", remedy="Fetch the folder again, or remove that file."
+        ) from error
+    return found if isinstance(found, dict) else None
+
+
+def _recorded_ref(inputs: Json, role: Role) -> Ref:
+    pinned = inputs.get(role) or {}
+    repo, sha = pinned.get("repo"), pinned.get("sha")
+    if not isinstance(repo, str) or not isinstance(sha, str):
+        raise Usage(f"No verification.json names a Hub repo as the {role}.", remedy=f"Name it with --{role}.")
+    return Ref(text=f"{repo}@{sha}", repo=repo, revision=sha)
+
+
+def whole_folder(ref: Ref, hub: Hub) -> Path:
+    """A folder with every file of a repo or folder."""
+    if ref.folder is not None:
+        if not ref.folder.is_dir():
+            raise NotFound(f"There is no folder {ref.text}.", remedy="Check the path.")
+        return ref.folder
+    assert ref.repo is not None
+    pinned = hub.pin(ref.repo, ref.revision)
+    return hub.download(ref.repo, pinned.sha, [entry.name for entry in pinned.files])
