@@ -39,7 +39,7 @@ def base_files(source: Source, emit: Emit) -> tuple[str, ...]:
     alone = sorted(name for name in names if re.fullmatch(r"[^/]+\.safetensors", name) and name != ADAPTER)
     if alone:
         raise Refused(
-            f"{thing(source)} holds {alone[0]}, but neither {SINGLE} nor an {INDEX}, so transformers would not load it.",
+            f"{thing(source)} holds {alone[0]}, but neither {SINGLE} nor {INDEX}, so transformers would not load it.",
             remedy=f"Rename it to {SINGLE} if it is whole, or name a revision that has one of the two.",
         )
     _refuse_as_base(source, names)

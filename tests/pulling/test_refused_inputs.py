@@ -94,14 +94,18 @@ def test_two_weight_files_without_an_index_are_refused(hub, tmp_path):
     base = write_base(tmp_path / "base")
     (base / "model.safetensors").rename(base / "one.safetensors")
     (base / "two.safetensors").write_bytes((base / "one.safetensors").read_bytes())
-    two_sentences(refused(hub, write_adapter(tmp_path / "a"), base), what="2 safetensors files", do="index")
+    two_sentences(
+        refused(hub, write_adapter(tmp_path / "a"), base),
+        what="holds one.safetensors, but neither",
+        do="name a revision",
+    )
 
 
-def test_a_single_weight_file_of_any_name_will_do(hub, tmp_path):
+def test_a_weight_file_that_transformers_would_not_load_is_refused(hub, tmp_path):
+    """Merging it would end in a folder that cannot be proven to load."""
     base = write_base(tmp_path / "base")
     (base / "model.safetensors").rename(base / "weights.safetensors")
-    request = Request(adapter=parse_ref(str(write_adapter(tmp_path / "a"))), base=parse_ref(str(base)))
-    assert [header.file for header in pin(request, hub, silent).base.headers] == ["weights.safetensors"]
+    two_sentences(refused(hub, write_adapter(tmp_path / "a"), base), what="holds weights.safetensors", do="Rename it")
 
 
 def test_swapped_arguments_are_recognised(hub, tmp_path):
