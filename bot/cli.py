@@ -375,7 +375,8 @@ def _guarded(arguments: list[str]) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _say(
-            Interrupted("Interrupted.", remedy="Nothing was published; the same command goes on from here."), debug
+            Interrupted("Interrupted.", remedy="The same command goes on from here, and publishes nothing twice."),
+            debug,
         )
     except AdapterMergeError as error:
         # The outcome of an unproven merge is printed already.
