@@ -1,0 +1,278 @@
+"""PEFT's own layers over a model of phantoms: one base weight at a time is real, is merged, and is gone again.
+
+The adapter's config is untrusted. A PeftConfig is made from the allow-listed fields of `bot.weights.methods` only, and
+every adapter tensor must be taken up by some layer, and every tensor of a layer must be in the adapter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bot.engines import in_memory
+from bot.engines.phantom import is_phantom, phantom_model
+from bot.engines.widened import all_widened, casts_widened
+from bot.errors import Refused
+from bot.records import Json, Measured, PeftMerge, Stored
+from bot.weights.headers import read_header
+from bot.weights.methods import METHODS, PREFIX, engine_for, modules_of
+from bot.weights.rounding import LARGEST, RAW, narrow, widen
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+NAME = "default"
+SAVE_AGAIN = "Save the adapter again with PEFT."
+# AdaLoRA does not save how many ranks are left, and counts them from its config.
+UNSAVED = re.compile(r"\.ranknum\.")
+NOT_PEFTS = frozenset({"bias", "modules_to_save", "inference_mode"})  # whole tensors: other ops do those
+PEFT_ERRORS = (TypeError, ValueError, RuntimeError, KeyError, AttributeError, NotImplementedError, ImportError)
+
+
+class PeftLayers:
+    """The adapted layers of one adapter on one base, built once for a merge.
+
+    `ops`: every PeftMerge of the plan: they say which modules PEFT must adapt, no more and no fewer, and where their
+    weights are. `config` and `adapter_config`: the two config.json. Memory: the adapter in float64, and the largest
+    single layer (in-memory: the adapted weights of the base in float32 as well). Raises Refused.
+    """
+
+    def __init__(
+        self, *, base: Path, adapter: Path, config: Json, adapter_config: Json, ops: Sequence[PeftMerge],
+        trust_remote_code: bool = False,
+    ) -> None:  # fmt: skip
+        self._base, self._config = base, adapter_config
+        self._ops = {(op.module, op.parameter): op for op in ops}
+        modules = {op.module for op in ops}
+        with _quiet():
+            model = phantom_model(base, config, adapter_config, modules, trust_remote_code=trust_remote_code)
+            self._phantoms = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+            real = engine_for(adapter_config) == "in-memory"
+            if real:
+                in_memory.fill(model, self._sources(), self._read)
+            tuned = _injected(model, _peft_config(adapter_config), widened=real and _may_widen(adapter_config))
+            _load(tuned, self._phantoms.keys(), adapter, adapter_config)
+        self._layers = _layers_of(tuned)
+        if differ := modules ^ self._layers.keys():
+            reason = f"PEFT and the plan disagree about which modules the adapter changes, e.g. {sorted(differ)[0]}."
+            raise Refused(reason, remedy=SAVE_AGAIN)
+        in_memory.after_loading(tuned, adapter_config, self._layers)
+        self._written_over(real)
+
+    def merge(self, module: str) -> dict[str, Tensor]:
+        """The merged parameters of one module, float64. Raises Refused where PEFT cannot, or for NaN and infinity."""
+        layer = self._layers[module]
+        owner = layer.get_base_layer()
+        before = {name: weight.data for name, weight in owner.named_parameters(recurse=False)}
+        for (_, parameter), op in self._ops.items():
+            if op.module == module and is_phantom(before[parameter]):
+                getattr(owner, parameter).data = self._read(op.source).double()
+        for parameter, tensor in before.items():
+            if not is_phantom(tensor):  # the base as PEFT's initialisation left it
+                getattr(owner, parameter).data = tensor.double()
+        try:
+            with torch.no_grad(), all_widened(), _quiet():
+                layer.merge(safe_merge=False)
+            merged = layer.get_base_layer()
+            return {
+                op.parameter: _finite(getattr(merged, op.parameter).data, op)
+                for op in self._ops.values()
+                if op.module == module
+            }
+        except PEFT_ERRORS as error:
+            reason = f"PEFT cannot merge {module} ({type(error).__name__}: {error})."
+            raise Refused(reason, remedy="Keep the adapter separate.") from error
+        finally:
+            _forget(layer)
+            for parameter, tensor in before.items():
+                getattr(owner, parameter).data = tensor
+
+    def _sources(self) -> Iterator[tuple[str, str, Stored]]:
+        yield from ((op.module, op.parameter, op.source) for op in self._ops.values())
+
+    def _read(self, stored: Stored) -> Tensor:
+        """A base tensor, float32 (exact for 16-bit ones) or float64, by byte range."""
+        raw = bytearray(stored.stop - stored.start)
+        with (self._base / stored.file).open("rb", buffering=0) as file:
+            view, offset = memoryview(raw), stored.start
+            while view.nbytes:
+                if not (count := os.preadv(file.fileno(), [view], offset)):
+                    raise Refused("An input file became shorter while it was read.", remedy="Run the merge again.")
+                view, offset = view[count:], offset + count
+        numbers = np.frombuffer(raw, RAW[stored.dtype]).reshape(stored.shape)
+        return torch.from_numpy(widen(numbers, stored.dtype))
+
+    def _written_over(self, real: bool) -> None:
+        """Nothing wrote into a phantom: `fill_` and `zero_` would not raise."""
+        for tensor in self._phantoms.values():
+            if tensor.is_floating_point() and tensor.numel() and not any(tensor.stride()):
+                assert is_phantom(tensor), "PEFT wrote into a weight that is not there"
+        assert real or all(not any(p.stride()) for p in self._phantoms.values() if p.numel() > 1)
+
+
+def write_peft_ops(
+    ops: Sequence[PeftMerge], layers: PeftLayers, out_of: Callable[[str], int], moved: Callable[[int], None]
+) -> list[Measured]:
+    """Merge the modules of `ops` and write each target by offset; `out_of`: a weight file's name → its descriptor.
+
+    The files must have their full size already. Parameters of one module that lie in different shards may come in
+    different calls. Raises Refused, for a result that is too large for its dtype too, and OSError.
+    """
+    measured = []
+    by_module: dict[str, list[PeftMerge]] = {}
+    for op in ops:
+        by_module.setdefault(op.module, []).append(op)
+    for module, own in by_module.items():
+        merged = layers.merge(module)
+        for op in own:
+            value = merged[op.parameter]
+            if tuple(value.shape) != op.target.shape:
+                reason = f"PEFT makes {tuple(value.shape)} of {op.source.key}, which is {op.target.shape}."
+                raise Refused(reason, remedy="Keep the adapter separate.")
+            measured.append(_write(op, value, layers, out_of(op.target.file)))
+            moved(op.target.stop - op.target.start)
+    return measured
+
+
+def _write(op: PeftMerge, value: Tensor, layers: PeftLayers, descriptor: int) -> Measured:
+    if value.numel() and float(value.abs().max()) > LARGEST[op.target.dtype]:
+        reason = f"{op.target.key} holds values that are too large for {op.target.dtype}."
+        raise Refused(reason, remedy="Choose --dtype bfloat16 or float32.")
+    change = float(torch.linalg.vector_norm(value - layers._read(op.source).double()))
+    content = memoryview(narrow(value.contiguous().numpy(), op.target.dtype).tobytes())
+    offset = op.target.start
+    while content.nbytes:
+        count = os.pwrite(descriptor, content, offset)
+        content, offset = content[count:], offset + count
+    return Measured(
+        key=op.target.key, elements=value.numel(), delta_norm=change, by_float64=value.numel(), by_rational=0
+    )
+
+
+# --- building -----------------------------------------------------------------------------------------------------
+
+
+def _peft_config(config: Json) -> Any:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    peft_type = str(config["peft_type"])
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
+    known = {field.name for field in dataclasses.fields(kind)} & METHODS[peft_type].settings
+    given = {name: value for name, value in config.items() if name in known - NOT_PEFTS and value is not None}
+    try:
+        return kind(**given)
+    except PEFT_ERRORS as error:
+        reason = f"adapter_config.json cannot be read as a {METHODS[peft_type].name} config: {error}."
+        raise Refused(reason, remedy=SAVE_AGAIN) from error
+
+
+def _may_widen(config: Json) -> bool:
+    """Not where other digits could mean another result: AdaMSS clusters the rows of a float32 SVD, and PSOFT's R is
+    trained between singular vectors whose signs float64's SVD may choose otherwise."""
+    return config.get("peft_type") not in ("ADAMSS", "PSOFT")
+
+
+def _injected(model: Any, config: Any, *, widened: bool) -> Any:
+    from peft import PeftModel
+
+    try:
+        with torch.no_grad(), casts_widened() if widened else _quiet():
+            return PeftModel(model, config, adapter_name=NAME, autocast_adapter_dtype=False).eval()
+    except PEFT_ERRORS as error:
+        reason = f"PEFT cannot put the adapter on this base ({type(error).__name__}: {error})."
+        raise Refused(reason, remedy="Check that the base is the one the adapter was trained on.") from error
+
+
+def _load(tuned: Any, base_tensors: Any, adapter: Path, config: Json) -> None:
+    """Put the adapter's tensors into the layers, as float64. Every one is used, and none is missing."""
+    from peft import set_peft_model_state_dict
+    from safetensors import safe_open
+
+    _widen_own(tuned, base_tensors)
+    header = read_header(adapter / ADAPTER_WEIGHTS, file=ADAPTER_WEIGHTS)
+    whole = set(modules_of(config, [tensor.key for tensor in header.tensors]).whole)
+    with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys() if key not in whole}  # noqa: SIM118
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise Refused(f"The adapter's {key} holds a NaN or Inf.", remedy="Train or save the adapter again.")
+    own = {name: tensor for name, tensor in tuned.state_dict(keep_vars=True).items() if id(tensor) not in base_tensors}
+    try:
+        with torch.no_grad():
+            found = set_peft_model_state_dict(tuned, tensors, adapter_name=NAME)
+    except PEFT_ERRORS as error:
+        reason = f"The adapter's tensors do not fit its config: {' '.join(str(error).split())[:400]}."
+        raise Refused(reason, remedy=SAVE_AGAIN) from error
+    if found.unexpected_keys:
+        reason = f"{len(found.unexpected_keys)} adapter tensors are used by no layer, e.g. {found.unexpected_keys[0]}."
+        raise Refused(reason, remedy=SAVE_AGAIN)
+    # One shared tensor has a name in every layer; under any of them it is loaded.
+    missing = set(found.missing_keys)
+    loaded = {id(tensor) for name, tensor in own.items() if name not in missing}
+    lacking = sorted(name for name, tensor in own.items() if id(tensor) not in loaded and not UNSAVED.search(name))
+    if lacking:
+        reason = f"The adapter lacks {len(lacking)} tensors that its config calls for, e.g. {lacking[0]}."
+        raise Refused(reason, remedy=SAVE_AGAIN)
+
+
+def _widen_own(tuned: nn.Module, base_tensors: Any) -> None:
+    """The layers' own numbers as float64, in place, shared ones once; the base's phantoms stay as they are."""
+    wide: dict[int, Tensor] = {}
+    for module in tuned.modules():
+        for weight in module._parameters.values():
+            if weight is not None and id(weight) not in base_tensors and weight.is_floating_point():
+                weight.data = weight.data.double()
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None and id(buffer) not in base_tensors and buffer.is_floating_point():
+                module._buffers[name] = wide.setdefault(id(buffer), buffer.double())
+        if isinstance(getattr(module, "dtype", None), torch.dtype) and "dtype" in module.__dict__:
+            module.__dict__["dtype"] = torch.float64  # AdaMSS casts its input to what its base was
+
+
+def _layers_of(tuned: nn.Module) -> dict[str, Any]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {
+        name.removeprefix(PREFIX): module
+        for name, module in tuned.named_modules()
+        if isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer")
+    }
+
+
+# --- one layer ----------------------------------------------------------------------------------------------------
+
+
+def _forget(layer: Any) -> None:
+    """Undo what a merge leaves on a layer, without PEFT's own unmerge, whose arithmetic would be wasted."""
+    if hasattr(layer, "ln_tuning_layers") and layer.merged_adapters:
+        layer.unmerge()  # swaps the two norms back
+    layer.merged_adapters.clear()
+    for name in ("_base_weight_before_merge", "_cached_merge_factor"):
+        held = getattr(layer, name, None)
+        if hasattr(held, "clear"):
+            held.clear()
+        elif held is not None:
+            setattr(layer, name, None)
+
+
+def _finite(value: Tensor, op: PeftMerge) -> Tensor:
+    if not bool(torch.isfinite(value).all()):
+        reason = f"Merging {op.module} gives a NaN or Inf in its {op.parameter}."
+        raise Refused(reason, remedy="Take another base, or train the adapter again.")
+    return value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PEFT's warnings are about training and about what is checked here anyway."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
