@@ -77,7 +77,7 @@ class PeftLayers:
                 getattr(owner, parameter).data = self._read(op.source).double()
         for parameter, tensor in before.items():
             if not is_phantom(tensor):  # the base as PEFT's initialisation left it
-                getattr(owner, parameter).data = tensor.double()
+                getattr(owner, parameter).data = tensor.to(torch.float64, copy=True)
         try:
             with torch.no_grad(), all_widened(), _quiet():
                 layer.merge(safe_merge=False)
@@ -256,7 +256,7 @@ def _forget(layer: Any) -> None:
         layer.unmerge()  # swaps the two norms back
     layer.merged_adapters.clear()
     for name in ("_base_weight_before_merge", "_cached_merge_factor"):
-        held = getattr(layer, name, None)
+        held: Any = getattr(layer, name, None)
         if hasattr(held, "clear"):
             held.clear()
         elif held is not None:
