@@ -1,0 +1,206 @@
+"""From a parameter, as an adapter names it, to where its numbers lie in the checkpoint. No model code runs.
+
+An adapter names parameters as transformers did when it was trained; a checkpoint keeps the names that it was published
+with. Both are led forward, by transformers' own load-time rules (conversions.py), to the names of transformers 5, where
+they meet. What meets nothing is missing, and what meets two things is refused; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from bot.records import Json, Stored
+from bot.weights.conversions import Converter
+from bot.weights.families import Family, family_of, star
+from bot.weights.layouts import Layout, Span, Unmergeable, convert, whole
+from bot.weights.pieces import Piece, Placement, Seen, part_of, place, turn_own
+from bot.weights.prefixes import Ambiguous, choose
+
+__all__ = ["Ambiguous", "Found", "Names", "Piece", "Placement", "Span"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """`places`: for the parameters that have one. `missing`: those that the base does not have. `unmergeable`:
+    parameters that the base has in an order that no rectangle describes, each with a sentence that says so."""
+
+    places: dict[str, Placement]
+    missing: tuple[str, ...]
+    unmergeable: dict[str, str]
+
+
+class Source(NamedTuple):
+    """A checkpoint tensor on its way into a parameter: as source `slot` of a converter, for its target `chosen`."""
+
+    key: str
+    slot: int
+    expert: int | None
+    chosen: int
+    converter: Converter | None
+
+
+class Names:
+    """The names of one base: its tensors by key, and its config.json."""
+
+    def __init__(self, stored: Mapping[str, Stored], config: Json) -> None:
+        self._stored = stored
+        self._config = config
+        self._family: Family = family_of(config)
+        self._sources: dict[str, list[Source]] = {}
+        route = self._family.conversions.route
+        for key in sorted(stored):  # GroupWeightRename depends on the order
+            led = route(key)
+            for chosen, target in enumerate(led.targets):
+                source = Source(key, led.source, led.expert, chosen, led.converter)
+                self._sources.setdefault(target, []).append(source)
+        self._placed: dict[str, Placement] = {}
+
+    # --- parameters ------------------------------------------------------------------------------------------------
+
+    def find(self, parameters: Sequence[str]) -> Found:
+        """Where every parameter lies. One prefix rule serves them all, and one of three ways of naming: the
+        checkpoint's own, transformers 5's, transformers 4's. Raises Ambiguous(key, key)."""
+        own = {name: (name,) for name in parameters}
+        led = {name: self._family.conversions.route(name).targets for name in parameters}
+        ways = ((own, self._stored.keys()), (own, self._sources.keys()), (led, self._sources.keys()))
+        chosen = choose(ways, self._keys_of)
+        places: dict[str, Placement] = {}
+        unmergeable: dict[str, str] = {}
+        for name in parameters:
+            reached = chosen.reached.get(name)
+            if reached is None:
+                continue
+            try:
+                places[name] = self._place(name, chosen.way, reached)
+            except Unmergeable as reason:
+                unmergeable[name] = str(reason)
+        missing = tuple(name for name in parameters if name not in places and name not in unmergeable)
+        return Found(places=places, missing=missing, unmergeable=unmergeable)
+
+    def expert_parameters(self, module: str) -> tuple[str, ...]:
+        """The stacked parameters of a v5 expert module, in named_parameters() order; () for any other module."""
+        candidates = [module, self._family.conversions.route(f"{module}.weight").targets[0].removesuffix(".weight")]
+        for one in candidates:
+            if stack := self._family.stack(one):
+                return stack[1]
+        tail = star(module).split(".")[-2:]
+        alike = {tuple(one[1]) for path, one in self._family.experts.items() if path.split(".")[-2:] == tail}
+        return alike.pop() if len(alike) == 1 else ()
+
+    # --- embeddings ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def head(self) -> str | None:
+        """The checkpoint key of the output embedding: the one it has, or the one it would have if it were not tied."""
+        return self._key_for(self._family.head, self._family.saved_head)
+
+    @cached_property
+    def embedding(self) -> str | None:
+        """The checkpoint key of the input embedding."""
+        return self._key_for(self._family.embedding, self._family.saved_embedding)
+
+    @property
+    def tied(self) -> bool:
+        """Whether transformers ties the head to the embedding, unless the checkpoint stores both with other values."""
+        return self._family.tied
+
+    @property
+    def scaled_by_tying(self) -> bool:
+        """Whether the architecture's forward scales by the tie flag (the t5 family), so that it cannot be untied."""
+        return self._family.scaled_by_tying
+
+    def _key_for(self, name: str | None, saved: str | None) -> str | None:
+        if name is None:
+            return None
+        for spelled in (name, f"{self._family.prefix}.{name}", name.removeprefix(f"{self._family.prefix}.")):
+            if spelled in self._sources:
+                return self._sources[spelled][0].key
+        return name if saved is None or self._has_new_names() else saved
+
+    def _has_new_names(self) -> bool:
+        """Whether the checkpoint has transformers 5's names where the published ones would differ from them."""
+        known, saved = self._family.embedding, self._family.saved_embedding
+        return bool(known and saved and known != saved and known in self._stored)
+
+    # --- placements ------------------------------------------------------------------------------------------------
+
+    def _keys_of(self, way: int, reached: tuple[str, ...]) -> tuple[str, ...]:
+        if way == 0:
+            return reached
+        return tuple(source.key for one in reached for source in self._sources.get(one, ()))
+
+    def _place(self, name: str, way: int, reached: tuple[str, ...]) -> Placement:
+        """`reached`: the checkpoint key (way 0) or the v5 parameters (else) that a name leads to. Raises Unmergeable."""
+        if way == 0:
+            return self._place_own(name, reached[0])
+        if way == 1:
+            return self._named(name, self._place_parameter(reached[0]))
+        route = self._family.conversions.route(name)
+        return self._named(name, part_of(route, [self._place_parameter(one) for one in reached]))
+
+    def _place_own(self, name: str, key: str) -> Placement:
+        """A checkpoint tensor under its own name: the logical matrices are those that it has in transformers 5."""
+        route = self._family.conversions.route(key)
+        target = route.targets[0]
+        stored = self._stored[key]
+        if len(stored.shape) == 3 and self._seen(target).stacked:
+            return self._named(name, turn_own(key, self._place_parameter(target)))
+        if route.converter is not None and target == key:
+            return self._named(name, self._place_parameter(target))
+        return place(name, whole(stored), self._seen(target, stacked=False), self._stored)
+
+    def _place_parameter(self, target: str) -> Placement:
+        if target not in self._placed:
+            layout = self._layout(target)
+            self._placed[target] = place(target, layout, self._seen(target), self._stored)
+        return self._placed[target]
+
+    def _layout(self, target: str) -> Layout:
+        sources = self._sources[target]
+        converter = sources[0].converter
+        if converter is None:
+            if len(sources) > 1:
+                raise Unmergeable(f"The base has {len(sources)} tensors for {target}, e.g. {sources[1].key}.")
+            return whole(self._stored[sources[0].key])
+        by_index: dict[int, list[Source]] = {}
+        for source in sources:
+            if source.converter is not converter:
+                raise Unmergeable(f"The base's tensors for {target} are of two layouts, e.g. {source.key}.")
+            by_index.setdefault(source.slot, []).append(source)
+        layouts = {}
+        for index, members in by_index.items():
+            members.sort(key=lambda source: source.expert or 0)
+            numbers = [source.expert for source in members]
+            if len(members) > 1 and numbers != list(range(len(members))):
+                raise Unmergeable(f"The experts that make up {target} are not numbered from 0 without gaps.")
+            layouts[index] = [whole(self._stored[source.key]) for source in members]
+        return convert(converter, layouts, sources[0].chosen, target, self._expected(target))
+
+    def _seen(self, target: str, *, stacked: bool = True) -> Seen:
+        """How PEFT sees a v5 parameter: as stacked matrices, as a Conv1D's in × out, or as an ordinary out × in."""
+        module, _, leaf = target.rpartition(".")
+        stack = self._family.stack(module) if stacked else None
+        if stack is not None and leaf in stack[1]:
+            return Seen(stacked=True, in_by_out=stack[0])
+        if stacked and stack is None and module.endswith("experts") and not leaf.endswith("bias"):
+            return Seen(stacked=True, in_by_out=False)
+        return Seen(stacked=False, in_by_out=self._family.is_conv1d(target))
+
+    def _expected(self, target: str) -> tuple[int, int]:
+        """The last two sizes that a model gives stacked experts in out × in (what Transpose(check_dims) compares)."""
+        text = self._config.get("text_config")
+        config = text if isinstance(text, dict) else self._config
+        hidden, inner = (int(config.get(key) or 0) for key in ("hidden_size", "moe_intermediate_size"))
+        return (2 * inner, hidden) if target.endswith("gate_up_proj") else (hidden, inner)
+
+    @staticmethod
+    def _named(name: str, placement: Placement) -> Placement:
+        return Placement(
+            parameter=name,
+            pieces=placement.pieces,
+            experts=placement.experts,
+            is_transposed=placement.is_transposed,
+        )

@@ -1,0 +1,99 @@
+"""One prefix for a whole adapter: which spelling of its names leads into a base, and whether only one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from bot.weights.families import star
+
+Rule = tuple[str, str]  # (prefix to drop, prefix to add)
+Spelled = Mapping[str, tuple[str, ...]]  # parameter → the names that it goes by, together
+Reached = dict[str, tuple[str, ...]]
+
+
+class Ambiguous(Exception):
+    """Two prefixes fit the adapter equally well and lead to different tensors; `args` are two keys of one parameter."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`way`: the index of the way of naming that fits; `reached`: parameter → the names that it leads to."""
+
+    way: int
+    reached: Reached
+
+
+def choose(
+    ways: Sequence[tuple[Spelled, Collection[str]]], keys_of: Callable[[int, tuple[str, ...]], tuple[str, ...]]
+) -> Choice:
+    """The way and the prefix that find most of the parameters; of equals, names as they are come first, then the order
+    of `ways`. `ways`: (spelled parameters, the names that there are). Raises Ambiguous where two prefixes of one way
+    find as many, and lead to different keys."""
+    plain = [Choice(way, _apply(("", ""), spelled, there)) for way, (spelled, there) in enumerate(ways)]
+    wanted = len(ways[0][0])
+    best = max(plain, key=lambda choice: len(choice.reached))
+    if len(best.reached) == wanted:
+        return best
+    prefixed = [
+        Choice(way, _apply(rule, spelled, there))
+        for way, (spelled, there) in enumerate(ways)
+        for rule in _rules(spelled, there)
+    ]
+    rival = max(prefixed, key=lambda choice: len(choice.reached), default=best)
+    if len(rival.reached) <= len(best.reached):
+        return best
+    for other in prefixed:
+        if other.way == rival.way and len(other.reached) == len(rival.reached):
+            _refuse_if_different(rival, other, keys_of)
+    return rival
+
+
+def _apply(rule: Rule, spelled: Spelled, there: Collection[str]) -> Reached:
+    drop, add = rule
+    reached: Reached = {}
+    for parameter, names in spelled.items():
+        prefixed = tuple(add + name.removeprefix(drop) for name in names)
+        # A head that stands beside the prefixed body (`lm_head`) keeps its name under either rule.
+        for one in (prefixed, names):
+            if all(name in there for name in one):
+                reached[parameter] = one
+                break
+    return reached
+
+
+def _rules(spelled: Spelled, there: Collection[str]) -> list[Rule]:
+    """Prefixes worth trying: those that make some parameter's name, less its numbers, one that there is."""
+    templates = [one.split(".") for one in sorted({star(name) for name in there})]
+    rules: dict[Rule, None] = {}
+    for asked in sorted({star(name) for names in spelled.values() for name in names}):
+        parts = asked.split(".")
+        for template in templates:
+            rule = _bridge(parts, template)
+            if rule is not None:
+                rules[rule] = None
+    return list(rules)
+
+
+def _bridge(asked: list[str], there: list[str]) -> Rule | None:
+    """(drop, add) that turns one name into the other: all of one of them is the other's end, or both end alike from a
+    numbered layer on."""
+    common = 0
+    while common < min(len(asked), len(there)) and asked[-1 - common] == there[-1 - common]:
+        common += 1
+    whole = common in (len(asked), len(there)) and common > 1
+    if not whole and "*" not in asked[len(asked) - common :]:
+        return None
+    drop, add = (".".join(one[: len(one) - common]) for one in (asked, there))
+    if (drop, add) == ("", "") or "*" in drop or "*" in add:
+        return None
+    return (f"{drop}." if drop else "", f"{add}." if add else "")
+
+
+def _refuse_if_different(
+    one: Choice, other: Choice, keys_of: Callable[[int, tuple[str, ...]], tuple[str, ...]]
+) -> None:
+    for parameter, reached in one.reached.items():
+        mine, theirs = keys_of(one.way, reached), keys_of(other.way, other.reached.get(parameter, ()))
+        if theirs and mine != theirs:
+            raise Ambiguous(mine[0], theirs[0])
