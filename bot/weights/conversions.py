@@ -115,6 +115,8 @@ class Conversions:
         every = list(transforms)
         self._renames = [one for one in every if one.converter is None]
         self._converters = [one for one in every if one.converter is not None]
+        # Whether some converter leaves a name as it is and changes what stands under it.
+        self.in_place = any(set(one.sources) & set(one.targets) for one in self._converters)
         self._spelled = set().union(*(one.spelled_numbers() for one in every)) if every else set()
         self._templates: dict[tuple[str, ...], _Template] = {}
 

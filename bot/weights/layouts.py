@@ -7,7 +7,7 @@ A `Layout` says of every box of a parameter which box of which tensor it is. The
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bot.records import Json, Stored
 from bot.weights.conversions import Converter
@@ -19,8 +19,7 @@ class Unmergeable(Exception):
     """The numbers of a parameter are not where rectangles of the checkpoint are; `args[0]` says why, as a sentence."""
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """The box `at` of the parameter is the box `of` of tensor `key`; `axes`: parameter axis → tensor axis, -1: none."""
 
     at: tuple[Span, ...]
@@ -29,8 +28,7 @@ class Tile:
     axes: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """A parameter of this shape; the tiles cover it exactly once."""
 
     shape: tuple[int, ...]

@@ -68,6 +68,25 @@ def place(name: str, layout: Layout, seen: Seen, stored: Mapping[str, Stored]) -
     )
 
 
+def place_whole(name: str, stored: Stored, *, in_by_out: bool) -> Placement:
+    """The placement of a parameter that is one tensor, and one logical matrix (a Conv1D's is stored `in_by_out`)."""
+    shape = stored.shape
+    rows, columns = (shape[0], prod(shape[1:])) if shape else (1, 1)
+    flipped = in_by_out and len(shape) == 2
+    high, wide = (0, rows), (0, columns)
+    piece = Piece(
+        key=stored.key,
+        view=(rows, columns),
+        at_rows=high,
+        at_columns=wide,
+        expert=0,
+        out=wide if flipped else high,
+        into=high if flipped else wide,
+        flipped=flipped,
+    )
+    return Placement(parameter=name, pieces=(piece,), experts=1, is_transposed=False)
+
+
 def part_of(route: Route, targets: Sequence[Placement]) -> Placement:
     """What an older name stands for, when the v5 parameters that it leads to lie at `targets`. Raises Unmergeable."""
     converter = route.converter

@@ -16,8 +16,8 @@ from bot.records import Json, Stored
 from bot.weights.conversions import Converter
 from bot.weights.families import Family, family_of, star
 from bot.weights.layouts import Layout, Span, Unmergeable, convert, whole
-from bot.weights.pieces import Piece, Placement, Seen, part_of, place, turn_own
-from bot.weights.prefixes import Ambiguous, choose
+from bot.weights.pieces import Piece, Placement, Seen, part_of, place, place_whole, turn_own
+from bot.weights.prefixes import Ambiguous, Way, choose
 
 __all__ = ["Ambiguous", "Found", "Names", "Piece", "Placement", "Span"]
 
@@ -49,24 +49,25 @@ class Names:
         self._stored = stored
         self._config = config
         self._family: Family = family_of(config)
-        self._sources: dict[str, list[Source]] = {}
-        route = self._family.conversions.route
-        for key in sorted(stored):  # GroupWeightRename depends on the order
-            led = route(key)
-            for chosen, target in enumerate(led.targets):
-                source = Source(key, led.source, led.expert, chosen, led.converter)
-                self._sources.setdefault(target, []).append(source)
         self._placed: dict[str, Placement] = {}
+
+    @cached_property
+    def _sources(self) -> dict[str, list[Source]]:
+        """Every v5 parameter that the checkpoint's keys lead to, and those keys."""
+        sources: dict[str, list[Source]] = {}
+        route = self._family.conversions.route
+        for key in sorted(self._stored):  # GroupWeightRename depends on the order
+            targets, converter, slot, expert = route(key)
+            for chosen, target in enumerate(targets):
+                sources.setdefault(target, []).append(Source(key, slot, expert, chosen, converter))
+        return sources
 
     # --- parameters ------------------------------------------------------------------------------------------------
 
     def find(self, parameters: Sequence[str]) -> Found:
         """Where every parameter lies. One prefix rule serves them all, and one of three ways of naming: the
         checkpoint's own, transformers 5's, transformers 4's. Raises Ambiguous(key, key)."""
-        own = {name: (name,) for name in parameters}
-        led = {name: self._family.conversions.route(name).targets for name in parameters}
-        ways = ((own, self._stored.keys()), (own, self._sources.keys()), (led, self._sources.keys()))
-        chosen = choose(ways, self._keys_of)
+        chosen = choose((self._own, self._new, self._old), parameters, self._keys_of)
         places: dict[str, Placement] = {}
         unmergeable: dict[str, str] = {}
         for name in parameters:
@@ -127,6 +128,16 @@ class Names:
 
     # --- placements ------------------------------------------------------------------------------------------------
 
+    def _own(self, parameters: Sequence[str]) -> Way:
+        return {name: (name,) for name in parameters}, self._stored.keys()
+
+    def _new(self, parameters: Sequence[str]) -> Way:
+        return {name: (name,) for name in parameters}, self._sources.keys()
+
+    def _old(self, parameters: Sequence[str]) -> Way:
+        route = self._family.conversions.route
+        return {name: route(name).targets for name in parameters}, self._sources.keys()
+
     def _keys_of(self, way: int, reached: tuple[str, ...]) -> tuple[str, ...]:
         if way == 0:
             return reached
@@ -143,14 +154,21 @@ class Names:
 
     def _place_own(self, name: str, key: str) -> Placement:
         """A checkpoint tensor under its own name: the logical matrices are those that it has in transformers 5."""
+        stored = self._stored[key]
+        if self._own_are_plain and len(stored.shape) < 3:
+            return place_whole(name, stored, in_by_out=False)
         route = self._family.conversions.route(key)
         target = route.targets[0]
-        stored = self._stored[key]
         if len(stored.shape) == 3 and self._seen(target).stacked:
             return self._named(name, turn_own(key, self._place_parameter(target)))
         if route.converter is not None and target == key:
             return self._named(name, self._place_parameter(target))
-        return place(name, whole(stored), self._seen(target, stacked=False), self._stored)
+        return place_whole(name, stored, in_by_out=self._family.is_conv1d(target))
+
+    @cached_property
+    def _own_are_plain(self) -> bool:
+        """Whether no matrix under its own name is anything but out × in: no Conv1D, and no conversion in place."""
+        return not self._family.conv1d and not self._family.conversions.in_place
 
     def _place_parameter(self, target: str) -> Placement:
         if target not in self._placed:
@@ -179,13 +197,13 @@ class Names:
             layouts[index] = [whole(self._stored[source.key]) for source in members]
         return convert(converter, layouts, sources[0].chosen, target, self._expected(target))
 
-    def _seen(self, target: str, *, stacked: bool = True) -> Seen:
+    def _seen(self, target: str) -> Seen:
         """How PEFT sees a v5 parameter: as stacked matrices, as a Conv1D's in × out, or as an ordinary out × in."""
         module, _, leaf = target.rpartition(".")
-        stack = self._family.stack(module) if stacked else None
+        stack = self._family.stack(module)
         if stack is not None and leaf in stack[1]:
             return Seen(stacked=True, in_by_out=stack[0])
-        if stacked and stack is None and module.endswith("experts") and not leaf.endswith("bias"):
+        if stack is None and module.endswith("experts") and not leaf.endswith("bias"):
             return Seen(stacked=True, in_by_out=False)
         return Seen(stacked=False, in_by_out=self._family.is_conv1d(target))
 

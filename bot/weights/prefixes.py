@@ -10,6 +10,7 @@ from bot.weights.families import star
 Rule = tuple[str, str]  # (prefix to drop, prefix to add)
 Spelled = Mapping[str, tuple[str, ...]]  # parameter → the names that it goes by, together
 Reached = dict[str, tuple[str, ...]]
+Way = tuple[Spelled, Collection[str]]  # parameters as one way of naming spells them, and the names that there are
 
 
 class Ambiguous(Exception):
@@ -25,19 +26,24 @@ class Choice:
 
 
 def choose(
-    ways: Sequence[tuple[Spelled, Collection[str]]], keys_of: Callable[[int, tuple[str, ...]], tuple[str, ...]]
+    ways: Sequence[Callable[[Sequence[str]], Way]],
+    parameters: Sequence[str],
+    keys_of: Callable[[int, tuple[str, ...]], tuple[str, ...]],
 ) -> Choice:
     """The way and the prefix that find most of the parameters; of equals, names as they are come first, then the order
-    of `ways`. `ways`: (spelled parameters, the names that there are). Raises Ambiguous where two prefixes of one way
-    find as many, and lead to different keys."""
-    plain = [Choice(way, _apply(("", ""), spelled, there)) for way, (spelled, there) in enumerate(ways)]
-    wanted = len(ways[0][0])
+    of `ways`. A way is asked for only when those before it have left something open. Raises Ambiguous where two
+    prefixes of one way find as many, and lead to different keys."""
+    plain: list[Choice] = []
+    asked: list[Way] = []
+    for number, way in enumerate(ways):
+        asked.append(way(parameters))
+        plain.append(Choice(number, _apply(("", ""), *asked[-1])))
+        if len(plain[-1].reached) == len(parameters):
+            return plain[-1]
     best = max(plain, key=lambda choice: len(choice.reached))
-    if len(best.reached) == wanted:
-        return best
     prefixed = [
-        Choice(way, _apply(rule, spelled, there))
-        for way, (spelled, there) in enumerate(ways)
+        Choice(number, _apply(rule, spelled, there))
+        for number, (spelled, there) in enumerate(asked)
         for rule in _rules(spelled, there)
     ]
     rival = max(prefixed, key=lambda choice: len(choice.reached), default=best)
