@@ -45,6 +45,18 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Combination:
+    """How several adapters become one; `bot.combine` has the algebra. None: the default, or of no use to the kind."""
+
+    kind: Literal["cat", "linear", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"] = "cat"
+    weights: tuple[float, ...] = ()  # one for each adapter, in their order; empty: 1 each
+    density: float | None = None  # the share of values that pruning keeps
+    seed: int | None = None  # of the random pruning
+    rank: int | None = None  # at most, of svd's result
+    majority_sign: Literal["total", "frequency"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What was asked."""
 

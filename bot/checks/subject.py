@@ -16,6 +16,8 @@ class Subject:
     `inputs` is copied into the document: {"base": {"repo", "sha"}, "adapter": {"repo", "sha"}, "recipe"}.
     `recorded` is the verification.json that came with the folder; `merge` is copied and never interpreted.
     `dtype` is "auto" (every tensor keeps the base's storage dtype), bfloat16, float16 or float32.
+    `adapters` and `combination`: where `adapter` is the combination of several, those it was made of, in their order,
+    and how (as `inputs` names it); () and None where there is one.
     `ours`: the folder claims to be this bot's work and must be exact; else any named arithmetic is a mere warning.
     """
 
@@ -30,3 +32,5 @@ class Subject:
     level: Level
     not_run: tuple[tuple[str, str], ...]
     trust_remote_code: bool
+    adapters: tuple[Path, ...] = ()
+    combination: Json | None = None
