@@ -7,10 +7,11 @@ every adapter tensor must be taken up by some layer, and every tensor of a layer
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from bot.engines import in_memory
 from bot.engines.phantom import is_phantom, phantom_model
+from bot.engines.probing import probe_for, same_output
 from bot.engines.widened import all_widened, casts_widened
 from bot.errors import Refused
 from bot.records import Json, Measured, PeftMerge, Stored
@@ -50,8 +52,10 @@ class PeftLayers:
         trust_remote_code: bool = False,
     ) -> None:  # fmt: skip
         self._base, self._config = base, adapter_config
-        self._ops = {(op.module, op.parameter): op for op in ops}
-        modules = {op.module for op in ops}
+        self._ops: dict[str, dict[str, PeftMerge]] = {}
+        for op in ops:
+            self._ops.setdefault(op.module, {})[op.parameter] = op
+        modules = set(self._ops)
         with _quiet():
             model = phantom_model(base, config, adapter_config, modules, trust_remote_code=trust_remote_code)
             self._phantoms = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -69,34 +73,38 @@ class PeftLayers:
 
     def merge(self, module: str) -> dict[str, Tensor]:
         """The merged parameters of one module, float64. Raises Refused where PEFT cannot, or for NaN and infinity."""
-        layer = self._layers[module]
+        layer, wanted = self._layers[module], self._ops[module]
         owner = layer.get_base_layer()
         before = {name: weight.data for name, weight in owner.named_parameters(recurse=False)}
-        for (_, parameter), op in self._ops.items():
-            if op.module == module and is_phantom(before[parameter]):
-                getattr(owner, parameter).data = self._read(op.source).double()
-        for parameter, tensor in before.items():
-            if not is_phantom(tensor):  # the base as PEFT's initialisation left it
-                getattr(owner, parameter).data = tensor.to(torch.float64, copy=True)
+        others = {name: tensor for name, tensor in before.items() if name not in wanted}
+        for name, op in wanted.items():
+            # In-memory: the base as PEFT's initialisation left it.
+            held = self._read(op.source) if is_phantom(before[name]) else before[name]
+            getattr(owner, name).data = held.to(torch.float64, copy=True)
         try:
             with torch.no_grad(), all_widened(), _quiet():
+                probe = probe_for(owner)
+                _stand_in(owner, others, 0.0)
+                unmerged = layer(probe) if probe is not None else None
+                _stand_in(owner, others, math.nan)  # a weight that the plan forgot must not pass for zero
                 layer.merge(safe_merge=False)
-            merged = layer.get_base_layer()
-            return {
-                op.parameter: _finite(getattr(merged, op.parameter).data, op)
-                for op in self._ops.values()
-                if op.module == module
-            }
+                merged = layer.get_base_layer()
+                found = {name: _finite(getattr(merged, name).data, op) for name, op in wanted.items()}
+                _stand_in(merged, others, 0.0)
+                if unmerged is not None and not same_output(unmerged, layer(probe)):
+                    raise _deviates(module)
+            return found
         except PEFT_ERRORS as error:
             reason = f"PEFT cannot merge {module} ({type(error).__name__}: {error})."
             raise Refused(reason, remedy="Keep the adapter separate.") from error
         finally:
             _forget(layer)
-            for parameter, tensor in before.items():
-                getattr(owner, parameter).data = tensor
+            for name, tensor in before.items():
+                getattr(owner, name).data = tensor
 
     def _sources(self) -> Iterator[tuple[str, str, Stored]]:
-        yield from ((op.module, op.parameter, op.source) for op in self._ops.values())
+        for own in self._ops.values():
+            yield from ((op.module, op.parameter, op.source) for op in own.values())
 
     def _read(self, stored: Stored) -> Tensor:
         """A base tensor, float32 (exact for 16-bit ones) or float64, by byte range."""
@@ -261,6 +269,20 @@ def _forget(layer: Any) -> None:
             held.clear()
         elif held is not None:
             setattr(layer, name, None)
+
+
+def _stand_in(owner: Any, others: Iterable[str], value: float) -> None:
+    """Parameters that the merge leaves alone, as one number seen many times: nothing can write to them."""
+    for name in others:
+        weight = getattr(owner, name)
+        weight.data = torch.full((), value, dtype=torch.float64).expand(weight.shape)
+
+
+def _deviates(module: str) -> Refused:
+    return Refused(
+        f"On {module} PEFT's merged layer does something else than its unmerged one.",
+        remedy="Keep the adapter separate, or train it without this layer.",
+    )
 
 
 def _finite(value: Tensor, op: PeftMerge) -> Tensor:
