@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from bot.records import Asset, ConfigChange, FileEntry, Json, Role, Source, Sources
@@ -37,9 +38,10 @@ TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 
 def choose_assets(
-    base: Source, adapter: Source, dtype: str | None
+    base: Source, adapter: Source, dtype: str | None, edits: Mapping[str, Any] | None = None
 ) -> tuple[tuple[Asset, ...], tuple[ConfigChange, ...]]:
-    """Every non-weight file of the output, and what its config.json changes. `dtype`: a new storage dtype, or None.
+    """Every non-weight file of the output, and what its config.json changes. `dtype`: a new storage dtype, or None;
+    `edits`: other declared changes, by dotted path.
 
     An adapter's Python files are left behind: they train, they do not run the model.
     """
@@ -49,7 +51,7 @@ def choose_assets(
             if kind := _kind(entry, source.role):
                 chosen[entry.name] = Asset(name=entry.name, source=source.role, why=kind)
     _follow_template(chosen, base, adapter)
-    config, changes = _config(base, dtype)
+    config, changes = _config(base, dtype, edits or {})
     chosen["config.json"] = Asset(name="config.json", source="base", why="model config", content=config)
     return tuple(sorted(chosen.values(), key=lambda asset: asset.name)), changes
 
@@ -96,16 +98,25 @@ def _follow_template(chosen: dict[str, Asset], base: Source, adapter: Source) ->
             chosen[name] = Asset(name=name, source="base", why=why, content=template.encode())
 
 
-def _config(base: Source, dtype: str | None) -> tuple[bytes | None, tuple[ConfigChange, ...]]:
+def _config(base: Source, dtype: str | None, edits: Mapping[str, Any]) -> tuple[bytes | None, tuple[ConfigChange, ...]]:
     """config.json with the new storage dtype wherever it states one; (None, ()) where the base's bytes stay."""
-    if dtype is None:
+    if dtype is None and not edits:
         return None, ()
     config = read_json(base, "config.json")
     changes: list[ConfigChange] = []
-    _set_dtype(config, "", dtype, changes)
-    if "dtype" not in config and "torch_dtype" not in config:
-        config["dtype"] = dtype
-        changes.append(ConfigChange(path="dtype", before=None, after=dtype))
+    if dtype is not None:
+        _set_dtype(config, "", dtype, changes)
+        if "dtype" not in config and "torch_dtype" not in config:
+            config["dtype"] = dtype
+            changes.append(ConfigChange(path="dtype", before=None, after=dtype))
+    for path, value in edits.items():
+        *parents, name = path.split(".")
+        place = config
+        for parent in parents:
+            place = place[parent]
+        if place.get(name) != value:
+            changes.append(ConfigChange(path=path, before=place.get(name), after=value))
+            place[name] = value
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(), tuple(changes)
 
 

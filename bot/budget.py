@@ -13,6 +13,8 @@ from bot.records import (
     Machine,
     Op,
     Options,
+    Patch,
+    PeftMerge,
     Refusal,
     Shard,
     Source,
@@ -22,25 +24,33 @@ from bot.records import (
 
 GIB = 1 << 30
 MIB = 1 << 20
-IMPORTED = 265 * MIB  # resident memory of this program once torch is imported; bench/merge.py measures the whole
+IMPORTED = 90 * MIB  # resident memory of this program once numpy is imported; bench/merge.py measures the whole
+WITH_PEFT = 700 * MIB  # the same with torch, transformers and peft, and a model without weights
 WORKERS = 4  # at most, in the streaming engine
-BLOCKS = WORKERS * 16 * MIB  # their row blocks, the float32 twins, and the elements decided in float64
+BLOCKS = WORKERS * 12 * MIB  # their row blocks, the float32 twins, and the elements decided in float64
 LOADED = 900 * MIB  # the same with transformers and peft imported, and the activations of the fixed prompts
 
 
-def make_budget(sources: Sources, shards: Sequence[Shard], ops: Sequence[Op], assets: Sequence[Asset]) -> Budget:
+def make_budget(
+    sources: Sources, shards: Sequence[Shard], ops: Sequence[Op], assets: Sequence[Asset], engine: str
+) -> Budget:
     """Predict downloads (of files not here yet), output, memory and disk."""
     output = sum(shard.size for shard in shards) + _asset_bytes(sources, assets)
-    deltas = [op for op in ops if isinstance(op, AddDelta)]
     # A and B as stored and as float32 or float64, for the tensors in work at once.
-    pairs = sorted((_pair_bytes(op) for op in deltas), reverse=True)[:WORKERS]
-    download = _missing(sources.base, {shard.name for shard in shards}) + _missing(
+    patches = (patch for op in ops if isinstance(op, AddDelta) for patch in op.patches)
+    working = sum(sorted(map(_patch_bytes, patches), reverse=True)[:WORKERS])
+    if engine != "streaming":
+        layers = [op for op in ops if isinstance(op, PeftMerge)]
+        sizes = [_numel(op.source.shape) for op in layers] or [0]
+        # Float64 twins of the layer in work and what PEFT makes of it; in memory, all of them at once as well.
+        working += WITH_PEFT + 6 * 8 * max(sizes) + (8 * sum(sizes) if engine == "in-memory" else 0)
+    download = _missing(sources.base, {header.file for header in sources.base.headers}) + _missing(
         sources.adapter, {header.file for header in sources.adapter.headers}
     )
     return Budget(
         download=download,
         output=output,
-        peak_memory=IMPORTED + BLOCKS + sum(pairs),
+        peak_memory=IMPORTED + BLOCKS + working,
         disk=output + download,
         verify_memory=verify_memory([op.target for op in ops]),
     )
@@ -114,9 +124,15 @@ def _missing(source: Source, names: set[str]) -> int:
     return sum(entry.size for entry in source.files if entry.name in names and not entry.here)
 
 
-def _pair_bytes(op: AddDelta) -> int:
-    numbers = _numel(op.a.shape) + _numel(op.b.shape)
-    return (op.a.stop - op.a.start) + (op.b.stop - op.b.start) + numbers * 12
+def _patch_bytes(patch: Patch) -> int:
+    """What the engine holds of a patch's factors: the cut-out numbers twice as float32 or float64, and the tensor that
+    they are cut from."""
+    total = 0
+    for term in patch.terms:
+        for factor in filter(None, (term.left, term.right)):
+            cut = len(range(*factor.rows)) * len(range(*factor.columns))
+            total += cut * 16 + (factor.stored.stop - factor.stored.start)
+    return total
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -9,19 +9,25 @@ from __future__ import annotations
 import errno
 import fcntl
 import glob
+import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
 from bot.budget import readable
 from bot.errors import AdapterMergeError, MachineTooSmall, Refused, Usage
 from bot.events import Emit, Moved, Note, Stage
-from bot.records import Local, Measured, Merged, Op, Plan, Shard
+from bot.records import Local, Measured, Merged, Op, PeftMerge, Plan, Shard, Stored
 from bot.weights.headers import read_header
+
+if TYPE_CHECKING:
+    from bot.engines.peft_layers import PeftLayers
 
 
 @contextmanager
@@ -56,11 +62,11 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
     emit(Stage(name="merge", title=f"Merging {plan.method} into {plan.dtype}"))
     started = time.monotonic()
     progress = _Progress(emit, total=sum(shard.size for shard in plan.shards))
-    measured: list[Measured] = []
+    work = _Work(plan, inputs, partial, progress, emit)
     try:
-        ops = _by_shard(plan)
+        _compare_twins(plan, inputs)
         for shard in plan.shards:
-            measured += _shard(shard, ops.get(shard.name, []), inputs, partial, progress, emit)
+            work.shard(shard)
         _write_rest(plan, inputs, partial)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -69,32 +75,94 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
             f"The disk is full: the merge needs {readable(plan.budget.output)}.",
             remedy="Free some space or choose another --output; nothing was left behind.",
         ) from error
-    return Merged(folder=partial, plan=plan, tensors=tuple(measured), seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return Merged(folder=partial, plan=plan, tensors=tuple(work.measured), sha256=work.sha256, seconds=seconds)
 
 
-def _shard(
-    shard: Shard, ops: list[Op], inputs: Local, partial: Path, progress: _Progress, emit: Emit
-) -> list[Measured]:
-    finished = partial / shard.name
-    if finished.exists():
-        emit(Note(text=f"{shard.name} is there from an earlier run."))
-        progress.add(shard.size)
-        return []
-    _notice_change(shard, ops, inputs)
-    from bot.engines.streaming import write_shard  # imports torch, which a plan or a refusal never needs
+class _Work:
+    """The shards of one merge, one after the other."""
 
-    in_work = finished.with_name(finished.name + ".part")
-    in_work.parent.mkdir(parents=True, exist_ok=True)
-    measured = write_shard(shard, ops, inputs, in_work, progress.add)
-    os.replace(in_work, finished)
-    return measured
+    def __init__(self, plan: Plan, inputs: Local, partial: Path, progress: _Progress, emit: Emit) -> None:
+        self.plan, self.inputs, self.partial, self.progress, self.emit = plan, inputs, partial, progress, emit
+        self.measured: list[Measured] = []
+        self.sha256: dict[str, str] = {}
+        self._ops: dict[str, list[Op]] = {}
+        for op in plan.ops:
+            self._ops.setdefault(op.target.file, []).append(op)
+        self._planned = _planned(plan)
+        self._checked: set[str] = set()
+
+    def shard(self, shard: Shard) -> None:
+        """Write one weight file, unless an earlier run has."""
+        finished = self.partial / shard.name
+        if finished.exists():
+            self.emit(Note(text=f"{shard.name} is there from an earlier run."))
+            self.progress.add(shard.size)
+            return
+        ops = self._ops.get(shard.name, [])
+        for file in {shard.name, *(op.source.file for op in ops if op.source and not op.source.owner)}:
+            self._notice_change(file)
+        from bot.engines.streaming import write_shard  # imports numpy, which a plan or a refusal never needs
+
+        in_work = finished.with_name(finished.name + ".part")
+        in_work.parent.mkdir(parents=True, exist_ok=True)
+        written = write_shard(shard, ops, self.inputs, in_work, self.progress.add, self._peft)
+        self.measured += written.measured
+        self.sha256[shard.name] = written.sha256
+        os.replace(in_work, finished)
+
+    def _notice_change(self, file: str) -> None:
+        """The plan was made from headers; the file that is read now must still have the same one."""
+        if file in self._checked or file not in self._planned:
+            return
+        self._checked.add(file)
+        changed = Refused(f"The base's {file} is not the file that was planned for.", remedy="Run the merge again.")
+        if set(read_header(self.inputs.base / file, file=file).tensors) != self._planned[file]:
+            raise changed
+        before = self.inputs.changed.get(file)
+        if before is not None and (self.inputs.base / file).stat().st_mtime_ns != before:
+            raise changed
+
+    def _peft(self, ops: Sequence[PeftMerge], descriptor: int) -> list[Measured]:
+        """What PEFT's own layers make, written into the open shard."""
+        from bot.engines.peft_layers import write_peft_ops
+
+        return write_peft_ops(ops, self._layers, lambda _: descriptor, self.progress.add)
+
+    @cached_property
+    def _layers(self) -> PeftLayers:
+        from bot.engines.peft_layers import PeftLayers
+
+        return PeftLayers(
+            base=self.inputs.base,
+            adapter=self.inputs.adapter,
+            config=json.loads((self.inputs.base / "config.json").read_bytes()),
+            adapter_config=json.loads((self.inputs.adapter / "adapter_config.json").read_bytes()),
+            ops=[op for op in self.plan.ops if isinstance(op, PeftMerge)],
+            trust_remote_code=self.plan.options.trust_remote_code,
+        )
 
 
-def _notice_change(shard: Shard, ops: list[Op], inputs: Local) -> None:
-    """The plan was made from headers; the file that is read now must still have the same one."""
-    header = read_header(inputs.base / shard.name, file=shard.name)
-    if set(header.tensors) != {op.source for op in ops}:
-        raise Refused(f"The base's {shard.name} is not the file that was planned for.", remedy="Run the merge again.")
+def _planned(plan: Plan) -> dict[str, set[Stored]]:
+    """The base's tensors by file, as the plan saw them; files of which it does not name every tensor are left out."""
+    found: dict[str, set[Stored]] = {}
+    for stored in plan.base_tensors:
+        found.setdefault(stored.file, set()).add(stored)
+    return found
+
+
+def _compare_twins(plan: Plan, inputs: Local) -> None:
+    """Raises Refused where adapter tensors that must say the same do not."""
+    if not plan.twins:
+        return
+    from bot.engines.twins import differ
+
+    for one, other, turned in plan.twins:
+        if differ(one, other, turned, inputs):
+            raise Refused(
+                f"The adapter ties {one.key} and {other.key}, and they differ.",
+                remedy="Train it without ensure_weight_tying, or save it again.",
+            )
 
 
 def _write_rest(plan: Plan, inputs: Local, partial: Path) -> None:
@@ -108,13 +176,6 @@ def _write_rest(plan: Plan, inputs: Local, partial: Path) -> None:
             shutil.copyfile(roots[asset.source] / asset.name, target)
     if plan.index is not None and plan.index_name is not None:
         (partial / plan.index_name).write_bytes(plan.index)
-
-
-def _by_shard(plan: Plan) -> dict[str, list[Op]]:
-    grouped: dict[str, list[Op]] = {}
-    for op in sorted(plan.ops, key=lambda op: op.source.start):
-        grouped.setdefault(op.target.file, []).append(op)
-    return grouped
 
 
 def left_behind(output: Path) -> int:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import shutil
-from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Thread
@@ -20,14 +20,11 @@ from bot.events import Emit, Show, Stage
 from bot.hub import Hub
 from bot.machine import look
 from bot.merge import left_behind, merge, place
-from bot.plan import make_plan
+from bot.plan import is_change, make_plan
 from bot.publish import already, carry_tag, publish, require_reach
 from bot.pull import fetch, pin
 from bot.records import (
     RECIPE,
-    AddDelta,
-    Cast,
-    Copy,
     Json,
     Local,
     Merged,
@@ -38,7 +35,7 @@ from bot.records import (
     Request,
     Sources,
 )
-from bot.show import plan_table
+from bot.show import merged_terms, plan_table, tensor_counts
 from bot.verify import Subject, table, verify, write
 
 
@@ -130,18 +127,17 @@ def prove(merged: Merged, inputs: Local, sources: Sources, target: str | None, e
 def facts(merged: Merged, sources: Sources, target: str | None) -> Json:
     """What verification.json says of how the merge was made. No path, and nothing that another run would not repeat."""
     plan = merged.plan
-    deltas = [op for op in plan.ops if isinstance(op, AddDelta)]
-    kinds = Counter(type(op) for op in plan.ops)
+    terms = merged_terms(plan)
     return {
         "method": plan.method,
         "engine": plan.engine,
         "dtype": plan.dtype,
         "fingerprint": plan.fingerprint,
         "options": {name: asdict(plan.options)[name] for name in ("dtype", "base_weights", "quantize")},
-        "tensors": {"merged": kinds[AddDelta], "copied": kinds[Copy], "cast": kinds[Cast]},
-        "ranks": sorted({op.rank for op in deltas}),
-        "scalings": sorted({op.scaling for op in deltas}),
-        "parameters": {"merged": sum(op.source.shape[0] * op.source.shape[1] for op in deltas)},
+        "tensors": tensor_counts(plan),
+        "ranks": sorted({term.rank for term in terms}),
+        "scalings": sorted({term.scaling for term in terms}),
+        "parameters": {"merged": sum(math.prod(op.target.shape) for op in plan.ops if is_change(op))},
         "tag": _tag(sources),
         "target": target,
     }

@@ -37,9 +37,9 @@ class Options:
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     base_weights: Literal["auto", "stored"] = "auto"
     quantize: Literal["none"] = "none"
-    engine: Literal["auto", "streaming"] = "auto"
+    engine: Literal["auto", "streaming", "phantom", "in-memory"] = "auto"
     verify: Literal["auto", "files", "weights", "full"] = "auto"
-    device: Literal["auto", "cpu"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     allow_pickle: bool = False
     trust_remote_code: bool = False
 
@@ -83,11 +83,15 @@ class FileEntry:
     size: int
     sha256: str | None = None
     here: bool = False
+    changed: int | None = None  # of a folder's file: when it was last changed, ns
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """One tensor as a safetensors header describes it; `start` and `stop` are absolute byte offsets in `file`."""
+    """One tensor as a safetensors header describes it; `start` and `stop` are absolute byte offsets in `file`.
+
+    `owner`: whose file it is: 0 the base's (or the output's), 1 the adapter's.
+    """
 
     key: str
     file: str
@@ -95,6 +99,7 @@ class Stored:
     shape: tuple[int, ...]
     start: int
     stop: int
+    owner: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,24 +174,95 @@ class Cast:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AddDelta:
-    """round(W + scaling · B·A), one rounding. W is `source`; A (rank × in) and B (out × rank) are adapter tensors.
+class Factor:
+    """A matrix out of an adapter tensor, which is first viewed as shape[0] × the rest (a vector as one column).
 
-    `transposed`: W is stored in × out (Conv1D), so that the delta is added transposed.
+    `rows` and `columns` are (start, stop, step) of that view; `turned`: what they cut out is then transposed.
     """
 
-    source: Stored
-    target: Stored
-    a: Stored
-    b: Stored
+    stored: Stored
+    rows: tuple[int, int, int]
+    columns: tuple[int, int, int]
+    turned: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """scaling · left · right. left: rows × rank, right: rank × columns; no right: left is one column, added as it is."""
+
+    module: str  # as the adapter names it
+    left: Factor
+    right: Factor | None
     rank: int
     alpha: float
     scaling: float
-    transposed: bool
-    module: str  # as the adapter names it
 
 
-Op = Copy | Cast | AddDelta
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    """What is added to the rectangle [rows) × [columns) of a tensor viewed as a matrix.
+
+    With `magnitude` (DoRA) the rectangle is V = W + Σ terms, and becomes magnitude ⊙ V / ‖V‖, where the norm runs along
+    each row (`along` "rows": one magnitude a row) or each column ("columns").
+    """
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    terms: tuple[Term, ...]
+    magnitude: Factor | None = None
+    along: Literal["rows", "columns"] = "rows"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddDelta:
+    """round(W + delta), one rounding. W is `source`, seen as `view` (rows × columns); the patches do not overlap."""
+
+    source: Stored
+    target: Stored
+    view: tuple[int, int]
+    patches: tuple[Patch, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replace:
+    """The adapter's whole tensor `values` in place of the base's `source` (None: a key that the base does not have)."""
+
+    source: Stored | None
+    target: Stored
+    values: Stored
+    module: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetRows:
+    """`source` with its rows `rows` set to those of `values` (len(rows) × the rest), in that order."""
+
+    source: Stored
+    target: Stored
+    rows: tuple[int, ...]
+    values: Stored
+    module: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeftMerge:
+    """What PEFT's own layer `module` makes of `source`, its `parameter` (the phantom and in-memory engines)."""
+
+    source: Stored
+    target: Stored
+    module: str
+    parameter: str  # weight or bias
+
+
+Op = Copy | Cast | AddDelta | Replace | SetRows | PeftMerge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drop:
+    """A base tensor that the output does not have, and why."""
+
+    source: Stored
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +318,9 @@ class Plan:
     level: Level
     not_run: tuple[tuple[str, str], ...]  # (check level, reason)
     ops: tuple[Op, ...]
+    drops: tuple[Drop, ...]
+    base_tensors: tuple[Stored, ...]  # all of them, as the headers that were planned from have them
+    twins: tuple[tuple[Stored, Stored, bool], ...]  # adapter tensors that must say the same (True: one is transposed)
     shards: tuple[Shard, ...]
     index: bytes | None  # model.safetensors.index.json, where there is one
     index_name: str | None
@@ -272,6 +351,7 @@ class Local:
 
     base: Path
     adapter: Path
+    changed: dict[str, int] = field(default_factory=dict)  # when a base file in a folder was last changed, ns, as pinned
 
 
 # --- the result ---------------------------------------------------------------------------------------------------
@@ -295,6 +375,7 @@ class Merged:
     folder: Path
     plan: Plan
     tensors: tuple[Measured, ...]  # those written in this run: a resumed merge has fewer
+    sha256: dict[str, str]  # of the weight files written in this run
     seconds: float
 
 

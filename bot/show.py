@@ -8,23 +8,33 @@ from typing import Any
 
 from bot.budget import readable
 from bot.errors import NotVerified
-from bot.records import AddDelta, Asset, Json, Op, Outcome, Plan, Publication
+from bot.records import (
+    AddDelta,
+    Asset,
+    Factor,
+    Json,
+    Op,
+    Outcome,
+    Patch,
+    PeftMerge,
+    Plan,
+    Publication,
+    Replace,
+    SetRows,
+    Term,
+)
 
 
 def plan_table(plan: Plan) -> str:
     """The plan in a screenful of plain text."""
-    kinds = Counter(type(op).__name__ for op in plan.ops)
     whole = sum(shard.same_as_base for shard in plan.shards)
-    merged = [op for op in plan.ops if isinstance(op, AddDelta)]
+    terms = merged_terms(plan)
     rows = [
         ("base", _ref(plan.base)),
         ("adapter", _ref(plan.adapter)),
-        (
-            "method",
-            f"{plan.method}, {_spread(op.rank for op in merged)}, scaling {_spread(op.scaling for op in merged)}",
-        ),
+        ("method", plan.method + _settings(terms)),
         ("engine", f"{plan.engine}, result in {plan.dtype}"),
-        ("tensors", f"{kinds['AddDelta']} merged, {kinds['Copy']} copied, {kinds['Cast']} cast"),
+        ("tensors", ", ".join(f"{count} {name}" for name, count in tensor_counts(plan).items() if count)),
         ("files", f"{len(plan.shards)} of weights ({whole} unchanged), {len(plan.assets)} others"),
         ("download", readable(plan.budget.download)),
         ("output", readable(plan.budget.output)),
@@ -36,6 +46,24 @@ def plan_table(plan: Plan) -> str:
     lines += [f"  {'config':<12} {c.path}: {c.before} → {c.after}" for c in plan.config_changes]
     lines += [f"  note         {note}" for note in plan.notes]
     return "\n".join(lines)
+
+
+def merged_terms(plan: Plan) -> list[Term]:
+    """Every low-rank term of the plan that has two factors."""
+    patches = [patch for op in plan.ops if isinstance(op, AddDelta) for patch in op.patches]
+    return [term for patch in patches for term in patch.terms if term.right is not None]
+
+
+def tensor_counts(plan: Plan) -> dict[str, int]:
+    """How many tensors of the output are what: merged, replaced, copied, cast; and how many of the base are dropped."""
+    kinds = Counter(type(op).__name__ for op in plan.ops)
+    return {
+        "merged": kinds["AddDelta"] + kinds["PeftMerge"],
+        "replaced": kinds["Replace"] + kinds["SetRows"],
+        "copied": kinds["Copy"],
+        "cast": kinds["Cast"],
+        "dropped": len(plan.drops),
+    }
 
 
 def refusal_lines(plan: Plan) -> list[str]:
@@ -127,6 +155,12 @@ def _proof(plan: Plan) -> str:
     return f"{plan.level}{' (' + missing + ')' if missing else ''}"
 
 
+def _settings(terms: list[Term]) -> str:
+    if not terms:
+        return ""
+    return f", {_spread(term.rank for term in terms)}, scaling {_spread(term.scaling for term in terms)}"
+
+
 def _spread(values: Any) -> str:
     found = sorted(set(values))
     if not found:
@@ -142,7 +176,42 @@ def _asset(asset: Asset) -> Json:
 def _op(op: Op) -> Json:
     found: Json = {"op": type(op).__name__, "key": op.target.key, "file": op.target.file, "dtype": op.target.dtype}
     found |= {"shape": list(op.target.shape), "start": op.target.start, "stop": op.target.stop}
-    if isinstance(op, AddDelta):
-        found |= {"a": op.a.key, "b": op.b.key, "rank": op.rank, "alpha": op.alpha, "scaling": op.scaling}
-        found |= {"transposed": op.transposed, "module": op.module}
+    match op:
+        case AddDelta():
+            return found | {"patches": [_patch(patch) for patch in op.patches]}
+        case Replace():
+            return found | {"values": op.values.key, "module": op.module}
+        case SetRows():
+            return found | {"values": op.values.key, "rows": list(op.rows), "module": op.module}
+        case PeftMerge():
+            return found | {"module": op.module, "parameter": op.parameter}
     return found
+
+
+def _patch(patch: Patch) -> Json:
+    magnitude = {"magnitude": patch.magnitude.stored.key, "along": patch.along} if patch.magnitude else {}
+    return {
+        "rows": list(patch.rows),
+        "columns": list(patch.columns),
+        "terms": [
+            {
+                "module": term.module,
+                "left": _factor(term.left),
+                "right": _factor(term.right) if term.right else None,
+                "rank": term.rank,
+                "alpha": term.alpha,
+                "scaling": term.scaling,
+            }
+            for term in patch.terms
+        ],
+        **magnitude,
+    }
+
+
+def _factor(factor: Factor) -> Json:
+    return {
+        "key": factor.stored.key,
+        "rows": list(factor.rows),
+        "columns": list(factor.columns),
+        "turned": factor.turned,
+    }

@@ -1,40 +1,59 @@
 """The streaming engine: read a block of rows by offset, add, round, write by offset. No model code, bounded memory.
 
 Untouched ranges go from file to file inside the kernel (`copy_file_range`; filesystems with reflinks share the blocks).
-Two workers take the ops of a shard from one queue; each owns its buffers, so memory does not grow with the model.
+A few workers take pieces of the shard's tensors in file order, and a thread behind them hashes what is written; each
+worker owns its buffers, so memory does not grow with the model. numpy only: importing torch would take longer than
+merging a gigabyte.
 """
 
 from __future__ import annotations
 
-import errno
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import local
+from threading import Lock, local
 
-import torch
-from torch import Tensor
+# Two workers at a time each multiply small matrices: OpenBLAS's own threads would only stand in their way.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import numpy as np
+
+from bot.engines.deltas import Deltas
+from bot.engines.files import COPY_RUN, Follower, Inputs, copy_range, opened, write_all
 from bot.errors import Refused
-from bot.records import AddDelta, Cast, Copy, Local, Measured, Op, Shard, Stored
-from bot.weights.delta import LowRank, Rounder, frobenius, low_rank, round_once
+from bot.records import AddDelta, Cast, Copy, Local, Measured, Op, PeftMerge, Replace, SetRows, Shard, Stored
+from bot.weights.delta import Delta, Rounder
+from bot.weights.headers import TORCH_NAMES
+from bot.weights.rounding import RAW, Array, narrow, widen
 
-BLOCK = 1 << 19  # elements in a block of rows: 2 MiB of float32; smaller blocks cost more calls, larger ones the cache
-COPY_RUN = 64 << 20  # bytes per copy call, so that progress moves
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+BLOCK = 1 << 18  # elements in a block of rows: 1 MiB of float32; smaller ones cost more calls, larger ones the cache
+PIECE = 1 << 22  # elements of a tensor that one worker takes at a time
 Moved = Callable[[int], None]
+FillLater = Callable[[Sequence[PeftMerge], int], list[Measured]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descriptors:
-    """Open files: the base's shard, the adapter's by name, and the shard being written."""
+class Piece:
+    """Rows `first` to `stop` of the tensor that `op` makes, seen as rows × columns; for a copy, bytes."""
 
-    base: int
-    adapter: dict[str, int]
-    out: int
+    op: Op | None
+    first: int
+    stop: int
+    columns: int
+    start: int  # where in the shard it is written
+    length: int  # bytes
+    source: Stored | None = None  # of a run of copies: its first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A finished weight file: what was measured of its tensors, and its sha256."""
+
+    measured: tuple[Measured, ...]
+    sha256: str
 
 
 class Worker(local):
@@ -42,214 +61,241 @@ class Worker(local):
 
     def __init__(self) -> None:
         self.rounder = Rounder()
-        self.raw = bytearray()
-        self.out = bytearray()
+        self._buffers: dict[str, bytearray] = {}
+
+    def array(self, name: str, dtype: str, count: int) -> Array:
+        """`count` numbers as they are stored, in a buffer of this thread's."""
+        kind = np.dtype(RAW[dtype])
+        if len(self._buffers.get(name, b"")) < count * kind.itemsize:
+            self._buffers[name] = bytearray(count * kind.itemsize)
+        return np.frombuffer(self._buffers[name], dtype=kind, count=count)
 
 
-def write_shard(shard: Shard, ops: list[Op], inputs: Local, target: Path, moved: Moved) -> list[Measured]:
-    """Write one weight file whole. `ops` are the shard's, in file order; `moved` is told of bytes written.
+def write_shard(
+    shard: Shard, ops: Sequence[Op], inputs: Local, target: Path, moved: Moved, later: FillLater | None = None
+) -> Written:
+    """Write one weight file whole. `ops` are the shard's; `moved` is told of bytes written.
 
-    Raises Refused for a NaN or Inf in what is merged, or for a result too large for its dtype, and OSError.
+    `later` fills in what PEFT's own layers make (PeftMerge ops). Raises Refused for a NaN or Inf in what is merged, for a
+    result too large for its dtype, or for an input that changes meanwhile, and OSError.
     """
-    with (
-        _open(inputs.base / shard.name, os.O_RDONLY) as base,
-        ExitStack() as stack,
-        _open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as out,
-    ):
-        adapter_files = {op.a.file for op in ops if isinstance(op, AddDelta)}
-        adapter = {name: stack.enter_context(_open(inputs.adapter / name, os.O_RDONLY)) for name in adapter_files}
-        files = Descriptors(base=base, adapter=adapter, out=out)
+    with Inputs(inputs) as files, opened(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as out:
         os.truncate(out, shard.size)
-        if shard.same_as_base:
-            _copy_range(files, 0, 0, shard.size, moved)
-            return []
-        _write_all(out, shard.header, 0)
-        moved(len(shard.header))
-        return _run_ops(ops, files, moved)
-
-
-def _run_ops(ops: list[Op], files: Descriptors, moved: Moved) -> list[Measured]:
-    worker = Worker()
-
-    def do(item: Op | tuple[int, int, int]) -> Measured | None:
-        match item:
-            case AddDelta():
-                return _add_delta(item, files, worker, moved)
-            case Cast():
-                _cast(item, files, worker, moved)
-            case (int(start), int(position), int(length)):
-                _copy_range(files, start, position, length, moved)
-        return None
-
-    # The largest first: no worker is left with a giant at the end.
-    items = sorted((*_copy_runs(ops), *(op for op in ops if not isinstance(op, Copy))), key=_bytes, reverse=True)
-    pool = ThreadPoolExecutor(max_workers=max(1, min(4, torch.get_num_threads())), initializer=_one_thread)
-    try:
-        futures: list[Future[Measured | None]] = [pool.submit(do, item) for item in items]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()  # raises what went wrong
-        return [measured for future in futures if (measured := future.result()) is not None]
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, only what is in work is waited for
-
-
-def _add_delta(op: AddDelta, files: Descriptors, worker: Worker, moved: Moved) -> Measured:
-    delta = _load_delta(op, files)
-    before = worker.rounder.tally.float64, worker.rounder.tally.rational
-    rows, columns = op.source.shape
-    step = max(1, BLOCK // max(1, columns))
-    for first in range(0, rows, step):
-        count = min(step, rows - first)
-        weight = _read_block(op.source, first * columns, count * columns, files.base, worker).view(count, columns)
-        out = _out_block(op.target, count * columns, worker)
+        follower = Follower(out, shard.size)
         try:
-            worker.rounder.add(weight, delta, first, out.view(count, columns))
+            write_all(out, shard.header, 0)
+            follower.written(0, len(shard.header))
+            moved(len(shard.header))
+            measured = _Run(files, out, follower, moved).do(ops)
+            peft = [op for op in ops if isinstance(op, PeftMerge)]
+            if peft:
+                assert later is not None
+                measured += later(peft, out)
+                for op in peft:
+                    follower.written(op.target.start, op.target.stop)
+            files.unchanged()
+            return Written(measured=tuple(measured), sha256=follower.digest())
+        finally:
+            follower.stop()
+
+
+class _Run:
+    """The work on one shard."""
+
+    def __init__(self, files: Inputs, out: int, follower: Follower, moved: Moved) -> None:
+        self.files, self.out, self.follower, self.moved = files, out, follower, moved
+        self.worker = Worker()
+        self.deltas = Deltas(files)
+        self._measured: dict[str, Measured] = {}
+        self._lock = Lock()
+
+    def do(self, ops: Sequence[Op]) -> list[Measured]:
+        """Run every op; in file order, so that the hash can follow."""
+        pieces = sorted(_pieces(ops), key=lambda piece: piece.start)
+        pool = ThreadPoolExecutor(max_workers=max(1, min(4, _processors())))
+        try:
+            futures: list[Future[None]] = [pool.submit(self._piece, piece) for piece in pieces]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()  # raises what went wrong
+            norms = {op.target.key: self.deltas.norm(op) for op in ops if isinstance(op, AddDelta)}
+            return [replace(found, delta_norm=norms[key]) for key, found in self._measured.items()]
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, only what is in work is waited for
+
+    def _piece(self, piece: Piece) -> None:
+        match piece.op:
+            case None:
+                assert piece.source is not None
+                source = self.files.descriptor(piece.source.owner, piece.source.file)
+                copy_range(source, self.out, piece.first, piece.start, piece.length)
+            case AddDelta() as op:
+                self._add_delta(op, piece)
+            case SetRows() as op:
+                self._set_rows(op, piece)
+            case Replace() as op:
+                self._cast(op.values, op.target, piece)
+            case Cast() as op:
+                self._cast(op.source, op.target, piece)
+        self.follower.written(piece.start, piece.start + piece.length)
+        self.moved(piece.length)
+
+    def _add_delta(self, op: AddDelta, piece: Piece) -> None:
+        tally = self.worker.rounder.tally
+        before = tally.float64, tally.rational
+        for first, count in _blocks(piece):
+            weight = self._read(op.source, first, count, piece.columns)
+            block = self.worker.array("out", op.target.dtype, count * piece.columns).reshape(weight.shape)
+            patches = self.deltas.between(op, first, first + count)
+            if sum((high - low) * (p.columns[1] - p.columns[0]) for p, low, high in patches) < weight.size:
+                _convert(weight, op.source, block, op.target)  # no patch covers all of it
+            for patch, low, high in patches:
+                inside = slice(low - first, high - first), slice(*patch.columns)
+                delta = self.deltas.prepared(op, patch, self._read)
+                self._round(weight[inside], op.source.dtype, delta, low - patch.rows[0], block[inside], op)
+            write_all(self.out, block.data.cast("B"), _offset(op.target, first, piece.columns))
+        self._measure(op, piece, tally.float64 - before[0], tally.rational - before[1])
+
+    def _round(self, weight: Array, dtype: str, delta: Delta, first: int, block: Array, op: AddDelta) -> None:
+        result = block if block.flags.c_contiguous else np.empty(block.shape, block.dtype)
+        try:
+            self.worker.rounder.add(weight, dtype, delta, first, result, op.target.dtype)
         except ValueError as error:
-            raise Refused(f"The base's {op.source.key} holds a NaN or Inf.", remedy="Take another base.") from error
+            raise _unusable(op.source, error) from error
         except OverflowError as error:
             raise _too_large(op.target) from error
-        _write_block(op.target, first * columns, out, files.out, worker, moved)
-    tally = worker.rounder.tally
-    return Measured(
-        key=op.target.key,
-        elements=rows * columns,
-        delta_norm=frobenius(delta),
-        by_float64=tally.float64 - before[0],
-        by_rational=tally.rational - before[1],
-    )
+        if result is not block:
+            block[...] = result
+
+    def _measure(self, op: AddDelta, piece: Piece, float64: int, rational: int) -> None:
+        """Add up what the workers counted of one tensor; its norm is known at the end."""
+        with self._lock:
+            before = self._measured.get(op.target.key)
+            self._measured[op.target.key] = Measured(
+                key=op.target.key,
+                elements=(before.elements if before else 0) + (piece.stop - piece.first) * piece.columns,
+                delta_norm=0.0,
+                by_float64=(before.by_float64 if before else 0) + float64,
+                by_rational=(before.by_rational if before else 0) + rational,
+            )
+
+    def _set_rows(self, op: SetRows, piece: Piece) -> None:
+        places = {row: at for at, row in enumerate(op.rows)}
+        for first, count in _blocks(piece):
+            block = self.worker.array("out", op.target.dtype, count * piece.columns).reshape(count, piece.columns)
+            _convert(self._read(op.source, first, count, piece.columns), op.source, block, op.target)
+            for row in sorted(places.keys() & set(range(first, first + count))):
+                values = self._read(op.values, places[row], 1, piece.columns, name="values")
+                _convert(values, op.values, block[row - first : row - first + 1], op.target, finite=True)
+            write_all(self.out, block.data.cast("B"), _offset(op.target, first, piece.columns))
+
+    def _cast(self, source: Stored, target: Stored, piece: Piece) -> None:
+        for first, count in _blocks(piece):
+            values = self._read(source, first, count, piece.columns)
+            block = self.worker.array("out", target.dtype, count * piece.columns).reshape(values.shape)
+            _convert(values, source, block, target, finite=source.owner != 0)
+            write_all(self.out, block.data.cast("B"), _offset(target, first, piece.columns))
+
+    def _read(self, stored: Stored, first: int, count: int, columns: int, *, name: str = "in") -> Array:
+        """Rows of a stored tensor, in this thread's buffer of that name."""
+        found = self.worker.array(name, stored.dtype, count * columns)
+        self.files.read(stored, first * columns * found.itemsize, found.data.cast("B"))
+        return found.reshape(count, columns)
 
 
-def _load_delta(op: AddDelta, files: Descriptors) -> LowRank:
-    a, b = (_read_tensor(side, files.adapter[side.file]) for side in (op.a, op.b))
-    for stored, tensor in ((op.a, a), (op.b, b)):
-        if not bool(torch.isfinite(tensor).all()):
-            raise Refused(f"The adapter's {stored.key} holds a NaN or Inf.", remedy="Train or save the adapter again.")
-    return low_rank(a, b, op.scaling, transposed=op.transposed, out=DTYPES[op.target.dtype])
+# --- pieces of work -----------------------------------------------------------------------------------------------
 
 
-def _cast(op: Cast, files: Descriptors, worker: Worker, moved: Moved) -> None:
-    total = 1
-    for extent in op.source.shape:
-        total *= extent
-    wanted = DTYPES[op.target.dtype]
-    for first in range(0, total, BLOCK):
-        count = min(BLOCK, total - first)
-        values = _read_block(op.source, first, count, files.base, worker)
-        out = _out_block(op.target, count, worker)
-        out.copy_(round_once(values, wanted) if values.dtype == torch.float64 else values)
-        if bool((torch.isfinite(values) & ~torch.isfinite(out)).any()):
-            raise _too_large(op.target)
-        _write_block(op.target, first, out, files.out, worker, moved)
+def _pieces(ops: Sequence[Op]) -> Iterator[Piece]:
+    yield from _copy_runs([op for op in ops if isinstance(op, Copy)])
+    for op in ops:
+        if isinstance(op, Copy | PeftMerge):
+            continue
+        rows, columns = op.view if isinstance(op, AddDelta) else _view(op.target)
+        step = max(1, PIECE // max(1, columns))
+        if isinstance(op, AddDelta) and any(patch.along == "columns" and patch.magnitude for patch in op.patches):
+            step = rows or 1  # its norms need the whole tensor first: one worker reads it twice
+        for first in range(0, rows, step):
+            stop = min(rows, first + step)
+            start, end = _offset(op.target, first, columns), _offset(op.target, stop, columns)
+            yield Piece(op=op, first=first, stop=stop, columns=columns, start=start, length=end - start)
+
+
+def _view(stored: Stored) -> tuple[int, int]:
+    if not stored.shape:
+        return 1, 1
+    return stored.shape[0], math.prod(stored.shape[1:])
+
+
+def _copy_runs(copies: list[Copy]) -> Iterator[Piece]:
+    """Join neighbouring copies, then cut them into runs of at most COPY_RUN bytes."""
+    run: list[int] = []  # source offset, target offset, length
+    source: Stored | None = None
+    for op in [*sorted(copies, key=lambda op: op.target.start), None]:
+        if op is not None and op.source.start == op.source.stop:
+            continue
+        if op is not None and source is not None and _joins(source, run, op):
+            run[2] += op.source.stop - op.source.start
+            continue
+        if source is not None:
+            for at in range(0, run[2], COPY_RUN):
+                length = min(COPY_RUN, run[2] - at)
+                yield Piece(
+                    op=None, first=run[0] + at, stop=0, columns=0, start=run[1] + at, length=length, source=source
+                )
+        if op is not None:
+            source, run = op.source, [op.source.start, op.target.start, op.source.stop - op.source.start]
+
+
+def _joins(source: Stored, run: list[int], op: Copy) -> bool:
+    same_file = (source.owner, source.file) == (op.source.owner, op.source.file)
+    return same_file and (run[0] + run[2], run[1] + run[2]) == (op.source.start, op.target.start)
+
+
+def _blocks(piece: Piece) -> Iterator[tuple[int, int]]:
+    """(first row, rows) of about BLOCK elements."""
+    step = max(1, BLOCK // max(1, piece.columns))
+    for first in range(piece.first, piece.stop, step):
+        yield first, min(step, piece.stop - first)
+
+
+def _offset(target: Stored, row: int, columns: int) -> int:
+    return target.start + row * columns * int(np.dtype(RAW[target.dtype]).itemsize)
+
+
+def _convert(values: Array, source: Stored, out: Array, target: Stored, *, finite: bool = False) -> None:
+    """out ← values, rounded once. `finite`: the source may hold no NaN or Inf. Raises Refused."""
+    wide = widen(np.ascontiguousarray(values), source.dtype)
+    whole = bool(np.isfinite(wide).all())
+    if finite and not whole:
+        raise _unusable(source, ValueError("NaN or Inf"))
+    if source.dtype == target.dtype:
+        out[...] = values
+        return
+    found = narrow(wide, target.dtype)
+    after = np.isfinite(widen(found, target.dtype))
+    if not bool(after.all()) and bool((np.isfinite(wide) & ~after).any()):
+        raise _too_large(target)
+    out[...] = found
+
+
+def _unusable(stored: Stored, error: ValueError) -> Refused:
+    if "norm of zero" in str(error):
+        return Refused(
+            f"{stored.key} has a row or column of zeros, which DoRA would divide by.",
+            remedy="Keep the adapter separate.",
+        )
+    if stored.owner:
+        return Refused(f"The adapter's {stored.key} holds a NaN or Inf.", remedy="Train or save the adapter again.")
+    return Refused(f"The base's {stored.key} holds a NaN or Inf.", remedy="Take another base.")
 
 
 def _too_large(target: Stored) -> Refused:
-    dtype = str(DTYPES[target.dtype]).removeprefix("torch.")
+    dtype = TORCH_NAMES.get(target.dtype, target.dtype)
     return Refused(
         f"{target.key} holds values that are too large for {dtype}.", remedy="Choose --dtype bfloat16 or float32."
     )
 
 
-# --- bytes --------------------------------------------------------------------------------------------------------
-
-
-def _copy_runs(ops: list[Op]) -> Iterator[tuple[int, int, int]]:
-    """Join neighbouring copies into (source offset, target offset, length) runs."""
-    run: tuple[int, int, int] | None = None
-    for op in ops:
-        if not isinstance(op, Copy) or op.source.start == op.source.stop:
-            continue
-        start, position, length = op.source.start, op.target.start, op.source.stop - op.source.start
-        if run and run[0] + run[2] == start and run[1] + run[2] == position:
-            run = (run[0], run[1], run[2] + length)
-        else:
-            if run:
-                yield run
-            run = (start, position, length)
-    if run:
-        yield run
-
-
-def _copy_range(files: Descriptors, start: int, position: int, length: int, moved: Moved) -> None:
-    end = start + length
-    while start < end:
-        count = _copy_some(files, min(COPY_RUN, end - start), start, position)
-        if count == 0:
-            raise Refused("A base file became shorter while it was read.", remedy="Run the merge again.")
-        start, position = start + count, position + count
-        moved(count)
-
-
-def _copy_some(files: Descriptors, count: int, start: int, position: int) -> int:
-    try:
-        if not hasattr(os, "copy_file_range"):
-            raise OSError(errno.ENOSYS, "not on this system")
-        return os.copy_file_range(files.base, files.out, count, start, position)
-    except OSError as error:
-        # Not between these two filesystems, or not on this kernel: through a buffer then.
-        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
-            raise
-    piece = os.pread(files.base, min(count, 8 << 20), start)
-    _write_all(files.out, piece, position)
-    return len(piece)
-
-
-def _read_tensor(stored: Stored, descriptor: int) -> Tensor:
-    raw = bytearray(stored.stop - stored.start)
-    _read_all(descriptor, memoryview(raw), stored.start)
-    return torch.frombuffer(raw, dtype=DTYPES[stored.dtype]).view(stored.shape)
-
-
-def _read_block(stored: Stored, first: int, count: int, descriptor: int, worker: Worker) -> Tensor:
-    """`count` elements of a stored tensor from element `first` on, flat, in the worker's buffer."""
-    dtype = DTYPES[stored.dtype]
-    length = count * dtype.itemsize
-    if len(worker.raw) < length:
-        worker.raw = bytearray(length)
-    _read_all(descriptor, memoryview(worker.raw)[:length], stored.start + first * dtype.itemsize)
-    return torch.frombuffer(worker.raw, dtype=dtype, count=count)
-
-
-def _out_block(target: Stored, count: int, worker: Worker) -> Tensor:
-    dtype = DTYPES[target.dtype]
-    if len(worker.out) < count * dtype.itemsize:
-        worker.out = bytearray(count * dtype.itemsize)
-    return torch.frombuffer(worker.out, dtype=dtype, count=count)
-
-
-def _write_block(target: Stored, first: int, block: Tensor, descriptor: int, worker: Worker, moved: Moved) -> None:
-    length = block.numel() * block.element_size()
-    _write_all(descriptor, memoryview(worker.out)[:length], target.start + first * block.element_size())
-    moved(length)
-
-
-def _read_all(descriptor: int, buffer: memoryview, offset: int) -> None:
-    while buffer.nbytes:
-        count = os.preadv(descriptor, [buffer], offset)
-        if count == 0:
-            raise Refused("An input file became shorter while it was read.", remedy="Run the merge again.")
-        buffer, offset = buffer[count:], offset + count
-
-
-def _write_all(descriptor: int, content: bytes | memoryview, offset: int) -> None:
-    view = memoryview(content)
-    while view.nbytes:
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
-
-
-@contextmanager
-def _open(path: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o644)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _bytes(item: Op | tuple[int, int, int]) -> int:
-    return item[2] if isinstance(item, tuple) else item.target.stop - item.target.start
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -113,7 +113,8 @@ def fetch(sources: Sources, names: Plan | Mapping[Role, Sequence[str]], hub: Hub
     if meter.total:
         emit(Stage(name=STAGE, title=f"Downloading {meter.total:,} bytes"))
     folders = {source.role: _folder(source, lists[source.role], hub, meter) for source in both}
-    return Local(base=folders["base"], adapter=folders["adapter"])
+    changed = {entry.name: entry.changed for entry in sources.base.files if entry.changed is not None}
+    return Local(base=folders["base"], adapter=folders["adapter"], changed=changed)
 
 
 def needed(sources: Sources, plan: Plan) -> dict[Role, set[str]]:

@@ -93,7 +93,9 @@ def _hashed(paths: dict[str, Path], emit: Emit) -> tuple[FileEntry, ...]:
         known = blob_sha256(paths[name])  # a link into the Hub cache says its sha256 in its name
         if known is not None:
             read(sizes[name])
-        return FileEntry(name=name, size=sizes[name], sha256=known or _sha256(paths[name], read), here=True)
+        changed = paths[name].stat().st_mtime_ns  # before the hash: a later change shows
+        found = known or _sha256(paths[name], read)
+        return FileEntry(name=name, size=sizes[name], sha256=found, here=True, changed=changed)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         return tuple(pool.map(one, paths))

@@ -46,7 +46,7 @@ def convert(source: Source, hub: Hub, emit: Emit) -> Source:
         _run(pickle, made, source)
     digest = hashlib.sha256(made.read_bytes()).hexdigest()
     entry = FileEntry(name=ADAPTER, size=made.stat().st_size, sha256=digest, here=True)
-    return replace(source, files=(*source.files, entry), headers=(read_header(made, file=ADAPTER),))
+    return replace(source, files=(*source.files, entry), headers=(read_header(made, file=ADAPTER, owner=1),))
 
 
 def _run(pickle: Path, made: Path, source: Source) -> None:

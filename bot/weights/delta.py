@@ -1,15 +1,16 @@
-"""round(W + s·B·A) with one rounding: the exact result, rounded to nearest, ties to even, on any machine.
+"""round(W + s·B·A) with one rounding: the exact result, rounded to nearest, ties to even, on any machine. numpy only.
 
 Three steps, each only for the elements that the one before could not decide:
 
-1. float32 (float64 where the output is float32): compute v ≈ W + D and a bound e on its error; where v−e and v+e round
-   to the same value, that value is the answer (rounding is monotonic).
+1. float32 (float64 where the output or the adapter is that wide): compute v ≈ W + D and a bound e on its error; where
+   v−e and v+e round to the same value, that value is the answer (rounding is monotonic).
 2. float64, for the few elements per ten thousand that are left.
 3. rational arithmetic, for those that float64 cannot decide: true ties and near-ties.
 
 The error bound of a sum of k products in any order is γ_k·Σ|b||a|, γ_k = k·u/(1−k·u) (Higham, Accuracy and Stability of
-Numerical Algorithms, §3.1); Σ|b_ik||a_kj| ≤ ‖b_i‖·‖a_j‖ by Cauchy-Schwarz, so one number per
-row bounds the whole row, and the largest of them a block of rows.
+Numerical Algorithms, §3.1); Σ|b_ik||a_kj| ≤ ‖b_i‖·‖a_j‖ by Cauchy-Schwarz, so one number per row bounds the whole row,
+and the largest of them a block of rows. DoRA (Liu et al. 2024, arXiv 2402.09353, as PEFT computes it) is m·V/‖V‖ with
+V = W + s·B·A: computed in float64, settled by the same three steps.
 """
 
 from __future__ import annotations
@@ -17,34 +18,39 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
-UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
-# Subnormal results lose an absolute, not a relative amount: this much per operation.
-SMALLEST = {torch.float32: 2.0**-149, torch.float64: 2.0**-1074}
-SLICE = 1 << 18  # numbers that step 2 gathers at a time: 2 MiB of float64 for each of its few arrays
+from bot.weights.rounding import LARGEST, SMALLEST, UNIT, Array, narrow, round_rational, widen
+
+SLICE = 1 << 17  # numbers that step 2 gathers at a time: 1 MiB of float64 for each of its few arrays
 SAFETY = 1.0625  # covers the rounding of the bound's own evaluation
-INT_VIEW = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-# (precision in bits with the hidden one, smallest exponent e of a normal number 1.x·2^e)
-FORMAT = {torch.bfloat16: (8, -126), torch.float16: (11, -14), torch.float32: (24, -126)}
+UNIT64 = 2.0**-53
+TIE = {"BF16": np.uint32(0x8000), "F16": np.uint32(0x1000)}  # half a unit of the last kept bit, in float32's bits
+DROPPED = {"BF16": np.uint32(16), "F16": np.uint32(13)}  # bits of float32's fraction that the format has not
+SMALL_HALF = np.uint32(113 << 23)  # 2⁻¹⁴, float16's smallest normal number, as float32's bits
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowRank:
-    """s·left·right, the delta in the orientation in which W is stored.
+class Delta:
+    """Σ scale_k · left[:, k] · right[k, :], in the orientation in which W is stored, and what DoRA needs beside it.
 
-    left: rows × r; right: r × cols; both in the dtype the adapter stores, exactly. `compute` is step 1's dtype.
+    left: rows × k; right: columns × k (its transpose, so that what one element needs lies together); float32 or float64,
+    the adapter's numbers exactly. `magnitude`: one number a row or a column, float64; `squares`: Σ V² of each column,
+    where the norm runs along columns.
     """
 
-    left: Tensor
-    right: Tensor
-    scaling: float
-    compute: torch.dtype
-    scaled_left: Tensor = field(repr=False)  # rows × r, compute dtype
-    right_cast: Tensor = field(repr=False)  # r × cols, compute dtype
-    row_bound: list[float] = field(repr=False)  # per row s·‖left_i‖·max_j‖right_j‖, which is ≥ max_j Σ|terms|
+    left: Array
+    right: Array
+    scale: Array  # k, float64
+    compute: np.dtype[np.floating]
+    scaled_left: Array = field(repr=False)
+    right_cast: Array = field(repr=False)  # k × columns, compute dtype
+    row_bound: Array = field(repr=False)  # per row ‖scale·left_i‖·max_j‖right_j‖, which is ≥ max_j Σ|terms|
+    magnitude: Array | None = None
+    along: Literal["rows", "columns"] = "rows"
+    squares: Array | None = None
 
 
 @dataclass(kw_only=True)
@@ -55,148 +61,237 @@ class Tally:
     rational: int = 0
 
 
-def low_rank(a: Tensor, b: Tensor, scaling: float, *, transposed: bool, out: torch.dtype) -> LowRank:
-    """Prepare s·B·A, B: out × r, A: r × in. `transposed`: for a W stored in × out. `out`: the storage dtype of W'."""
-    left, right = (a.T, b.T) if transposed else (b, a)
-    narrow = all(t.dtype in (torch.float32, torch.float16, torch.bfloat16) for t in (a, b))
-    compute = torch.float32 if narrow and out != torch.float32 else torch.float64
-    scaled = left.to(torch.float64) * scaling
-    bound = scaled.norm(dim=1) * right.to(torch.float64).norm(dim=0).max() * SAFETY
-    return LowRank(
+def make_delta(
+    lefts: list[Array],
+    rights: list[Array],
+    scalings: list[float],
+    *,
+    out: str,
+    magnitude: Array | None = None,
+    along: Literal["rows", "columns"] = "rows",
+) -> Delta:
+    """Prepare Σ s·left·right. `out`: the storage dtype of W'. The factors are float32 or float64."""
+    left = np.ascontiguousarray(lefts[0] if len(lefts) == 1 else np.concatenate(lefts, axis=1))
+    right = np.ascontiguousarray((rights[0] if len(rights) == 1 else np.concatenate(rights, axis=0)).T)
+    scale = np.concatenate([np.full(part.shape[1], s) for part, s in zip(lefts, scalings, strict=True)])
+    narrow_enough = left.dtype == right.dtype == np.float32 and out != "F32" and magnitude is None
+    compute: np.dtype[np.floating] = np.dtype(np.float32 if narrow_enough else np.float64)
+    scaled = left * scale  # float64
+    longest = math.sqrt(float(np.einsum("jk,jk->j", right, right, dtype=np.float64).max(initial=0.0)))
+    bound = np.sqrt(np.einsum("ik,ik->i", scaled, scaled)) * (longest * SAFETY)
+    return Delta(
         left=left,
         right=right,
-        scaling=scaling,
+        scale=scale,
         compute=compute,
-        scaled_left=scaled.to(compute).contiguous(),
-        right_cast=right.to(compute).contiguous(),
-        row_bound=bound.tolist(),
+        scaled_left=np.ascontiguousarray(scaled, dtype=compute),
+        right_cast=right.astype(compute, copy=False).T,
+        row_bound=bound,
+        magnitude=magnitude,
+        along=along,
     )
 
 
-def frobenius(delta: LowRank) -> float:
-    """‖s·B·A‖_F from two r × r Gram matrices, without forming the delta."""
-    left, right = delta.left.to(torch.float64), delta.right.to(torch.float64)
-    return delta.scaling * math.sqrt(max(0.0, float(((left.T @ left) * (right @ right.T)).sum())))
+def frobenius(delta: Delta) -> float:
+    """‖Σ scale·left·right‖_F from two k × k Gram matrices, without forming the delta."""
+    left, right = delta.left * delta.scale, delta.right.astype(np.float64)
+    return math.sqrt(max(0.0, float(((left.T @ left) * (right.T @ right)).sum())))
 
 
 class Rounder:
-    """Adds a delta to blocks of rows, with buffers that are used again for every block. One per thread."""
+    """Adds deltas to blocks of rows, with buffers that are used again for every block. One per thread."""
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._buffers: dict[tuple[str, np.dtype[np.generic]], Array] = {}
         self.tally = Tally()
 
-    def add(self, weight: Tensor, delta: LowRank, first_row: int, out: Tensor) -> None:
-        """out ← round(weight + delta[first_row : first_row + rows]); both rows × cols, contiguous.
+    def add(self, weight: Array, dtype: str, delta: Delta, first: int, out: Array, out_dtype: str) -> None:
+        """out ← round(weight + delta[first : first + rows]), or its DoRA form; both rows × columns, as stored.
 
-        Raises OverflowError when a result is not finite in out's dtype, ValueError when `weight` has a NaN or Inf.
+        Raises OverflowError when a result is too large for `out_dtype`, ValueError when `weight` has a NaN or Inf (or a
+        row that DoRA would divide by zero for).
         """
-        rows = slice(first_row, first_row + weight.shape[0])
-        value = self._buffer("value", weight.shape, delta.compute)
-        wide = self._buffer("wide", weight.shape, delta.compute)
-        torch.mm(delta.scaled_left[rows], delta.right_cast, out=value)
-        # Converted first: torch adds mixed dtypes at half the speed.
-        value += wide.copy_(weight)
-        error = self._error(value, delta, rows, weight)
-        low = self._buffer("low", weight.shape, out.dtype)
-        low.copy_(torch.sub(value, error, out=wide))
-        out.copy_(torch.add(value, error, out=wide))
-        undecided = _differing(low, out)
-        for places in torch.split(undecided, max(1, SLICE // delta.left.shape[1])):
-            self._decide(places, weight, delta, first_row, out)
-        if out.dtype == torch.float16 and not bool(torch.isfinite(out).all()):
-            raise OverflowError("a merged weight is too large for float16")
+        value = self._sum(weight, dtype, delta, first)
+        largest = _largest(value, weight, dtype)
+        rows = slice(first, first + weight.shape[0])
+        error = self._error(delta, rows, largest)
+        if delta.magnitude is not None:
+            factor, relative = self._scale(value, delta, rows, largest)
+            value *= factor
+            error *= float(np.abs(factor).max(initial=0.0)) * SAFETY
+            largest = _largest(value, weight, dtype)
+            error += relative * largest
+        with np.errstate(over="ignore"):
+            places = self._settle(value, error, largest, out, out_dtype)
+        for part in np.array_split(places, max(1, -(-places.size * delta.left.shape[1] // SLICE))):
+            if part.size:
+                self._decide(part, weight, dtype, delta, first, (value, error), out, out_dtype)
+        if largest + 2 * error > LARGEST[out_dtype] and not bool(np.isfinite(widen(out, out_dtype)).all()):
+            raise OverflowError(f"a merged weight is too large for {out_dtype}")
 
-    def _error(self, value: Tensor, delta: LowRank, rows: slice, weight: Tensor) -> float:
+    def squares(self, weight: Array, dtype: str, delta: Delta, first: int, total: Array) -> None:
+        """total[j] += Σ_i V_ij² over this block of rows, for a DoRA norm along columns."""
+        value = self._sum(weight, dtype, delta, first)
+        value *= value
+        total += value.sum(axis=0)
+
+    def _sum(self, weight: Array, dtype: str, delta: Delta, first: int) -> Array:
+        """W + D in delta's compute dtype, in a buffer."""
+        value = self._buffer("value", weight.shape, delta.compute)
+        np.matmul(delta.scaled_left[first : first + weight.shape[0]], delta.right_cast, out=value)
+        wide = self._buffer("wide", weight.shape, np.dtype(np.float64 if dtype == "F64" else np.float32))
+        value += widen(weight, dtype, wide)
+        return value
+
+    def _scale(self, value: Array, delta: Delta, rows: slice, largest: float) -> tuple[Array, float]:
+        """(m / ‖V‖, shaped to broadcast over the block, and a bound on the norm's relative error)."""
+        assert delta.magnitude is not None
+        if delta.along == "rows":
+            norm, count = np.sqrt(np.einsum("ij,ij->i", value, value))[:, None], value.shape[1]
+            magnitude = delta.magnitude[rows, None]
+            error = self._error(delta, rows, largest)
+        else:
+            assert delta.squares is not None
+            norm, count = np.sqrt(delta.squares)[None, :], delta.left.shape[0]
+            magnitude = delta.magnitude[None, :]
+            error = self._error(delta, slice(None), float(norm.max(initial=0.0)))
+        if not bool((norm > 0).all()):
+            raise ValueError("DoRA would divide by a norm of zero")
+        relative = math.sqrt(count) * error / float(norm.min()) + (count + 16) * UNIT64
+        return np.asarray(magnitude / norm), relative * SAFETY
+
+    def _error(self, delta: Delta, rows: slice, largest: float) -> float:
         """A bound on |value ± error as computed − the exact result|, over the whole block."""
-        largest = max(abs(float(end)) for end in torch.aminmax(value))  # NaN and Inf come through
-        if not math.isfinite(largest):
-            if not bool(torch.isfinite(weight).all()):
-                raise ValueError("the weight holds a NaN or Inf")
-            raise OverflowError("a merged weight is too large for its dtype")
-        unit, rank, terms = UNIT[delta.compute], delta.left.shape[1], max(delta.row_bound[rows])
+        unit, rank, terms = UNIT[delta.compute], delta.left.shape[1], float(delta.row_bound[rows].max(initial=0.0))
         # rank products and sums, the scaling and the cast of the left side; then two additions of at most `largest`:
         # of the weight, and of the bound itself.
         relative = terms * ((rank + 4) * unit) + largest * (2 * unit)
         return (relative * SAFETY + (rank + 8) * SMALLEST[delta.compute]) if relative else 0.0
 
-    def _decide(self, places: Tensor, weight: Tensor, delta: LowRank, first_row: int, out: Tensor) -> None:
-        """Steps 2 and 3 for the elements at `places` (flat indices into the block)."""
-        row, column = places // weight.shape[1], places % weight.shape[1]
-        w = weight[row, column].to(torch.float64)
-        left = delta.left[row + first_row].to(torch.float64)
-        right = delta.right.T[column].to(torch.float64)
-        terms = left * right
-        value = w + terms.sum(1) * delta.scaling
-        magnitude = w.abs() + terms.abs().sum(1) * abs(delta.scaling)
-        # With float64 adapters the products themselves are rounded too: one unit more, inside the constant.
-        error = magnitude * ((left.shape[1] + 6) * UNIT[torch.float64] * SAFETY)
-        low, high = round_once(value - error, out.dtype), round_once(value + error, out.dtype)
-        integers = INT_VIEW[out.dtype]
-        open_cases = torch.nonzero(low.view(integers) != high.view(integers))[:, 0].tolist()
-        for case in open_cases:
-            exact = Fraction(float(w[case])) + Fraction(delta.scaling) * sum(
-                (Fraction(x) * Fraction(y) for x, y in zip(left[case].tolist(), right[case].tolist(), strict=True)),
-                Fraction(0),
-            )
-            high[case] = round_rational(exact, out.dtype)
+    def _settle(self, value: Array, error: float, largest: float, out: Array, dtype: str) -> Array:
+        """Step 1: write what is certain into `out`; flat places of the rest. `value` may be float64."""
+        if dtype == "F32":
+            return self._settle_float32(value, error, out)
+        if value.dtype == np.float64:
+            narrowed = self._buffer("narrowed", value.shape, np.dtype(np.float32))
+            np.copyto(narrowed, value, casting="same_kind")
+            value, error = narrowed, error * SAFETY + largest * 2.0**-23
+        high = self._buffer("high", value.shape, np.dtype(np.float32))
+        low = self._buffer("low", value.shape, np.dtype(np.float32))
+        # Rounding half away from zero, which is the same away from ties; the ties themselves lie within the error.
+        top = np.add(value, np.float32(error), out=high).view(np.uint32)
+        bottom = np.subtract(value, np.float32(error), out=low).view(np.uint32)
+        top += TIE[dtype]
+        bottom += TIE[dtype]
+        differ = np.bitwise_xor(top, bottom, out=bottom)
+        differ >>= DROPPED[dtype]
+        if dtype == "BF16":
+            top >>= np.uint32(16)
+            np.copyto(out, top, casting="unsafe")
+            return _nonzero(differ)
+        return self._settle_half(value, error, top, differ, out)
+
+    def _settle_half(self, value: Array, error: float, top: Array, differ: Array, out: Array) -> Array:
+        """float16: normal numbers by their bits; subnormal ones, which have fewer, one by one."""
+        size = top & np.uint32(0x7FFFFFFF)
+        small = np.flatnonzero(size < SMALL_HALF + np.uint32(0x2000))
+        sign = np.right_shift(top, np.uint32(16), out=top)
+        sign &= np.uint32(0x8000)
+        size >>= np.uint32(13)
+        size -= np.uint32(112 << 10)
+        size |= sign
+        np.copyto(out.view(np.uint16), size, casting="unsafe")
+        if small.size:
+            near = value.reshape(-1)[small]
+            above, below = (near + np.float32(error)).astype(np.float16), (near - np.float32(error)).astype(np.float16)
+            out.reshape(-1)[small] = above
+            differ.reshape(-1)[small] = above.view(np.uint16) != below.view(np.uint16)
+        return _nonzero(differ)
+
+    def _settle_float32(self, value: Array, error: float, out: Array) -> Array:
+        wide = self._buffer("wide64", value.shape, np.dtype(np.float64))
+        low = self._buffer("low", value.shape, np.dtype(np.float32))
+        np.copyto(out, np.add(value, error, out=wide), casting="same_kind")
+        np.copyto(low, np.subtract(value, error, out=wide), casting="same_kind")
+        return np.flatnonzero(low.view(np.uint32) != out.view(np.uint32))
+
+    def _decide(
+        self,
+        places: Array,
+        weight: Array,
+        dtype: str,
+        delta: Delta,
+        first: int,
+        dora: tuple[Array, float],
+        out: Array,
+        kind: str,
+    ) -> None:
+        """Steps 2 and 3 for the elements at `places` (flat). `dora`: DoRA's values, in float64, and their error."""
+        row, column = np.divmod(places, weight.shape[1])
+        if delta.magnitude is None:
+            w = widen(weight[row, column], dtype).astype(np.float64)
+            products = delta.left[row + first].astype(np.float64) * delta.right[column]
+            found = w + products @ delta.scale
+            # With float64 adapters the products themselves are rounded too: one unit more, inside the constant.
+            error = (np.abs(w) + delta.row_bound[row + first]) * ((delta.scale.size + 6) * UNIT64 * SAFETY)
+        else:
+            found, error = dora[0].reshape(-1)[places], np.asarray(dora[1])
+        low, high = narrow(found - error, kind), narrow(found + error, kind)
+        open_cases = np.flatnonzero(low.view(f"u{low.itemsize}") != high.view(f"u{high.itemsize}"))
+        for case in open_cases.tolist():
+            exact = self._exactly(int(row[case]), int(column[case]), weight, dtype, delta, first, kind)
+            high[case] = narrow(np.array([exact if exact is not None else found[case]]), kind)[0]
         out[row, column] = high
-        self.tally.float64 += places.shape[0]
+        self.tally.float64 += places.size
         self.tally.rational += len(open_cases)
 
-    def _buffer(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        wanted = shape.numel()
+    def _exactly(
+        self, row: int, column: int, weight: Array, dtype: str, delta: Delta, first: int, kind: str
+    ) -> float | None:
+        """One element by rational arithmetic; None where a whole column would be needed for it (DoRA on Conv1D)."""
+        if delta.magnitude is None:
+            return round_rational(_rational(row, column, weight, dtype, delta, first), kind)
+        if delta.along == "columns":
+            return None
+        entries = [_rational(row, at, weight, dtype, delta, first) for at in range(weight.shape[1])]
+        square = sum((entry * entry for entry in entries), Fraction(0))
+        magnitude = Fraction(float(delta.magnitude[row + first]))
+        # m·V/√S to 200 bits: far more than a true tie of a root of a rational could hide in.
+        shift = 400
+        root = Fraction(math.isqrt((square.numerator << (2 * shift)) // square.denominator), 1 << shift)
+        return round_rational(magnitude * entries[column] / root, kind)
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+        wanted = math.prod(shape)
         buffer = self._buffers.get((name, dtype))
-        if buffer is None or buffer.numel() < wanted:
-            buffer = self._buffers[name, dtype] = torch.empty(wanted, dtype=dtype)
-        return buffer[:wanted].view(shape)
+        if buffer is None or buffer.size < wanted:
+            buffer = self._buffers[name, dtype] = np.empty(wanted, dtype=dtype)
+        return buffer[:wanted].reshape(shape)
 
 
-def _differing(low: Tensor, high: Tensor) -> Tensor:
-    """Flat indices of the elements that are not the same bits in both; same shape and dtype, contiguous.
-
-    Compared eight bytes at a time first: finding the few in a hundred thousand is what costs.
-    """
-    integers = INT_VIEW[low.dtype]
-    low, high = low.view(-1).view(integers), high.view(-1).view(integers)
-    width = 8 // low.element_size()
-    if low.storage_offset() % width or high.storage_offset() % width:
-        return torch.nonzero(low != high)[:, 0]
-    whole = low.numel() // width * width
-    groups = torch.nonzero(low[:whole].view(torch.int64) != high[:whole].view(torch.int64))[:, 0]
-    places = (groups[:, None] * width + torch.arange(width)).view(-1)
-    places = torch.cat([places, torch.arange(whole, low.numel())])
-    return places[low[places] != high[places]]
+def _nonzero(flags: Array) -> Array:
+    """Flat places of what is not zero; uint32, contiguous. Two at a time first: finding the few is what costs."""
+    flat = flags.reshape(-1)
+    even = flat.size // 2 * 2
+    pairs = np.flatnonzero(flat[:even].view(np.uint64) != 0)
+    places = np.concatenate([2 * pairs, 2 * pairs + 1, np.arange(even, flat.size)])
+    return np.asarray(places[flat[places] != 0])
 
 
-def round_once(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """float64 → dtype with a single rounding. (torch's own cast goes by way of float32 and rounds twice.)
-
-    The way round it is round-to-odd into float32 (Boldo and Melquiond, 2008): the sticky last bit keeps the second
-    rounding honest, since float32 has more than two bits over bfloat16 and float16.
-    """
-    near = values.to(torch.float32)
-    if dtype == torch.float32:
-        return near
-    back = near.to(torch.float64)
-    bits = near.view(torch.int32)
-    # Toward zero: where rounding moved away from zero, step one back; then set the last bit if anything was lost.
-    truncated = torch.where(back.abs() > values.abs(), bits - 1, bits)
-    odd = torch.where(back != values, truncated | 1, bits)
-    return torch.where(torch.isfinite(near), odd.view(torch.float32), near).to(dtype)
+def _largest(value: Array, weight: Array, dtype: str) -> float:
+    """max |value|. Raises ValueError for a NaN or Inf in the weight, OverflowError for one that the sum made."""
+    largest = max(abs(float(value.max(initial=0.0))), abs(float(value.min(initial=0.0))))  # NaN and Inf come through
+    if not math.isfinite(largest):
+        if not bool(np.isfinite(widen(weight, dtype)).all()):
+            raise ValueError("the weight holds a NaN or Inf")
+        raise OverflowError("a merged weight is too large for its dtype")
+    return largest
 
 
-def round_rational(value: Fraction, dtype: torch.dtype) -> float:
-    """A rational number rounded to nearest, ties to even, in `dtype`. Raises OverflowError beyond its largest."""
-    if value == 0:
-        return 0.0
-    precision, lowest = FORMAT[dtype]
-    magnitude = abs(value)
-    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
-    if magnitude < Fraction(2) ** exponent:
-        exponent -= 1
-    quantum = Fraction(2) ** (max(exponent, lowest) - precision + 1)
-    result = float(round(magnitude / quantum) * quantum)  # Python rounds a Fraction's ties to even
-    if result > torch.finfo(dtype).max:
-        raise OverflowError(f"a merged weight is too large for {str(dtype).removeprefix('torch.')}")
-    return math.copysign(result, value.numerator)
+def _rational(row: int, column: int, weight: Array, dtype: str, delta: Delta, first: int) -> Fraction:
+    """W + D at one element, exactly."""
+    entry = Fraction(float(widen(weight[row : row + 1, column : column + 1].copy(), dtype)[0, 0]))
+    left, right = delta.left[row + first].tolist(), delta.right[column].tolist()
+    for scale, x, y in zip(delta.scale.tolist(), left, right, strict=True):
+        entry += Fraction(scale) * Fraction(x) * Fraction(y)
+    return entry

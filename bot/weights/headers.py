@@ -28,7 +28,7 @@ TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "f
 STORED_NAMES = {torch_name: stored for stored, torch_name in TORCH_NAMES.items()}
 
 
-def read_header(path: Path, *, file: str | None = None) -> Header:
+def read_header(path: Path, *, file: str | None = None, owner: int = 0) -> Header:
     """The header of a safetensors file on disk, known to the plan as `file` (default: its own name).
 
     Raises Refused when the file is truncated or its header lies.
@@ -37,7 +37,7 @@ def read_header(path: Path, *, file: str | None = None) -> Header:
     with path.open("rb") as opened:
         head = opened.read(PREFIX)
         head += opened.read(header_length(head, file=file_name, file_size=size))
-    return parse_header(head, file=file_name, file_size=size)
+    return parse_header(head, file=file_name, file_size=size, owner=owner)
 
 
 def header_length(head: bytes, *, file: str, file_size: int) -> int:
@@ -50,7 +50,7 @@ def header_length(head: bytes, *, file: str, file_size: int) -> int:
     return length
 
 
-def parse_header(head: bytes, *, file: str, file_size: int) -> Header:
+def parse_header(head: bytes, *, file: str, file_size: int, owner: int = 0) -> Header:
     """A header from the first bytes of a file. Raises Refused for anything but a whole, honest one."""
     length = header_length(head, file=file, file_size=file_size)
     if len(head) < PREFIX + length:
@@ -66,7 +66,7 @@ def parse_header(head: bytes, *, file: str, file_size: int) -> Header:
         raise _corrupt(file, "its metadata is not a map of strings")
     data_start = PREFIX + length
     tensors = sorted(
-        (_tensor(key, entry, file, data_start) for key, entry in entries.items()), key=lambda t: (t.start, t.stop)
+        (_tensor(key, entry, file, data_start, owner) for key, entry in entries.items()), key=lambda t: (t.start, t.stop)
     )
     _tile(tensors, file, data_start, file_size)
     raw = head[:data_start]
@@ -101,7 +101,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _tensor(key: str, entry: Any, file: str, data_start: int) -> Stored:
+def _tensor(key: str, entry: Any, file: str, data_start: int, owner: int) -> Stored:
     try:
         dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         numbers = (*shape, start, stop)
@@ -113,7 +113,8 @@ def _tensor(key: str, entry: Any, file: str, data_start: int) -> Stored:
         raise _corrupt(file, f"{key!r} has the unknown dtype {dtype!r}")
     if stop - start != byte_size(dtype, shape):
         raise _corrupt(file, f"{key!r} has {stop - start} bytes where its shape needs {byte_size(dtype, shape)}")
-    return Stored(key=key, file=file, dtype=dtype, shape=shape, start=data_start + start, stop=data_start + stop)
+    begin = data_start + start
+    return Stored(key=key, file=file, dtype=dtype, shape=shape, start=begin, stop=data_start + stop, owner=owner)
 
 
 def _tile(tensors: list[Stored], file: str, data_start: int, file_size: int) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bot.records import Header, Json, Shard, Stored
+from bot.records import Copy, Header, Json, Op, Shard, Stored
 from bot.weights.headers import STORED_NAMES, TORCH_NAMES, byte_size, write_header
 
 FLOATS = frozenset({"BF16", "F16", "F32"})  # what a merge may cast; integers, booleans and F64 stay as they are
@@ -15,10 +15,10 @@ INDEX_NAME = "model.safetensors.index.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The output's weight files. `targets`: key → where it goes, for every base tensor."""
+    """The output's weight files, and its ops with the offsets of their targets."""
 
     shards: tuple[Shard, ...]
-    targets: dict[str, Stored]
+    ops: tuple[Op, ...]
     index_name: str | None
     index: bytes | None
 
@@ -38,37 +38,37 @@ def new_dtype(stored: Stored, main: str, wanted: str | None) -> str:
     return STORED_NAMES[wanted] if wanted is not None and stored.dtype == main else stored.dtype
 
 
-def lay_out(
-    headers: tuple[Header, ...],
-    touched: set[str],
-    wanted: str | None,
-    index: Json | None,
-) -> Layout:
-    """Lay the output out over the base's own files. `wanted`: a torch dtype name for another storage dtype, or None.
+def lay_out(headers: tuple[Header, ...], ops: tuple[Op, ...], index: Json | None) -> Layout:
+    """Lay the output out over the base's own files; `ops` are in file order, their targets without offsets.
 
-    The base's own header bytes are used again wherever no dtype changes.
+    The base's own header bytes are used again wherever the tensors of a file stay what they are.
     """
-    main = main_dtype(headers)
     shards: list[Shard] = []
-    targets: dict[str, Stored] = {}
+    placed: list[Op] = []
+    by_file: dict[str, list[Op]] = {header.file: [] for header in headers}
+    for op in ops:
+        by_file[op.target.file].append(op)
     for header in headers:
-        dtypes = [new_dtype(tensor, main, wanted) for tensor in header.tensors]
-        same_layout = all(dtype == tensor.dtype for dtype, tensor in zip(dtypes, header.tensors, strict=True))
-        if same_layout:
+        inside = by_file[header.file]
+        if not inside:
+            continue  # every tensor of it was dropped
+        wanted = [(op.target.key, op.target.dtype, op.target.shape) for op in inside]
+        if wanted == [(tensor.key, tensor.dtype, tensor.shape) for tensor in header.tensors]:
             head, size = header.raw, header.file_size
-            targets.update((tensor.key, tensor) for tensor in header.tensors)
+            made = [replace(op, target=tensor) for op, tensor in zip(inside, header.tensors, strict=True)]
         else:
-            triples = [(t.key, dtype, t.shape) for t, dtype in zip(header.tensors, dtypes, strict=True)]
-            head = write_header(triples, header.metadata or {"format": "pt"})
-            size = len(head)
-            for key, dtype, shape in triples:
-                stop = size + byte_size(dtype, shape)
-                targets[key] = Stored(key=key, file=header.file, dtype=dtype, shape=shape, start=size, stop=stop)
+            head = write_header(wanted, header.metadata or {"format": "pt"})
+            made, size = [], len(head)
+            for op in inside:
+                stop = size + byte_size(op.target.dtype, op.target.shape)
+                made.append(replace(op, target=replace(op.target, start=size, stop=stop)))
                 size = stop
-        untouched = same_layout and not any(tensor.key in touched for tensor in header.tensors)
-        shards.append(Shard(name=header.file, size=size, header=head, same_as_base=untouched))
+        same = head is header.raw and all(isinstance(op, Copy) and op.source.file == header.file for op in made)
+        shards.append(Shard(name=header.file, size=size, header=head, same_as_base=same))
+        placed += made
     index_name = INDEX_NAME if index else None
-    return Layout(shards=tuple(shards), targets=targets, index_name=index_name, index=_index(index, targets))
+    targets = {op.target.key: op.target for op in placed}
+    return Layout(shards=tuple(shards), ops=tuple(placed), index_name=index_name, index=_index(index, targets))
 
 
 def weights_size(headers: Iterable[Header]) -> int:

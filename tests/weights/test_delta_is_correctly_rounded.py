@@ -4,22 +4,44 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
-from bot.weights.delta import Rounder, frobenius, low_rank, round_once, round_rational
+from bot.weights.delta import Delta, Rounder, Tally, frobenius, make_delta
+from bot.weights.rounding import narrow, round_rational, widen
 
+NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 LIMITS = {torch.bfloat16: 3.3e38, torch.float16: 60000.0, torch.float32: 3.3e38}
 
 
-def merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, out: torch.dtype, rows: int = 7):
-    delta = low_rank(a, b, scaling, transposed=False, out=out)
+def raw(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor as the engine sees it: bfloat16 as the bits of it."""
+    return tensor.contiguous().view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def factor(tensor: torch.Tensor) -> np.ndarray:
+    return (tensor if tensor.dtype == torch.float64 else tensor.float()).numpy()
+
+
+def low_rank(a: torch.Tensor, b: torch.Tensor, scaling: float, *, out: torch.dtype, transposed: bool = False) -> Delta:
+    left, right = (factor(a).T, factor(b).T) if transposed else (factor(b), factor(a))
+    return make_delta([left], [right], [scaling], out=NAMES[out])
+
+
+def add(weight: torch.Tensor, delta: Delta, first: int, out: torch.Tensor, rounder: Rounder | None = None) -> None:
+    (rounder or Rounder()).add(raw(weight), NAMES[weight.dtype], delta, first, raw(out), NAMES[out.dtype])
+
+
+def merged(weight, a, b, scaling: float, out: torch.dtype, rows: int = 7) -> tuple[torch.Tensor, Tally]:
+    delta = low_rank(a, b, scaling, out=out)
     rounder, result = Rounder(), torch.empty(weight.shape, dtype=out)
     for first in range(0, weight.shape[0], rows):
-        rounder.add(weight[first : first + rows], delta, first, result[first : first + rows])
+        add(weight[first : first + rows], delta, first, result[first : first + rows], rounder)
     return result, rounder.tally
 
 
@@ -87,12 +109,10 @@ def test_the_answer_does_not_depend_on_the_size_of_the_blocks_or_on_threads() ->
     torch.manual_seed(1)
     weight = (torch.randn(257, 130) * 0.02).bfloat16()
     a, b = torch.randn(16, 130), torch.randn(257, 16) * 0.01
-    before = torch.get_num_threads()
     found = []
     for threads in (1, 2):
-        torch.set_num_threads(threads)
-        found += [merged(weight, a, b, 2.0, torch.bfloat16, rows)[0] for rows in (1, 3, 64, 257)]
-    torch.set_num_threads(before)
+        with threadpool_limits(threads):
+            found += [merged(weight, a, b, 2.0, torch.bfloat16, rows)[0] for rows in (1, 3, 64, 257)]
     assert all(torch.equal(found[0].view(torch.int16), other.view(torch.int16)) for other in found)
 
 
@@ -101,26 +121,26 @@ def test_a_transposed_weight_gets_the_transposed_delta() -> None:
     weight, a, b = torch.randn(6, 9), torch.randn(2, 6), torch.randn(9, 2)
     delta = low_rank(a, b, 1.5, transposed=True, out=torch.float32)
     result = torch.empty(6, 9)
-    Rounder().add(weight, delta, 0, result)
+    add(weight, delta, 0, result)
     assert torch.equal(result, (weight.double() + 1.5 * (b.double() @ a.double()).T).float())
     assert frobenius(delta) == pytest.approx(float((1.5 * (b.double() @ a.double())).norm()))
 
 
 def test_a_nan_in_the_weight_is_told_from_an_overflow() -> None:
     a, b, out = torch.ones(1, 3), torch.ones(2, 1), torch.empty(2, 3, dtype=torch.float16)
-    delta = low_rank(a, b, 1.0, transposed=False, out=torch.float16)
+    delta = low_rank(a, b, 1.0, out=torch.float16)
     with pytest.raises(ValueError, match="NaN or Inf"):
-        Rounder().add(torch.tensor([[1.0, float("nan"), 1], [0, 0, 0]]), delta, 0, out)
+        add(torch.tensor([[1.0, float("nan"), 1], [0, 0, 0]]), delta, 0, out)
     with pytest.raises(OverflowError):
-        Rounder().add(torch.full((2, 3), 65519.5), delta, 0, out)
-    Rounder().add(torch.full((2, 3), 65518.0), delta, 0, out)
+        add(torch.full((2, 3), 65519.5), delta, 0, out)
+    add(torch.full((2, 3), 65518.0), delta, 0, out)
     assert out.tolist() == [[65504.0] * 3] * 2
 
 
 def test_rows_of_zeros_stay_positive_zeros() -> None:
     weight, out = torch.tensor([[0.0, -0.0], [1.0, -0.0]]).bfloat16(), torch.empty(2, 2, dtype=torch.bfloat16)
-    delta = low_rank(torch.ones(1, 2), torch.zeros(2, 1), 1.0, transposed=False, out=torch.bfloat16)
-    Rounder().add(weight, delta, 0, out)
+    delta = low_rank(torch.ones(1, 2), torch.zeros(2, 1), 1.0, out=torch.bfloat16)
+    add(weight, delta, 0, out)
     assert out.view(torch.int16).tolist() == [[0, 0], [0x3F80, 0]]
 
 
@@ -132,8 +152,8 @@ finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
 @given(value=finite)
 def test_float64_is_rounded_once(dtype, value: float) -> None:
     if abs(value) <= LIMITS[dtype]:
-        rounded = round_once(torch.tensor([value], dtype=torch.float64), dtype)
-        assert Fraction(float(rounded)) == nearest(Fraction(value), dtype)
+        rounded = widen(narrow(np.array([value]), NAMES[dtype]), NAMES[dtype])
+        assert Fraction(float(rounded[0])) == nearest(Fraction(value), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -141,7 +161,7 @@ def test_float64_is_rounded_once(dtype, value: float) -> None:
 @given(value=st.fractions(min_value=-1000, max_value=1000), shift=st.integers(-160, 0))
 def test_rationals_are_rounded_once_down_to_the_subnormals(dtype, value: Fraction, shift: int) -> None:
     value = value * Fraction(2) ** shift
-    assert Fraction(round_rational(value, dtype)) == nearest(value, dtype)
+    assert Fraction(round_rational(value, NAMES[dtype])) == nearest(value, dtype)
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])

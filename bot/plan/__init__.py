@@ -1,0 +1,311 @@
+"""plan: from headers and configs alone, what a merge would do. Pure data; no weight is read, no torch is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bot import assets
+from bot.budget import choose_level, machine_refusals, make_budget
+from bot.plan import heads, replicas, tying
+from bot.plan.claims import Claims, claim
+from bot.plan.outputs import Decisions, Outputs, make_outputs
+from bot.plan.peft import claim_layers
+from bot.plan.sentences import OTHER_BASE, SHOWN
+from bot.records import (
+    RECIPE,
+    AddDelta,
+    Cast,
+    Copy,
+    Header,
+    Json,
+    Machine,
+    Op,
+    Options,
+    PeftMerge,
+    Plan,
+    Refusal,
+    Replace,
+    SetRows,
+    Source,
+    Sources,
+    Stored,
+)
+from bot.weights import methods
+from bot.weights.adapter import read_changes, read_settings
+from bot.weights.places import Names
+from bot.weights.shards import INDEX_NAME, lay_out, main_dtype, torch_name
+
+# A sentence-transformers module, e.g. 2_Dense, beside the transformer.
+MODULE_WEIGHTS = re.compile(r"\d+_\w+/(model\.safetensors|pytorch_model\.bin)")
+
+
+@dataclass(kw_only=True)
+class Draft:
+    """What the planning of one adapter comes to, before it is laid out."""
+
+    method: str
+    engine: str
+    claims: Claims
+    decisions: Decisions
+    edits: dict[str, Any] = field(default_factory=dict)  # of config.json, by dotted path
+    used: set[str] = field(default_factory=set)  # adapter keys that PEFT's own layers take
+    refusals: list[Refusal] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+
+def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
+    """Plan a merge. Whatever forbids it is in `refusals`, all of it at once."""
+    base, adapter = sources.base, sources.adapter
+    config = assets.read_json(base, "config.json")
+    stored = {tensor.key: tensor for header in base.headers for tensor in header.tensors}
+    main = main_dtype(base.headers)
+    wanted = None if options.dtype in ("auto", torch_name(main)) else options.dtype
+    draft = _draft(adapter, stored, config, wanted, options)
+    refusals = [*draft.refusals, *_base_refusals(base, config)]
+    outputs = make_outputs(base.headers, draft.claims, draft.decisions)
+    layout = lay_out(base.headers, outputs.ops, assets.read_json(base, INDEX_NAME) or None)
+    chosen, changes = assets.choose_assets(base, adapter, wanted, draft.edits)
+    budget = make_budget(sources, layout.shards, layout.ops, chosen, draft.engine)
+    level, not_run, level_refusals = choose_level(options, config, budget.verify_memory, machine)
+    refusals += [*level_refusals, *machine_refusals(budget, machine)]
+    if not any(is_change(op) for op in layout.ops) and not refusals:
+        reason = "The adapter holds no weight that would change the base."
+        refusals.append(Refusal(code="matches-nothing", reason=reason, remedy=OTHER_BASE))
+    plan = Plan(
+        base=pin_of(base),
+        adapter=pin_of(adapter),
+        options=options,
+        method=draft.method,
+        engine=draft.engine,
+        dtype=wanted or torch_name(main),
+        level=level,
+        not_run=not_run,
+        ops=layout.ops,
+        drops=outputs.drops,
+        base_tensors=tuple(tensor for header in base.headers for tensor in header.tensors),
+        twins=tuple(draft.claims.twins),
+        shards=layout.shards,
+        index=layout.index,
+        index_name=layout.index_name,
+        assets=chosen,
+        config_changes=changes,
+        refusals=tuple(refusals),
+        notes=(*_notes(base, options, wanted, outputs), *draft.notes),
+        budget=budget,
+        fingerprint=fingerprint(base.sha, adapter.sha, options),
+    )
+    _claim_everything(plan, stored, adapter.headers, draft)
+    return plan
+
+
+def is_change(op: Op) -> bool:
+    """Whether an op gives a tensor values that are the adapter's doing."""
+    return isinstance(op, AddDelta | Replace | SetRows | PeftMerge)
+
+
+def fingerprint(base_sha: str, adapter_sha: str, options: Options) -> str:
+    """sha256 over the canonical JSON of all that decides the merged bytes. The same merge has the same fingerprint."""
+    decides = {
+        "recipe": RECIPE,
+        "base": base_sha,
+        "adapter": adapter_sha,
+        "options": {
+            "dtype": options.dtype,
+            "base_weights": "stored" if options.base_weights == "auto" else options.base_weights,
+            "quantize": options.quantize,
+        },
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# --- what the adapter does ----------------------------------------------------------------------------------------
+
+
+def _draft(adapter: Source, stored: Mapping[str, Stored], config: Json, wanted: str | None, options: Options) -> Draft:
+    said = assets.read_json(adapter, "adapter_config.json")
+    method, refusals = methods.find_method(said)
+    engine = methods.engine_for(said) if method else None
+    name = method.name if method else str(said.get("peft_type"))
+    if engine is None or any(refusal.code == "unknown-peft-type" for refusal in refusals):
+        # A method that nobody merges: its one refusal stands for every adapter tensor.
+        return Draft(method=name, engine="none", claims=Claims(), decisions=Decisions(wanted=wanted), refusals=refusals)
+    if options.engine not in ("auto", engine):
+        reason = f"{name} is merged by the {engine} engine, not by {options.engine}."
+        remedy = "Leave --engine at auto."
+        refusals.append(Refusal(code="engine", reason=reason, remedy=remedy))
+    tensors = [tensor for header in adapter.headers for tensor in header.tensors]
+    names = Names(stored, config)
+    if engine == "streaming":
+        return _draft_streaming(name, tensors, said, names, stored, config, wanted, refusals)
+    layers = claim_layers(said, tensors, names, stored)
+    return Draft(
+        method=name,
+        engine=engine,
+        claims=layers.claims,
+        decisions=Decisions(wanted=wanted, peft=layers.layers),
+        used=layers.used,
+        refusals=[*refusals, *layers.refusals, *layers.claims.refusals()],
+    )
+
+
+def _draft_streaming(
+    name: str,
+    tensors: list[Stored],
+    said: Json,
+    names: Names,
+    stored: Mapping[str, Stored],
+    config: Json,
+    wanted: str | None,
+    refusals: list[Refusal],
+) -> Draft:
+    """The LoRA family and trained tokens: everything in the checkpoint's own names."""
+    settings, unread = read_settings(said)
+    changes = read_changes(tensors, settings)
+    copies, misplaced = replicas.find_replicas(settings.replication, config, stored)
+    claims = claim(changes, settings, names, stored, copies)
+    edits: dict[str, Any] = replicas.config_edits(copies, config)
+    untie = tying.settle(claims, settings, names, stored)
+    if untie:
+        edits |= tying.edits(config)
+    edits |= _vocabulary(claims, names, stored, config)
+    dropped, head_edits = _new_head(claims, said, config, stored)
+    tied = (names.embedding, names.head) if names.embedding and names.head and names.tied else None
+    decisions = Decisions(
+        wanted=wanted,
+        replicas=copies,
+        untied=tied if untie else None,
+        follows=tied if tied and not untie and claims.changes(tied[0]) else None,
+        dropped=dict.fromkeys(dropped, "part of a head that the merged model does not have"),
+    )
+    return Draft(
+        method=settings.method if name == "LoRA" else name,
+        engine="streaming",
+        claims=claims,
+        decisions=decisions,
+        edits={**edits, **head_edits},
+        refusals=[*refusals, *unread, *changes.refusals, *misplaced, *claims.refusals()],
+        notes=("The adapter unties the head from the embedding: both are written.",) if untie else (),
+    )
+
+
+def _vocabulary(claims: Claims, names: Names, stored: Mapping[str, Stored], config: Json) -> dict[str, Any]:
+    """`vocab_size`, wherever a config says the old one, when the adapter brought embeddings of another size."""
+    embedding, head = names.embedding, names.head
+    if embedding not in stored or embedding not in claims.values:
+        return {}
+    before, after = stored[embedding].shape[0], claims.values[embedding].values.shape[0]
+    if before == after:
+        return {}
+    alone = head is not None and head in stored and not names.tied
+    if alone and (head not in claims.values or claims.values[head].values.shape[0] != after):
+        claims.refuse("vocabulary", f"{embedding} has {after} rows, {head} has {before}")
+    nested = [(f"{name}.", inner) for name, inner in config.items() if isinstance(inner, dict)]
+    return {
+        f"{prefix}vocab_size": after for prefix, inner in [("", config), *nested] if inner.get("vocab_size") == before
+    }
+
+
+def _new_head(
+    claims: Claims, said: Json, config: Json, stored: Mapping[str, Stored]
+) -> tuple[list[str], dict[str, Any]]:
+    """(base keys that are left out, config edits) of an adapter that brings a head of its own."""
+    trained = [(whole.parameter, whole.values) for whole in claims.values.values() if whole.trained]
+    resized = [
+        (key, whole.values)
+        for key, whole in claims.values.items()
+        if whole.trained and key in stored and stored[key].shape != whole.values.shape
+    ]
+    if not claims.new:
+        return [], heads.label_edits(resized)
+    head_class = heads.new_class(said, config)
+    if head_class is None:
+        for key, whole in claims.new.items():
+            claims.refuse("new-head", key, whole.values)
+        claims.new.clear()
+        return [], {}
+    edits: dict[str, Any] = {"architectures": [head_class]}
+    new = [(whole.parameter, whole.values) for whole in claims.new.values()]
+    return heads.dropped_keys(config, head_class, stored, claims), edits | heads.label_edits([*new, *trained])
+
+
+# --- refusals and notes -------------------------------------------------------------------------------------------
+
+
+def _base_refusals(base: Source, config: Json) -> list[Refusal]:
+    refusals = []
+    if not config:
+        reason = "The base has no config.json, so it is not a transformers model."
+        refusals.append(Refusal(code="no-config", reason=reason, remedy="Name the base with --base owner/name."))
+    own = [entry.name for entry in base.files if MODULE_WEIGHTS.fullmatch(entry.name)]
+    if own:
+        reason = f"The base has modules with weights of their own ({own[0]}), which this version does not carry over."
+        refusals.append(Refusal(code="module-weights", reason=reason, remedy="Keep the adapter separate."))
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else "?"
+        parent = base.card.get("base_model")
+        named = f"--base {parent}" if isinstance(parent, str) else "--base"
+        reason = f"The base is quantised ({method}), and this version merges into plain weights only."
+        refusals.append(Refusal(code="quantised-base", reason=reason, remedy=f"Name its 16-bit parent with {named}."))
+    seen: set[str] = set()
+    for header in base.headers:
+        for tensor in header.tensors:
+            if tensor.key in seen:
+                reason = f"The base stores {tensor.key} twice."
+                refusals.append(Refusal(code="key-twice", reason=reason, remedy="Take another revision of the base."))
+            seen.add(tensor.key)
+    for key, file in (assets.read_json(base, INDEX_NAME).get("weight_map") or {}).items():
+        if key not in seen:
+            reason = f"The base's index promises {key} in {file}, which does not hold it."
+            refusals.append(Refusal(code="index-lies", reason=reason, remedy="Take another revision of the base."))
+            break
+    return refusals
+
+
+def _notes(base: Source, options: Options, wanted: str | None, outputs: Outputs) -> tuple[str, ...]:
+    notes = []
+    if wanted:
+        notes.append(f"Every {torch_name(main_dtype(base.headers))} tensor is rounded once to {wanted}.")
+    if options.base_weights == "auto":
+        notes.append("base-weights: stored, because the base is not quantised.")
+    if outputs.drops:
+        shown = ", ".join(drop.source.key for drop in outputs.drops[:SHOWN])
+        notes.append(f"{len(outputs.drops)} base tensors are left out ({outputs.drops[0].why}): {shown}.")
+    return tuple(notes)
+
+
+# --- every key is claimed -----------------------------------------------------------------------------------------
+
+
+def _claim_everything(
+    plan: Plan, stored: Mapping[str, Stored], adapter_headers: Iterable[Header], draft: Draft
+) -> None:
+    """Nothing vanishes: each base key is in an op or a drop; each adapter key is used, or the plan is refused."""
+    if plan.refusals:
+        return
+    targets = [op.target.key for op in plan.ops]
+    assert len(targets) == len(set(targets)), "a tensor would be written twice"
+    sources = {op.source.key for op in plan.ops if not isinstance(op, Replace) and op.source.owner == 0} | {
+        op.source.key for op in plan.ops if isinstance(op, Replace) and op.source is not None
+    }
+    dropped = {drop.source.key for drop in plan.drops}
+    under = {key for key in draft.claims.values if key in stored}  # an adapter's copy is W there
+    stale = {pair[1] for pair in (draft.decisions.untied, draft.decisions.follows) if pair}
+    unclaimed = stored.keys() - sources - dropped - under - stale
+    assert not unclaimed, f"base keys are unclaimed: {sorted(unclaimed)[:SHOWN]}"
+    adapter_keys = {tensor.key for header in adapter_headers for tensor in header.tensors}
+    unused = adapter_keys - draft.claims.used - draft.used
+    assert not unused, f"adapter keys are unclaimed: {sorted(unused)[:SHOWN]}"
+
+
+def pin_of(source: Source) -> Json:
+    """The source as verification.json names it: {repo, sha} and, where one was asked for, the revision."""
+    pin: dict[str, Any] = {"repo": source.repo, "sha": source.sha}
+    return {**pin, "revision": source.revision} if source.revision else pin
+
+
+__all__ = ["Cast", "Copy", "fingerprint", "is_change", "make_plan", "pin_of"]

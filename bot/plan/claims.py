@@ -1,0 +1,300 @@
+"""From what an adapter says to what happens to which key: every adapter tensor is claimed once, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bot.plan.patches import Misfit, patches_of, vector_patch
+from bot.plan.replicas import Replicas
+from bot.plan.sentences import SENTENCES, SHOWN
+from bot.records import Patch, Refusal, Stored
+from bot.weights.adapter import Changes, Pair, Settings, Tokens, Whole, is_saved, scaling_of
+from bot.weights.places import Ambiguous, Names, Placement
+
+
+@dataclass(kw_only=True)
+class Claims:
+    """What happens, by output key. `values`: an adapter tensor that is W or takes its place; `new`: keys that the base
+    does not have. `twins`: adapter tensors that must say the same, (one, other, other is transposed)."""
+
+    patches: dict[str, list[Patch]] = field(default_factory=dict)
+    views: dict[str, tuple[int, int]] = field(default_factory=dict)
+    values: dict[str, Whole] = field(default_factory=dict)
+    rows: dict[str, Tokens] = field(default_factory=dict)
+    new: dict[str, Whole] = field(default_factory=dict)
+    twins: list[tuple[Stored, Stored, bool]] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+    refused: dict[str, list[tuple[tuple[str, ...], str]]] = field(default_factory=dict)
+
+    def refuse(self, code: str, detail: str, *tensors: Stored | None) -> None:
+        """Claim these tensors by a refusal."""
+        keys = tuple(tensor.key for tensor in tensors if tensor is not None)
+        self.refused.setdefault(code, []).append((keys, detail))
+
+    def changes(self, key: str) -> bool:
+        """Whether an output key has values of its own: not the base's, nor a copy of them that PEFT saved along."""
+        trained = key in self.values and self.values[key].trained
+        return key in self.patches or key in self.rows or trained
+
+    def move(self, key: str) -> None:
+        """Forget what was claimed for a key (its tensors stay used)."""
+        for found in (self.patches, self.views, self.values, self.rows):
+            found.pop(key, None)
+
+    def refusals(self) -> list[Refusal]:
+        """One refusal a code, which names the first few cases."""
+        found = []
+        for code, cases in self.refused.items():
+            sentence, remedy = SENTENCES[code]
+            more = f" and {len(cases) - SHOWN} more" if len(cases) > SHOWN else ""
+            shown = "; ".join(detail for _, detail in cases[:SHOWN]) + more
+            keys = tuple(key for keys, _ in cases for key in keys)
+            reason = sentence.format(n=len(cases), shown=shown)
+            found.append(Refusal(code=code, reason=reason, remedy=remedy, keys=keys))
+        return found
+
+
+def claim(
+    changes: Changes, settings: Settings, names: Names, stored: Mapping[str, Stored], replicas: Replicas
+) -> Claims:
+    """Find every change's place and turn it into patches, rows and values."""
+    claimer = _Claimer(changes, settings, names, stored, replicas)
+    claimer.run()
+    return claimer.claims
+
+
+class _Claimer:
+    def __init__(
+        self, changes: Changes, settings: Settings, names: Names, stored: Mapping[str, Stored], replicas: Replicas
+    ) -> None:
+        self.changes, self.settings, self.names, self.stored = changes, settings, names, stored
+        self.replicas = replicas
+        self.claims = Claims(used={tensor.key for tensor in changes.ignored})
+        self.parameters = {id(pair): self._parameter(pair) for pair in changes.pairs}
+
+    def run(self) -> None:
+        asked = [
+            *self.parameters.values(),
+            *(f"{module}.bias" for module, _ in self.changes.biases),
+            *(whole.parameter for whole in self.changes.wholes),
+            *(f"{tokens.module}.weight" for tokens in self.changes.tokens),
+        ]
+        try:
+            self.found = self.names.find(list(dict.fromkeys(self.replicas.in_base(name)[0] for name in asked)))
+        except Ambiguous as ambiguity:
+            self._refuse_all("ambiguous-names", f"{ambiguity.args[0]} and {ambiguity.args[1]}")
+            return
+        if asked and not self.found.places and not self.found.unmergeable and not self._only_new():
+            self._refuse_all("matches-nothing", "; ".join(list(dict.fromkeys(asked))[:SHOWN]))
+            return
+        for whole in self.changes.wholes:
+            self._whole(whole)
+        for tokens in self.changes.tokens:
+            self._tokens(tokens)
+        for pair in self.changes.pairs:
+            self._pair(pair)
+        for module, bias in self.changes.biases:
+            self._bias(module, bias)
+
+    def _only_new(self) -> bool:
+        """Whether nothing but a head is claimed, tied or new: then finding nothing is no surprise."""
+        own = [self.parameters[id(pair)] for pair in self.changes.pairs]
+        return all(self._is_head(name) for name in own) and not self.changes.biases and not self.changes.tokens
+
+    # --- one change --------------------------------------------------------------------------------------------------
+
+    def _whole(self, whole: Whole) -> None:
+        place, new = self._place(whole.parameter)
+        if place is None:
+            if self._is_tied_head(whole.parameter) and self.names.head:
+                self._take_value(self.names.head, whole)
+            elif whole.trained and is_saved(self.settings, whole.parameter):
+                self._new(whole)
+            else:
+                self._missing(whole.parameter, whole.values)
+            return
+        if len(place.pieces) != 1 or place.experts != 1:
+            self.claims.refuse("in-pieces", whole.parameter, whole.values)
+            return
+        self._take_value(self.replicas.renumbered(place.pieces[0].key, new), whole, self.stored[place.pieces[0].key])
+
+    def _take_value(self, key: str, whole: Whole, base: Stored | None = None) -> None:
+        if base is not None and base.shape != whole.values.shape and not self._may_resize(key, whole, base):
+            detail = f"{key} is {shape_of(base)}, the adapter brings {shape_of(whole.values)}"
+            self.claims.refuse("shape", detail, whole.values)
+        elif key in self.claims.values and not self.claims.values[key].trained and whole.trained:
+            # What PEFT saved of the original module, beside the trained one.
+            self.claims.used.add(whole.values.key)
+            self.claims.values[key] = whole
+        elif key in self.claims.values:
+            if whole.trained:
+                self.claims.refuse("claimed-twice", key, whole.values)
+            self.claims.used.add(whole.values.key)
+        else:
+            self.claims.used.add(whole.values.key)
+            self.claims.values[key] = whole
+
+    def _may_resize(self, key: str, whole: Whole, base: Stored) -> bool:
+        same_rest = base.shape[1:] == whole.values.shape[1:] and len(base.shape) == len(whole.values.shape) > 0
+        return same_rest and (key in (self.names.embedding, self.names.head) or whole.trained)
+
+    def _new(self, whole: Whole) -> None:
+        self.claims.used.add(whole.values.key)
+        self.claims.new[whole.parameter] = whole
+
+    def _tokens(self, tokens: Tokens) -> None:
+        place, new = self._place(f"{tokens.module}.weight")
+        if place is None or len(place.pieces) != 1:
+            if self._is_tied_head(f"{tokens.module}.weight") and self.names.head:
+                self._take_rows(self.names.head, tokens, None)
+            else:
+                self._missing(tokens.module, tokens.values)
+            return
+        self._take_rows(self.replicas.renumbered(place.pieces[0].key, new), tokens, self.stored[place.pieces[0].key])
+
+    def _take_rows(self, key: str, tokens: Tokens, base: Stored | None) -> None:
+        if base is not None:
+            if key in self.claims.values:
+                base = self.claims.values[key].values
+            if base.shape[1:] != tokens.values.shape[1:] or max(tokens.rows, default=0) >= base.shape[0]:
+                detail = (
+                    f"{key} is {shape_of(base)}, the adapter sets row {max(tokens.rows)} of {shape_of(tokens.values)}"
+                )
+                self.claims.refuse("shape", detail, tokens.values)
+                return
+        if key in self.claims.rows:
+            self.claims.refuse("claimed-twice", key, tokens.values)
+            return
+        self.claims.used.add(tokens.values.key)
+        self.claims.rows[key] = tokens
+
+    def _pair(self, pair: Pair) -> None:
+        parameter = self.parameters[id(pair)]
+        tensors = (pair.a, pair.b, pair.magnitude)
+        place, new = self._place(parameter)
+        key = None
+        if place is None and self._is_tied_head(parameter) and self.names.embedding and self.names.head:
+            # The head of a tied model: its weight is the embedding's, under a name of its own.
+            place, key = self._place_of_key(self.names.embedding), self.names.head
+        if place is None:
+            self._missing(parameter, *tensors)
+            return
+        stacked = parameter != f"{pair.module}.weight"
+        rank, alpha, scaling = scaling_of(
+            self.settings, parameter if stacked or self._is_parameter(parameter) else pair.module
+        )
+        try:
+            found = patches_of(
+                pair,
+                place,
+                self._weights(place, key, new),
+                rank=rank,
+                alpha=alpha,
+                scaling=scaling,
+                dora=self.settings.dora,
+            )
+        except Misfit as misfit:
+            self.claims.refuse(misfit.code, misfit.detail, *tensors)
+            return
+        targets = [(key or self.replicas.renumbered(piece_key, new), view, patch) for piece_key, view, patch in found]
+        for target, _, patch in targets:
+            if any(_overlap(patch, other) for other in self.claims.patches.get(target, ())):
+                self.claims.refuse("claimed-twice", target, *tensors)
+                return
+            if target in self.claims.rows:
+                self.claims.refuse("claimed-twice", target, *tensors)
+                return
+        for target, view, patch in targets:
+            self.claims.patches.setdefault(target, []).append(patch)
+            self.claims.views[target] = view
+        self.claims.used |= {tensor.key for tensor in tensors if tensor is not None}
+
+    def _bias(self, module: str, bias: Stored) -> None:
+        parameter = f"{module}.bias"
+        place, new = self._place(parameter)
+        if place is None:
+            self.claims.refuse("lora-bias", module, bias)
+            return
+        try:
+            _, alpha, scaling = scaling_of(self.settings, module)
+            found = vector_patch(module, bias, place, self._weights(place, None, new), alpha=alpha, scaling=scaling)
+        except Misfit as misfit:
+            self.claims.refuse(misfit.code, misfit.detail, bias)
+            return
+        for piece_key, view, patch in found:
+            target = self.replicas.renumbered(piece_key, new)
+            self.claims.patches.setdefault(target, []).append(patch)
+            self.claims.views[target] = view
+        self.claims.used.add(bias.key)
+
+    # --- where -------------------------------------------------------------------------------------------------------
+
+    def _parameter(self, pair: Pair) -> str:
+        """The parameter that a pair changes: a Linear's weight, or one of the stacked parameters of an expert module."""
+        inner = self.replicas.in_base(pair.module)[0]
+        targeted = [
+            name
+            for name in self.names.expert_parameters(inner)
+            if any(
+                f"{inner}.{name}" == one or f"{inner}.{name}".endswith(f".{one}") for one in self.settings.parameters
+            )
+        ]
+        at = len(targeted) - 1 - pair.depth
+        return f"{pair.module}.{targeted[at]}" if 0 <= at < len(targeted) else f"{pair.module}.weight"
+
+    def _is_parameter(self, parameter: str) -> bool:
+        return any(parameter == one or parameter.endswith(f".{one}") for one in self.settings.parameters)
+
+    def _place(self, parameter: str) -> tuple[Placement | None, int | None]:
+        name, new = self.replicas.in_base(parameter)
+        return self.found.places.get(name), new
+
+    def _place_of_key(self, key: str) -> Placement | None:
+        return self.names.find([key]).places.get(key)
+
+    def _weights(self, place: Placement, key: str | None, new: int | None) -> dict[str, Stored]:
+        """What is W at each piece: the adapter's own copy where it brought one, else the base's tensor."""
+        weights = {}
+        for piece in place.pieces:
+            target = key or self.replicas.renumbered(piece.key, new)
+            brought = self.claims.values.get(target)
+            shared = self.claims.values.get(piece.key) if key else None  # a copy that PEFT loads over the shared tensor
+            brought = brought or (shared if shared and not shared.trained else None)
+            weights[piece.key] = brought.values if brought else self.stored[piece.key]
+        return weights
+
+    def _is_head(self, parameter: str) -> bool:
+        head = self.names.head
+        return head is not None and any(
+            a == b or a.endswith(f".{b}") for a, b in ((parameter, head), (head, parameter))
+        )
+
+    def _is_tied_head(self, parameter: str) -> bool:
+        return self.names.tied and self._is_head(parameter)
+
+    # --- refusals ----------------------------------------------------------------------------------------------------
+
+    def _missing(self, parameter: str, *tensors: Stored | None) -> None:
+        reason = self.found.unmergeable.get(self.replicas.in_base(parameter)[0])
+        self.claims.refuse("unmergeable" if reason else "not-in-base", reason or parameter, *tensors)
+
+    def _refuse_all(self, code: str, detail: str) -> None:
+        changes = self.changes
+        tensors = [
+            *(tensor for pair in changes.pairs for tensor in (pair.a, pair.b, pair.magnitude)),
+            *(bias for _, bias in changes.biases),
+            *(whole.values for whole in changes.wholes),
+            *(tokens.values for tokens in changes.tokens),
+        ]
+        self.claims.refuse(code, detail, *tensors)
+
+
+def _overlap(one: Patch, other: Patch) -> bool:
+    rows = max(one.rows[0], other.rows[0]) < min(one.rows[1], other.rows[1])
+    return rows and max(one.columns[0], other.columns[0]) < min(one.columns[1], other.columns[1])
+
+
+def shape_of(stored: Stored) -> str:
+    """A shape for a sentence: 64×32."""
+    return "×".join(map(str, stored.shape)) or "a single number"

@@ -1,0 +1,70 @@
+"""A new head: tensors of modules_to_save that the base does not have, such as a classifier on a language model.
+
+The output is then a checkpoint of the class that the adapter was trained with: its name goes into `architectures`, its
+labels into the config, and what only the base's own head had is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from bot.plan.claims import Claims
+from bot.records import Json, Stored
+from bot.weights.conversions import known
+from bot.weights.families import family_of
+
+BY_TASK = {
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+    "CAUSAL_LM": "ForCausalLM",
+    "SEQ_2_SEQ_LM": "ForConditionalGeneration",
+    "FEATURE_EXTRACTION": "Model",
+}
+LABELLED = ("score", "classifier", "qa_outputs")
+
+
+def new_class(adapter: Json, config: Json) -> str | None:
+    """The class that the adapter was trained with; None where neither its config nor its task says it."""
+    mapping = adapter.get("auto_mapping")
+    named = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    if isinstance(named, str) and _is_class(named):
+        return named
+    suffix = BY_TASK.get(str(adapter.get("task_type")))
+    for name in config.get("architectures") or ():
+        stem = str(name)
+        for ending in (*BY_TASK.values(), "ForMaskedLM", "LMHeadModel", "ForPreTraining", "ForImageClassification"):
+            stem = stem.removesuffix(ending)
+        if suffix and _is_class(stem + suffix):
+            return stem + suffix
+    return None
+
+
+def dropped_keys(config: Json, head_class: str, keys: Iterable[str], claims: Claims) -> list[str]:
+    """Base keys that belong to the old head alone: those outside the shared body, which the new class does not have."""
+    prefix = family_of({**config, "architectures": [head_class]}).prefix
+    found = list(keys)
+    if not prefix or not any(key.startswith(f"{prefix}.") for key in found):
+        return []
+    return [key for key in found if not key.startswith(f"{prefix}.") and key not in claims.values]
+
+
+def _is_class(name: str) -> bool:
+    return name in known()["classes"]
+
+
+def label_edits(wholes: Iterable[tuple[str, Stored]]) -> dict[str, Any]:
+    """`id2label` and `label2id` for as many labels as the head has rows; names nobody saved are LABEL_0, LABEL_1, …"""
+    counts = [
+        values.shape[0]
+        for parameter, values in wholes
+        if len(values.shape) == 2 and any(part in LABELLED for part in parameter.split("."))
+    ]
+    if not counts:
+        return {}
+    labels = [f"LABEL_{number}" for number in range(min(counts))]
+    return {
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }

@@ -1,0 +1,151 @@
+"""One LoRA pair and one placement make patches: which rows and columns of A and B belong to which rectangle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+from bot.records import Factor, Patch, Stored, Term
+from bot.weights.adapter import Pair
+from bot.weights.places import Piece, Placement
+
+WEIGHTS = ("BF16", "F16", "F32")
+ADAPTERS = ("BF16", "F16", "F32", "F64")
+Found = list[tuple[str, tuple[int, int], Patch]]  # (base key, view of its tensor, patch)
+
+
+class Misfit(Exception):
+    """A pair that does not belong there: the code of its refusal, and a detail for its sentence."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code, self.detail = code, detail
+
+
+def patches_of(
+    pair: Pair, place: Placement, weights: Mapping[str, Stored], *, rank: int, alpha: float, scaling: float, dora: bool
+) -> Found:
+    """The patches of a pair. `weights`: what is W, by piece key. Raises Misfit."""
+    _check_dtypes(weights, pair.a, pair.b, pair.magnitude)
+    if dora and pair.magnitude is None:
+        raise Misfit("half-a-pair", f"{pair.module} has no lora_magnitude_vector")
+    resized = _resized(place, weights)
+    if resized is not None:
+        place = resized
+    _check_shapes(pair, place, weights, rank)
+    found: Found = []
+    for piece in place.pieces:
+        left, right = _factors(pair, piece, place.experts, rank)
+        turned = piece.flipped
+        term = Term(
+            module=pair.module, left=right if turned else left, right=left if turned else right,
+            rank=rank, alpha=alpha, scaling=scaling,
+        )  # fmt: skip
+        patch = Patch(rows=piece.at_rows, columns=piece.at_columns, terms=(term,))
+        found.append((piece.key, piece.view, _with_magnitude(patch, pair, piece, place)))
+    return found
+
+
+def vector_patch(
+    module: str, bias: Stored, place: Placement, weights: Mapping[str, Stored], *, alpha: float, scaling: float
+) -> Found:
+    """s·lora_B.bias, added to the layer's own bias. Raises Misfit."""
+    _check_dtypes(weights, bias)
+    found: Found = []
+    for piece in place.pieces:
+        if piece.out[1] > bias.shape[0] or len(bias.shape) != 1:
+            raise Misfit("shape", f"{piece.key} has another length than the adapter's {bias.key}")
+        left = Factor(stored=bias, rows=(*piece.out, 1), columns=(0, 1, 1))
+        term = Term(module=module, left=left, right=None, rank=1, alpha=alpha, scaling=scaling)
+        found.append((piece.key, piece.view, Patch(rows=piece.at_rows, columns=piece.at_columns, terms=(term,))))
+    return found
+
+
+def _factors(pair: Pair, piece: Piece, experts: int, rank: int) -> tuple[Factor, Factor]:
+    """(left, right) of the logical out × in rectangle: B_e's rows and A_e's columns, or an embedding's two."""
+    if pair.kind == "embedding":
+        left = Factor(stored=pair.a, rows=(0, rank, 1), columns=(*piece.out, 1), turned=True)
+        return left, Factor(stored=pair.b, rows=(*piece.into, 1), columns=(0, rank, 1), turned=True)
+    expert = piece.expert
+    left = Factor(stored=pair.b, rows=(*piece.out, 1), columns=(expert, rank * experts, experts))
+    right = Factor(stored=pair.a, rows=(expert * rank, (expert + 1) * rank, 1), columns=(*piece.into, 1))
+    if piece.flipped:  # stored in × out: Aᵀ·Bᵀ
+        left, right = (Factor(stored=f.stored, rows=f.rows, columns=f.columns, turned=True) for f in (left, right))
+    return left, right
+
+
+def _with_magnitude(patch: Patch, pair: Pair, piece: Piece, place: Placement) -> Patch:
+    """DoRA's magnitudes for this rectangle, and which way its norm runs."""
+    if pair.magnitude is None:
+        return patch
+    whole_rows = piece.into == (0, max(one.into[1] for one in place.pieces))
+    if place.experts != 1 or not (whole_rows or pair.kind == "embedding"):
+        raise Misfit("dora-in-pieces", pair.module)
+    along: Literal["rows", "columns"] = "columns" if piece.flipped or pair.kind == "embedding" else "rows"
+    span = piece.into if pair.kind == "embedding" else piece.out
+    if pair.kind == "embedding" and piece.out != (0, max(one.out[1] for one in place.pieces)):
+        raise Misfit("dora-in-pieces", pair.module)
+    stored = pair.magnitude
+    if len(stored.shape) == 1:
+        return replace(patch, magnitude=Factor(stored=stored, rows=(*span, 1), columns=(0, 1, 1)), along=along)
+    return replace(patch, magnitude=Factor(stored=stored, rows=(0, 1, 1), columns=(*span, 1)), along=along)
+
+
+def _resized(place: Placement, weights: Mapping[str, Stored]) -> Placement | None:
+    """The placement over a copy that the adapter brought with another number of rows (a resized vocabulary)."""
+    if len(place.pieces) != 1:
+        return None
+    (piece,) = place.pieces
+    shape = weights[piece.key].shape
+    if not shape or shape[0] == piece.view[0] or piece.flipped or math.prod(shape[1:]) != piece.view[1]:
+        return None
+    rows, columns = (0, shape[0]), (0, piece.view[1])
+    whole = Piece(
+        key=piece.key, view=(shape[0], piece.view[1]), at_rows=rows, at_columns=columns, expert=0, out=rows, into=columns,
+        flipped=False,
+    )  # fmt: skip
+    return Placement(parameter=place.parameter, pieces=(whole,), experts=1, is_transposed=False)
+
+
+def _check_dtypes(weights: Mapping[str, Stored], *adapter: Stored | None) -> None:
+    for weight in weights.values():
+        if weight.dtype not in (ADAPTERS if weight.owner else WEIGHTS):
+            raise Misfit("weight-dtype", f"{weight.key} is stored as {weight.dtype}")
+    for tensor in adapter:
+        if tensor is not None and tensor.dtype not in ADAPTERS:
+            raise Misfit("adapter-dtype", f"{tensor.key} is stored as {tensor.dtype}")
+
+
+def _check_shapes(pair: Pair, place: Placement, weights: Mapping[str, Stored], rank: int) -> None:
+    """A and B against the config's rank and the parameter's logical matrices."""
+    outputs, inputs = (max(getattr(piece, side)[1] for piece in place.pieces) for side in ("out", "into"))
+    a, b = pair.a.shape, pair.b.shape
+    if len(a) < 2 or len(b) < 2:
+        raise Misfit("not-linear", f"{pair.module}: A is {_shape(a)}, B is {_shape(b)}")
+    stacked = rank * place.experts
+    if a[0] != stacked or b[1] != stacked:
+        raise Misfit("rank", f"{pair.module}: A has rank {a[0]}, B {b[1]}, the config says {stacked}")
+    linear = ((stacked, inputs), (outputs, stacked))
+    wanted = ((rank, outputs), (inputs, rank)) if pair.kind == "embedding" else linear
+    if ((a[0], math.prod(a[1:])), (b[0], math.prod(b[1:]))) == wanted:
+        _check_magnitude(pair, outputs, inputs)
+        return
+    key = place.pieces[0].key
+    shape = weights[key].shape
+    if len(shape) > 2 and len(a) == len(shape) and a[1] != shape[1] and a[1] % shape[1] == 0:
+        raise Misfit("conv-groups", pair.module)
+    needs = f"{math.prod(a[1:])}×{b[0]}" if pair.kind == "embedding" else f"{b[0]}×{math.prod(a[1:])}"
+    raise Misfit("shape", f"{key} is {_shape(shape)}, the adapter needs {needs}")
+
+
+def _check_magnitude(pair: Pair, outputs: int, inputs: int) -> None:
+    if pair.magnitude is not None:
+        wanted = inputs if pair.kind == "embedding" else outputs
+        if math.prod(pair.magnitude.shape) != wanted:
+            raise Misfit("shape", f"{pair.magnitude.key} is {_shape(pair.magnitude.shape)}, it needs {wanted} numbers")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "a single number"

@@ -1,0 +1,52 @@
+"""What a refused change is told as: (what happened, with {n} cases and {shown} of them; what to do)."""
+
+from __future__ import annotations
+
+SHOWN = 3  # how many cases a refusal names before it says how many more there are
+OTHER_BASE = "Check that the base is the one the adapter was trained on, or name it with --base."
+SEPARATE = "Keep the adapter separate."
+
+SENTENCES = {
+    "not-in-base": ("{n} adapter modules are not in the base, e.g. {shown}.", OTHER_BASE),
+    "matches-nothing": ("None of the adapter's modules is in the base, e.g. {shown}.", OTHER_BASE),
+    "ambiguous-names": ("The adapter's modules fit two places in the base, e.g. {shown}.", SEPARATE),
+    "unmergeable": (
+        "{n} adapter modules lie in the checkpoint in an order that no merge can follow: {shown}.",
+        SEPARATE,
+    ),
+    "shape": ("{n} adapter tensors do not fit the base: {shown}.", OTHER_BASE),
+    "rank": (
+        "{n} adapter modules have another rank than adapter_config.json gives them: {shown}.",
+        "Save the adapter again; with the wrong rank its scaling would be wrong.",
+    ),
+    "half-a-pair": ("{n} adapter modules lack a part: {shown}.", "Save the adapter again."),
+    "claimed-twice": ("{n} adapter modules lead to a tensor that another one already changes: {shown}.", OTHER_BASE),
+    "not-linear": ("{n} adapter tensors are no matrices: {shown}.", "Save the adapter again, from gathered shards."),
+    "conv-groups": (
+        "{n} adapter modules are on grouped convolutions, whose delta mixes the groups and has no merged form: {shown}.",
+        SEPARATE,
+    ),
+    "dora-in-pieces": (
+        "{n} DoRA modules are stored in pieces that cut through the rows that DoRA scales: {shown}.",
+        SEPARATE,
+    ),
+    "in-pieces": ("{n} whole adapter tensors are stored in pieces in the base: {shown}.", SEPARATE),
+    "lora-bias": (
+        "{n} adapter modules have a LoRA bias, and the base's layer has no bias to add it to: {shown}.",
+        "Keep the adapter separate, or train it without lora_bias.",
+    ),
+    "weight-dtype": (
+        "{n} base weights have a dtype that this version cannot add to: {shown}.",
+        "Name the 16-bit or 32-bit base with --base.",
+    ),
+    "adapter-dtype": (
+        "{n} adapter tensors have an unknown dtype: {shown}.",
+        "Save the adapter in float32 or bfloat16.",
+    ),
+    "tied-scaling": (
+        "The adapter changes an embedding that this architecture ties to its head and scales by that: {shown}.",
+        SEPARATE,
+    ),
+    "vocabulary": ("The adapter resizes one of the two embeddings only: {shown}.", "Save the adapter with both."),
+    "new-head": ("The adapter brings {n} tensors that the base's architecture does not have: {shown}.", OTHER_BASE),
+}

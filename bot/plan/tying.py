@@ -1,0 +1,67 @@
+"""Tied embeddings, as PEFT's unmerged forward has them: a head follows the embedding only where the adapter says so.
+
+A plain LoRA (or a trained copy) on the embedding alone leaves the head with the base's values: the merged model needs two
+tensors, and a config that says so. Trained tokens and `ensure_weight_tying` move both: one tensor stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bot.plan.claims import Claims
+from bot.records import Json, Stored
+from bot.weights.adapter import Settings, Whole
+from bot.weights.places import Names
+
+FLAG = "tie_word_embeddings"
+
+
+def settle(claims: Claims, settings: Settings, names: Names, stored: Mapping[str, Stored]) -> bool:
+    """Whether the head must be written apart from the embedding. Changes the claims so that they say the same."""
+    embedding, head = names.embedding, names.head
+    if not names.tied or embedding is None or head is None or embedding == head or embedding not in stored:
+        return False
+    if settings.tying and claims.changes(embedding) and claims.changes(head):
+        _same(claims, embedding, head)
+        return False
+    if claims.rows.get(embedding) and not claims.changes(head):
+        return False
+    if not claims.changes(embedding) and not claims.changes(head):
+        claims.move(head)
+        return False
+    if names.scaled_by_tying:
+        claims.refuse("tied-scaling", embedding)
+    _share_copy(claims, embedding, head)
+    return True
+
+
+def edits(config: Json) -> dict[str, Any]:
+    """The config of an untied model: the flag, at the top and wherever a nested config says it."""
+    found: dict[str, Any] = {FLAG: False}
+    for name, value in config.items():
+        if isinstance(value, dict) and value.get(FLAG):
+            found[f"{name}.{FLAG}"] = False
+    return found
+
+
+def _same(claims: Claims, embedding: str, head: str) -> None:
+    """Both were saved and PEFT kept them equal: the head's tensors must say what the embedding's say."""
+    for one, other in zip(claims.patches.get(embedding, ()), claims.patches.get(head, ()), strict=False):
+        for mine, theirs in zip(one.terms, other.terms, strict=True):
+            assert mine.right is not None
+            assert theirs.right is not None
+            claims.twins.append((mine.left.stored, theirs.left.stored, mine.left.turned != theirs.left.turned))
+            claims.twins.append((mine.right.stored, theirs.right.stored, mine.right.turned != theirs.right.turned))
+    if embedding in claims.values and head in claims.values:
+        claims.twins.append((claims.values[embedding].values, claims.values[head].values, False))
+    if embedding in claims.rows and head in claims.rows:
+        claims.twins.append((claims.rows[embedding].values, claims.rows[head].values, False))
+    claims.move(head)
+
+
+def _share_copy(claims: Claims, embedding: str, head: str) -> None:
+    """A copy of the embedding that PEFT saved along is loaded over the shared tensor: it is the head's W too."""
+    brought = claims.values.get(embedding)
+    if brought and not brought.trained and head not in claims.values:
+        claims.values[head] = Whole(parameter=head, values=brought.values, trained=False)
