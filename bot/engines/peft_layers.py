@@ -33,8 +33,9 @@ from bot.weights.rounding import LARGEST, RAW, narrow, widen
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 NAME = "default"
 SAVE_AGAIN = "Save the adapter again with PEFT."
-# AdaLoRA does not save how many ranks are left, and counts them from its config.
+# AdaLoRA does not save how many ranks are left, and counts them from its config; TinyLoRA may draw its P from a seed.
 UNSAVED = re.compile(r"\.ranknum\.")
+SEEDED = re.compile(r"\.ranknum\.|\.tinylora_P\.")
 NOT_PEFTS = frozenset({"bias", "modules_to_save", "inference_mode"})  # whole tensors: other ops do those
 PEFT_ERRORS = (TypeError, ValueError, RuntimeError, KeyError, AttributeError, NotImplementedError, ImportError)
 
@@ -225,7 +226,8 @@ def _load(tuned: Any, base_tensors: Any, adapter: Path, config: Json) -> None:
     # One shared tensor has a name in every layer; under any of them it is loaded.
     missing = set(found.missing_keys)
     loaded = {id(tensor) for name, tensor in own.items() if name not in missing}
-    lacking = sorted(name for name, tensor in own.items() if id(tensor) not in loaded and not UNSAVED.search(name))
+    unsaved = UNSAVED if config.get("save_projection", True) else SEEDED
+    lacking = sorted(name for name, tensor in own.items() if id(tensor) not in loaded and not unsaved.search(name))
     if lacking:
         reason = f"The adapter lacks {len(lacking)} tensors that its config calls for, e.g. {lacking[0]}."
         raise Refused(reason, remedy=SAVE_AGAIN)
