@@ -68,14 +68,14 @@ class Case:
         """What the adapter says should happen to which base key."""
         from bot.checks.claims import read_claims
 
-        return read_claims(self.subject, self.base)
+        return read_claims(self.subject, self.base, self.merged.tensors.keys())
 
     @cached_property
     def swept(self) -> Swept:
         """Every byte of the merged weights, compared."""
         from bot.checks.sweep import sweep
 
-        return sweep(self.base, self.merged, self.claims, self.emit)
+        return sweep(self.merged, self.claims, self.emit)
 
     @cached_property
     def trial(self) -> Trial:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,3 +104,12 @@ def weight_files(folder: Path, index: Json | None) -> tuple[str, ...]:
     if index:
         return tuple(sorted({str(name) for name in index["weight_map"].values()}))
     return (SINGLE,)
+
+
+def main_dtype(places: Iterable[Place]) -> str:
+    """The floating-point dtype that holds the most bytes; "" where there is none."""
+    sizes: dict[str, int] = {}
+    for stored in (place.stored for place in places):
+        if stored.dtype in FLOATS - {"F64"}:
+            sizes[stored.dtype] = sizes.get(stored.dtype, 0) + stored.stop - stored.start
+    return max(sizes, key=lambda dtype: sizes[dtype], default="")

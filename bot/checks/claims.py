@@ -1,4 +1,4 @@
-"""What an adapter says should happen to which base key, read from its own files and by this verifier's own rules.
+"""What an adapter says should become of a base, read from its own files and by this verifier's own rules.
 
 Nothing here is shared with the merger: it has its own names, its own scaling, and so its own mistakes.
 To teach the verifier a further PEFT method, write a module like `lora` and add one line to METHODS.
@@ -6,17 +6,19 @@ To teach the verifier a further PEFT method, write a module like `lora` and add 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from functools import cache
 
-from bot.checks import lora
+from bot.checks import lora, tokens
 from bot.checks.case import read_json
-from bot.checks.checkpoint import FLOATS, Checkpoint, Place
-from bot.checks.naming import by_names
-from bot.checks.skeleton import Skeleton, build_skeleton
+from bot.checks.checkpoint import Checkpoint, Place
+from bot.checks.declared import Declared
+from bot.checks.derive import Derivation
+from bot.checks.heads import declare_heads, trained_skeleton
+from bot.checks.names import Names
+from bot.checks.skeleton import BUILD_ERRORS, NEEDS_CODE, Skeleton, build, model_class
 from bot.checks.subject import Subject
-from bot.checks.touch import Change, Reading, Touch
+from bot.checks.touch import Expected, LowRank, Reading, Tokens
 from bot.errors import Refused
 from bot.records import Json
 from bot.weights.headers import read_header
@@ -24,32 +26,81 @@ from bot.weights.headers import read_header
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
+Reader = Callable[[Json, dict[str, Place], lora.Parameters], Reading]
+
 # peft_type → how its config and tensors are read.
-METHODS: dict[str, Callable[[Json, dict[str, Place]], Reading]] = {"LORA": lora.read}
+METHODS: dict[str, Reader] = {"LORA": lora.read, "TRAINABLE_TOKENS": tokens.read}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claims:
-    """`touches` by base key; `problems` are sentences about what this verifier cannot account for."""
+    """`expected`: every tensor of the merged checkpoint, by key. `problems`: what this verifier cannot account for.
+
+    `dropped`: base keys that the merged model has no use for. `declared`: what config.json must say, beyond the base's.
+    `layers`: the model's parameters that the method itself changes (for comparison with PEFT's own count).
+    """
 
     method: str
     tensors: int
-    touches: dict[str, Touch] = field(default_factory=dict)
+    expected: dict[str, Expected] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    declared: tuple[Declared, ...] = ()
+    layers: frozenset[str] = frozenset()
     problems: tuple[str, ...] = ()
 
+    @property
+    def touches(self) -> dict[str, Expected]:
+        """The tensors that the adapter has a say in."""
+        return {key: one for key, one in self.expected.items() if one.touched}
 
-def read_claims(subject: Subject, base: Checkpoint) -> Claims:
-    """Raises Refused when the adapter cannot be read at all."""
-    config, tensors = _read_adapter(subject)
-    method = str(config.get("peft_type"))
+
+def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ()) -> Claims:
+    """`found`: the merged folder's keys, to tell which of two names a new tensor has.
+
+    Raises Refused when the adapter cannot be read at all.
+    """
+    adapter, tensors = _read_adapter(subject)
+    config = read_json(subject.base / "config.json") or {}
+    method = str(adapter.get("peft_type"))
     if method not in METHODS:
         return Claims(method=method, tensors=len(tensors), problems=(f"This verifier does not know {method}.",))
-    reading = METHODS[method](config, tensors)
-    placing = _Placing(subject, base, {*reading.changes, *reading.carried})
-    touches, unplaced = placing.place(reading.changes)
-    foreign = [said for module, place in reading.carried.items() if (said := placing.carried(module, place))]
-    problems = (*reading.problems, *unplaced, *foreign)
-    return Claims(method=reading.name, tensors=len(tensors), touches=touches, problems=problems)
+    names = _names(subject, base, config, None)
+    reading = METHODS[method](adapter, tensors, names.parameters_of)
+    if any(names.locate(name) is None and names.is_new(name) is None for name in reading.changes):
+        names = _names(subject, base, config, adapter)
+        reading = METHODS[method](adapter, tensors, names.parameters_of)
+    derivation = Derivation(reading, names, config, found)
+    expected = derivation.run()
+    declared, dropped, problems = declare_heads(derivation.new, names, config, subject.base, subject.trust_remote_code)
+    used = {key for one in expected.values() for uses in (one.uses, *(step.uses for step in one.steps)) for key in uses}
+    idle = [
+        f"{key} is used for nothing."
+        for key in sorted(tensors.keys() - used - set(reading.unused) - set(derivation.twins))
+    ]
+    problems = [*reading.problems, *derivation.problems, *problems]
+    return Claims(
+        method=reading.name,
+        tensors=len(tensors),
+        expected={key: one for key, one in expected.items() if key not in dropped},
+        dropped=tuple(dropped),
+        declared=(*derivation.declared, *declared),
+        layers=frozenset(
+            _layer(name, names)
+            for name, several in reading.changes.items()
+            for one in several
+            if isinstance(one, LowRank | Tokens)
+        ),
+        problems=tuple(problems or idle),
+    )
+
+
+def _layer(name: str, names: Names) -> str:
+    """The parameter of today's model that a name of the adapter's means, or is a part of."""
+    for skeleton in names.skeletons:
+        own = skeleton.rename(name)[0]
+        if name in skeleton.known or own in skeleton.known:
+            return name if name in skeleton.known else own
+    return name
 
 
 def _read_adapter(subject: Subject) -> tuple[Json, dict[str, Place]]:
@@ -61,71 +112,20 @@ def _read_adapter(subject: Subject) -> tuple[Json, dict[str, Place]]:
     return config, {stored.key: Place(path=weights, stored=stored) for stored in read_header(weights).tensors}
 
 
-class _Placing:
-    """Finds the base key and the orientation of every module; the model is built only when names do not decide."""
-
-    def __init__(self, subject: Subject, base: Checkpoint, modules: set[str]) -> None:
-        self.base = base
-        self.skeleton = cache(lambda: _skeleton(subject, base))
-        self._keys = by_names(modules, base.tensors)
-
-    def place(self, changes: Mapping[str, Change]) -> tuple[dict[str, Touch], list[str]]:
-        """Every change on its base key; two changes of one key, and changes without a key, are problems."""
-        touches: dict[str, Touch] = {}
-        problems = []
-        for module, change in changes.items():
-            key = self._key_of(module)
-            found = self._touch(module, change, key) if key else self._unplaced(module)
-            if isinstance(found, str):
-                problems.append(found)
-            elif found.key in touches:
-                problems.append(f"{module} and {touches[found.key].module} both change {found.key}.")
-            else:
-                touches[found.key] = found
-        return touches, problems
-
-    def carried(self, module: str, copy: Place) -> str | None:
-        """What is wrong with a base weight that the adapter brought along: it must be the base's."""
-        from bot.checks.rows import same_values
-
-        key = self._key_of(module)
-        if key is None:
-            return self._unplaced(module)
-        if same_values(self.base.tensors[key], copy):
-            return None
-        return f"The adapter brings its own {key}, which differs from the base's; this verifier does not know that."
-
-    def _key_of(self, module: str) -> str | None:
-        """By names; else by the model's own module names; else (an adapter of older days) by the checkpoint's."""
-        if self._keys is not None:
-            return self._keys[module]
-        own = f"{module}.weight"
-        return self.skeleton().key_of.get(module) or (own if own in self.base.tensors else None)
-
-    def _unplaced(self, module: str) -> str:
-        skeleton = self.skeleton()
-        if module in skeleton.fused:
-            return f"{module} is stored in another layout as {skeleton.fused[module]}; this verifier does not know it."
-        return f"{module} names no weight of the base" + (f": {skeleton.problem}." if skeleton.problem else ".")
-
-    def _touch(self, module: str, change: Change, key: str) -> Touch | str:
-        place = self.base.tensors[key]
-        if place.stored.dtype not in FLOATS:
-            return f"{module} changes {key}, which is stored as {place.stored.dtype}."
-        straight, flipped = change.shapes()
-        if place.stored.shape not in (straight, flipped):
-            return f"{module} changes a weight of {straight}; {key} is {place.stored.shape}."
-        if place.stored.shape != flipped:
-            return change.on(place, transposed=False)
-        # It fits the other way round, or (a square one) both ways: only the module knows, shapes must not guess.
-        transposed = key in self.skeleton().in_by_out
-        if not transposed and straight != flipped and not self.skeleton().problem:
-            return (
-                f"{module} changes a weight of {straight}; {key} is {place.stored.shape}, and its module is no Conv1D."
-            )
-        return change.on(place, transposed or straight != flipped)
-
-
-def _skeleton(subject: Subject, base: Checkpoint) -> Skeleton:
-    config = read_json(subject.base / "config.json") or {}
-    return build_skeleton(subject.base, config, sorted(base.tensors), subject.trust_remote_code)
+def _names(subject: Subject, base: Checkpoint, config: Json, adapter: Json | None) -> Names:
+    """By the base's class; with `adapter`, by the class that this was trained with too."""
+    shapes = {key: place.stored.shape for key, place in base.tensors.items()}
+    trust = subject.trust_remote_code
+    skeletons: list[Skeleton] = []
+    problem = None
+    try:
+        chosen = model_class(config, trust)
+        if chosen is None:
+            problem = NEEDS_CODE
+        else:
+            skeletons.append(Skeleton(build(subject.base, chosen, trust), shapes))
+    except BUILD_ERRORS as error:
+        problem = f"transformers cannot build the model ({type(error).__name__}: {error})"
+    if adapter is not None and skeletons and (trained := trained_skeleton(subject.base, adapter, shapes, trust)):
+        skeletons.append(trained)
+    return Names(base, config, tuple(skeletons), problem)

@@ -4,34 +4,100 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bot.checks import arithmetic
-from bot.checks.arithmetic import Terms
+from bot.checks.arithmetic import Sizes, Terms
 from bot.checks.checkpoint import FLOATS, Place
 from bot.checks.rounding import round_once
-from bot.checks.rows import TORCH, Factors, Opened
+from bot.checks.rows import TORCH, Opened
+from bot.checks.steps import Parts, Ready
 from bot.checks.tally import Tally
-from bot.checks.touch import Touch
+from bot.checks.touch import Expected, Step
 
 Ranges = Iterable[tuple[int, int]]
+Steps = tuple[tuple[Step, Ready], ...]
 
 
-def compare_touched(base: Place, merged: Place, touch: Touch, ranges: Ranges, opened: Opened, tally: Tally) -> None:
-    """Every element against round(W + s·B·A), evaluated in float64."""
-    factors = Factors(touch, opened)
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Rows low to high of one tensor's view: the numbers it is made from, and what they become, in float64."""
+
+    low: int
+    high: int
+    weight: Tensor
+    exact: Tensor
+
+
+def compare_touched(
+    wanted: Expected, merged: Place, steps: Steps, ranges: Ranges, opened: Opened, tally: Tally
+) -> None:
+    """Every element against the source's, changed by every step and rounded once; evaluated in float64."""
     for low, high in ranges:
-        stored, found = opened.rows(base, low, high), opened.rows(merged, low, high)
-        weight, delta = stored.to(torch.float64), factors.delta(low, high)
-        right = round_once(weight + delta, found.dtype)
+        found = opened.rows(merged, low, high, wanted.view)
+        weight = opened.rows(wanted.source, low, high, wanted.view).to(torch.float64)
+        part = Part(low=low, high=high, weight=weight, exact=_exact(weight, steps, low, high, opened))
+        right = round_once(part.exact, found.dtype)
         tally.elements += found.numel()
         if not torch.equal(right, found):
-            terms = Terms(weight=weight, delta=delta, magnitude=factors.magnitude(low, high), rank=factors.rank,
-                          storage=found.dtype)  # fmt: skip
-            _blame(tally, terms, right, found, low)
-        _retain(tally, stored, found, delta)
+            _blame(tally, _terms(part, steps, opened, found.dtype), right, found, low)
+        before = _before(wanted, low, high, opened)
+        if before is None:
+            _count_bad(tally, weight, found)
+            tally.changed += found.numel()
+        else:
+            _retain(tally, before, found, part.exact - before)
+
+
+def _before(wanted: Expected, low: int, high: int, opened: Opened) -> Tensor | None:
+    """What the base has there, to measure the change by; None where it has no such tensor or one of another shape."""
+    if wanted.base is None or wanted.base.stored.shape != wanted.shape or wanted.base.stored.dtype not in FLOATS:
+        return None
+    return opened.rows(wanted.base, low, high, wanted.view).to(torch.float64)
+
+
+def _exact(weight: Tensor, steps: Steps, low: int, high: int, opened: Opened) -> Tensor:
+    result = weight
+    for step, ready, top, bottom in _within(steps, low, high):
+        left, right = step.columns
+        if (top, bottom, left, right) == (low, high, 0, weight.shape[1]):
+            return ready.exact(weight, low, high, opened)  # steps do not overlap: this is the only one here
+        if result is weight:
+            result = weight.clone()
+        block = slice(top - low, bottom - low), slice(left, right)
+        result[block] = ready.exact(weight[block], top, bottom, opened)
+    return result
+
+
+def _within(steps: Steps, low: int, high: int) -> Iterable[tuple[Step, Ready, int, int]]:
+    for step, ready in steps:
+        top, bottom = max(low, step.rows[0]), min(high, step.rows[1])
+        if top < bottom:
+            yield step, ready, top, bottom
+
+
+def _terms(part: Part, steps: Steps, opened: Opened, storage: torch.dtype) -> Terms:
+    """What the error bounds are made of; between the steps' rectangles nothing is computed and nothing can err."""
+    weight, zero = part.weight.clone(), torch.zeros_like(part.weight)
+    delta, product, factor = zero.clone(), zero.clone(), torch.ones_like(zero)
+    shares = Sizes(weight=zero, delta=zero, product=zero, value=zero).each(torch.clone)
+    rank = length = 0
+    for step, ready, top, bottom in _within(steps, part.low, part.high):
+        block = slice(top - part.low, bottom - part.low), slice(*step.columns)
+        found: Parts = ready.parts(part.weight[block], top, bottom, opened)
+        weight[block], delta[block], product[block] = found.weight, found.delta, found.product
+        rank, length = max(rank, found.rank), max(length, found.length)
+        if found.factor is not None and found.shares is not None:
+            factor[block] = found.factor
+            for name in ("weight", "delta", "product", "value"):
+                getattr(shares, name)[block] = getattr(found.shares, name)
+    return Terms(
+        exact=part.exact, weight=weight, delta=delta, magnitude=product, rank=rank, storage=storage,
+        factor=factor if length else None, shares=shares if length else None, length=length,
+    )  # fmt: skip
 
 
 def _blame(tally: Tally, terms: Terms, right: Tensor, found: Tensor, low: int) -> None:

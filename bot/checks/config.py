@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from bot.checks.case import Case
-from bot.checks.finding import finding, graded
+from bot.checks.declared import Declared, at
+from bot.checks.finding import counted, finding, graded
+from bot.errors import Refused
 from bot.records import Finding, Json
 
 DTYPE_NAMES = frozenset({"dtype", "torch_dtype"})  # transformers 5 writes dtype, 4 wrote torch_dtype
@@ -21,22 +23,23 @@ TOLERATED = {
     "unsloth_version": "names the trainer",
     "unsloth_fixed": "names the trainer",
 }
+SAME = "config.json says what the base's does."
 ROPE = "rope_parameters"  # transformers 5 writes rope_theta and rope_scaling as one map
 
 
 def config(case: Case) -> Finding:
-    """No drift from the base's config.json but the dtype, where one was asked for."""
+    """No drift from the base's config.json but the dtype, where one was asked for, and what the merge must declare."""
     merged = case.merged_config
     if merged is None:
         return finding("config", "fail", "unreadable", "no drift", "The folder has no readable config.json.")
     base, foreign = case.base_config, not case.subject.ours
     if foreign:
         base, merged = unite_rope(base), unite_rope(merged)
-    fails: list[str] = []
-    warns: list[str] = []
+    changes = _changes(case)
+    fails, warns = undeclared(merged, changes), list[str]()
     for path, before, after in differences(base, merged):
         said = f"{path}: {show(before)} → {show(after)}"
-        if declared(path, after, case.subject.dtype):
+        if declared(path, after, case.subject.dtype) or any(one.covers(path) for one in changes):
             continue
         if foreign and (path.rsplit(".", 1)[-1] in TOLERATED or before is ABSENT):
             warns.append(said)
@@ -44,9 +47,29 @@ def config(case: Case) -> Finding:
             fails.append(said)
     if left := quantization_left(merged):
         fails.insert(0, f"{left} is left in config.json, and the weights are not quantised: it cannot be loaded.")
-    return graded(
-        "config", "no drift", ("no drift", "config.json says what the base's does."), fails=fails, warns=warns
-    )
+    reasons = "; ".join(dict.fromkeys(one.why for one in changes))
+    right = (counted(len(changes), "change"), f"Declared: {reasons}.") if changes else ("no drift", SAME)
+    return graded("config", "as declared" if changes else "no drift", right, fails=fails, warns=warns)
+
+
+def _changes(case: Case) -> tuple[Declared, ...]:
+    """What the adapter makes necessary. At level files no weight is read, and so no adapter: then nothing is expected
+    unless something differs."""
+    merged = case.merged_config or {}
+    if case.subject.level == "files" and all(
+        declared(path, after, case.subject.dtype) for path, _, after in differences(case.base_config, merged)
+    ):
+        return ()
+    try:
+        return case.claims.declared
+    except Refused:
+        return ()  # it is no adapter: the checks of the weights say so
+
+
+def undeclared(merged: Json, changes: tuple[Declared, ...]) -> list[str]:
+    """Changes that the merge makes necessary, and that config.json does not say."""
+    return [f"{one.path} is {show(at(merged, one.path))}, and must be {show(one.value)}: {one.why}."
+            for one in changes if at(merged, one.path) != one.value]  # fmt: skip
 
 
 class _Absent:

@@ -1,23 +1,23 @@
-"""LoRA and rsLoRA as their adapter's own files describe them: ΔW = scaling · B·A.
+"""LoRA and its kin as their adapter's own files describe them: ΔW = scaling · B·A, DoRA's magnitudes, and what comes along.
 
-Sources: Hu et al. 2021 (arXiv 2106.09685): scaling = α/r; Kalajdzievski 2023 (arXiv 2312.03732): α/√r for rsLoRA.
-Which rank and α a module has follows PEFT: the first pattern that matches the end of the module's name wins.
+Sources: Hu et al. 2021 (arXiv 2106.09685): scaling = α/r; Kalajdzievski 2023 (arXiv 2312.03732): α/√r for rsLoRA;
+Liu et al. 2024 (arXiv 2402.09353): DoRA. Which rank and α a module has follows PEFT: the first pattern that matches the end
+of the module's name wins.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
+from bot.checks.carried import Carried
 from bot.checks.checkpoint import Place
-from bot.checks.touch import Reading, Touch
+from bot.checks.keys import names_in, read_key
+from bot.checks.touch import Change, LowRank, Reading, Shift
 from bot.records import Json
-
-PREFIX = "base_model.model."
-HALVES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
-CARRIED = re.compile(r"(?P<module>(?:(?!\.lora_).)+?)(?:\.base_layer)?\.weight")
 
 # Settings that do not change what a trained A and B mean.
 HARMLESS = frozenset({
@@ -27,77 +27,138 @@ HARMLESS = frozenset({
     "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config",
     "init_lora_weights", "bias", "ensure_weight_tying",
 })  # fmt: skip
+# Settings that do, and that are read below or by what stands behind this module.
+READ = frozenset({
+    "use_dora", "lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication",
+})  # fmt: skip
 # Initialisations that also change the base: A and B are then relative to a base that is not this one.
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "mica", "kasa", "loftq")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A (rank × in) and B (out × rank) of one module, and what their product is scaled by."""
-
-    module: str
-    a: Place
-    b: Place
-    scaling: float
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """The adapter tensors that this pair consists of."""
-        return (self.a.stored.key, self.b.stored.key)
-
-    def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The weight's shape as a Linear (out × in) and as a Conv1D (in × out) would store it."""
-        out, into = self.b.stored.shape[0], self.a.stored.shape[1]
-        return (out, into), (into, out)
-
-    def on(self, place: Place, transposed: bool) -> Touch:
-        """The change to the weight at `place`: B·A, or its transpose Aᵀ·Bᵀ."""
-        left, right = (self.a, self.b) if transposed else (self.b, self.a)
-        return Touch(
-            key=place.stored.key, module=self.module, uses=self.uses, left=left, right=right, flipped=transposed,
-            scaling=self.scaling,
-        )  # fmt: skip
+Parameters = Callable[[str], tuple[str, ...]]  # a module's own parameters, in the order of registration
 
 
-def read(config: Json, tensors: dict[str, Place]) -> Reading:
-    """Every A with its B, and copies of the base's weights that came along; anything else is a problem."""
+@dataclass(kw_only=True)
+class _Halves:
+    """The tensors of one LoRA layer, as they are found."""
+
+    parts: dict[str, Place] = field(default_factory=dict)
+
+
+def read(config: Json, tensors: dict[str, Place], parameters: Parameters) -> Reading:
+    """Every A with its B, bias and magnitude, and whatever else the file holds; anything unknown is a problem."""
     problems = _unknown_settings(config)
-    halves: dict[str, dict[str, Place]] = {}
-    carried: dict[str, Place] = {}
+    layers: dict[tuple[str, int], _Halves] = {}
+    carried = Carried(config=config, indices=config.get("trainable_token_indices"))
+    names = names_in(list(tensors))
     for key, place in tensors.items():
-        bare = key.removeprefix(PREFIX)
-        suffix = next((suffix for suffix in HALVES if bare.endswith(suffix)), None)
-        if suffix and len(place.stored.shape) == 2:
-            halves.setdefault(bare.removesuffix(suffix), {})[HALVES[suffix]] = place
-        elif (copy := CARRIED.fullmatch(bare)) and copy["module"] not in carried:
-            carried[copy["module"]] = place
-        else:
-            problems.append(f"{key} is not a LoRA matrix that this verifier knows.")
-    pairs = {}
-    for module, pair in halves.items():
-        found = _pair(module, pair, config)
+        named = read_key(key, names)
+        if named is None:
+            problems.append(f"{key} is no tensor that this verifier knows.")
+        elif named.part in ("A", "B", "B-bias", "embedding-A", "embedding-B", "magnitude"):
+            parts = layers.setdefault((named.module, named.depth), _Halves()).parts
+            if named.part in parts:
+                problems.append(f"{named.module} has two tensors for {named.part}.")
+            parts[named.part] = place
+        elif said := carried.take(named, place):
+            problems.append(said)
+    changes: dict[str, list[Change]] = {}
+    for parameter, change in carried.found():
+        changes.setdefault(parameter, []).append(change)
+    for found in _layers(layers, config, parameters):
         if isinstance(found, str):
             problems.append(found)
         else:
-            pairs[module] = found
-    name = "rsLoRA" if config.get("use_rslora") else "LoRA"
-    return Reading(name=name, changes=pairs, carried=carried, problems=tuple(problems))
+            changes.setdefault(found[0], []).append(found[1])
+    return Reading(
+        name=_name(config),
+        changes={parameter: tuple(several) for parameter, several in changes.items()},
+        follows=bool(config.get("ensure_weight_tying")),
+        replication=tuple((int(low), int(high)) for low, high in config.get("layer_replication") or ()),
+        unused=tuple(carried.unused),
+        problems=tuple(problems),
+        config=config,
+    )
+
+
+def _name(config: Json) -> str:
+    plain = "rsLoRA" if config.get("use_rslora") else "LoRA"
+    return f"{plain} with DoRA" if config.get("use_dora") else plain
 
 
 def _unknown_settings(config: Json) -> list[str]:
     """Anything switched on that is not known to be harmless may change the arithmetic."""
     said = [f"The adapter sets {key}, which this verifier does not know." for key, value in sorted(config.items())
-            if key not in HARMLESS and value not in (None, False, [], {}, "")]  # fmt: skip
+            if key not in HARMLESS | READ and value not in (None, False, [], {}, "")]  # fmt: skip
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(CHANGES_THE_BASE):
         said.append(f"The adapter was initialised with {start}, which changes the base it belongs to.")
     return said
 
 
-def _pair(module: str, halves: dict[str, Place], config: Json) -> Pair | str:
-    if halves.keys() != {"A", "B"}:
-        return f"{module} has only its {' and '.join(sorted(halves))} matrix."
-    a, b = halves["A"], halves["B"]
+def _layers(
+    layers: dict[tuple[str, int], _Halves], config: Json, parameters: Parameters
+) -> Iterable[tuple[str, Change] | str]:
+    depths: dict[str, int] = {}
+    for module, depth in layers:
+        depths[module] = max(depths.get(module, 0), depth + 1)
+    for (module, depth), halves in layers.items():
+        wrapped = _wrapped(module, depths[module], config, parameters)
+        if isinstance(wrapped, str):
+            yield wrapped
+            continue
+        # Wrappers nest outwards in the order of the parameters: the deepest belongs to the first.
+        target = f"{module}.{wrapped[depths[module] - 1 - depth]}" if wrapped else None
+        yield from _layer(module, target, halves.parts, config)
+
+
+def _wrapped(module: str, count: int, config: Json, parameters: Parameters) -> tuple[str, ...] | str:
+    """The parameters that a module's wrappers belong to, in order; () for an ordinary layer."""
+    targets = config.get("target_parameters") or ()
+    if not targets and count == 1:
+        return ()
+    own = parameters(module)
+    aimed = tuple(
+        one
+        for one in own
+        if any(f"{module}.{one}" == target or f".{module}.{one}".endswith(f".{target}") for target in targets)
+    )
+    if len(aimed) == count or (not aimed and count == 1):
+        return aimed
+    return f"{module} has {count} wrapped parameters in the adapter; its config aims at {len(aimed)} of {list(own)}."
+
+
+def _layer(
+    module: str, target: str | None, parts: dict[str, Place], config: Json
+) -> Iterable[tuple[str, Change] | str]:
+    embedding = any(part.startswith("embedding") for part in parts)
+    front = "embedding-" if embedding else ""
+    a, b = parts.pop(f"{front}A", None), parts.pop(f"{front}B", None)
+    bias, magnitude = parts.pop("B-bias", None), parts.pop("magnitude", None)
+    if a is None or b is None:
+        which = "A" if a else "B" if b else "magnitude" if magnitude else "bias"
+        yield f"{module} has only its {which} matrix."
+        return
+    if parts:
+        yield f"{module} has more than one A and B."
+        return
+    if bool(magnitude) != bool(config.get("use_dora")):
+        yield f"{module} {'has' if magnitude else 'lacks'} a magnitude, and use_dora is {config.get('use_dora')!r}."
+        return
+    scale = _scale(target or module, config)
+    if isinstance(scale, str):
+        yield scale
+        return
+    rank, scaling = scale
+    kind = "embedding" if embedding else "parameter" if target else "weight"
+    yield target or f"{module}.weight", LowRank(
+        module=module, a=a, b=b, rank=rank, scaling=scaling, magnitude=magnitude, kind=kind  # type: ignore[arg-type]
+    )  # fmt: skip
+    if bias:
+        yield f"{module}.bias", Shift(module=module, v=bias, scaling=scaling)
+
+
+def _scale(module: str, config: Json) -> tuple[int, float] | str:
+    """(rank, scaling) by the config."""
     try:
         rank = _by_pattern(config.get("rank_pattern"), module, config.get("r", 8))
         alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
@@ -105,10 +166,7 @@ def _pair(module: str, halves: dict[str, Place], config: Json) -> Pair | str:
         return f"{module}: its rank or alpha pattern cannot be read ({error})."
     if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
         return f"{module}: rank {rank!r} and alpha {alpha!r} are no numbers to merge with."
-    if not a.stored.shape[0] == b.stored.shape[1] == rank:
-        return f"{module}: the config says rank {rank}; A is {a.stored.shape} and B is {b.stored.shape}."
-    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    return Pair(module=module, a=a, b=b, scaling=scaling)
+    return rank, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
 def _by_pattern(patterns: dict[str, Any] | None, module: str, otherwise: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bot.checks.checkpoint import Place
-from bot.checks.touch import Touch
+from bot.checks.touch import Matrix, View
 
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 CHUNK = 1 << 16  # elements: eight float64 arrays of this size stay in a core's cache
@@ -32,38 +32,73 @@ class Opened:
 
     def read(self, path: Path, start: int, length: int) -> bytearray:
         """Exactly `length` bytes. Raises EOFError when the file has become shorter than its header says."""
+        buffer = bytearray(length)
+        self.read_into(path, start, memoryview(buffer))
+        return buffer
+
+    def read_into(self, path: Path, start: int, view: memoryview) -> None:
+        """As many bytes as the view has."""
         descriptor = self._descriptors.get(path)
         if descriptor is None:
             descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY)
-        buffer = bytearray(length)
-        view, done = memoryview(buffer), 0
-        while done < length:
+        done = 0
+        while done < len(view):
             got = os.preadv(descriptor, [view[done:]], start + done)
             if not got:
                 raise EOFError(f"{path.name} ended at byte {start + done}")
             done += got
-        return buffer
 
-    def rows(self, place: Place, low: int, high: int) -> Tensor:
-        """Rows `low` to `high` of a floating-point tensor, in its stored dtype; a vector is one row per element."""
-        shape = place.stored.shape
-        width = place.elements // shape[0] if shape else 1
+    def rows(self, place: Place, low: int, high: int, view: View | None = None) -> Tensor:
+        """Rows `low` to `high` of a floating-point tensor seen as a matrix (shape[0] × the rest), in its stored dtype."""
+        height, width = view or (place.stored.shape[0] if place.stored.shape else 1, 0)
+        width = width if view else place.elements // max(1, height)
         dtype = TORCH[place.stored.dtype]
         size = width * dtype.itemsize
-        length = (high - low) * size
-        if not length:
-            return torch.empty((high - low, *shape[1:]), dtype=dtype)
-        buffer = self.read(place.path, place.stored.start + low * size, length)
-        return torch.frombuffer(buffer, dtype=dtype).view(high - low, *shape[1:])
+        if not (high - low) * size:
+            return torch.empty((high - low, width), dtype=dtype)
+        buffer = self.read(place.path, place.stored.start + low * size, (high - low) * size)
+        return torch.frombuffer(buffer, dtype=dtype).view(high - low, width)
+
+    def matrix(self, matrix: Matrix) -> Tensor:
+        """A matrix out of an adapter tensor, in its stored dtype; only the rows that it needs are read."""
+        if not matrix.shape[0] or not matrix.shape[1]:
+            return torch.empty(matrix.shape, dtype=TORCH[matrix.place.stored.dtype])
+        rows, columns = matrix.rows, matrix.columns
+        height, width = matrix.view or (0, 0)
+        if not width:
+            height = matrix.place.stored.shape[0] if matrix.place.stored.shape else 1
+            width = matrix.place.elements // max(1, height)
+        if matrix.turned and columns.step == 1 and len(columns) * 8 < width:
+            found = self._strips(matrix, width)
+        else:
+            whole = self.rows(matrix.place, rows.start, rows[-1] + 1, (height, width))
+            found = whole[:: rows.step, columns.start : columns.stop : columns.step]
+        return found.T if matrix.turned else found
+
+    def _strips(self, matrix: Matrix, width: int) -> Tensor:
+        """A few columns of many: one read for each row, of these columns only."""
+        dtype, columns = TORCH[matrix.place.stored.dtype], matrix.columns
+        length = columns[-1] + 1 - columns.start
+        buffer = bytearray(len(matrix.rows) * length * dtype.itemsize)
+        view, size = memoryview(buffer), length * dtype.itemsize
+        for number, row in enumerate(matrix.rows):
+            start = matrix.place.stored.start + (row * width + columns.start) * dtype.itemsize
+            self.read_into(matrix.place.path, start, view[number * size : (number + 1) * size])
+        return torch.frombuffer(buffer, dtype=dtype).view(len(matrix.rows), length)[:, :: columns.step]
 
 
-def chunks(place: Place) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of about CHUNK elements each; a scalar is one row."""
-    shape = place.stored.shape
-    count = shape[0] if shape else 1
-    step = max(1, CHUNK * count // max(1, place.elements))
+def chunks(view: View, size: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of about `size` elements each."""
+    count, width = view
+    step = max(1, size // max(1, width))
     for low in range(0, count, step):
         yield low, min(count, low + step)
+
+
+def flat_view(place: Place) -> View:
+    """shape[0] × the rest; a scalar is one row."""
+    count = place.stored.shape[0] if place.stored.shape else 1
+    return count, place.elements // max(1, count)
 
 
 def same_values(one: Place, other: Place) -> bool:
@@ -73,25 +108,20 @@ def same_values(one: Place, other: Place) -> bool:
     with Opened() as opened:
         return all(
             torch.equal(opened.rows(one, low, high).double(), opened.rows(other, low, high).double())
-            for low, high in chunks(one)
+            for low, high in chunks(flat_view(one))
         )
 
 
-class Factors:
-    """The two factors of one touch, ready to give any rows of ΔW in float64."""
-
-    def __init__(self, touch: Touch, opened: Opened) -> None:
-        left = opened.rows(touch.left, 0, touch.left.stored.shape[0])
-        right = opened.rows(touch.right, 0, touch.right.stored.shape[0]).to(torch.float64)
-        self._left = left.T if touch.flipped else left  # rows × rank, still in its stored dtype
-        self._right = right.T.contiguous() if touch.flipped else right  # rank × columns
-        self._scaling = touch.scaling
-        self.rank = self._left.shape[1]
-
-    def delta(self, low: int, high: int) -> Tensor:
-        """Rows of scaling · left · right."""
-        return (self._left[low:high].to(torch.float64) * self._scaling) @ self._right
-
-    def magnitude(self, low: int, high: int) -> Tensor:
-        """Rows of |scaling| · |left| · |right|: what every a-priori bound on the product's error is a multiple of."""
-        return (self._left[low:high].to(torch.float64).abs() * abs(self._scaling)) @ self._right.abs()
+def same_turned(one: Place, other: Place) -> bool:
+    """Whether one matrix is the other, transposed."""
+    if one.stored.shape != other.stored.shape[::-1] or not {one.stored.dtype, other.stored.dtype} <= TORCH.keys():
+        return False
+    height, width = flat_view(one)
+    with Opened() as opened:
+        return all(
+            torch.equal(
+                opened.rows(one, low, high).double(),
+                opened.matrix(Matrix(place=other, rows=range(width), columns=range(low, high), turned=True)).double(),
+            )
+            for low, high in chunks((height, width))
+        )

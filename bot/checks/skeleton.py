@@ -1,15 +1,20 @@
-"""The model without its weights, to ask transformers how checkpoint keys and modules correspond.
+"""The model without its weights, to ask transformers how checkpoint keys, modules and parameters correspond.
 
 This is the one module of the verifier that leans on transformers' internals (`get_model_conversion_mapping`,
-`rename_source_key`: what `from_pretrained` itself uses in 5.x). When they move, this file and its tests move.
+`rename_source_key`, `WeightConverter.convert`: what `from_pretrained` itself uses in 5.x). When they move, this file and
+its tests move.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bot.checks.traced import NotFollowed, Traced, through
 from bot.records import Json
 
 # Families that store weights in × out; consulted only where the model itself cannot be built.
@@ -18,31 +23,6 @@ IN_BY_OUT = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 # What transformers raises for a config that it cannot make a model of; NotImplementedError is a RuntimeError.
 BUILD_ERRORS = (ImportError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 NEEDS_CODE = "the model needs the repo's own code, and --trust-remote-code was not given"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skeleton:
-    """`key_of`: module → checkpoint key of its weight. `fused`: modules whose weight is stored in another layout.
-
-    `in_by_out`: checkpoint keys of Conv1D weights. `problem`: why there is no more to say, where that is so.
-    """
-
-    key_of: dict[str, str] = field(default_factory=dict)
-    fused: dict[str, str] = field(default_factory=dict)
-    in_by_out: frozenset[str] = frozenset()
-    problem: str | None = None
-
-
-def build_skeleton(folder: Path, config: Json, keys: list[str], trust_remote_code: bool) -> Skeleton:
-    """A Skeleton of the model in `folder`; building it reads config.json only and takes no weight memory."""
-    try:
-        model = _empty_model(folder, config, trust_remote_code)
-    except BUILD_ERRORS as error:
-        return _unbuilt(config, keys, f"transformers cannot build the model ({type(error).__name__}: {error})")
-    if model is None:
-        return _unbuilt(config, keys, NEEDS_CODE)
-    renamed, fused = _renamed(model, keys)
-    return Skeleton(key_of=renamed, fused=fused, in_by_out=_conv1d_keys(model, renamed))
 
 
 def model_class(config: Json, trust_remote_code: bool) -> Any:
@@ -59,47 +39,241 @@ def model_class(config: Json, trust_remote_code: bool) -> Any:
     return getattr(transformers, own[0]) if own else transformers.AutoModel
 
 
-def _empty_model(folder: Path, config: Json, trust_remote_code: bool) -> Any:
+def build(folder: Path, chosen: Any, trust_remote_code: bool, changes: Mapping[str, Any] | None = None) -> Any:
+    """The model of `folder` as class `chosen`, on the meta device: no weight memory. Raises one of BUILD_ERRORS.
+
+    `changes` are set on the config first (num_labels for a new head).
+    """
     import torch
     from transformers import AutoConfig
 
-    chosen = model_class(config, trust_remote_code)
-    if chosen is None:
-        return None
-    built = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+    for name, value in (changes or {}).items():
+        setattr(config, name, value)
     with torch.device("meta"):
         if hasattr(chosen, "from_config"):  # an Auto class
-            return chosen.from_config(built, trust_remote_code=trust_remote_code)
-        return chosen(built)
+            return chosen.from_config(config, trust_remote_code=trust_remote_code)
+        return chosen(config)
 
 
-def _renamed(model: Any, keys: list[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """({module: key} for plain renames, the same for keys that a converter reshapes), by transformers' own rules."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+class Skeleton:
+    """One model class over one checkpoint: which boxes of which stored tensors each parameter is.
 
-    transforms = get_model_conversion_mapping(model)
-    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
-    converters = [one for one in transforms if isinstance(one, WeightConverter)]
-    known = model.state_dict()
-    plain: dict[str, str] = {}
-    fused: dict[str, str] = {}
-    for key in keys:
-        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, known)
-        if name not in known and key in known:
-            name, pattern = rename_source_key(key, [], [], model.base_model_prefix, known)
-        if name in known and name.endswith(".weight"):
-            (plain if pattern is None else fused)[name.removesuffix(".weight")] = key
-    return plain, fused
+    `shapes`: {stored key: shape}. Everything is computed when it is first asked for.
+    """
+
+    def __init__(self, model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        self.model = model
+        self.shapes = shapes
+        self.modules: dict[str, Any] = dict(model.named_modules())
+        self.known: dict[str, Any] = model.state_dict()
+        transforms = get_model_conversion_mapping(model)
+        self._renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+        self._converters = [one for one in transforms if isinstance(one, WeightConverter)]
+        self._by_pattern = {pattern: one for one in self._converters for pattern in one.source_patterns}
+        self._undone: dict[str, dict[str, Traced]] = {}
+
+    @cached_property
+    def traces(self) -> dict[str, Traced]:
+        """{parameter: the stored boxes it is}; for those that some stored key feeds."""
+        return {name: found for name, found in self._loaded.items() if isinstance(found, Traced)}
+
+    @cached_property
+    def unfollowed(self) -> dict[str, str]:
+        """{parameter: the reason} for those whose stored layout cannot be followed."""
+        return {name: found for name, found in self._loaded.items() if isinstance(found, str)}
+
+    @cached_property
+    def feeds(self) -> dict[str, tuple[str, ...]]:
+        """{stored key: the parameters that it goes into}. Keys that the model does not use are absent."""
+        found: dict[str, list[str]] = {}
+        for name, traced in self.traces.items():
+            for key in dict.fromkeys(block.key for block in traced.blocks):
+                found.setdefault(key, []).append(name)
+        return {key: tuple(names) for key, names in found.items()}
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """Every stored key that the model reads, also those in a layout that cannot be followed."""
+        return frozenset(self._sources)
+
+    @cached_property
+    def key_of(self) -> dict[str, str]:
+        """{parameter: key} for parameters that are stored as they are."""
+        return {name: traced.plain for name, traced in self.traces.items() if traced.plain}
+
+    def rename(self, name: str) -> tuple[str, str | None]:
+        """The parameter that a stored name (of this checkpoint or an older one) goes into; and the converter's pattern."""
+        from transformers.core_model_loading import rename_source_key
+
+        prefix = self.model.base_model_prefix
+        found: tuple[str, str | None]
+        found = rename_source_key(name, self._renamings, self._converters, prefix, self.known)
+        if found[0] not in self.known and name in self.known:
+            found = rename_source_key(name, [], [], prefix, self.known)
+        return found
+
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        """{stored key: the first parameter it goes into}."""
+        return {key: name for key in self.shapes if (name := self.rename(key)[0]) in self.known}
+
+    @cached_property
+    def _loaded(self) -> dict[str, Traced | str]:
+        """As transformers loads: renamed keys as they are, the others through their converter."""
+        from transformers.core_model_loading import dot_natural_key
+
+        found: dict[str, Traced | str] = {}
+        running: dict[str, Any] = {}
+        for key in sorted(self.shapes, key=dot_natural_key):
+            name, pattern = self.rename(key)
+            if name not in self.known:
+                continue
+            stored = Traced.whole(key, self.shapes[key])
+            if pattern is None:
+                found[name] = stored
+                continue
+            converter = running.setdefault(name, deepcopy(self._by_pattern[pattern]))
+            converter.add_tensor(name, key, pattern, stored)
+        for name, converter in running.items():
+            found |= self._converted(converter, name)
+        return found
+
+    def _converted(self, converter: Any, name: str) -> dict[str, Traced | str]:
+        try:
+            made = converter.convert(name, model=self.model, config=self.model.config)
+        except NotFollowed as error:
+            operations = " and ".join(type(one).__name__ for one in converter.operations)
+            targets = [name.replace(converter.target_patterns[0], one) for one in converter.target_patterns]
+            reason = f"it is stored in a layout that cannot be followed ({operations}: {error})"
+            return dict.fromkeys(targets, reason)
+        except Exception as error:  # transformers' own converters raise what they like on an incomplete set of tensors
+            return {name: f"transformers cannot convert it ({type(error).__name__}: {error})"}
+        return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
+
+    # --- names of an adapter --------------------------------------------------------------------------------------------
+
+    def trace(self, name: str) -> tuple[Traced, str | None] | str | None:
+        """(the stored boxes of a parameter, the model's own name for it or None), by the name that an adapter has for it.
+
+        The model's own names come first, then those that transformers renames on load (an older transformers' names, one
+        module per expert). A string says why it cannot be followed; None: there is no such parameter.
+        """
+        own = name if name in self.known else self.rename(name)[0]
+        if own in self.known and self.rename(name)[1] is None:
+            return self.unfollowed.get(own) or ((self.traces[own], own) if own in self.traces else None)
+        if own not in self.known:
+            return None
+        older = self._older(name)
+        if older is None:
+            return f"{name} has no counterpart in the model of today"
+        traced = through(older, self.traces.get)
+        return (traced, None) if traced else next(iter(self.unfollowed.values()), None)
+
+    def _older(self, name: str) -> Traced | None:
+        """A tensor of an older layout, as boxes of today's parameters."""
+        from transformers.core_model_loading import apply_renamings
+
+        own, pattern = self.rename(name)
+        if own not in self._undone:
+            self._undone[own] = self._undo(own, self._by_pattern[pattern or ""])
+        wanted = apply_renamings(name, self._renamings)
+        made = self._undone[own]
+        return made.get(wanted) or next((one for key, one in made.items() if wanted.endswith(f".{key}")), None)
+
+    def _undo(self, own: str, forward: Any) -> dict[str, Traced]:
+        """What the converter makes the parameter from, as boxes of the parameter: the converter, run backwards."""
+        backward = forward.reverse_transform()
+        fed = [own.replace(forward.target_patterns[0], one) for one in forward.target_patterns]
+        for pattern, parameter in zip(backward.source_patterns, fed, strict=True):
+            if parameter not in self.known:
+                return {}
+            traced = Traced.whole(parameter, tuple(self.known[parameter].shape))
+            backward.add_tensor(parameter, parameter, pattern, traced)
+        first = own.replace(forward.target_patterns[0], backward.target_patterns[0])
+        try:
+            made = backward.convert(first, model=self.model, config=self.model.config)
+        except (NotFollowed, ValueError):
+            return {}
+        return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
+
+    # --- modules --------------------------------------------------------------------------------------------------------
+
+    def owner(self, parameter: str) -> Any:
+        """The module that a parameter of the model hangs on."""
+        return self.modules.get(parameter.rpartition(".")[0])
+
+    def parameters_of(self, module: str) -> tuple[str, ...]:
+        """The names of a module's own parameters in the order of registration; () where there is no such module."""
+        for name in (module, f"{self.model.base_model_prefix}.{module}"):
+            if name in self.modules:
+                return tuple(one for one, _ in self.modules[name].named_parameters(recurse=False))
+        return ()
+
+    @cached_property
+    def tied(self) -> dict[str, str]:
+        """{parameter: the one that it shares}, as the config has it."""
+        return dict(getattr(self.model, "all_tied_weights_keys", None) or {})
+
+    @cached_property
+    def embedding(self) -> str | None:
+        """The input embedding's weight, as the model names it."""
+        return self._name_of(self.model, "get_input_embeddings")
+
+    @cached_property
+    def head(self) -> str | None:
+        """The output embedding's weight."""
+        return self._name_of(self.model, "get_output_embeddings")
+
+    def _name_of(self, model: Any, ask: str) -> str | None:
+        try:
+            module = getattr(model, ask)()
+        except (AttributeError, NotImplementedError):
+            return None
+        return next((f"{name}.weight" for name, one in self.modules.items() if one is module), None)
+
+    def stored_names(self, parameter: str) -> tuple[str, ...]:
+        """The names that a checkpoint of this kind may have for a parameter that it does not hold, the likeliest first."""
+        from transformers.core_model_loading import apply_renamings
+
+        backward = [one.reverse_transform() for one in reversed(self._renamings)]
+        names = dict.fromkeys((apply_renamings(parameter, backward), *self._siblings(parameter), parameter))
+        return tuple(name for name in names if self.rename(name) == (parameter, None))
+
+    def _siblings(self, parameter: str) -> list[str]:
+        """The parameter behind the prefixes that this checkpoint's keys have and the model's parameters have not."""
+        fronts = {key.removesuffix(tail) for tail, key in self._tails()}
+        return [f"{front}{parameter}" for front in sorted(fronts, key=len) if front]
+
+    def _tails(self) -> list[tuple[str, str]]:
+        return [(name, key) for name, key in self.key_of.items() if key.endswith(name) and key != name]
 
 
-def _conv1d_keys(model: Any, renamed: dict[str, str]) -> frozenset[str]:
-    from transformers.pytorch_utils import Conv1D
+def layer_list(model: Any) -> str | None:
+    """The list of layers that PEFT's layer_replication would rearrange, as a module path; None where it finds none.
 
-    modules = dict(model.named_modules())
-    return frozenset(key for module, key in renamed.items() if isinstance(modules.get(module), Conv1D))
+    PEFT descends `.model` as far as it goes, then `.bert`, then takes `layers`, `encoder.layer` or `h`.
+    """
+    path: list[str] = []
+    while hasattr(model, "model"):
+        model = model.model
+        path.append("model")
+    if hasattr(model, "bert"):
+        model = model.bert
+        path.append("bert")
+    for tail in (("layers",), ("encoder", "layer"), ("h",)):
+        found = model
+        for part in tail:
+            found = getattr(found, part, None)
+        if found is not None and type(found).__name__ == "ModuleList":
+            return ".".join([*path, *tail])
+    return None
 
 
-def _unbuilt(config: Json, keys: list[str], problem: str) -> Skeleton:
-    flipped = frozenset(keys) if config.get("model_type") in IN_BY_OUT else frozenset()
-    return Skeleton(in_by_out=flipped, problem=problem)
+def numbered(name: str, layers: str) -> tuple[str, int, str] | None:
+    """(what stands before the number, the number, what stands behind) of a name below a list of layers."""
+    found = re.fullmatch(rf"({re.escape(layers)}\.)(\d+)(\..*)", name)
+    return (found[1], int(found[2]), found[3]) if found else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
@@ -11,40 +11,49 @@ import torch
 
 from bot.checks.checkpoint import FLOATS, Checkpoint, Place
 from bot.checks.claims import Claims
-from bot.checks.compare import compare_bytes, compare_cast, compare_touched
-from bot.checks.rows import Opened, chunks
+from bot.checks.compare import Steps, compare_bytes, compare_cast, compare_touched
+from bot.checks.rows import CHUNK, Opened, chunks, flat_view
+from bot.checks.steps import Source, ready
 from bot.checks.tally import Swept, Tally
-from bot.checks.touch import Touch
+from bot.checks.touch import Expected, Product
 from bot.events import Emit, Moved
 
 STAGE = "verify"
 SPAN = 1 << 22  # elements per piece of work: large enough to amortise opening, small enough to balance threads
 
 
+HIGH_RANK = 64  # from this rank on a tile has at least TALL rows: each reads the whole right-hand factor
+TALL = 16
+
+
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Some rows of one tensor, here and in the base; every range in `ranges` fits the working set."""
+    """Some rows of one tensor, and of what it is made from; every range in `ranges` fits the working set.
 
-    base: Place
+    `steps` are shared by all pieces of the tensor, and freed with the last of them.
+    """
+
+    wanted: Expected
     merged: Place
-    touch: Touch | None
+    steps: Steps
     ranges: tuple[tuple[int, int], ...]
 
 
-def sweep(base: Checkpoint, merged: Checkpoint, claims: Claims, emit: Emit) -> Swept:
-    """Compare every tensor that base and merged both hold in one shape. Working set: about 10 MB a thread."""
-    shared = [key for key in merged.tensors if key in base.tensors]
-    comparable = [key for key in shared if _comparable(base.tensors[key], merged.tensors[key])]
-    pieces = [piece for key in comparable
-              for piece in _pieces(base.tensors[key], merged.tensors[key], claims.touches.get(key))]  # fmt: skip
-    tallies = {key: Tally(key=key, touch=claims.touches.get(key)) for key in comparable}
+def sweep(merged: Checkpoint, claims: Claims, emit: Emit) -> Swept:
+    """Compare every tensor that is as expected in kind and shape. Working set: about 10 MB a thread, and the factors of
+    the tensors in work."""
+    shared = [key for key in merged.tensors if key in claims.expected]
+    comparable = [key for key in shared if _comparable(claims.expected[key], merged.tensors[key])]
+    tallies = {key: Tally(key=key, wanted=claims.expected[key]) for key in comparable}
+    pieces = [piece for key in comparable for piece in _pieces(claims.expected[key], merged.tensors[key])]
     total, done = sum(_size(piece) for piece in pieces), 0
     threads = torch.get_num_threads()
     try:
         # One torch thread per worker: the arrays are too small to share, and workers scale better.
         with ThreadPoolExecutor(os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             running = {pool.submit(_examine, piece): piece for piece in pieces}
-            for finished in as_completed(running):
+            del pieces
+            for finished in as_completed(list(running)):
                 piece = running.pop(finished)
                 tallies[piece.merged.stored.key].add(finished.result())
                 done += _size(piece)
@@ -54,34 +63,42 @@ def sweep(base: Checkpoint, merged: Checkpoint, claims: Claims, emit: Emit) -> S
     return Swept(tallies=tallies, skipped=tuple(key for key in shared if key not in tallies))
 
 
-def _comparable(base: Place, merged: Place) -> bool:
-    same_kind = base.stored.dtype == merged.stored.dtype or {base.stored.dtype, merged.stored.dtype} <= FLOATS
-    return base.stored.shape == merged.stored.shape and same_kind
+def _comparable(wanted: Expected, merged: Place) -> bool:
+    found, source = merged.stored, wanted.source.stored
+    return found.shape == wanted.shape and (found.dtype == source.dtype or {found.dtype, source.dtype} <= FLOATS)
 
 
-def _pieces(base: Place, merged: Place, touch: Touch | None) -> Iterator[Piece]:
-    ranges = list(chunks(base))
-    count = base.stored.shape[0] if base.stored.shape else 1
-    per_piece = max(1, SPAN * len(ranges) // max(1, base.elements)) if count else 1
+def _pieces(wanted: Expected, merged: Place) -> Iterable[Piece]:
+    """Rows of the view; bytes and casts are compared in the tensor's own rows."""
+    computed = wanted.touched and wanted.source.stored.dtype in FLOATS
+    view = wanted.view if computed else flat_view(merged)
+    tall = max(
+        (TALL for step in wanted.steps if isinstance(step, Product) and step.left.shape[1] >= HIGH_RANK), default=1
+    )
+    ranges = list(chunks(view, max(CHUNK, tall * view[1])))
+    per_piece = max(1, SPAN * len(ranges) // max(1, merged.elements))
+    source = Source(place=wanted.source, view=view)
+    steps = tuple((step, ready(step, source)) for step in wanted.steps)
     for at in range(0, len(ranges), per_piece):
-        yield Piece(base=base, merged=merged, touch=touch, ranges=tuple(ranges[at : at + per_piece]))
+        yield Piece(wanted=wanted, merged=merged, steps=steps, ranges=tuple(ranges[at : at + per_piece]))
 
 
 def _size(piece: Piece) -> int:
     """Bytes of the merged tensor that the piece spans."""
     stored = piece.merged.stored
-    rows = stored.shape[0] if stored.shape else 1
+    rows = piece.wanted.view[0] if piece.steps else flat_view(piece.merged)[0]
     spanned = sum(high - low for low, high in piece.ranges)
     return (stored.stop - stored.start) * spanned // max(1, rows)
 
 
 def _examine(piece: Piece) -> Tally:
-    tally = Tally(key=piece.merged.stored.key, touch=piece.touch)
+    wanted, merged = piece.wanted, piece.merged
+    tally = Tally(key=merged.stored.key, wanted=wanted)
     with Opened() as opened:
-        if piece.touch:
-            compare_touched(piece.base, piece.merged, piece.touch, piece.ranges, opened, tally)
-        elif piece.base.stored.dtype == piece.merged.stored.dtype:
-            compare_bytes(piece.base, piece.merged, piece.ranges, opened, tally)
+        if wanted.touched and wanted.source.stored.dtype in FLOATS:
+            compare_touched(wanted, merged, piece.steps, piece.ranges, opened, tally)
+        elif wanted.source.stored.dtype == merged.stored.dtype:
+            compare_bytes(wanted.source, merged, piece.ranges, opened, tally)
         else:
-            compare_cast(piece.base, piece.merged, piece.ranges, opened, tally)
+            compare_cast(wanted.source, merged, piece.ranges, opened, tally)
     return tally

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bot.checks.touch import Touch
+from bot.checks.touch import Expected
 
 
 @dataclass(kw_only=True)
@@ -19,7 +19,7 @@ class Tally:
     """
 
     key: str
-    touch: Touch | None
+    wanted: Expected
     elements: int = 0
     wrong: int = 0
     undecided: int = 0
@@ -46,15 +46,15 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """The tallies of every tensor that both checkpoints hold in the same shape; `skipped` names the others."""
+    """The tallies of every tensor that is as expected in kind and shape; `skipped` names the others that both have."""
 
     tallies: dict[str, Tally]
     skipped: tuple[str, ...] = field(default=())
 
     @property
     def touched(self) -> list[Tally]:
-        return [tally for tally in self.tallies.values() if tally.touch]
+        return [tally for tally in self.tallies.values() if tally.wanted.touched]
 
     @property
     def untouched(self) -> list[Tally]:
-        return [tally for tally in self.tallies.values() if not tally.touch]
+        return [tally for tally in self.tallies.values() if not tally.wanted.touched]

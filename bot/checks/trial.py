@@ -79,7 +79,7 @@ def hold_trial(case: Case) -> Trial:
         if "control" not in reference:
             (Path(work) / "reference.json").unlink(missing_ok=True)
         merged = _work(case, "merged", Path(work))
-    return Trial(reference=reference, merged=merged, expected=len(case.claims.touches))
+    return Trial(reference=reference, merged=merged, expected=len(case.claims.layers))
 
 
 def _work(case: Case, role: str, work: Path) -> Json:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from bot.checks.case import Case
-from bot.checks.checkpoint import FLOATS, Place
+from bot.checks.checkpoint import FLOATS, main_dtype
 from bot.checks.finding import counted, finding, graded
 from bot.records import Finding
 
@@ -19,17 +19,32 @@ HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
 
 
 def keys(case: Case) -> Finding:
-    """The merged checkpoint holds exactly the base's keys."""
-    base, merged = case.base.tensors, case.merged.tensors
-    said = {key: f"{key} is missing." for key in base if key not in merged}
-    said |= {key: f"{key} is not a key of the base." for key in merged if key not in base}
+    """The merged checkpoint holds exactly the base's keys, but for those that the merge adds or drops."""
+    merged, base = case.merged.tensors, case.base.tensors
+    # Of an adapter that is not understood: at least nothing was added to the base and nothing lost.
+    expected = case.claims.expected.keys() or base.keys()
+    said = {key: f"{key} is missing." for key in expected if key not in merged}
+    said |= {key: _extra(key, case) for key in merged if key not in expected}
     # Whether a tied head is stored or not is all the same to a loader; others may have saved it differently.
     free = not case.subject.ours and _tied(case.merged_config or {})
     fails = [one for key, one in said.items() if not (free and key.endswith(HEADS))]
     warns, lost = _ignored_heads(case)
     warns += [one for one in said.values() if one not in fails]
-    right = (counted(len(merged), "key"), "The keys are the base's.")
-    return graded("keys", "the base's", right, fails=fails + lost, warns=warns)
+    new, dropped = len(expected - base.keys()), len(base.keys() - expected)
+    changes = ", ".join(
+        f"{counted(count, 'key')} {how}" for count, how in ((new, "new"), (dropped, "dropped")) if count
+    )
+    why = f"The keys are the base's; {changes}, as declared." if changes else "The keys are the base's."
+    return graded("keys", "as declared" if changes else "the base's", (counted(len(merged), "key"), why), fails=fails + lost,
+                  warns=warns)  # fmt: skip
+
+
+def _extra(key: str, case: Case) -> str:
+    if key in case.claims.dropped:
+        return f"{key} belongs to a head that the merged model has not."
+    if key in case.base.tensors:
+        return f"{key} should not be there."
+    return f"{key} is not a key of the base."
 
 
 def _ignored_heads(case: Case) -> tuple[list[str], list[str]]:
@@ -37,10 +52,12 @@ def _ignored_heads(case: Case) -> tuple[list[str], list[str]]:
     if not _tied(case.merged_config or {}):
         return [], []
     heads = [key for key in case.merged.tensors if key.endswith(HEADS)]
-    touched = case.claims.touches if heads else {}
+    expected = case.claims.expected if heads else {}
+    # A head that follows its embedding says the same in either place; one with changes of its own would be lost.
+    tied = {one.steps for key, one in expected.items() if not key.endswith(HEADS)}
     lost = [f"{key} carries the adapter's change, and a loader ignores it: config.json ties it to the embeddings."
-            for key in heads if key in touched]  # fmt: skip
-    return [f"{key} is ignored: config.json ties it to the embeddings." for key in heads if key not in touched], lost
+            for key in heads if key in expected and expected[key].touched and expected[key].steps not in tied]  # fmt: skip
+    return [f"{key} is ignored: config.json ties it to the embeddings." for key in heads if key not in lost], lost
 
 
 def _tied(config: dict[str, object]) -> bool:
@@ -50,14 +67,18 @@ def _tied(config: dict[str, object]) -> bool:
 
 
 def shapes(case: Case) -> Finding:
-    """Every tensor has the base's shape."""
-    base, merged = case.base.tensors, case.merged.tensors
+    """Every tensor has the base's shape, or the one that the adapter gives it."""
+    expected, merged = case.claims.expected, case.merged.tensors
     fails = [
-        f"{key} is {merged[key].stored.shape}, not {base[key].stored.shape}."
-        for key in merged
-        if key in base and merged[key].stored.shape != base[key].stored.shape
+        f"{key} is {merged[key].stored.shape}, not {wanted.shape}."
+        for key, wanted in expected.items()
+        if key in merged and merged[key].stored.shape != wanted.shape
     ]
-    return graded("shapes", "the base's", (counted(len(merged), "shape"), "The shapes are the base's."), fails=fails)
+    changed = sum(1 for one in expected.values() if one.base and one.base.stored.shape != one.shape)
+    why = "The shapes are the base's" + (f", but for {counted(changed, 'resized tensor')}." if changed else ".")
+    return graded(
+        "shapes", "as declared" if changed else "the base's", (counted(len(merged), "shape"), why), fails=fails
+    )
 
 
 def dtypes(case: Case) -> Finding:
@@ -65,12 +86,12 @@ def dtypes(case: Case) -> Finding:
 
     A few tensors that a base keeps in another dtype (float32 routers beside bfloat16) were kept so on purpose.
     """
-    base, merged, wanted = case.base.tensors, case.merged.tensors, case.subject.dtype
-    main = _main_dtype(base.values())
+    expected, merged, wanted = case.claims.expected, case.merged.tensors, case.subject.dtype
+    main = main_dtype(case.base.tensors.values())
     fails: list[str] = []
     warns: list[str] = []
-    for key in sorted(merged.keys() & base.keys()):
-        was, found = base[key].stored.dtype, merged[key].stored.dtype
+    for key in sorted(merged.keys() & expected.keys()):
+        was, found = expected[key].dtype, merged[key].stored.dtype
         right = STORED[wanted] if wanted != "auto" and was == main else was
         if found != right:
             # Nobody told us which dtype a foreign merge was asked for: another float is its author's choice.
@@ -79,15 +100,6 @@ def dtypes(case: Case) -> Finding:
     found_dtypes = ", ".join(sorted({place.stored.dtype for place in merged.values()}))
     allowed = "the base's" if wanted == "auto" else wanted
     return graded("dtypes", allowed, (found_dtypes, "As declared."), fails=fails, warns=warns)
-
-
-def _main_dtype(places: Iterable[Place]) -> str:
-    """The floating-point dtype that holds the most bytes."""
-    sizes: dict[str, int] = {}
-    for stored in (place.stored for place in places):
-        if stored.dtype in STORED.values():
-            sizes[stored.dtype] = sizes.get(stored.dtype, 0) + stored.stop - stored.start
-    return max(sizes, key=lambda dtype: sizes[dtype], default="")
 
 
 def method(case: Case) -> Finding:
@@ -143,14 +155,16 @@ def untouched(case: Case) -> Finding:
 def coverage(case: Case) -> Finding:
     """The tensors that changed are those that the adapter changes, and every adapter tensor was used once."""
     claims, swept = case.claims, case.swept
-    unmerged = [one for one in swept.touched if one.wrong and (not one.changed or abs(one.retention or 0.0) < 0.01)]
+    touches = claims.touches
+    unmerged = [one for one in swept.touched if one.wrong and (not one.changed or abs(one.retention or 0.0) < 0.01)
+                and one.wanted.base is not None]  # fmt: skip
     fails = [f"{one.key} is still the base's: it was not merged." for one in unmerged]
     fails += [f"{one.key} changed, and the adapter does not change it." for one in swept.untouched if one.changed]
-    fails += [f"{key} is missing, and the adapter changes it." for key in claims.touches if key not in swept.tallies]
-    if not claims.touches:
+    fails += [f"{key} is missing, and the adapter changes it." for key in touches if key not in swept.tallies]
+    if not touches:
         fails.append("The adapter changes nothing.")
-    lost = sum(1 for one in swept.touched if not one.changed and not one.wrong)
-    measured = f"{len(claims.touches):,} of {len(claims.touches):,} tensors"
+    lost = sum(1 for one in swept.touched if not one.changed and not one.wrong and one.wanted.steps)
+    measured = f"{len(touches):,} of {len(touches):,} tensors"
     why = f"{claims.tensors} adapter tensors, each once" + (f"; {lost} too small to show." if lost else ".")
     return graded("coverage", "as planned", (measured, why), fails=fails)
 

@@ -8,37 +8,46 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers.pytorch_utils import Conv1D
 
 from bot.checks.case import read_json
 from bot.checks.naming import by_names
-from bot.checks.skeleton import build_skeleton
+from bot.checks.skeleton import Skeleton, build, model_class
+from bot.checks.traced import Traced
 from tests.factory import ARCHITECTURES, save_base
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_linear_is_found_under_the_key_that_it_is_loaded_from(tmp_path: Path, name: str):
+def test_every_parameter_is_found_under_the_key_that_it_is_loaded_from(tmp_path: Path, name: str):
     save_base(name, tmp_path, dtype=torch.float32)
     stored = load_file(tmp_path / "model.safetensors")
     model = getattr(transformers, ARCHITECTURES[name].auto).from_pretrained(tmp_path, dtype=torch.float32)
-    linears = {path: one for path, one in model.named_modules() if isinstance(one, torch.nn.Linear | Conv1D)}
-    skeleton = build_skeleton(tmp_path, read_json(tmp_path / "config.json") or {}, sorted(stored), False)
-    assert skeleton.problem is None
-    tied = {path for path in linears if path not in skeleton.key_of and path not in skeleton.fused}
-    assert tied <= {
-        "lm_head",
-        "cls.predictions.decoder",
-        "vocab_projector",
-        "generator_lm_head",
-        "lm_head.decoder",
-        "proj_out",
-    }
-    for path, key in skeleton.key_of.items():
-        if path in linears:
-            assert torch.equal(stored[key], linears[path].weight)
-            assert (key in skeleton.in_by_out) == isinstance(linears[path], Conv1D)
-    guessed = by_names([path for path in linears if path in skeleton.key_of], stored)
-    assert guessed is None or all(skeleton.key_of[path] == key for path, key in guessed.items())
+    shapes = {key: tuple(value.shape) for key, value in stored.items()}
+    chosen = model_class(read_json(tmp_path / "config.json") or {}, False)
+    skeleton = Skeleton(build(tmp_path, chosen, False), shapes)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    assert not skeleton.unfollowed
+    assert parameters.keys() - skeleton.traces.keys() <= skeleton.tied.keys(), "only what is tied has no key of its own"
+    for path, traced in skeleton.traces.items():
+        assert torch.equal(gathered(traced, stored), model.state_dict()[path]), path
+    linears = [path.removesuffix(".weight") for path in skeleton.key_of if path.endswith(".weight")]
+    guessed = by_names(linears, stored)
+    assert guessed is None or all(skeleton.key_of[f"{path}.weight"] == key for path, key in guessed.items())
+
+
+def gathered(traced: Traced, stored: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The numbers that a Traced speaks of, put together."""
+    found = torch.full(tuple(traced.shape), torch.nan, dtype=next(iter(stored.values())).dtype)
+    for block in traced.blocks:
+        part = stored[block.key][tuple(slice(low, high) for _, low, high in block.source)]
+        order = [at for at, _, _ in block.source if at is not None]
+        part = part.reshape(
+            [extent for extent, (at, _, _) in zip(part.shape, block.source, strict=True) if at is not None]
+        )
+        part = part.permute([order.index(at) for at in sorted(order)])
+        found[tuple(slice(low, high) for low, high in block.box)] = part.reshape(
+            [high - low for low, high in block.box]
+        )
+    return found
 
 
 def test_two_towers_of_the_same_shape_are_never_guessed_between():

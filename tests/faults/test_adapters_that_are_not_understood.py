@@ -74,8 +74,11 @@ def test_a_copy_of_the_bases_embedding_is_harmless_if_it_is_one(llama: Built, co
                if "model.embed_tokens.weight" in (tensors := load_file(path)))["model.embed_tokens.weight"]  # fmt: skip
     add(adapter, "base_model.model.model.embed_tokens.weight", own.float())
     assert named(prove(llama, copy, adapter=adapter), "method").status == "pass"
+    assert prove(llama, copy, adapter=adapter).verdict == "verified"
     add(adapter, "base_model.model.model.embed_tokens.weight", own.float() + 1)
-    assert named(prove(llama, copy, adapter=adapter), "method").status == "fail"
+    report = prove(llama, copy, adapter=adapter)
+    assert named(report, "touched").status == named(report, "coverage").status == "fail"
+    assert "model.embed_tokens.weight is still the base's" in named(report, "coverage").why
 
 
 def test_an_adapter_without_safetensors_is_refused(llama: Built, copy: Path, adapter: Path):

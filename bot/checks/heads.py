@@ -1,0 +1,84 @@
+"""The class that an adapter was trained with: where it brings a head that the base's class has not, that is the merged model's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bot.checks import declared
+from bot.checks.declared import Declared
+from bot.checks.names import Names
+from bot.checks.skeleton import BUILD_ERRORS, Skeleton, build
+from bot.checks.touch import Whole
+from bot.records import Json
+
+AUTO = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+
+
+def trained_class(adapter: Json) -> Any:
+    """transformers' class, by auto_mapping's name for it, else by the task; None where neither says."""
+    import transformers
+
+    mapping = adapter.get("auto_mapping")
+    named = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    found = getattr(transformers, str(named), None)
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    return getattr(transformers, AUTO.get(str(adapter.get("task_type")), ""), None)
+
+
+def trained_skeleton(
+    folder: Path, adapter: Json, shapes: Mapping[str, tuple[int, ...]], trust: bool
+) -> Skeleton | None:
+    """The base's weights under the class that the adapter was trained with; None where there is no such class."""
+    chosen = trained_class(adapter)
+    if chosen is None:
+        return None
+    try:
+        return Skeleton(build(folder, chosen, trust), shapes)
+    except BUILD_ERRORS:
+        return None
+
+
+def declare_heads(
+    new: Mapping[str, Whole], names: Names, config: Json, folder: Path, trust: bool
+) -> tuple[list[Declared], list[str], list[str]]:
+    """(what config.json must say, base keys that the new class has no use for, problems) for parameters that are new or
+    have another shape."""
+    if not new or not names.skeletons:
+        return [], [], []
+    base, last = names.skeletons[0], names.skeletons[-1]
+    found: list[Declared] = []
+    dropped: list[str] = []
+    if any(parameter not in base.known for parameter in new):
+        found.append(declared.renamed(type(last.model).__name__))
+        dropped = sorted(base.used - last.used)
+    labels = _labels(new, type(last.model), folder, trust)
+    if labels is None:
+        return (
+            found,
+            dropped,
+            [f"{' and '.join(new)} have shapes that {type(last.model).__name__} has for no number of labels."],
+        )
+    return [*found, *(declared.labelled(config, labels) if labels else [])], dropped, []
+
+
+def _labels(new: Mapping[str, Whole], model: Any, folder: Path, trust: bool) -> int | None:
+    """The number of labels with which the class has the shapes that the adapter brings; 0: whatever it is."""
+    shapes = {parameter: change.values.stored.shape for parameter, change in new.items()}
+    fitting = []
+    for labels in sorted({2, *(shape[0] for shape in shapes.values() if shape)}):
+        known = build(folder, model, trust, {"num_labels": labels}).state_dict()
+        if all(parameter in known and tuple(known[parameter].shape) == shape for parameter, shape in shapes.items()):
+            fitting.append(labels)
+    if not fitting:
+        return None
+    return fitting[0] if len(fitting) == 1 else 0

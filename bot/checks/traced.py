@@ -1,0 +1,180 @@
+"""Where the numbers of a tensor come from: a stand-in that transformers' own converters stack, concatenate, split and turn.
+
+A `Traced` has a shape and no numbers. It says which boxes of it are which boxes of which stored tensors, and keeps that up
+while torch functions are called on it (`__torch_function__`). What it cannot follow raises NotFollowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+Span = tuple[int, int]
+
+
+class NotFollowed(Exception):
+    """A converter did something to a tensor that is no rearrangement of boxes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A box of a tensor, and the box of the stored tensor `key` that it is.
+
+    `box`: one span per dimension. `source`: one (dimension of the box, or None; start; stop) per dimension of the stored
+    tensor, in stored order; None where the stored dimension is cut down to one index that the box has no dimension for.
+    """
+
+    key: str
+    box: tuple[Span, ...]
+    source: tuple[tuple[int | None, int, int], ...]
+
+    def window(self, dim: int, low: int, high: int) -> Block | None:
+        """What is left of it between `low` and `high` along a dimension, counted from `low`."""
+        start, stop = self.box[dim]
+        first, last = max(start, low), min(stop, high)
+        if first >= last:
+            return None
+        box = tuple((first - low, last - low) if at == dim else span for at, span in enumerate(self.box))
+        source = tuple(
+            (at, begin + first - start, begin + last - start) if at == dim else (at, begin, end)
+            for at, begin, end in self.source
+        )
+        return replace(self, box=box, source=source)
+
+    def moved(self, dim: int, by: int) -> Block:
+        """The same, further along a dimension."""
+        return replace(self, box=tuple((a + by, b + by) if at == dim else (a, b) for at, (a, b) in enumerate(self.box)))
+
+    def renumbered(self, order: Sequence[int | None], box: tuple[Span, ...]) -> Block:
+        """The same with other dimensions: `order[old]` is the new number of an old dimension, None where it goes."""
+        source = tuple((None if at is None else order[at], a, b) for at, a, b in self.source)
+        return replace(self, box=box, source=source)
+
+
+class Traced:
+    """See above. Only what converters use: cat, stack, chunk, split, transpose, contiguous, squeeze, shape, size."""
+
+    def __init__(self, shape: Sequence[int], blocks: Sequence[Block]) -> None:
+        self.shape = torch.Size(shape)
+        self.blocks = tuple(blocks)
+
+    @classmethod
+    def whole(cls, key: str, shape: Sequence[int]) -> Traced:
+        """The stored tensor itself."""
+        source = tuple((at, 0, extent) for at, extent in enumerate(shape))
+        return cls(shape, [Block(key=key, box=tuple((0, extent) for extent in shape), source=source)])
+
+    @property
+    def plain(self) -> str | None:
+        """The stored tensor that this is, whole and as it is; else None."""
+        if len(self.blocks) == 1 and self.blocks[0] == Traced.whole(self.blocks[0].key, self.shape).blocks[0]:
+            return self.blocks[0].key
+        return None
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def contiguous(self) -> Traced:
+        return self
+
+    def window(self, dim: int, low: int, high: int) -> Traced:
+        """A range of one dimension."""
+        shape = [high - low if at == dim else extent for at, extent in enumerate(self.shape)]
+        return Traced(shape, [left for one in self.blocks if (left := one.window(dim, low, high))])
+
+    def squeeze(self, dim: int) -> Traced:
+        if self.shape[dim] != 1:
+            return self
+        order = [None if at == dim else at - (at > dim) for at in range(len(self.shape))]
+        blocks = [one.renumbered(order, one.box[:dim] + one.box[dim + 1 :]) for one in self.blocks]
+        return Traced(self.shape[:dim] + self.shape[dim + 1 :], blocks)
+
+    def unsqueeze(self, dim: int) -> Traced:
+        order = [at + (at >= dim) for at in range(len(self.shape))]
+        blocks = [one.renumbered(order, (*one.box[:dim], (0, 1), *one.box[dim:])) for one in self.blocks]
+        return Traced((*self.shape[:dim], 1, *self.shape[dim:]), blocks)
+
+    def permute(self, order: Sequence[int]) -> Traced:
+        """Dimension `i` of the result is dimension `order[i]` of this."""
+        new = [list(order).index(at) for at in range(len(order))]
+        blocks = [one.renumbered(new, tuple(one.box[at] for at in order)) for one in self.blocks]
+        return Traced([self.shape[at] for at in order], blocks)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = FUNCTIONS.get(func)
+        if known is None:
+            raise NotFollowed(getattr(func, "__name__", str(func)))
+        return known(*args, **(kwargs or {}))
+
+
+def cat(tensors: Sequence[Traced], dim: int = 0) -> Traced:
+    """One after the other along a dimension."""
+    blocks: list[Block] = []
+    length = 0
+    for one in tensors:
+        blocks += [block.moved(dim, length) for block in one.blocks]
+        length += one.shape[dim]
+    shape = [length if at == dim else extent for at, extent in enumerate(tensors[0].shape)]
+    return Traced(shape, blocks)
+
+
+def stack(tensors: Sequence[Traced], dim: int = 0) -> Traced:
+    """Side by side along a new dimension."""
+    return cat([one.unsqueeze(dim) for one in tensors], dim)
+
+
+def split(tensor: Traced, sizes: int | Sequence[int], dim: int = 0) -> tuple[Traced, ...]:
+    """Ranges of the sizes given, or of one size."""
+    extent = tensor.shape[dim]
+    if isinstance(sizes, int):
+        sizes = [min(sizes, extent - low) for low in range(0, extent, sizes)]
+    ends = [sum(sizes[: at + 1]) for at in range(len(sizes))]
+    return tuple(tensor.window(dim, end - size, end) for size, end in zip(sizes, ends, strict=True))
+
+
+def chunk(tensor: Traced, chunks: int, dim: int = 0) -> tuple[Traced, ...]:
+    """So many equal ranges; the last may be shorter, as in torch."""
+    return split(tensor, -(-tensor.shape[dim] // chunks), dim)
+
+
+def transpose(tensor: Traced, dim0: int, dim1: int) -> Traced:
+    """Two dimensions exchanged."""
+    order = list(range(len(tensor.shape)))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return tensor.permute(order)
+
+
+FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    torch.cat: cat, torch.stack: stack, torch.chunk: chunk, torch.split: split, torch.transpose: transpose,
+}  # fmt: skip
+
+
+def through(outer: Traced, inner: Callable[[str], Traced | None]) -> Traced | None:
+    """Each block of `outer` is of a tensor that `inner` traces further: the same boxes, of what those are made of."""
+    blocks: list[Block] = []
+    for one in outer.blocks:
+        found = inner(one.key)
+        if found is None:
+            return None
+        for dim, (_, low, high) in enumerate(one.source):
+            found = found.window(dim, low, high)
+        # The dimensions of `found` are those of the tensor in between; bring them into the order of the outer box.
+        order: list[int | None] = [at for at, _, _ in one.source]
+        for block in found.blocks:
+            box: list[Span] = [(0, 1)] * len(outer.shape)
+            for dim, at in enumerate(order):
+                if at is not None:
+                    start, (a, b) = one.box[at][0], block.box[dim]
+                    box[at] = (start + a, start + b)
+            for at, span in enumerate(one.box):
+                if at not in order:
+                    box[at] = span
+            blocks.append(block.renumbered(order, tuple(box)))
+    return Traced(outer.shape, blocks)
