@@ -17,7 +17,7 @@ FLOORS = {
     "weights": 1, "hub": 1, "gh": 1, "machine": 1, "assets": 1, "budget": 1, "devhub": 1,
     "engines": 2, "checks": 2, "show": 2,
     "pull": 3, "combine": 3, "plan": 3, "merge": 3, "verify": 3, "card": 3, "publish": 3, "doctor": 3, "compare": 3,
-    "pipeline": 4, "again": 5,
+    "pipeline": 4, "again": 5, "each": 5,
     "demo": 5, "console": 5, "cli": 6, "action": 6, "__main__": 7,
 }  # fmt: skip
 
@@ -27,8 +27,8 @@ DOORS = {
     "hf_xet": {"devhub"},
     "github": {"gh"},
     "torch": {"engines", "weights", "checks", "compare", "demo", "pull"},
-    "transformers": {"checks", "demo"},
-    "peft": {"checks", "demo"},
+    "transformers": {"checks", "demo", "engines"},
+    "peft": {"checks", "demo", "engines"},
     "click": {"cli", "demo"},
     "starlette": {"devhub"},
     "uvicorn": {"devhub"},
