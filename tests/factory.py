@@ -33,7 +33,7 @@ class Architecture:
     model_type: str
     auto: str = "AutoModelForCausalLM"
     config: dict[str, Any] = field(default_factory=lambda: TEXT)
-    inputs: str = "text"  # text | encoder-decoder | vision | audio | image-… | two-towers
+    inputs: str = "text"  # text | encoder-decoder | vision | audio | sound | image-… | two-towers
     image_tokens: int = 0  # how many tokens stand for one image
 
 
@@ -231,7 +231,7 @@ MORE_ARCHITECTURES = {
     "qwen3_vl_moe": Architecture(
         model_type="qwen3_vl_moe",
         auto=IMAGE_TEXT,
-        config={"text_config": {**MOE, **MROPE}, **GRID_TOKENS}
+        config={"text_config": {**MOE, **MROPE, "moe_intermediate_size": 96}, **GRID_TOKENS}
         | {
             "vision_config": {**GRID, "hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 64}
             | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
@@ -252,6 +252,14 @@ MORE_ARCHITECTURES = {
             "image_token_index": IMAGE,
         },
         inputs="image-cross",
+    ),
+    "wav2vec2": Architecture(
+        model_type="wav2vec2",
+        auto="AutoModel",
+        config={k: v for k, v in TEXT.items() if k.startswith(("hidden", "inter", "num_h", "num_a", "vocab"))}
+        | {"conv_dim": (32, 32), "conv_stride": (5, 2), "conv_kernel": (10, 3), "num_conv_pos_embeddings": 16,
+           "num_conv_pos_embedding_groups": 4},
+        inputs="sound",
     ),
     "clip": Architecture(
         model_type="clip",
@@ -327,6 +335,8 @@ def model_inputs(name: str) -> dict[str, torch.Tensor]:
             return {"input_ids": tokens, "decoder_input_ids": tokens.flip(1)}
         case "audio":
             return {"input_features": torch.randn(2, 16, 64, dtype=torch.float64), "decoder_input_ids": tokens}
+        case "sound":
+            return {"input_values": torch.randn(2, 400, dtype=torch.float64)}
         case "text":
             return {"input_ids": tokens}
     return image_and_text(ALL_ARCHITECTURES[name])

@@ -106,6 +106,10 @@ class _Claimer:
 
     def _whole(self, whole: Whole) -> None:
         place, new = self._place(whole.parameter)
+        if place is None and (twin := self._twin_of(whole)):
+            self.claims.twins.append((twin.values, whole.values, False))
+            self.claims.used.add(whole.values.key)
+            return
         if place is None:
             if self._is_tied_head(whole.parameter) and self.names.head:
                 self._take_value(self.names.head, whole)
@@ -118,6 +122,12 @@ class _Claimer:
             self.claims.refuse("in-pieces", whole.parameter, whole.values)
             return
         self._take_value(self.replicas.renumbered(place.pieces[0].key, new), whole, self.stored[place.pieces[0].key])
+
+    def _twin_of(self, whole: Whole) -> Whole | None:
+        """BERT's head has its bias twice, `X.decoder.bias` being `X.bias`: one tensor, stored once and saved twice."""
+        name = whole.parameter.removesuffix(".decoder.bias")
+        other = f"{name}.bias" if name != whole.parameter else ""
+        return next((one for one in self.changes.wholes if one.parameter == other), None)
 
     def _take_value(self, key: str, whole: Whole, base: Stored | None = None) -> None:
         if base is not None and base.shape != whole.values.shape and not self._may_resize(key, whole, base):

@@ -7,42 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 
+from bot.checks.rounding import round_once
 from bot.records import Options
-from bot.weights.delta import round_once
-from tests.factory import ARCHITECTURES, model_inputs, outputs, save_adapter, save_base
+from tests.factory import ALL_ARCHITECTURES, save_adapter, save_base
+from tests.oracle.unmerged import assert_same_answers, unmerged
 from tests.steps import merge_folders
 
-
-def unmerged(name: str, base: Path, adapter: Path):
-    from peft import PeftModel
-
-    model = getattr(transformers, ARCHITECTURES[name].auto).from_pretrained(base, dtype=torch.float64)
-    return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False).to(torch.float64).eval()
-
-
-def merged_model(name: str, folder: Path):
-    auto = getattr(transformers, ARCHITECTURES[name].auto)
-    return auto.from_pretrained(folder, dtype=torch.float64).eval()
+# nn.MultiheadAttention multiplies with its output projection's own weight, so that PEFT's unmerged LoRA on it is never
+# asked: such an adapter has nothing to be compared with (and trains to zero).
+LEFT_OUT = {"siglip": {"exclude_modules": r".*head\.attention\.out_proj"}}
+# Routers that are Linear and return two things: PEFT's unmerged forward raises on them.
+LEFT_OUT |= {name: {"exclude_modules": ["router"]} for name in ("phimoe", "llama4")}
 
 
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALL_ARCHITECTURES)
 def test_the_merged_model_answers_like_the_unmerged_one(name: str, tmp_path: Path) -> None:
     base = save_base(name, tmp_path / "base", dtype=torch.float32, shard_size="60KB")
-    adapter = save_adapter(base, name, tmp_path / "adapter")
+    adapter = save_adapter(base, name, tmp_path / "adapter", **LEFT_OUT.get(name, {}))
     folder = merge_folders(base, adapter, tmp_path / "merged")
-    inputs = model_inputs(name)
-    with_adapter = unmerged(name, base, adapter)
-    expected = outputs(with_adapter, inputs)
-    with with_adapter.disable_adapter():
-        plain = outputs(with_adapter, inputs)
-    assert distance(plain, expected) > 1e-3, "the adapter does nothing, so this test could not fail"
-    assert distance(outputs(merged_model(name, folder), inputs), expected) < 2e-6
+    assert_same_answers(name, base, adapter, folder)
 
 
 WAYS = {
@@ -68,10 +52,8 @@ WAYS = {
 def test_every_lora_setting_merges_to_what_peft_would_answer(name: str, way: str, tmp_path: Path) -> None:
     base = save_base(name, tmp_path / "base", dtype=torch.float32)
     adapter = save_adapter(base, name, tmp_path / "adapter", **WAYS[way])
-    inputs = model_inputs(name)
-    expected = outputs(unmerged(name, base, adapter), inputs)
     folder = merge_folders(base, adapter, tmp_path / "merged")
-    assert distance(outputs(merged_model(name, folder), inputs), expected) < 2e-6
+    assert_same_answers(name, base, adapter, folder)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
