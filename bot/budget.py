@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from bot.records import (
     AddDelta,
@@ -22,6 +23,8 @@ from bot.records import (
     Stored,
 )
 
+Device = Literal["cpu", "cuda"]
+GPU_RANK = 128  # from here on a processor core takes longer for its product than a bus for the result
 GIB = 1 << 30
 MIB = 1 << 20
 IMPORTED = 90 * MIB  # resident memory of this program once numpy is imported; bench/merge.py measures the whole
@@ -102,6 +105,19 @@ def choose_level(
             return "full", (), [Refusal(code="verify-memory", reason=reason, remedy=remedy, exit_code=6)]
         return "weights", (("full", needs),), []
     return "full", (), []
+
+
+def choose_device(options: Options, ops: Iterable[Op], machine: Machine) -> tuple[Device, list[Refusal]]:
+    """(where the deltas are multiplied, refusals). `auto` takes a GPU only for ranks at which the processor would be
+    slower than the way to the GPU and back."""
+    if options.device == "cpu" or (options.device == "auto" and machine.gpu is None):
+        return "cpu", []
+    if machine.gpu is None:
+        reason, remedy = "--device cuda was asked for, and this machine has no GPU.", "Leave --device at auto."
+        return "cpu", [Refusal(code="no-gpu", reason=reason, remedy=remedy, exit_code=6)]
+    patches = (patch for op in ops if isinstance(op, AddDelta) for patch in op.patches)
+    rank = max((term.rank for patch in patches for term in patch.terms), default=0)
+    return ("cuda" if options.device == "cuda" or rank >= GPU_RANK else "cpu"), []
 
 
 def readable(size: float) -> str:

@@ -28,6 +28,7 @@ from bot.weights.headers import read_header
 
 if TYPE_CHECKING:
     from bot.engines.peft_layers import PeftLayers
+    from bot.engines.product import Product
 
 
 @contextmanager
@@ -106,7 +107,7 @@ class _Work:
 
         in_work = finished.with_name(finished.name + ".part")
         in_work.parent.mkdir(parents=True, exist_ok=True)
-        written = write_shard(shard, ops, self.inputs, in_work, self.progress.add, self._peft)
+        written = write_shard(shard, ops, self.inputs, in_work, self.progress.add, self._peft, **self._product)
         self.measured += written.measured
         self.sha256[shard.name] = written.sha256
         os.replace(in_work, finished)
@@ -128,6 +129,15 @@ class _Work:
         from bot.engines.peft_layers import write_peft_ops
 
         return write_peft_ops(ops, self._layers, lambda _: descriptor, self.progress.add)
+
+    @cached_property
+    def _product(self) -> dict[str, Product]:
+        """Where to multiply, if not here."""
+        if self.plan.device == "cpu":
+            return {}
+        from bot.engines.product import Product
+
+        return {"product": Product(self.plan.device)}
 
     @cached_property
     def _layers(self) -> PeftLayers:

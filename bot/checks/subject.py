@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bot.records import Json, Level
@@ -18,6 +18,7 @@ class Subject:
     `dtype` is "auto" (every tensor keeps the base's storage dtype), bfloat16, float16 or float32.
     `adapters` and `combination`: where `adapter` is the combination of several, those it was made of, in their order,
     and how (as `inputs` names it); () and None where there is one.
+    `hashed`: the sha256 of files that were hashed while they were written, moments ago.
     `ours`: the folder claims to be this bot's work and must be exact; else any named arithmetic is a mere warning.
     """
 
@@ -32,5 +33,6 @@ class Subject:
     level: Level
     not_run: tuple[tuple[str, str], ...]
     trust_remote_code: bool
+    hashed: dict[str, str] = field(default_factory=dict)
     adapters: tuple[Path, ...] = ()
     combination: Json | None = None

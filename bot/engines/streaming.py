@@ -25,7 +25,7 @@ from bot.engines.deltas import Deltas
 from bot.engines.files import COPY_RUN, Follower, Inputs, copy_range, opened, write_all
 from bot.errors import Refused
 from bot.records import AddDelta, Cast, Copy, Local, Measured, Op, PeftMerge, Replace, SetRows, Shard, Stored
-from bot.weights.delta import Delta, Rounder
+from bot.weights.delta import Delta, Product, Rounder
 from bot.weights.headers import TORCH_NAMES
 from bot.weights.rounding import RAW, Array, narrow, widen
 
@@ -59,8 +59,8 @@ class Written:
 class Worker(local):
     """One thread's buffers."""
 
-    def __init__(self) -> None:
-        self.rounder = Rounder()
+    def __init__(self, product: Product) -> None:
+        self.rounder = Rounder(product)
         self._buffers: dict[str, bytearray] = {}
 
     def array(self, name: str, dtype: str, count: int) -> Array:
@@ -72,12 +72,19 @@ class Worker(local):
 
 
 def write_shard(
-    shard: Shard, ops: Sequence[Op], inputs: Local, target: Path, moved: Moved, later: FillLater | None = None
+    shard: Shard,
+    ops: Sequence[Op],
+    inputs: Local,
+    target: Path,
+    moved: Moved,
+    later: FillLater | None = None,
+    product: Product = np.matmul,
 ) -> Written:
     """Write one weight file whole. `ops` are the shard's; `moved` is told of bytes written.
 
-    `later` fills in what PEFT's own layers make (PeftMerge ops). Raises Refused for a NaN or Inf in what is merged, for a
-    result too large for its dtype, or for an input that changes meanwhile, and OSError.
+    `later` fills in what PEFT's own layers make (PeftMerge ops); `product` multiplies, perhaps on another device.
+    Raises Refused for a NaN or Inf in what is merged, for a result too large for its dtype, or for an input that changes
+    meanwhile, and OSError.
     """
     with Inputs(inputs) as files, opened(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as out:
         os.truncate(out, shard.size)
@@ -86,7 +93,7 @@ def write_shard(
             write_all(out, shard.header, 0)
             follower.written(0, len(shard.header))
             moved(len(shard.header))
-            measured = _Run(files, out, follower, moved).do(ops)
+            measured = _Run(files, out, follower, moved, product).do(ops)
             peft = [op for op in ops if isinstance(op, PeftMerge)]
             if peft:
                 assert later is not None
@@ -102,9 +109,9 @@ def write_shard(
 class _Run:
     """The work on one shard."""
 
-    def __init__(self, files: Inputs, out: int, follower: Follower, moved: Moved) -> None:
+    def __init__(self, files: Inputs, out: int, follower: Follower, moved: Moved, product: Product) -> None:
         self.files, self.out, self.follower, self.moved = files, out, follower, moved
-        self.worker = Worker()
+        self.worker = Worker(product)
         self.deltas = Deltas(files)
         self._measured: dict[str, Measured] = {}
         self._lock = Lock()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bot import assets
-from bot.budget import choose_level, machine_refusals, make_budget
+from bot.budget import choose_device, choose_level, machine_refusals, make_budget
 from bot.plan import heads, replicas, tying
 from bot.plan.claims import Claims, claim
 from bot.plan.outputs import Decisions, Outputs, make_outputs
@@ -72,7 +72,8 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
     chosen, changes = assets.choose_assets(base, adapter, wanted, draft.edits)
     budget = make_budget(sources, layout.shards, layout.ops, chosen, draft.engine)
     level, not_run, level_refusals = choose_level(options, config, budget.verify_memory, machine)
-    refusals += [*level_refusals, *machine_refusals(budget, machine)]
+    device, no_device = choose_device(options, layout.ops, machine)
+    refusals += [*level_refusals, *machine_refusals(budget, machine), *no_device]
     if not any(is_change(op) for op in layout.ops) and not refusals:
         reason = "The adapter holds no weight that would change the base."
         refusals.append(Refusal(code="matches-nothing", reason=reason, remedy=OTHER_BASE))
@@ -82,6 +83,7 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
         options=options,
         method=draft.method,
         engine=draft.engine,
+        device=device,
         dtype=wanted or torch_name(main),
         level=level,
         not_run=not_run,

@@ -16,6 +16,7 @@ V = W + s·B·A: computed in float64, settled by the same three steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
@@ -30,6 +31,9 @@ UNIT64 = 2.0**-53
 TIE = {"BF16": np.uint32(0x8000), "F16": np.uint32(0x1000)}  # half a unit of the last kept bit, in float32's bits
 DROPPED = {"BF16": np.uint32(16), "F16": np.uint32(13)}  # bits of float32's fraction that the format has not
 SMALL_HALF = np.uint32(113 << 23)  # 2⁻¹⁴, float16's smallest normal number, as float32's bits
+
+
+Product = Callable[..., object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +105,9 @@ def frobenius(delta: Delta) -> float:
 class Rounder:
     """Adds deltas to blocks of rows, with buffers that are used again for every block. One per thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, product: Product = np.matmul) -> None:
+        """`product`: (left, right, out=) → out = left @ right, for instance on another device."""
+        self._product = product
         self._buffers: dict[tuple[str, np.dtype[np.generic]], Array] = {}
         self.tally = Tally()
 
@@ -138,7 +144,7 @@ class Rounder:
     def _sum(self, weight: Array, dtype: str, delta: Delta, first: int) -> Array:
         """W + D in delta's compute dtype, in a buffer."""
         value = self._buffer("value", weight.shape, delta.compute)
-        np.matmul(delta.scaled_left[first : first + weight.shape[0]], delta.right_cast, out=value)
+        self._product(delta.scaled_left[first : first + weight.shape[0]], delta.right_cast, out=value)
         wide = self._buffer("wide", weight.shape, np.dtype(np.float64 if dtype == "F64" else np.float32))
         value += widen(weight, dtype, wide)
         return value
