@@ -257,8 +257,13 @@ MORE_ARCHITECTURES = {
         model_type="wav2vec2",
         auto="AutoModel",
         config={k: v for k, v in TEXT.items() if k.startswith(("hidden", "inter", "num_h", "num_a", "vocab"))}
-        | {"conv_dim": (32, 32), "conv_stride": (5, 2), "conv_kernel": (10, 3), "num_conv_pos_embeddings": 16,
-           "num_conv_pos_embedding_groups": 4},
+        | {
+            "conv_dim": (32, 32),
+            "conv_stride": (5, 2),
+            "conv_kernel": (10, 3),
+            "num_conv_pos_embeddings": 16,
+            "num_conv_pos_embedding_groups": 4,
+        },
         inputs="sound",
     ),
     "clip": Architecture(

@@ -259,11 +259,17 @@ def tie_flag(one: type[PreTrainedConfig], given: dict[str, Any]) -> bool | None:
 def scaled_by_tying() -> list[str]:
     """Model types whose forward multiplies the head's input by a factor if the tie flag is set (the t5 family)."""
     pattern = re.compile(r"if self\.config\.(scale_decoder_outputs|tie_word_embeddings):\s+(#.*\s+)*\w+ = \w+ \*")
-    found = set()
-    for one in model_classes().values():
-        if hasattr(one.config_class, "model_type") and pattern.search(inspect.getsource(one)):
-            found.add(one.config_class.model_type)
-    return sorted(found)
+    modules = {inspect.getmodule(one) for one in model_classes().values()}
+    scaling = {module for module in modules if module and pattern.search(Path(module.__file__ or "").read_text())}
+    return sorted(
+        {
+            one.config_class.model_type
+            for one in model_classes().values()
+            if inspect.getmodule(one) in scaling
+            and hasattr(one.config_class, "model_type")
+            and pattern.search(inspect.getsource(one))
+        }
+    )
 
 
 # --- writing -------------------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def _bridge(asked: list[str], there: list[str]) -> Rule | None:
     while common < min(len(asked), len(there)) and asked[-1 - common] == there[-1 - common]:
         common += 1
     whole = common in (len(asked), len(there)) and common > 1
-    if not whole and "*" not in asked[len(asked) - common :]:
+    if not whole and "*" not in asked[len(asked) - common + 1 :]:  # from the list of layers on, its name included
         return None
     drop, add = (".".join(one[: len(one) - common]) for one in (asked, there))
     if (drop, add) == ("", "") or "*" in drop or "*" in add:
