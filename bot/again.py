@@ -5,33 +5,49 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bot.assets import files_to_prove, read_json
 from bot.budget import choose_level, verify_memory
 from bot.card import retarget
+from bot.combine import Predicted, notation
+from bot.combine.joined import joined
 from bot.errors import MachineTooSmall, NotFound, NotVerified, Refused, Usage
 from bot.events import Emit, Stage
 from bot.hub import Hub
 from bot.machine import look
-from bot.pipeline import publish_made, target_of
+from bot.pipeline import one_adapter, publish_made, target_of
 from bot.plan import pin_of
 from bot.pull import fetch, pin
-from bot.records import Json, Options, Publication, Ref, Report, Request, Role
+from bot.records import Combination, Json, Options, Publication, Ref, Report, Request, Role, Sources
 from bot.verify import Subject, verify
 
 
-def verify_again(merged: Ref, base: Ref | None, adapter: Ref | None, options: Options, hub: Hub, emit: Emit) -> Report:
-    """Re-prove a merged repo or folder. Inputs that are not given are those that its verification.json names."""
+def verify_again(
+    merged: Ref, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit
+) -> Report:
+    """Re-prove a merged repo or folder. Inputs that are not given are those that its verification.json names.
+
+    Several adapters are combined again, as that file says.
+    """
     emit(Stage(name="pull", title="Reading the merged model and its inputs"))
     folder = whole_folder(merged, hub)
     recorded = read_report(folder)
     inputs = (recorded or {}).get("inputs") or {}
+    adapter, *more = adapters or _recorded_adapters(inputs)
     request = Request(
-        adapter=adapter or _recorded_ref(inputs, "adapter"), base=base or _recorded_ref(inputs, "base"), options=options
+        adapter=adapter,
+        more=tuple(more),
+        combination=_recorded_combination(inputs),
+        base=base or _recorded_ref(inputs.get("base"), "base"),
+        options=options,
     )
     sources = pin(request, hub, emit)
-    local = fetch(sources, files_to_prove(sources), hub, emit)
+    together = joined(sources, request.combination)
+    if together is not None and together.refusals:
+        raise Refused(together.refusals[0].reason, remedy=together.refusals[0].remedy)
     config = read_json(sources.base, "config.json")
     memory = verify_memory(tensor for header in sources.base.headers for tensor in header.tensors)
     level, not_run, refusals = choose_level(options, config, memory, look(folder))
@@ -39,20 +55,32 @@ def verify_again(merged: Ref, base: Ref | None, adapter: Ref | None, options: Op
         kind = MachineTooSmall if refusal.exit_code == MachineTooSmall.exit_code else Refused
         raise kind(refusal.reason, remedy=refusal.remedy)
     facts = (recorded or {}).get("merge") or {}
-    subject = Subject(
-        folder=folder,
-        base=local.base,
-        adapter=local.adapter,
-        inputs={"base": pin_of(sources.base), "adapter": pin_of(sources.adapter), "recipe": inputs.get("recipe")},
-        recorded=recorded,
-        merge=facts,
-        dtype=(facts.get("options") or {}).get("dtype", options.dtype),
-        ours="fingerprint" in facts,
-        level=level,
-        not_run=not_run,
-        trust_remote_code=options.trust_remote_code,
-    )
-    return verify(subject, emit)
+    local = fetch(sources, files_to_prove(sources), hub, emit)
+    with one_adapter(together, local, hub, emit) as local:
+        subject = Subject(
+            folder=folder,
+            base=local.base,
+            adapter=local.adapter,
+            inputs={**_pins(sources, together), "recipe": inputs.get("recipe")},
+            recorded=recorded,
+            merge=facts,
+            dtype=(facts.get("options") or {}).get("dtype", options.dtype),
+            ours="fingerprint" in facts,
+            level=level,
+            not_run=not_run,
+            trust_remote_code=options.trust_remote_code,
+            adapters=local.adapters if together else (),
+            combination=notation.to_json(together.how) if together else None,
+        )
+        return verify(subject, emit)
+
+
+def _pins(sources: Sources, together: Predicted | None) -> Json:
+    """The inputs as verification.json names them."""
+    pins = [pin_of(source) for source in sources.adapters]
+    if together is None:
+        return {"base": pin_of(sources.base), "adapter": pins[0]}
+    return {"base": pin_of(sources.base), "adapters": pins, "combination": notation.to_json(together.how)}
 
 
 def publish_folder(folder: Path, request: Request, hub: Hub, emit: Emit) -> Publication:
@@ -95,12 +123,31 @@ def read_report(folder: Path) -> Json | None:
     return found if isinstance(found, dict) else None
 
 
-def _recorded_ref(inputs: Json, role: Role) -> Ref:
-    pinned = inputs.get(role) or {}
+def _recorded_ref(pinned: Any, role: Role) -> Ref:
+    pinned = pinned if isinstance(pinned, dict) else {}
     repo, sha = pinned.get("repo"), pinned.get("sha")
     if not isinstance(repo, str) or not isinstance(sha, str):
         raise Usage(f"No verification.json names a Hub repo as the {role}.", remedy=f"Name it with --{role}.")
     return Ref(text=f"{repo}@{sha}", repo=repo, revision=sha)
+
+
+def _recorded_adapters(inputs: Json) -> list[Ref]:
+    several = inputs.get("adapters")
+    if isinstance(several, list) and several:
+        return [_recorded_ref(pinned, "adapter") for pinned in several]
+    return [_recorded_ref(inputs.get("adapter"), "adapter")]
+
+
+def _recorded_combination(inputs: Json) -> Combination | None:
+    if inputs.get("combination") is None:
+        return None
+    try:
+        return notation.from_json(inputs["combination"])
+    except ValueError as error:
+        raise Refused(
+            "verification.json names a combination of adapters that this version does not know.",
+            remedy="Use the version that made it; the file names that under environment.",
+        ) from error
 
 
 def whole_folder(ref: Ref, hub: Hub) -> Path:

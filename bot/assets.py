@@ -65,11 +65,11 @@ def read_json(source: Source, name: str) -> Json:
 
 def files_to_prove(sources: Sources) -> dict[Role, list[str]]:
     """By role, the files that a verification compares with: all weights, and whatever may have been copied."""
-    return {
-        source.role: [header.file for header in source.headers]
-        + [entry.name for entry in source.files if _kind(entry, source.role)]
-        for source in (sources.base, sources.adapter)
-    }
+    found: dict[Role, list[str]] = {"base": [], "adapter": []}
+    for source in (sources.base, *sources.adapters):
+        found[source.role] += [header.file for header in source.headers]
+        found[source.role] += [entry.name for entry in source.files if _kind(entry, source.role)]
+    return found
 
 
 def _kind(entry: FileEntry, role: Role) -> str | None:

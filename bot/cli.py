@@ -24,7 +24,7 @@ from bot.errors import OUR_BUG, AdapterMergeError, Interrupted, NotVerified, Usa
 
 if TYPE_CHECKING:
     from bot.hub import Hub
-    from bot.records import Options, Outcome, Plan, Ref, Request
+    from bot.records import Combination, Options, Outcome, Plan, Ref, Request
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,6 +43,7 @@ def _options(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
     return decorate
 
 
+ADAPTERS = click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=True)
 BASE = click.option("--base", metavar="REF", help="The base model. Default: the one the adapter's config names.")
 DTYPE = click.option(
     "--dtype",
@@ -79,6 +80,27 @@ LICENSE = click.option(
 DRY_RUN = click.option(
     "--dry-run", is_flag=True, help="Plan and look at the target; download no weight and write nothing."
 )
+COMBINING = _options(
+    click.option(
+        "--combine",
+        type=click.Choice(["cat", "linear", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]),
+        help="How several adapters become one. Default: cat, the weighted sum itself, which with weights of 1 is one "
+        "adapter merged after the other, rounded once. The others are PEFT's approximations of it.",
+    ),
+    click.option("--weights", metavar="W,W,…", help="One weight for each adapter, negative ones too. Default: 1 each."),
+    click.option(
+        "--density",
+        type=float,
+        help="The share of values that ties, dare_linear, dare_ties and magnitude_prune keep. Default: 0.5.",
+    ),
+    click.option("--seed", type=int, help="Of the random pruning of dare_linear and dare_ties. Default: 0."),
+    click.option("--rank", type=int, help="Of svd's result. Default: the largest rank of the adapters."),
+    click.option(
+        "--majority-sign",
+        type=click.Choice(["total", "frequency"]),
+        help="Whether ties and dare_ties elect a sign by sum or by number. Default: total.",
+    ),
+)
 MERGING = _options(BASE, DTYPE, VERIFY, PICKLE, REMOTE_CODE)
 SPEAKING = _options(JSON, QUIET, DEBUG)
 
@@ -90,16 +112,17 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("adapter", metavar="ADAPTER")
+@ADAPTERS
 @MERGING
+@COMBINING
 @SPEAKING
-def plan(adapter: str, as_json: bool, quiet: bool, **chosen: Any) -> int:
+def plan(adapters: tuple[str, ...], as_json: bool, quiet: bool, **chosen: Any) -> int:
     """Show what a merge would do. Reads headers and configs only; downloads no weight."""
     from bot.pipeline import plan_merge
     from bot.show import plan_json
 
     console = Console(quiet=quiet)
-    _, found = plan_merge(_request(adapter, **chosen), _hub(), console)
+    _, found = plan_merge(_request(adapters, **chosen), _hub(), console)
     console.close()
     if as_json:
         _print_json(plan_json(found))
@@ -107,22 +130,24 @@ def plan(adapter: str, as_json: bool, quiet: bool, **chosen: Any) -> int:
 
 
 @cli.command()
-@click.argument("adapter", metavar="ADAPTER")
+@ADAPTERS
 @click.option(
     "--output", "-o", metavar="DIR", required=True, type=click.Path(path_type=Path), help="The folder to make."
 )
 @MERGING
+@COMBINING
 @LICENSE
 @FORCE
 @DRY_RUN
 @SPEAKING
-def merge(adapter: str, as_json: bool, quiet: bool, **chosen: Any) -> int:
-    """Merge and verify into a folder; publish nothing."""
-    return _run(_request(adapter, publish="none", **chosen), as_json=as_json, quiet=quiet)
+def merge(adapters: tuple[str, ...], as_json: bool, quiet: bool, **chosen: Any) -> int:
+    """Merge and verify into a folder; publish nothing. Several ADAPTERs are combined into one first."""
+    return _run(_request(adapters, publish="none", **chosen), as_json=as_json, quiet=quiet)
 
 
 @cli.command()
-@click.argument("adapter", metavar="ADAPTER")
+@ADAPTERS
+@click.option("--each", is_flag=True, help="Merge each ADAPTER into a model of its own; the base is read in once.")
 @click.option(
     "--to", "target", metavar="REPO", help="The repo to publish to. Default: the adapter's name with -merged."
 )
@@ -135,36 +160,46 @@ def merge(adapter: str, as_json: bool, quiet: bool, **chosen: Any) -> int:
 )
 @click.option("--output", "-o", metavar="DIR", type=click.Path(path_type=Path), help="Keep the merged folder here.")
 @MERGING
+@COMBINING
 @PRIVATE
 @LICENSE
 @FORCE
 @DRY_RUN
 @SPEAKING
-def run(adapter: str, as_json: bool, quiet: bool, **chosen: Any) -> int:
-    """All of it: pull, plan, merge, verify, publish."""
+def run(adapters: tuple[str, ...], each: bool, as_json: bool, quiet: bool, **chosen: Any) -> int:
+    """All of it: pull, plan, merge, verify, publish. Several ADAPTERs are combined into one first, or with --each not."""
     if chosen["publish"] == "none" and chosen["output"] is None and not chosen["dry_run"]:
         raise Usage("With --publish none nothing would be left of the merge.", remedy="Name a folder with --output.")
-    return _run(_request(adapter, **chosen), as_json=as_json, quiet=quiet)
+    if each:
+        return _run_each(adapters, as_json=as_json, quiet=quiet, **chosen)
+    return _run(_request(adapters, **chosen), as_json=as_json, quiet=quiet)
 
 
 @cli.command()
 @click.argument("merged", metavar="MERGED")
 @BASE
-@click.option("--adapter", metavar="REF", help="The adapter. Default: the one that verification.json names.")
+@click.option(
+    "--adapter",
+    "adapters",
+    metavar="REF",
+    multiple=True,
+    help="The adapter; of several, each in turn. Default: those that verification.json names.",
+)
 @DTYPE
 @VERIFY
 @PICKLE
 @REMOTE_CODE
 @SPEAKING
 def verify(
-    merged: str, base: str | None, adapter: str | None, as_json: bool, quiet: bool, debug: bool, **chosen: Any
+    merged: str, base: str | None, adapters: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **chosen: Any
 ) -> int:
     """Re-prove a merged repo or folder, ours or anybody's."""
     from bot.again import verify_again
     from bot.verify import canonical, table
 
     console = Console(quiet=quiet)
-    report = verify_again(_ref(merged), _maybe(base), _maybe(adapter), _chosen_options(chosen), _hub(), console)
+    given = [_ref(adapter) for adapter in adapters]
+    report = verify_again(_ref(merged), _maybe(base), given, _chosen_options(chosen), _hub(), console)
     console.close()
     if as_json:
         click.echo(canonical(report.document).decode(), nl=False)
@@ -299,12 +334,38 @@ def _chosen_options(chosen: dict[str, Any]) -> Options:
     return Options(**{name: chosen[name] for name in names if name in chosen})
 
 
-def _request(adapter: str, base: str | None, debug: bool, **chosen: Any) -> Request:
+def _combination(chosen: dict[str, Any]) -> Combination | None:
+    """What the options say of how adapters are combined; None where they say nothing. Raises Usage."""
+    from bot.records import Combination
+
+    names = ("density", "seed", "rank", "majority_sign")
+    asked = {name: chosen[name] for name in names if chosen.get(name) is not None}
+    if chosen.get("combine"):
+        asked["kind"] = chosen["combine"]
+    if chosen.get("weights"):
+        try:
+            asked["weights"] = tuple(float(weight) for weight in chosen["weights"].split(","))
+        except ValueError as error:
+            raise Usage(
+                f"The weights {chosen['weights']!r} are not numbers.", remedy="Write them as --weights 0.7,-0.3."
+            ) from error
+    return Combination(**asked) if asked else None
+
+
+def _request(adapters: tuple[str, ...], base: str | None, debug: bool, **chosen: Any) -> Request:
     from bot.records import Request
 
     names = ("output", "target", "publish", "private", "license", "force", "dry_run")
     asked = {name: chosen[name] for name in names if name in chosen}
-    return Request(adapter=_ref(adapter), base=_maybe(base), options=_chosen_options(chosen), **asked)
+    adapter, *more = map(_ref, adapters)
+    return Request(
+        adapter=adapter,
+        more=tuple(more),
+        combination=_combination(chosen),
+        base=_maybe(base),
+        options=_chosen_options(chosen),
+        **asked,
+    )
 
 
 def _run(request: Request, *, as_json: bool, quiet: bool) -> int:
@@ -318,6 +379,40 @@ def _run(request: Request, *, as_json: bool, quiet: bool) -> int:
 
         _print_json(outcome_json(outcome))
     return _tell(outcome, quiet=quiet or as_json)
+
+
+def _run_each(adapters: tuple[str, ...], *, as_json: bool, quiet: bool, **chosen: Any) -> int:
+    """Every adapter into a model of its own; the exit code is the worst of theirs."""
+    from bot.each import run_each
+    from bot.show import outcome_json
+
+    if chosen["target"]:
+        raise Usage(
+            "With --each every adapter has a target of its own.",
+            remedy="Leave out --to: each goes to its adapter's name with -merged.",
+        )
+    if _combination(chosen):
+        raise Usage(
+            "With --each nothing is combined.", remedy="Leave out --each, or the options that combine adapters."
+        )
+    console = Console(quiet=quiet)
+    requests = [_request((adapter,), **chosen) for adapter in adapters]
+    found, codes = [], []
+    for ended in run_each(requests, _hub(), console):
+        try:
+            if ended.error is not None:
+                raise ended.error
+            assert ended.outcome is not None
+            found.append({"ref": ended.request.adapter.text, **outcome_json(ended.outcome)})
+            codes.append(_tell(ended.outcome, quiet=quiet or as_json))
+        except AdapterMergeError as error:
+            if ended.outcome is None:
+                found.append({"ref": ended.request.adapter.text, **_error_json(error)})
+            codes.append(_say(error, bool(chosen["debug"])))
+    console.close()
+    if as_json:
+        _print_json(found)
+    return max(codes)
 
 
 def _tell(outcome: Outcome, *, quiet: bool) -> int:
@@ -340,6 +435,10 @@ def _refuse(plan: Plan) -> int:
     for line in refusal_lines(plan):
         click.echo(line, err=True)
     return min((refusal.exit_code for refusal in plan.refusals), default=0)
+
+
+def _error_json(error: AdapterMergeError) -> dict[str, Any]:
+    return {"error": {"what": error.what, "remedy": error.remedy, "exit_code": error.exit_code}}
 
 
 def _print_json(found: Any) -> None:
@@ -381,7 +480,7 @@ def _guarded(arguments: list[str]) -> int:
     except AdapterMergeError as error:
         # The outcome of an unproven merge is printed already.
         if "--json" in arguments and not (arguments[0] in ("merge", "run") and isinstance(error, NotVerified)):
-            _print_json({"error": {"what": error.what, "remedy": error.remedy, "exit_code": error.exit_code}})
+            _print_json(_error_json(error))
         return _say(error, debug)
     except BrokenPipeError:
         return 0  # whoever read our output has seen enough

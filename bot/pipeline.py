@@ -9,18 +9,23 @@ import hashlib
 import importlib
 import math
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Thread
 from typing import Literal
 
 from bot.card import render
+from bot.combine import Predicted, combine, notation
+from bot.combine.joined import as_one, joined, retold
 from bot.errors import AdapterMergeError, Usage
 from bot.events import Emit, Show, Stage
 from bot.hub import Hub
 from bot.machine import look
 from bot.merge import left_behind, merge, place
-from bot.plan import is_change, make_plan
+from bot.plan import is_change, make_plan, pin_of
 from bot.publish import already, carry_tag, publish, require_reach
 from bot.pull import fetch, pin
 from bot.records import (
@@ -31,19 +36,24 @@ from bot.records import (
     Outcome,
     Plan,
     Publication,
+    Ref,
     Report,
     Request,
+    Source,
     Sources,
 )
 from bot.show import merged_terms, plan_table, tensor_counts
 from bot.verify import Subject, table, verify, write
 
 
-def run(request: Request, hub: Hub, emit: Emit) -> Outcome:
-    """All of it. What the plan forbids and what fails its proof are outcomes; what the world breaks is raised."""
+def run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None = None) -> Outcome:
+    """All of it. What the plan forbids and what fails its proof are outcomes; what the world breaks is raised.
+
+    `bases`: those that an earlier run pinned, see `bot.pull.pin`.
+    """
     if not request.dry_run:
         _import_ahead()
-    sources, plan = plan_merge(request, hub, emit)
+    sources, plan = plan_merge(request, hub, emit, bases)
     if plan.refusals:
         return Outcome(status="refused", plan=plan)
     target = None if request.publish == "none" else target_of(request)
@@ -77,11 +87,17 @@ def make(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -
     target = None if request.publish == "none" else target_of(request)
     output = request.output or _scratch(hub, plan.fingerprint, target)
     _refuse_to_overwrite(output, request)
+    together = joined(sources, request.combination)
     inputs = fetch(sources, plan, hub, emit)
-    with place(output, plan.fingerprint) as partial:
+    with one_adapter(together, inputs, hub, emit) as inputs, place(output, plan.fingerprint) as partial:
         report = prove(merge(plan, inputs, partial, emit), inputs, sources, target, emit)
         card = render(
-            report.document, target=target, base=sources.base, adapter=sources.adapter, license=request.license
+            report.document,
+            target=target,
+            base=sources.base,
+            adapter=as_one(sources, together).adapter,
+            adapters=sources.adapters,
+            license=request.license,
         )
         (partial / "README.md").write_text(card, encoding="utf-8")
         folder = _finish(partial, output, report, request)
@@ -89,14 +105,30 @@ def make(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -
     return Outcome(status=status, plan=plan, report=report, folder=folder)
 
 
-def plan_merge(request: Request, hub: Hub, emit: Emit) -> tuple[Sources, Plan]:
-    """Pin both inputs and plan their merge; no weight is downloaded."""
-    emit(Stage(name="pull", title="Reading base and adapter"))
-    sources = pin(request, hub, emit)
+@contextmanager
+def one_adapter(together: Predicted | None, inputs: Local, hub: Hub, emit: Emit) -> Iterator[Local]:
+    """The inputs with one adapter: where there are several, the combination of them, for as long as the block runs."""
+    if together is None:
+        yield inputs
+        return
+    emit(Stage(name="combine", title=f"Combining the adapters: {notation.words(together.how)}"))
+    hub.scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=hub.scratch, prefix="combined-") as scratch:
+        yield replace(inputs, adapter=combine(together, inputs.adapters, Path(scratch) / "adapter"))
+
+
+def plan_merge(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None = None) -> tuple[Sources, Plan]:
+    """Pin all inputs and plan their merge; no weight is downloaded."""
+    notation.settle(request.combination, 1 + len(request.more))  # what cannot be meant is said before the first look
+    emit(Stage(name="pull", title=f"Reading base and adapter{'s' if request.more else ''}"))
+    sources = pin(request, hub, emit, bases)
     machine = look(request.output or hub.scratch)
     if request.output:  # what an earlier, killed run left there is gone on with, or removed
         machine = replace(machine, disk_free=machine.disk_free + left_behind(request.output))
-    plan = make_plan(sources, request.options, machine)
+    together = joined(sources, request.combination)
+    plan = make_plan(as_one(sources, together), request.options, machine)
+    if together is not None:
+        plan = retold(plan, together, request.combination, map(pin_of, sources.adapters), machine)
     emit(Stage(name="plan", title="The plan"))
     emit(Show(text=plan_table(plan)))
     return sources, plan
@@ -109,7 +141,7 @@ def prove(merged: Merged, inputs: Local, sources: Sources, target: str | None, e
         folder=merged.folder,
         base=inputs.base,
         adapter=inputs.adapter,
-        inputs={"base": plan.base, "adapter": plan.adapter, "recipe": RECIPE},
+        inputs=named_inputs(plan),
         recorded=None,
         merge=facts(merged, sources, target),
         dtype="auto" if plan.options.dtype == "auto" else plan.dtype,
@@ -117,11 +149,22 @@ def prove(merged: Merged, inputs: Local, sources: Sources, target: str | None, e
         level=plan.level,
         not_run=plan.not_run,
         trust_remote_code=plan.options.trust_remote_code,
+        hashed=merged.sha256,
+        adapters=inputs.adapters if plan.combination else (),
+        combination=plan.combination,
     )
     report = verify(subject, emit)
     emit(Show(text=table(report)))
     write(report, merged.folder)
     return report
+
+
+def named_inputs(plan: Plan) -> Json:
+    """The inputs as verification.json names them: the adapter, or all of several and how they are combined."""
+    if plan.combination is None:
+        return {"base": plan.base, "adapter": plan.adapter, "recipe": RECIPE}
+    given = {"adapters": list(plan.adapters), "combination": plan.combination}
+    return {"base": plan.base, **given, "recipe": RECIPE}
 
 
 def facts(merged: Merged, sources: Sources, target: str | None) -> Json:
@@ -147,6 +190,8 @@ def target_of(request: Request) -> str:
     """The repo to publish to: as asked, or `<adapter>-merged`. Raises Usage when there is no telling."""
     if request.target:
         return request.target
+    if request.more:
+        raise Usage("Several adapters in one model give it no name.", remedy="Name the target with --to owner/name.")
     if request.adapter.repo is None:
         raise Usage(
             "An adapter in a folder has no repo name to add -merged to.", remedy="Name the target with --to owner/name."
@@ -161,6 +206,8 @@ def _import_ahead() -> None:
 
 def _tag(sources: Sources) -> str | None:
     """The adapter's tag to carry over: the one asked for, else one that points at the same commit."""
+    if sources.more:
+        return None  # no one adapter's version is the version of them together
     tags = sources.adapter.tags
     return sources.adapter.revision if sources.adapter.revision in tags else next(iter(tags), None)
 
@@ -175,7 +222,11 @@ def _refuse_to_overwrite(output: Path, request: Request) -> None:
     """Raise Usage where the output would take the place of something that is not an earlier merge of ours."""
     if request.output is None:
         return  # a folder of our own choosing is an earlier run's, cut off between its merge and its upload
-    inputs = [ref.folder for ref in (request.adapter, request.base) if ref is not None and ref.folder is not None]
+    inputs = [
+        ref.folder
+        for ref in (request.adapter, *request.more, request.base)
+        if ref is not None and ref.folder is not None
+    ]
     precious = [folder.resolve() for folder in (Path.cwd(), Path.home(), *inputs)]
     here = output.resolve()
     if any(here == folder or here in folder.parents for folder in precious):

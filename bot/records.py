@@ -61,6 +61,8 @@ class Request:
     """What was asked."""
 
     adapter: Ref
+    more: tuple[Ref, ...] = ()  # further adapters, to be combined with it
+    combination: Combination | None = None  # None: the plain sum, where there are several
     base: Ref | None = None
     output: Path | None = None  # keep the merged folder here
     target: str | None = None  # the repo to publish to; None: `<adapter>-merged`
@@ -137,10 +139,16 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """The pinned inputs of one merge."""
+    """The pinned inputs of one merge. `more`: further adapters, which are combined with `adapter` before it is planned."""
 
     base: Source
     adapter: Source
+    more: tuple[Source, ...] = ()
+
+    @property
+    def adapters(self) -> tuple[Source, ...]:
+        """All that were given, in their order."""
+        return (self.adapter, *self.more)
 
 
 # --- the plan -----------------------------------------------------------------------------------------------------
@@ -330,6 +338,8 @@ class Plan:
     notes: tuple[str, ...]
     budget: Budget
     fingerprint: str
+    adapters: tuple[Json, ...] = ()  # where `adapter` is the combination of several: those, as pinned
+    combination: Json | None = None  # and how they are combined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,10 +357,14 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Local:
-    """Where the pinned inputs lie on this disk: two folders that hold every file the plan names."""
+    """Where the pinned inputs lie on this disk: two folders that hold every file the plan names.
+
+    `adapters`: the given adapters' folders; `adapter` is the first of them, until they are combined.
+    """
 
     base: Path
     adapter: Path
+    adapters: tuple[Path, ...] = ()
     changed: dict[str, int] = field(default_factory=dict)  # when a base file in a folder was last changed, ns, as pinned
 
 

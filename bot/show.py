@@ -31,7 +31,7 @@ def plan_table(plan: Plan) -> str:
     terms = merged_terms(plan)
     rows = [
         ("base", _ref(plan.base)),
-        ("adapter", _ref(plan.adapter)),
+        *(("adapter", _ref(pin)) for pin in plan.adapters or (plan.adapter,)),
         ("method", plan.method + _settings(terms)),
         ("engine", f"{plan.engine}, result in {plan.dtype}"),
         ("tensors", ", ".join(f"{count} {name}" for name, count in tensor_counts(plan).items() if count)),
@@ -81,6 +81,7 @@ def plan_json(plan: Plan) -> Json:
     return {
         "base": plan.base,
         "adapter": plan.adapter,
+        **_several(plan),
         "method": plan.method,
         "engine": plan.engine,
         "dtype": plan.dtype,
@@ -106,6 +107,7 @@ def outcome_json(outcome: Outcome) -> Json:
         "fingerprint": outcome.plan.fingerprint,
         "base": outcome.plan.base,
         "adapter": outcome.plan.adapter,
+        **_several(outcome.plan),
         "refusals": [asdict(refusal) for refusal in outcome.plan.refusals],
         "report": outcome.report.document if outcome.report else None,
         "publication": asdict(outcome.publication) if outcome.publication else None,
@@ -142,6 +144,11 @@ def not_verified(outcome: Outcome) -> NotVerified:
         f"The merge could not be proven: {'; '.join(failed)}",
         remedy=f"Nothing was published; see {outcome.folder} and its verification.json.",
     )
+
+
+def _several(plan: Plan) -> Json:
+    """What `adapter` is the combination of, where it is one."""
+    return {"adapters": list(plan.adapters), "combination": plan.combination} if plan.combination else {}
 
 
 def _ref(pin: Json) -> str:

@@ -33,6 +33,8 @@ def verify(subject: Subject, emit: Emit) -> Report:
     case = Case(subject, emit)
     findings: dict[str, Finding] = {}
     for check in CHECKS:
+        if check.combined and subject.combination is None:
+            continue
         if DEPTH[check.level] <= DEPTH[subject.level]:
             findings[check.id] = _run(check, case, findings)
             _tell(findings[check.id], emit)

@@ -6,7 +6,7 @@ Words that come from other people's repos are data here: YAML goes through a YAM
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from string import Template
 from typing import Any
@@ -19,22 +19,34 @@ UNNAMED = "your-name/your-merged-model"  # stands for the target until there is 
 KEPT_ENOUGH = 0.9  # below, so much of the delta is rounded away that a separate adapter serves better
 
 
-def render(document: Json, *, target: str | None, base: Source, adapter: Source, license: str | None) -> str:
-    """README.md for a merge that `document` (its verification.json) describes. `license` overrides the adapter's."""
+def render(
+    document: Json,
+    *,
+    target: str | None,
+    base: Source,
+    adapter: Source,
+    license: str | None,
+    adapters: Sequence[Source] = (),
+) -> str:
+    """README.md for a merge that `document` (its verification.json) describes. `license` overrides the adapter's.
+
+    `adapters`: where `adapter` is the combination of several, those.
+    """
+    given = tuple(adapters) or (adapter,)
     merge = document.get("merge") or {}
     tag = metadata.pipeline_tag(base, adapter)
     block = metadata.block(merge, base=base, adapter=adapter, license=license, tag=tag)
     template = Template(resources.files("bot").joinpath("templates/card.md").read_text(encoding="utf-8"))
     return template.substitute(
         metadata=metadata.dump(block),
-        title=_title(target, base, adapter),
-        headline=_headline(document, base, adapter),
-        summary=_summary(document, merge, base, adapter, license),
+        title=_title(target, base, given),
+        headline=_headline(document, base, given),
+        summary=_summary(document, base, given, metadata.license_words(base, adapter, license)),
         loading=loading.snippet(target or UNNAMED, tag, base),
-        advice=_advice(document, merge, base, adapter),
+        advice=_advice(document, merge, base, given),
         evidence=evidence.section(document),
-        reproduce=evidence.reproduce(document, merge, target or UNNAMED, base, adapter),
-        about=_about(adapter),
+        reproduce=evidence.reproduce(document, merge, target or UNNAMED, base, given),
+        about="\n\n".join(dict.fromkeys(map(_about, given))),
     )
 
 
@@ -45,18 +57,18 @@ def retarget(text: str, old: str | None, new: str) -> str:
     return re.sub(rf"(?<![\w./-]){name}(?![\w-]|\.\w)", new, text)
 
 
-def _title(target: str | None, base: Source, adapter: Source) -> str:
+def _title(target: str | None, base: Source, adapters: Sequence[Source]) -> str:
     if target:
         return target.rpartition("/")[2]
-    return f"{_short(adapter)} merged into {_short(base)}"
+    return f"{' and '.join(map(_short, adapters))} merged into {_short(base)}"
 
 
 def _short(source: Source) -> str:
     return source.repo.rpartition("/")[2] if source.repo else f"a local {source.role}"
 
 
-def _headline(document: Json, base: Source, adapter: Source) -> str:
-    what = f"{link(adapter)} merged into {link(base)}"
+def _headline(document: Json, base: Source, adapters: Sequence[Source]) -> str:
+    what = f"{' and '.join(map(link, adapters))} merged into {link(base)}"
     statuses = [check.get("status") for check in document.get("checks", [])]
     if document.get("verdict") != "verified":
         return f"{what}. Not verified: {statuses.count('fail')} of {len(statuses)} checks failed; do not use it."
@@ -67,20 +79,35 @@ def _headline(document: Json, base: Source, adapter: Source) -> str:
     return f"{what}, and proven: {passed}. PEFT is not needed."
 
 
-def _summary(document: Json, merge: Json, base: Source, adapter: Source, license: str | None) -> str:
+def _summary(document: Json, base: Source, adapters: Sequence[Source], licenses: str) -> str:
+    merge = document.get("merge") or {}
     tensors = merge.get("tensors") or {}
     counts = f"tensors: {tensors.get('merged', '?')} merged, {tensors.get('copied', '?')} copied byte for byte"
     if tensors.get("cast"):
         counts += f", {tensors['cast']} rounded once to this dtype"
     rows = [
-        ("adapter", pinned(adapter)),
+        *(("adapter", pinned(adapter)) for adapter in adapters),
+        ("combined", cell(_combined(document))),
         ("base", pinned(base)),
         ("method", cell(_method(merge))),
         ("weights", cell(f"{merge.get('dtype', '?')}; {counts}" if tensors else str(merge.get("dtype", "?")))),
         ("verdict", cell(str(document.get("verdict", "?")))),
-        ("license", cell(metadata.license_words(base, adapter, license))),
+        ("license", cell(licenses)),
     ]
     return "\n".join(f"| {name} | {text} |" for name, text in rows if text)
+
+
+def _combined(document: Json) -> str:
+    """How several adapters were combined, as the report names it; empty for one."""
+    how = (document.get("inputs") or {}).get("combination") or {}
+    words = [f"{name.replace('_', ' ')} {how[name]}" for name in ("density", "seed", "rank") if name in how]
+    if not how:
+        return ""
+    return ", ".join([f"{how.get('kind')} of weights {', '.join(map(_number, how.get('weights') or ()))}", *words])
+
+
+def _number(text: str) -> str:
+    return f"{float(text):g}"
 
 
 def _method(merge: Json) -> str:
@@ -97,7 +124,7 @@ def _spread(values: Iterable[Any]) -> str:
     return " to ".join(dict.fromkeys(shown))
 
 
-def _advice(document: Json, merge: Json, base: Source, adapter: Source) -> str:
+def _advice(document: Json, merge: Json, base: Source, adapters: Sequence[Source]) -> str:
     """Where keeping the adapter separate would serve better, the card says so."""
     reasons = []
     kept = evidence.retention(document, merge)
@@ -113,7 +140,7 @@ def _advice(document: Json, merge: Json, base: Source, adapter: Source) -> str:
         )
     if not reasons:
         return ""
-    where = f"{link(base)} with {link(adapter)}"
+    where = f"{link(base)} with {' and '.join(map(link, adapters))}"
     text = "\n\n".join(reasons)
     return f"## Keeping the adapter separate serves better\n\n{text}\n\nLoading {where} through PEFT avoids this.\n\n"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bot.card.markdown import cell
 from bot.records import Json, Source
@@ -43,9 +43,11 @@ def _row(check: Json) -> str:
     return f"| {' | '.join(cells)} | {MARKS.get(status, cell(status))} |"
 
 
-def reproduce(document: Json, merge: Json, target: str, base: Source, adapter: Source) -> str:
+def reproduce(document: Json, merge: Json, target: str, base: Source, adapters: Sequence[Source]) -> str:
     """The commands, and the sha256 that each weight file must have."""
-    command = ["adapter-merge merge", _ref(adapter), f"--base {_ref(base)}", *_options(merge), "--output merged"]
+    given = [_ref(one, place if len(adapters) > 1 else 0) for place, one in enumerate(adapters, 1)]
+    options = [*_combination(document), *_options(merge)]
+    command = ["adapter-merge merge", *given, f"--base {_ref(base)}", *options, "--output merged"]
     lines = [
         "The same inputs give the same bytes on any machine:",
         "",
@@ -65,8 +67,19 @@ def reproduce(document: Json, merge: Json, target: str, base: Source, adapter: S
     return "\n".join(lines).rstrip()
 
 
-def _ref(source: Source) -> str:
-    return f"{source.repo}@{source.sha}" if source.repo else f"./{source.role}"
+def _ref(source: Source, place: int = 0) -> str:
+    """`place`: which of several adapters it is, from 1 on."""
+    return f"{source.repo}@{source.sha}" if source.repo else f"./{source.role}{place or ''}"
+
+
+def _combination(document: Json) -> Iterator[str]:
+    """The options that combine several adapters as the report names it."""
+    how = (document.get("inputs") or {}).get("combination") or {}
+    if how:
+        yield f"--combine {how['kind']} --weights {','.join(map(str, how['weights']))}"
+    for name in ("density", "seed", "rank", "majority_sign"):
+        if name in how:
+            yield f"--{name.replace('_', '-')} {how[name]}"
 
 
 def _options(merge: Json) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bot.checks import assets, config, files, weights
 from bot.checks.behaviour import behaviour, loads
+from bot.checks.combined import combined
 from bot.checks.finding import Check
 
 CHECKS: tuple[Check, ...] = (
@@ -20,6 +21,7 @@ CHECKS: tuple[Check, ...] = (
     Check(id="keys", level="weights", run=weights.keys, needs=("headers",)),
     Check(id="shapes", level="weights", run=weights.shapes, needs=("headers",)),
     Check(id="dtypes", level="weights", run=weights.dtypes, needs=("headers",)),
+    Check(id="combined", level="weights", run=combined, combined=True),
     Check(id="method", level="weights", run=weights.method),
     Check(id="touched", level="weights", run=weights.touched, needs=("headers", "method")),
     Check(id="untouched", level="weights", run=weights.untouched, needs=("headers", "method")),

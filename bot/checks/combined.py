@@ -46,7 +46,7 @@ def combined(case: Case) -> Finding:
     """The adapter that was merged is the combination of the given ones that the report names."""
     how, folders = case.subject.combination or {}, case.subject.adapters
     made, given = read_lora(case.subject.adapter), [read_lora(folder) for folder in folders]
-    allowed = f"{ALLOWED:g} of the largest"
+    allowed = f"{ALLOWED:g}, relative"
     fails = list(_misfits(made, given))
     worst = 0.0
     if not fails:
@@ -58,7 +58,7 @@ def combined(case: Case) -> Finding:
     if fails:
         return finding("combined", "fail", counted(len(fails), "fault"), allowed, fails[0], fails[1:])
     count = counted(len(made.halves), "module")
-    why = f"{count} of {len(given)} adapters, combined again ({how['kind']}) by PEFT's own functions."
+    why = f"{count} of {counted(len(given), 'adapter')}, combined again ({how['kind']}), give this one."
     return finding("combined", "pass", f"{worst:.1e}", allowed, why)
 
 
@@ -190,7 +190,7 @@ def _svd_error(found: list[Tensor], givens: list[list[Tensor]], factors: list[fl
     whole, part = (columns.T @ left) @ (right @ rows), (columns.T @ b) @ (a @ rows)
     # Of the terms, not of their sum: where they cancel, what is left is their rounding.
     terms = zip(factors, *givens, strict=True)
-    size = sum(abs(f) * float(one.norm() * other.norm()) for f, one, other in terms)
+    size: float = sum(abs(f) * float(one.norm() * other.norm()) for f, one, other in terms)
     if not size:
         return float(part.norm())
     rest = whole - part

@@ -172,6 +172,9 @@ def _other_inputs(recorded: object, given: object, path: str = "") -> list[str]:
         keys = sorted((recorded.keys() | given.keys()) - {"repo", "revision"})
         pairs = [(recorded.get(key), given.get(key), f"{path}.{key}".lstrip(".")) for key in keys]
         return [said for pair in pairs for said in _other_inputs(*pair)]
+    if isinstance(recorded, list) and isinstance(given, list) and len(recorded) == len(given):
+        numbered = [(*pair, f"{path}.{at}") for at, pair in enumerate(zip(recorded, given, strict=True), 1)]
+        return [said for pair in numbered for said in _other_inputs(*pair)]
     if recorded == given:
         return []
     return [f"The report names {path or 'inputs'} {recorded}; it was verified against {given}."]

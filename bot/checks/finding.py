@@ -17,12 +17,16 @@ WORST_SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One entry of CHECKS. It runs from `level` on, and only where every check named in `needs` has not failed."""
+    """One entry of CHECKS. It runs from `level` on, and only where every check named in `needs` has not failed.
+
+    `combined`: it is for merges of several adapters only.
+    """
 
     id: str
     level: Level
     run: Callable[[Case], Finding]
     needs: tuple[str, ...] = ()
+    combined: bool = False
 
 
 def finding(id: str, status: Status, measured: str, allowed: str, why: str, worst: Iterable[str] = ()) -> Finding:

@@ -74,7 +74,7 @@ def combine(predicted: Predicted, folders: Sequence[Path], target: Path) -> Path
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write_weights(predicted.outline, predicted.given, predicted.how, folders, part / WEIGHTS)
-    assert read_header(part / WEIGHTS) == predicted.outline.header
+    assert read_header(part / WEIGHTS, owner=1) == predicted.outline.header
     (part / CONFIG).write_bytes(config_bytes(predicted.outline.config))
     for name, place in predicted.origins.items():
         if (folders[place] / name).is_file():  # only what the merge has a use for was fetched
@@ -89,7 +89,12 @@ def combine(predicted: Predicted, folders: Sequence[Path], target: Path) -> Path
 
 
 def _source(adapters: Sequence[Source], how: Combination, planned: Outline, origins: dict[str, int]) -> Source:
-    files = [entry for place, one in enumerate(adapters) for entry in one.files if origins.get(entry.name) == place]
+    files = [
+        FileEntry(name=entry.name, size=entry.size, sha256=entry.sha256, here=entry.here)
+        for place, one in enumerate(adapters)
+        for entry in one.files
+        if origins.get(entry.name) == place
+    ]
     config = config_bytes(planned.config)
     files += [
         FileEntry(name=CONFIG, size=len(config), sha256=hashlib.sha256(config).hexdigest(), here=True),

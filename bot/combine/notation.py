@@ -30,7 +30,7 @@ def settle(asked: Combination | None, count: int) -> Combination | None:
     weights = tuple(float(weight) for weight in asked.weights) or (1.0,) * count
     if len(weights) != count:
         raise Usage(
-            f"{count} adapters were given, and {len(weights)} weights.",
+            f"The adapters are {count}, and their weights {len(weights)}.",
             remedy="Give one weight for each adapter, in their order: --weights 0.7,0.3.",
         )
     if not all(math.isfinite(weight) for weight in weights):

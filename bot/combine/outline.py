@@ -79,7 +79,7 @@ def outline(given: Sequence[Given], how: Combination) -> tuple[Outline, list[Ref
     entries += [(key, "F64", shape) for slot in slots for key, shape in zip(slot.keys, (slot.a, slot.b), strict=True)]
     raw = write_header(entries, {"format": "pt"})
     size = len(raw) + sum(byte_size(dtype, shape) for _, dtype, shape in entries)
-    header = parse_header(raw, file=WEIGHTS, file_size=size)
+    header = parse_header(raw, file=WEIGHTS, file_size=size, owner=1)
     return Outline(slots=slots, carried=carried, header=header, config=_config(given, slots)), refusals
 
 

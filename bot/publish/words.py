@@ -37,7 +37,7 @@ def commit_text(document: Json, fingerprint: str) -> str:
         (
             f"Merged and verified by {PROJECT}; {_tally(document)}. The proof is verification.json.",
             "",
-            f"Adapter-Merge-Adapter: {_pinned(document, 'adapter')}",
+            *(f"Adapter-Merge-Adapter: {_pin(pin, 'adapter')}" for pin in _inputs(document, "adapter")),
             f"Adapter-Merge-Base: {_pinned(document, 'base')}",
             f"{TRAILER}: {fingerprint}",
         )
@@ -94,20 +94,29 @@ def _tally(document: Json) -> str:
     return f"{statuses.count('pass')} checks passed" + (f", {warned} gave a warning" if warned else "")
 
 
-def _input(document: Json, role: str) -> Json:
-    found = (document.get("inputs") or {}).get(role)
-    if isinstance(found, list):  # several adapters in one merge
-        found = found[0] if found else None
-    return found if isinstance(found, dict) else {}
+def _inputs(document: Json, role: str) -> list[Json]:
+    """The base's pin, or those of all adapters; one that says nothing where there is none."""
+    inputs = document.get("inputs") or {}
+    found = inputs.get(f"{role}s") or inputs.get(role)
+    pins: list[Json] = [pin for pin in (found if isinstance(found, list) else [found]) if isinstance(pin, dict)]
+    return pins or [{}]
 
 
 def _name(document: Json, role: str) -> str:
-    return _input(document, role).get("repo") or f"a local {role}"
+    return " and ".join(_repo(pin, role) for pin in _inputs(document, role))
 
 
 def _pinned(document: Json, role: str, *, short: bool = False) -> str:
-    sha = str(_input(document, role).get("sha") or "?")
+    return " and ".join(_pin(pin, role, short=short) for pin in _inputs(document, role))
+
+
+def _repo(pin: Json, role: str) -> str:
+    return str(pin.get("repo") or f"a local {role}")
+
+
+def _pin(pin: Json, role: str, *, short: bool = False) -> str:
+    sha = str(pin.get("sha") or "?")
     if short:
         kind, colon, digits = sha.rpartition(":")
         sha = kind + colon + digits[:SHOWN]
-    return f"{_name(document, role)}@{sha}"
+    return f"{_repo(pin, role)}@{sha}"

@@ -46,12 +46,25 @@ def parse_ref(text: str) -> Ref:
 # --- pin ----------------------------------------------------------------------------------------------------------
 
 
-def pin(request: Request, hub: Hub, emit: Emit) -> Sources:
-    """Both inputs at a commit, with their small files and the headers of their weights."""
-    adapter = _with_headers(_pin_one("adapter", request.adapter, hub, emit), request, hub, emit)
-    named = request.base is None
+def pin(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None = None) -> Sources:
+    """All inputs at a commit, with their small files and the headers of their weights.
+
+    `bases`: those that were pinned before, which are not looked at again; a new one is added to it.
+    """
+    adapter, *more = (
+        _with_headers(_pin_one("adapter", ref, hub, emit), request, hub, emit) for ref in (request.adapter, *request.more)
+    )
+    base_ref = request.base or base_of(adapter)
+    bases = {} if bases is None else bases
+    if base_ref not in bases:
+        bases[base_ref] = _with_headers(_pin_base(base_ref, request.base is None, hub, emit), request, hub, emit)
+    return Sources(base=bases[base_ref], adapter=adapter, more=tuple(more))
+
+
+def _pin_base(ref: Ref, named: bool, hub: Hub, emit: Emit) -> Source:
+    """The base. `named`: by the adapter's config, and not by a person."""
     try:
-        base = _pin_one("base", request.base or base_of(adapter), hub, emit)
+        return _pin_one("base", ref, hub, emit)
     except NotFound as missing:
         if not named:
             raise
@@ -59,7 +72,6 @@ def pin(request: Request, hub: Hub, emit: Emit) -> Sources:
             f"The base that the adapter's config names cannot be used: {missing.what}",
             remedy=f"{missing.remedy} Or name the base with --base.",
         ) from missing
-    return Sources(base=_with_headers(base, request, hub, emit), adapter=adapter)
 
 
 def base_of(adapter: Source) -> Ref:
@@ -105,28 +117,35 @@ def _with_headers(source: Source, request: Request, hub: Hub, emit: Emit) -> Sou
 
 
 def fetch(sources: Sources, names: Plan | Mapping[Role, Sequence[str]], hub: Hub, emit: Emit) -> Local:
-    """Two folders that hold every file named (by role, or all that a plan needs) and the small files read by `pin`."""
+    """Folders that hold every file named (by role, or all that a plan needs) and the small files read by `pin`.
+
+    What is wanted of the adapter is wanted of every adapter that has it.
+    """
     wanted = needed(sources, names) if isinstance(names, Plan) else {role: set(found) for role, found in names.items()}
-    both = (sources.base, sources.adapter)
-    lists = {source.role: sorted({*wanted.get(source.role, ()), *source.texts}) for source in both}
-    meter = _Meter(sum(_to_come(source, lists[source.role], hub) for source in both), emit)
+    lists = [(source, _wanted_of(source, wanted)) for source in (sources.base, *sources.adapters)]
+    meter = _Meter(sum(_to_come(source, names, hub) for source, names in lists), emit)
     if meter.total:
         emit(Stage(name=STAGE, title=f"Downloading {meter.total:,} bytes"))
-    folders = {source.role: _folder(source, lists[source.role], hub, meter) for source in both}
+    base, *adapters = (_folder(source, names, hub, meter) for source, names in lists)
     changed = {entry.name: entry.changed for entry in sources.base.files if entry.changed is not None}
-    return Local(base=folders["base"], adapter=folders["adapter"], changed=changed)
+    return Local(base=base, adapter=adapters[0], adapters=tuple(adapters), changed=changed)
 
 
 def needed(sources: Sources, plan: Plan) -> dict[Role, set[str]]:
     """The files a plan reads: all weights, and the assets that are copied."""
     wanted: dict[Role, set[str]] = {
         "base": {header.file for header in sources.base.headers},
-        "adapter": {header.file for header in sources.adapter.headers},
+        "adapter": {header.file for source in sources.adapters for header in source.headers},
     }
     for asset in plan.assets:
         if asset.content is None:
             wanted[asset.source].add(asset.name)
     return wanted
+
+
+def _wanted_of(source: Source, wanted: Mapping[Role, set[str]]) -> list[str]:
+    there = {entry.name for entry in source.files}
+    return sorted({*(name for name in wanted.get(source.role, ()) if name in there), *source.texts})
 
 
 def _folder(source: Source, names: Sequence[str], hub: Hub, meter: _Meter) -> Path:

@@ -10,7 +10,8 @@ import pytest
 
 from bot import errors
 from bot.cli import cli
-from bot.records import Options, Request
+from bot.combine.notation import KINDS
+from bot.records import Combination, Options, Request
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -49,8 +50,17 @@ def test_the_readme_explains_every_option_of_run() -> None:
 def test_every_field_of_a_request_can_be_set_on_the_command_line() -> None:
     parameters = {parameter.name for parameter in cli.commands["run"].params}
     fields = set(Request.__dataclass_fields__) - {"options"} | set(Options.__dataclass_fields__)
+    combining = {name: "combine" if name == "kind" else name for name in Combination.__dataclass_fields__}
+    fields = fields - {"adapter", "more", "combination"} | {"adapters", *combining.values()}
     only_one_value_yet = {"base_weights", "quantize", "engine", "device"}  # see the comment on Options
     assert fields - only_one_value_yet <= parameters
+
+
+def test_every_kind_of_combination_is_on_the_command_line_and_in_the_readme() -> None:
+    option = next(parameter for parameter in cli.commands["run"].params if parameter.name == "combine")
+    assert isinstance(option.type, click.Choice)
+    assert sorted(option.type.choices) == sorted(KINDS)
+    assert all(f"`{kind}`" in README for kind in KINDS)
 
 
 @pytest.mark.parametrize("command", sorted(cli.commands))

@@ -1,0 +1,51 @@
+"""One base, many adapters, each into a model of its own: the base is pinned, hashed and downloaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bot.errors import AdapterMergeError, Usage
+from bot.events import Emit, Note
+from bot.hub import Hub
+from bot.pipeline import run
+from bot.records import Outcome, Ref, Request, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How one of them ended: with an outcome, or with an error, which does not stop the others."""
+
+    request: Request
+    outcome: Outcome | None = None
+    error: AdapterMergeError | None = None
+
+
+def run_each(requests: Sequence[Request], hub: Hub, emit: Emit) -> Iterator[Ended]:
+    """Run one request after the other. With an output, each gets a folder in it, called like its adapter.
+
+    Raises Usage where two would have the same folder.
+    """
+    bases: dict[Ref, Source] = {}
+    for place, request in enumerate(_apart(requests), 1):
+        emit(Note(text=f"{place} of {len(requests)}: {request.adapter.text}"))
+        try:
+            yield Ended(request=request, outcome=run(request, hub, emit, bases))
+        except AdapterMergeError as error:
+            yield Ended(request=request, error=error)
+
+
+def _apart(requests: Sequence[Request]) -> list[Request]:
+    names = [_name(request.adapter) for request in requests]
+    twins = [name for name in names if names.count(name) > 1]
+    if twins and any(request.output for request in requests):
+        raise Usage(f"Two of the adapters are called {twins[0]}.", remedy="Merge them in two runs.")
+    return [
+        replace(request, output=request.output / name) if request.output else request
+        for request, name in zip(requests, names, strict=True)
+    ]
+
+
+def _name(adapter: Ref) -> str:
+    return adapter.repo.rpartition("/")[2] if adapter.repo else (adapter.folder or Path(adapter.text)).resolve().name
