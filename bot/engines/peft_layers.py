@@ -85,13 +85,13 @@ class PeftLayers:
         try:
             with torch.no_grad(), all_widened(), _quiet():
                 probe = probe_for(owner)
-                _stand_in(owner, others, 0.0)
+                _stand_in(owner, others, 1.0)
                 unmerged = layer(probe) if probe is not None else None
-                _stand_in(owner, others, math.nan)  # a weight that the plan forgot must not pass for zero
+                _stand_in(owner, others, math.nan)  # a weight that the plan forgot must not pass for one
                 layer.merge(safe_merge=False)
                 merged = layer.get_base_layer()
                 found = {name: _finite(getattr(merged, name).data, op) for name, op in wanted.items()}
-                _stand_in(merged, others, 0.0)
+                _stand_in(merged, others, 1.0)
                 if unmerged is not None and not same_output(unmerged, layer(probe)):
                     raise _deviates(module)
             return found

@@ -27,7 +27,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from bot.records import Json, PeftMerge, Stored
+from bot.records import Json, PeftMerge
 from bot.weights.headers import read_header
 from bot.weights.methods import modules_of
 
@@ -163,6 +163,8 @@ def base(name: str, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     for weight in model.parameters():
         if weight.dim() == 1:
             weight.data += 0.1 * torch.randn(weight.shape)
+        else:
+            weight.data *= 4.0  # as initialised, such small models hardly react to anything
     model.to(dtype).save_pretrained(folder)
     return model.float().eval()
 
@@ -177,7 +179,7 @@ def adapter(case: Case, model: PreTrainedModel, folder: Path) -> Json:
     torch.manual_seed(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = PEFT_TYPE_TO_CONFIG_MAPPING[case.method](target_modules=list(targets), **settings)  # type: ignore[index]
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[case.method](target_modules=list(targets), **settings)
         tuned = get_peft_model(model, config)
         for weight in tuned.parameters():
             if weight.requires_grad and weight.is_floating_point():
@@ -218,8 +220,3 @@ def _by_content(model: PreTrainedModel, folder: Path) -> dict[str, str]:
         if keys:
             found[name] = name if name in keys else keys[0]
     return found
-
-
-def stored_of(folder: Path) -> dict[str, Stored]:
-    """The header of a saved model."""
-    return {tensor.key: tensor for tensor in read_header(folder / WEIGHTS, file=WEIGHTS).tensors}
