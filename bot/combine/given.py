@@ -108,9 +108,9 @@ def read(source: Source, place: int) -> tuple[Given, list[Refusal]]:
     called = f"Adapter {place + 1} ({source.repo or source.ref.text})"
     given = Given(place=place, called=called, sha=source.sha, config=config)
     if config.get("peft_type") != "LORA":
-        what = f"is not a LoRA (its peft_type is {config.get('peft_type')!r})"
-        return given, [_barred(called, "not-lora", f"{what}, and only LoRAs can be combined")]
-    refusals = [_barred(called, code, f"uses {what}, which cannot be combined") for code, what in _barred_by(config)]
+        reason = f"{called} is no LoRA (its peft_type is {config.get('peft_type')!r}), and only LoRAs can be combined."
+        return given, [Refusal(code="not-lora", reason=reason, remedy=KEEP_SEPARATE)]
+    refusals = [_uses(called, code, what) for code, what in _barred_by(config)]
     try:
         scaling = _scaling(config)
     except (TypeError, ValueError, AttributeError, re.error) as error:
@@ -125,8 +125,14 @@ def bare(key: str) -> str:
     return PREFIX.sub("", WRAPPERS.sub("", key))
 
 
-def _barred(called: str, code: str, what: str) -> Refusal:
-    return Refusal(code=code, reason=f"{called} {what}.", remedy=KEEP_SEPARATE)
+def _uses(called: str, code: str, what: str) -> Refusal:
+    return Refusal(code=code, reason=f"{called} uses {what}, which cannot be combined.", remedy=KEEP_SEPARATE)
+
+
+def _holds(called: str, code: str, what: str, keys: list[str]) -> Refusal:
+    shown = f"{len(keys)} tensors, e.g. {keys[0]}"
+    reason = f"{called} holds {what} ({shown}), which cannot be combined."
+    return Refusal(code=code, reason=reason, remedy=KEEP_SEPARATE)
 
 
 def _barred_by(config: Json) -> list[tuple[str, str]]:
@@ -162,16 +168,13 @@ def _sort_out(given: Given, tensors: list[Stored], scaling: Callable[[str], tupl
             given.copies[copy["module"]] = tensor
         else:
             barred.setdefault(("unknown-key", "tensors of an unknown kind"), []).append(tensor.key)
-    refusals = [
-        _barred(given.called, code, f"holds {what} ({len(keys)} tensors, e.g. {keys[0]}), which cannot be combined")
-        for (code, what), keys in barred.items()
-    ]
+    refusals = [_holds(given.called, code, what, keys) for (code, what), keys in barred.items()]
     if len(names) > 1:
-        what = f"holds several adapters in one file ({', '.join(sorted(map(str, names)))})"
-        refusals.append(_barred(given.called, "several-adapters", what))
+        reason = f"{given.called} holds several adapters in one file: {', '.join(sorted(map(str, names)))}."
+        refusals.append(Refusal(code="several-adapters", reason=reason, remedy="Save them one by one."))
     for (module, kind), sides in sorted(halves.items()):
         if problem := _unfit(given, module, sides, scaling):
-            refusals.append(_barred(given.called, *problem))
+            refusals.append(problem)
         else:
             given.pairs[module] = Pair(kind=kind, a=sides["A"], b=sides["B"], scaling=scaling(module)[1])
     return refusals
@@ -179,18 +182,23 @@ def _sort_out(given: Given, tensors: list[Stored], scaling: Callable[[str], tupl
 
 def _unfit(
     given: Given, module: str, sides: dict[str, Stored], scaling: Callable[[str], tuple[int, float]]
-) -> tuple[str, str] | None:
-    """(code, sentence) of what is wrong with a module's halves, or None."""
+) -> Refusal | None:
+    """What is wrong with a module's halves, or None."""
+    again = "Save the adapter again with PEFT."
     if sides.keys() != {"A", "B"}:
-        return "half-a-pair", f"has only the {' and '.join(sides)} matrix of {module}"
+        reason = f"{given.called} has only the {' and '.join(sides)} matrix of {module}."
+        return Refusal(code="half-a-pair", reason=reason, remedy=again)
     if module in given.pairs:
-        return "repeated-key", f"changes {module} both as a weight and as an embedding"
+        reason = f"{given.called} changes {module} both as a weight and as an embedding."
+        return Refusal(code="repeated-key", reason=reason, remedy=again)
     a, b, rank = sides["A"].shape, sides["B"].shape, scaling(module)[0]
     if len(a) < 2 or len(b) != len(a) or not a[0] == b[1] == rank:
-        shapes = f"A is {'×'.join(map(str, a))}, B is {'×'.join(map(str, b))}, the config says rank {rank}"
-        return "rank", f"does not fit its own config at {module}: {shapes}"
+        shapes = f"A is {'×'.join(map(str, a))}, B is {'×'.join(map(str, b))}"
+        reason = f"{given.called} does not fit its own config at {module}: {shapes}, the rank is to be {rank}."
+        return Refusal(code="rank", reason=reason, remedy=again)
     if odd := {sides["A"].dtype, sides["B"].dtype} - FLOATS:
-        return "adapter-dtype", f"stores {module} as {odd.pop()}"
+        reason = f"{given.called} stores {module} as {odd.pop()}."
+        return Refusal(code="adapter-dtype", reason=reason, remedy="Save the adapter in float32 or bfloat16.")
     return None
 
 
