@@ -138,8 +138,8 @@ class _Claimer:
             self.claims.used.add(whole.values.key)
             self.claims.values[key] = whole
         elif key in self.claims.values:
-            if whole.trained:
-                self.claims.refuse("claimed-twice", key, whole.values)
+            if whole.trained == self.claims.values[key].trained:  # PEFT saved it twice, under two names
+                self.claims.twins.append((self.claims.values[key].values, whole.values, False))
             self.claims.used.add(whole.values.key)
         else:
             self.claims.used.add(whole.values.key)

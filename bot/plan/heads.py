@@ -22,6 +22,7 @@ BY_TASK = {
     "SEQ_2_SEQ_LM": "ForConditionalGeneration",
     "FEATURE_EXTRACTION": "Model",
 }
+ENDINGS = ("LMHeadModel", "ForMaskedLM", "ForPreTraining", "ForImageClassification", *BY_TASK.values())
 LABELLED = ("score", "classifier", "qa_outputs")
 
 
@@ -33,11 +34,9 @@ def new_class(adapter: Json, config: Json) -> str | None:
         return named
     suffix = BY_TASK.get(str(adapter.get("task_type")))
     for name in config.get("architectures") or ():
-        stem = str(name)
-        for ending in (*BY_TASK.values(), "ForMaskedLM", "LMHeadModel", "ForPreTraining", "ForImageClassification"):
-            stem = stem.removesuffix(ending)
-        if suffix and _is_class(stem + suffix):
-            return stem + suffix
+        stems = [str(name).removesuffix(ending) for ending in ENDINGS if str(name).endswith(ending)]
+        if suffix and stems and _is_class(stems[0] + suffix):
+            return stems[0] + suffix
     return None
 
 

@@ -1,4 +1,4 @@
-"""Scaling is PEFT's own; whatever else an adapter holds is refused by name."""
+"""Scaling is PEFT's own; every tensor of an adapter is read for what it does, or refused by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.records import Stored
-from bot.weights.adapter import pair_up, read_settings, scaling_of
+from bot.weights import methods
+from bot.weights.adapter import Settings, read_changes, read_settings, scaling_of
 
 LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}
 
@@ -34,7 +35,6 @@ def test_patterns_match_as_they_do_in_peft(module: str, ranks: dict, alphas: dic
     from peft.utils.other import get_pattern_key
 
     settings_, refusals = read_settings(LORA | {"rank_pattern": ranks, "alpha_pattern": alphas, "use_rslora": rslora})
-    assert settings_
     assert not refusals
     rank = ranks.get(get_pattern_key(list(ranks), module), 8)
     alpha = alphas.get(get_pattern_key(list(alphas), module), 16)
@@ -44,30 +44,33 @@ def test_patterns_match_as_they_do_in_peft(module: str, ranks: dict, alphas: dic
 @pytest.mark.parametrize(
     ("field", "value", "code"),
     [
-        ("use_dora", True, "dora"),
-        ("lora_bias", True, "lora-bias"),
-        ("bias", "all", "bias"),
-        ("modules_to_save", ["classifier"], "modules-to-save"),
-        ("layer_replication", [[0, 4]], "layer-replication"),
         ("alora_invocation_tokens", [1], "alora"),
+        ("arrow_config", {"top_k": 3}, "arrow"),
         ("init_lora_weights", "pissa_niter_4", "changed-base"),
-        ("init_lora_weights", "olora", "changed-base"),
+        ("init_lora_weights", "loftq", "changed-base"),
         ("megatron_config", {"a": 1}, "megatron"),
-        ("target_parameters", ["experts.gate_up_proj"], "target-parameters"),
+        ("use_qalora", True, "qalora"),
         ("a_field_of_tomorrow", True, "unknown-setting"),
     ],
 )
 def test_a_setting_that_is_not_merged_is_refused_by_name(field: str, value: object, code: str) -> None:
-    _, refusals = read_settings(LORA | {field: value})
+    config = LORA | {field: value}
+    refusals = [*methods.find_method(config)[1], *read_settings(config)[1]]
     assert [refusal.code for refusal in refusals] == [code]
     assert all(refusal.reason.endswith(".") and refusal.remedy.endswith(".") for refusal in refusals)
 
 
-@pytest.mark.parametrize("config", [{}, {"peft_type": None}, {"peft_type": "PREFIX_TUNING"}, {"peft_type": "NO_SUCH"}])
-def test_an_unknown_peft_type_is_refused(config: dict) -> None:
-    found, refusals = read_settings(config)
-    assert found is None
-    assert [refusal.code for refusal in refusals] == ["unknown-peft-type"]
+@pytest.mark.parametrize(
+    ("config", "code"),
+    [
+        ({}, "unknown-peft-type"),
+        ({"peft_type": None}, "unknown-peft-type"),
+        ({"peft_type": "NO_SUCH"}, "unknown-peft-type"),
+        ({"peft_type": "PREFIX_TUNING"}, "no-merged-form"),
+    ],
+)
+def test_a_method_that_nobody_merges_is_refused(config: dict, code: str) -> None:
+    assert [refusal.code for refusal in methods.find_method(config)[1]] == [code]
 
 
 @pytest.mark.parametrize(
@@ -87,29 +90,74 @@ def test_a_config_saved_by_this_peft_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("middle", ["", ".default"])
-@pytest.mark.parametrize("prefix", ["base_model.model.", ""])
+@pytest.mark.parametrize(
+    "prefix",
+    ["base_model.model.", "", "module.base_model.model.", "base_model.model._orig_mod.", "_fsdp_wrapped_module."],
+)
 def test_pairs_are_found_under_every_spelling(prefix: str, middle: str) -> None:
     keys = [f"{prefix}model.layers.0.q_proj.lora_{side}{middle}.weight" for side in "AB"]
-    pairs, refusals = pair_up(map(tensor, keys))
-    assert [(pair.module, pair.keys) for pair in pairs] == [("model.layers.0.q_proj", tuple(keys))]
-    assert refusals == []
+    changes = read_changes(map(tensor, keys), Settings())
+    assert [(pair.module, pair.a.key, pair.b.key) for pair in changes.pairs] == [("model.layers.0.q_proj", *keys)]
+    assert changes.refusals == ()
+
+
+@pytest.mark.parametrize("end", ["", ".weight", ".default", ".default.weight"])
+def test_magnitudes_are_found_in_every_form_that_peft_has_written(end: str) -> None:
+    keys = ["q.lora_A.weight", "q.lora_B.weight", f"q.lora_magnitude_vector{end}"]
+    (pair,) = read_changes(map(tensor, keys), Settings(dora=True)).pairs
+    assert pair.magnitude
+    assert pair.magnitude.key == keys[2]
 
 
 @pytest.mark.parametrize(
-    ("key", "code"),
+    ("key", "settings", "expected"),
     [
-        ("base_model.model.q.lora_magnitude_vector.weight", "dora"),
-        ("base_model.model.embed_tokens.lora_embedding_A", "embedding-lora"),
-        ("base_model.model.q.lora_B.bias", "lora-bias"),
-        ("base_model.model.q.bias", "bias"),
-        ("base_model.model.lm_head.weight", "modules-to-save"),
-        ("base_model.model.embed_tokens.token_adapter.trainable_tokens_delta", "trainable-tokens"),
-        ("base_model.model.experts.base_layer.lora_A.weight", "target-parameters"),
-        ("base_model.model.q.lora_A.weight", "half-a-pair"),
-        ("something.else", "unknown-key"),
+        ("lm_head.weight", Settings(saved=("lm_head",)), ("lm_head.weight", True)),
+        ("lm_head.modules_to_save.weight", Settings(saved=("lm_head",)), ("lm_head.weight", True)),
+        ("score.modules_to_save.default.weight", Settings(saved=("score",)), ("score.weight", True)),
+        ("cls.dense.weight", Settings(saved=("cls",)), ("cls.dense.weight", True)),
+        ("model.embed_tokens.weight", Settings(), ("model.embed_tokens.weight", False)),
+        ("model.embed_tokens.base_layer.weight", Settings(), ("model.embed_tokens.weight", False)),
+        ("q.bias", Settings(bias="all"), ("q.bias", True)),
+        ("q.base_layer.bias", Settings(bias="lora_only"), ("q.bias", True)),
     ],
 )
-def test_every_other_tensor_is_claimed_by_a_refusal(key: str, code: str) -> None:
-    pairs, refusals = pair_up([tensor(key)])
-    assert pairs == []
-    assert [(refusal.code, refusal.keys) for refusal in refusals] == [(code, (key,))]
+def test_whole_tensors_are_trained_ones_or_copies_of_the_base(key: str, settings, expected) -> None:
+    (whole,) = read_changes([tensor(f"base_model.model.{key}")], settings).wholes
+    assert (whole.parameter, whole.trained) == expected
+
+
+def test_stacked_experts_say_how_deep_they_were_wrapped() -> None:
+    keys = [f"experts{deep}.lora_{side}.weight" for deep in ("", ".base_layer") for side in "AB"]
+    assert {(pair.module, pair.depth) for pair in read_changes(map(tensor, keys), Settings()).pairs} == {
+        ("experts", 0),
+        ("experts", 1),
+    }
+
+
+def test_token_rows_need_as_many_indices() -> None:
+    key = "embed_tokens.token_adapter.trainable_tokens_delta"
+    (tokens,) = read_changes([tensor(key)], Settings(tokens={"embed_tokens": (7, 1, 5, 3)})).tokens
+    assert tokens.rows == (7, 1, 5, 3)
+    (refusal,) = read_changes([tensor(key)], Settings(tokens=(1, 2))).refusals
+    assert (refusal.code, refusal.keys) == ("trainable-tokens", (key,))
+
+
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        (["q.lora_A.weight"], "half-a-pair"),
+        (["q.lora_magnitude_vector"], "half-a-pair"),
+        (["q.lora_A.weight", "q.lora_B.weight", "q.lora_B.x.weight"], "repeated-key"),
+        (["something.else"], "unknown-key"),
+        (["alone"], "unknown-key"),
+    ],
+)
+def test_every_other_tensor_is_claimed_by_a_refusal(keys: list[str], code: str) -> None:
+    (refusal,) = read_changes(map(tensor, keys), Settings()).refusals
+    assert (refusal.code, refusal.keys) == (code, (keys[-1],))
+
+
+def test_two_adapters_in_one_file_are_refused() -> None:
+    keys = [f"{module}.lora_{side}.{module}.weight" for module in ("a", "b") for side in "AB"]
+    assert [refusal.code for refusal in read_changes(map(tensor, keys), Settings()).refusals] == ["several-adapters"]

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bot.plan import PAIR_SENTENCES
-from bot.weights.adapter import OTHER_KEYS, REFUSED_FIELDS
+from bot.combine.given import BARRED_FIELDS, BARRED_KEYS
+from bot.plan.sentences import SENTENCES
+from bot.weights.methods import INITS_REFUSED, LORA_REFUSED, METHODS, OTHER_REFUSED
 
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = ("devhub", "demo")  # the local Hub speaks as the Hub does; the demo's faults are ours
@@ -35,7 +36,20 @@ def everything_said() -> tuple[Said, ...]:
     """The sentences of all errors and refusals in bot/, and of its launcher."""
     found = [said for path in sorted((ROOT / "bot").rglob("*.py")) for said in _in_module(path)]
     # Built from tables, not at the place where they are raised.
-    found += [Said(text=_plain(s), code=code, where="bot/plan.py") for code, (s, _) in PAIR_SENTENCES.items()]
+    found += [Said(text=_plain(s), code=code, where="bot/plan/sentences.py") for code, (s, _) in SENTENCES.items()]
+    settings = (*LORA_REFUSED, *(one for many in OTHER_REFUSED.values() for one in many))
+    found += [
+        Said(text=f"{why[0].upper()}{why[1:]}.", code=code, where="bot/weights/methods.py") for _, code, why in settings
+    ]
+    found += [
+        Said(text=f"{why}.", code="changed-base", where="bot/weights/methods.py") for why in INITS_REFUSED.values()
+    ]
+    refused = [method.refused for method in METHODS.values() if method.refused]
+    found += [Said(text=why, code="no-merged-form", where="bot/weights/methods.py") for why in refused]
+    uses = {code for _, code, _ in BARRED_FIELDS} | {"bias", "changed-base", "unknown-setting"}
+    holds = {code for _, code, _ in BARRED_KEYS} | {"repeated-key", "unknown-key"}
+    found += [Said(text="… uses …, which cannot be combined.", code=code, where="bot/combine/given.py") for code in uses]
+    found += [Said(text="… holds … (…), which cannot be combined.", code=c, where="bot/combine/given.py") for c in holds]
     launcher = ROOT / "bot" / "launch.sh"
     if launcher.exists():
         text = launcher.read_text()
@@ -46,8 +60,7 @@ def everything_said() -> tuple[Said, ...]:
 
 def refusal_codes() -> set[str]:
     """Every code that a refusal in a plan can carry."""
-    tables = {code for _, code, _ in (*OTHER_KEYS, *REFUSED_FIELDS)} | set(PAIR_SENTENCES)
-    return tables | {said.code for said in everything_said() if said.code}
+    return {said.code for said in everything_said() if said.code}
 
 
 def _in_module(path: Path) -> Iterator[Said]:

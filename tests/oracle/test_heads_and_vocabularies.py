@@ -1,0 +1,115 @@
+"""Adapters that change what the base is: another vocabulary, another head."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+from tests.factory import ALL_ARCHITECTURES, model_inputs, save_base
+from tests.oracle.unmerged import distance
+from tests.steps import merge_folders, plan_folders
+
+
+def randomised(model: torch.nn.Module) -> torch.nn.Module:
+    torch.manual_seed(4)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "embedding_A" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("rows", [136, 120])
+@pytest.mark.parametrize("how", ["saved along", "LoRA on the embedding", "modules_to_save"])
+@pytest.mark.parametrize("name", ["llama", "qwen2"])  # untied, tied
+def test_a_vocabulary_of_another_size(name: str, how: str, rows: int, tmp_path: Path) -> None:
+    base = save_base(name, tmp_path / "base", dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    ways = {
+        "saved along": {"target_modules": ["q_proj"]},
+        "LoRA on the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+        "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    }
+    adapted = randomised(get_peft_model(model, LoraConfig(r=4, **ways[how])))
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True if how == "saved along" else "auto")
+    keys = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    if name == "llama" and not any("lm_head" in key for key in keys):
+        plan = plan_folders(base, tmp_path / "adapter")
+        assert [refusal.code for refusal in plan.refusals] == ["vocabulary"]
+        return
+    with torch.no_grad():
+        tokens = {"input_ids": torch.arange(3, rows).view(1, -1)[:, -20:]}
+        expected = adapted.double().eval()(**tokens).logits
+    folder = merge_folders(base, tmp_path / "adapter", tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    assert merged.config.vocab_size == rows
+    with torch.no_grad():
+        assert distance(merged(**tokens).logits, expected) < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "auto", "task"),
+    [
+        ("llama", "AutoModelForSequenceClassification", "SEQ_CLS"),
+        ("qwen2", "AutoModelForTokenClassification", "TOKEN_CLS"),
+        ("gpt2", "AutoModelForSequenceClassification", "SEQ_CLS"),
+        ("bert", "AutoModelForTokenClassification", "TOKEN_CLS"),
+        ("roberta", "AutoModelForSequenceClassification", "SEQ_CLS"),
+        ("llama", "AutoModelForSequenceClassification", None),
+    ],
+)
+def test_a_new_head_on_a_language_model(name: str, auto: str, task: str | None, tmp_path: Path) -> None:
+    """The output is a checkpoint of the adapter's class: it loads without a missing or an unexpected tensor."""
+    base = save_base(name, tmp_path / "base", dtype=torch.float32)
+    chosen = getattr(transformers, auto)
+    model = chosen.from_pretrained(base, num_labels=5)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = 0  # a batch of sentences needs one
+    heads = ["score", "classifier"]
+    settings = {"target_modules": ["q_proj", "v_proj", "c_attn", "query", "value"]}
+    settings |= {} if task else {"modules_to_save": heads}
+    adapted = randomised(get_peft_model(model, LoraConfig(r=4, task_type=task, **settings)))
+    adapted.save_pretrained(tmp_path / "adapter")
+    inputs = model_inputs(name)
+    with torch.no_grad():
+        expected = adapted.double().eval()(**inputs).logits
+    folder = merge_folders(base, tmp_path / "adapter", tmp_path / "merged")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == [type(model).__name__]
+    assert len(config["id2label"]) == 5
+    merged, loading = chosen.from_pretrained(folder, dtype=torch.float64, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    merged.config.pad_token_id = model.config.pad_token_id
+    with torch.no_grad():
+        assert distance(merged.eval()(**inputs).logits, expected) < 2e-6
+
+
+def test_a_classifier_with_more_labels_than_the_bases(tmp_path: Path) -> None:
+    base = save_base("llama-classifier", tmp_path / "base", dtype=torch.float32)
+    auto = getattr(transformers, ALL_ARCHITECTURES["llama-classifier"].auto)
+    model = auto.from_pretrained(base, num_labels=7, ignore_mismatched_sizes=True)
+    adapted = randomised(get_peft_model(model, LoraConfig(r=4, task_type="SEQ_CLS", target_modules=["q_proj"])))
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = auto.from_pretrained(merge_folders(base, tmp_path / "adapter", tmp_path / "merged"), dtype=torch.float64)
+    assert merged.config.num_labels == 7
+    inputs = model_inputs("llama-classifier")
+    with torch.no_grad():
+        assert distance(merged.eval()(**inputs).logits, adapted.double().eval()(**inputs).logits) < 2e-6
+
+
+def test_a_head_of_no_known_class_is_refused(tmp_path: Path) -> None:
+    base = save_base("llama", tmp_path / "base")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["score"]))
+    adapted.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"auto_mapping": {"base_model_class": "NoSuchClass"}, "task_type": None}))
+    assert [refusal.code for refusal in plan_folders(base, tmp_path / "adapter").refusals] == ["new-head"]
