@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from bot.checks import lora, tokens
+from bot.checks import lora, peft, tokens
 from bot.checks.case import read_json
 from bot.checks.checkpoint import Checkpoint, Place
 from bot.checks.declared import Declared
@@ -18,7 +18,7 @@ from bot.checks.heads import declare_heads, trained_skeleton
 from bot.checks.names import Names
 from bot.checks.skeleton import BUILD_ERRORS, NEEDS_CODE, Skeleton, build, model_class
 from bot.checks.subject import Subject
-from bot.checks.touch import Expected, LowRank, Reading, Tokens
+from bot.checks.touch import Asked, Expected, LowRank, Reading, Tokens
 from bot.errors import Refused
 from bot.records import Json
 from bot.weights.headers import read_header
@@ -62,13 +62,20 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
     adapter, tensors = _read_adapter(subject)
     config = read_json(subject.base / "config.json") or {}
     method = str(adapter.get("peft_type"))
-    if method not in METHODS:
+    asked = peft.is_asked(adapter)
+    if method not in METHODS and not asked:
         return Claims(method=method, tensors=len(tensors), problems=(f"This verifier does not know {method}.",))
+
+    def read(names: Names) -> Reading:
+        if asked:
+            return peft.read(adapter, tensors, names, subject)
+        return METHODS[method](adapter, tensors, names.parameters_of)
+
     names = _names(subject, base, config, None)
-    reading = METHODS[method](adapter, tensors, names.parameters_of)
+    reading = read(names)
     if any(names.locate(name) is None and names.is_new(name) is None for name in reading.changes):
         names = _names(subject, base, config, adapter)
-        reading = METHODS[method](adapter, tensors, names.parameters_of)
+        reading = read(names)
     derivation = Derivation(reading, names, config, found)
     expected = derivation.run()
     declared, dropped, problems = declare_heads(derivation.new, names, config, subject.base, subject.trust_remote_code)
@@ -88,7 +95,7 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
             _layer(name, names)
             for name, several in reading.changes.items()
             for one in several
-            if isinstance(one, LowRank | Tokens)
+            if isinstance(one, LowRank | Tokens | Asked)
         ),
         problems=tuple(problems or idle),
     )

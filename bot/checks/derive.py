@@ -9,10 +9,19 @@ from bot.checks import declared
 from bot.checks.checkpoint import FLOATS, Place, main_dtype
 from bot.checks.declared import Declared
 from bot.checks.names import Names
-from bot.checks.placing import Located, Misplaced, place_low_rank, place_shift, place_tokens, place_whole, view_of
+from bot.checks.placing import (
+    Located,
+    Misplaced,
+    place_asked,
+    place_low_rank,
+    place_shift,
+    place_tokens,
+    place_whole,
+    view_of,
+)
 from bot.checks.replicas import Replicas
 from bot.checks.ties import Ties, tie
-from bot.checks.touch import Change, Expected, LowRank, Reading, Shift, Step, Tokens, View, Whole
+from bot.checks.touch import Asked, Change, Expected, LowRank, Reading, Shift, Step, Tokens, View, Whole
 from bot.checks.traced import Traced
 from bot.records import Json
 
@@ -124,6 +133,8 @@ class Derivation:
                 key = located.traced.plain or next(iter(stored))
                 step, view = place_tokens(change, located, stored[key][0])
                 yield key, step, view
+            case Asked():
+                yield place_asked(change, located, stored)
             case _:
                 yield from place_whole(change, located, stored)
 

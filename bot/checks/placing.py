@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bot.checks.checkpoint import Place
-from bot.checks.touch import Given, Lines, LowRank, Matrix, Product, Shift, Span, Step, Tokens, View, Whole
+from bot.checks.touch import Asked, Given, Lines, LowRank, Matrix, Product, Shift, Span, Step, Tokens, View, Whole
 from bot.checks.traced import Block, Traced
 
 
@@ -199,6 +199,16 @@ def place_tokens(change: Tokens, where: Located, rows: int) -> tuple[Step, View]
     return Lines(
         module=change.module, uses=change.uses, rows=(0, rows), columns=(0, width), at=change.at, values=change.values
     ), view
+
+
+def place_asked(change: Asked, where: Located, stored: Stored) -> tuple[str, Step, View]:
+    """A parameter that a layer was asked for; it has to be stored in one piece. Raises Misplaced."""
+    key, shape = where.traced.plain, tuple(where.traced.shape)
+    if key is None or stored[key] != shape:
+        raise Misplaced(f"{where.name} is not stored in one piece, and only PEFT's layers know what becomes of it.")
+    if (change.rows[1], change.columns[1]) != view_of(shape):
+        raise Misplaced(f"{change.module}'s layer makes {change.rows[1]}×{change.columns[1]}; {where.name} is {shape}.")
+    return key, change, view_of(shape)
 
 
 def place_whole(change: Whole, where: Located, stored: Stored) -> Iterator[tuple[str, Step, View]]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from bot.checks.arithmetic import Sizes
 from bot.checks.checkpoint import Place
 from bot.checks.rows import CHUNK, Opened, chunks
-from bot.checks.touch import Given, Lines, Matrix, Product, Step, View
+from bot.checks.touch import Asked, Given, Lines, Matrix, Product, Step, View
+from bot.checks.unmerged import NoWeight
 
 WIDE = 1 << 22  # elements of a factor that is kept in float64 (32 MB); a larger one stays in its stored dtype
 
@@ -207,7 +208,39 @@ class ReadyValues:
         return Parts(weight=values, delta=nothing, product=nothing, rank=0)
 
 
-KINDS: dict[type, Callable[[Any, Source], Ready]] = {Product: ReadyProduct, Given: ReadyValues, Lines: ReadyValues}
+class ReadyAsked:
+    """Rows of a W' that is in memory whole while its rows are compared. Shared by threads, as Unmerged is."""
+
+    def __init__(self, step: Asked, source: Source) -> None:
+        self.step = step
+        self.view = source.view
+
+    def exact(self, weight: Tensor, low: int, high: int, opened: Opened) -> Tensor:
+        return self._whole().reshape(self.view)[low:high]
+
+    def parts(self, weight: Tensor, low: int, high: int, opened: Opened) -> Parts:
+        """`rank` products of numbers as large as the largest: their rounding errors come to the asking's slack."""
+        whole = self._whole()
+        value = whole.reshape(self.view)[low:high]
+        largest = torch.full_like(value, float(whole.abs().max()))
+        rank = round(self.step.unmerged.slack * 2.0**53)
+        return Parts(weight=weight, delta=value - weight, product=largest, rank=rank)
+
+    def _whole(self) -> Tensor:
+        """NaN, which nothing equals, where no weight can stand for the layer."""
+        try:
+            found: Tensor = self.step.unmerged.exact(self.step.parameter)
+        except NoWeight:
+            return torch.full((), torch.nan, dtype=torch.float64).expand(self.view)
+        return found
+
+
+KINDS: dict[type, Callable[[Any, Source], Ready]] = {
+    Product: ReadyProduct,
+    Given: ReadyValues,
+    Lines: ReadyValues,
+    Asked: ReadyAsked,
+}
 
 
 def ready(step: Step, source: Source) -> Ready:

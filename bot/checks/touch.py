@@ -90,6 +90,27 @@ class Given:
     values: Matrix
 
 
+class Asking(Protocol):
+    """Layers that say what they are when they are asked (see `unmerged`)."""
+
+    @property
+    def slack(self) -> float: ...
+    def exact(self, parameter: str) -> Any:
+        """The parameter's new value, a float64 tensor of its shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """All of a parameter is what `unmerged` says it is: what a method says, and the step itself."""
+
+    module: str
+    uses: tuple[str, ...]
+    rows: Span
+    columns: Span
+    parameter: str
+    unmerged: Asking
+
+
 @dataclass(frozen=True, kw_only=True)
 class Expected:
     """One tensor of the merged checkpoint: the numbers of `source`, changed by `steps`, rounded once.
@@ -189,7 +210,7 @@ class Tokens:
         return (self.values.stored.key,)
 
 
-Change = LowRank | Shift | Whole | Tokens
+Change = LowRank | Shift | Whole | Tokens | Asked
 
 
 @dataclass(frozen=True, kw_only=True)
