@@ -38,7 +38,10 @@ from transformers.pytorch_utils import Conv1D
 
 FLAG = "tie_word_embeddings"
 TARGET = Path(__file__).parents[1] / "bot" / "weights" / "conversions.json"
-CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d)
+CONVOLUTIONS = (
+    torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d,
+    torch.nn.utils.parametrize.ParametrizationList,  # weight norm, which transformers puts on convolutions
+)  # fmt: skip
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 transformers.utils.logging.set_verbosity_error()
@@ -280,7 +283,11 @@ def conversions() -> dict[str, Any]:
     lists, by_name = mappings()
     rows = class_rows(patience=5.0)
     telling = {name for name, row in rows.items() if tells(name, row, by_name)}
-    telling |= {name for name, row in rows.items() if any(part in telling for _, part in row.get("parts", {}).values())}
+    while (
+        more := {name for name, row in rows.items() if telling & {part for _, part in row.get("parts", {}).values()}}
+        - telling
+    ):
+        telling |= more
     return {
         "transformers": transformers.__version__,
         "lists": lists,

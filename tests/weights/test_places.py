@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from tests.factory import ALL_ARCHITECTURES, build
 from tests.weights.reading import Checkpoint, number
 
-CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.utils.parametrize.ParametrizationList)
 
 
 def saved(name: str, folder: Path, **settings: bool) -> Path:
