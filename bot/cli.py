@@ -63,6 +63,20 @@ PICKLE = click.option("--allow-pickle", is_flag=True, help="Read an adapter that
 REMOTE_CODE = click.option(
     "--trust-remote-code", is_flag=True, help="Let the full verification run the base's own code."
 )
+ENGINE = click.option(
+    "--engine",
+    type=click.Choice(["auto", "streaming", "phantom", "in-memory"]),
+    default="auto",
+    show_default=True,
+    help="How to merge. The method decides: auto takes its engine, another one is refused.",
+)
+DEVICE = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where deltas are multiplied; auto takes a GPU for ranks of 128 and more. The bytes are the same.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 QUIET = click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 DEBUG = click.option("--debug", is_flag=True, help="Show a traceback with every error.")
@@ -101,7 +115,7 @@ COMBINING = _options(
         help="Whether ties and dare_ties elect a sign by sum or by number. Default: total.",
     ),
 )
-MERGING = _options(BASE, DTYPE, VERIFY, PICKLE, REMOTE_CODE)
+MERGING = _options(BASE, DTYPE, ENGINE, DEVICE, VERIFY, PICKLE, REMOTE_CODE)
 SPEAKING = _options(JSON, QUIET, DEBUG)
 
 
@@ -330,7 +344,7 @@ def _maybe(text: str | None) -> Ref | None:
 def _chosen_options(chosen: dict[str, Any]) -> Options:
     from bot.records import Options
 
-    names = ("dtype", "verify", "allow_pickle", "trust_remote_code")
+    names = ("dtype", "engine", "device", "verify", "allow_pickle", "trust_remote_code")
     return Options(**{name: chosen[name] for name in names if name in chosen})
 
 

@@ -52,7 +52,7 @@ def test_every_field_of_a_request_can_be_set_on_the_command_line() -> None:
     fields = set(Request.__dataclass_fields__) - {"options"} | set(Options.__dataclass_fields__)
     combining = {name: "combine" if name == "kind" else name for name in Combination.__dataclass_fields__}
     fields = fields - {"adapter", "more", "combination"} | {"adapters", *combining.values()}
-    only_one_value_yet = {"base_weights", "quantize", "engine", "device"}  # see the comment on Options
+    only_one_value_yet = {"base_weights", "quantize"}  # see the comment on Options
     assert fields - only_one_value_yet <= parameters
 
 
