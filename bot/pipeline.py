@@ -9,7 +9,6 @@ import hashlib
 import importlib
 import math
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -18,8 +17,8 @@ from threading import Thread
 from typing import Literal
 
 from bot.card import render
-from bot.combine import Predicted, combine, notation
-from bot.combine.joined import as_one, joined, retold
+from bot.combine import Predicted, notation
+from bot.combine.joined import as_one, combined_in, joined, retold
 from bot.errors import AdapterMergeError, Usage
 from bot.events import Emit, Show, Stage
 from bot.hub import Hub
@@ -112,9 +111,8 @@ def one_adapter(together: Predicted | None, inputs: Local, hub: Hub, emit: Emit)
         yield inputs
         return
     emit(Stage(name="combine", title=f"Combining the adapters: {notation.words(together.how)}"))
-    hub.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=hub.scratch, prefix="combined-") as scratch:
-        yield replace(inputs, adapter=combine(together, inputs.adapters, Path(scratch) / "adapter"))
+    with combined_in(hub.scratch, together, inputs.adapters) as adapter:
+        yield replace(inputs, adapter=adapter)
 
 
 def plan_merge(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None = None) -> tuple[Sources, Plan]:

@@ -1,8 +1,11 @@
-"""The combined adapter's bytes: module after module, so that memory holds one of them at a time."""
+"""The combined adapter's bytes: module after module, so that memory holds few of them at a time."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,13 +14,14 @@ import numpy as np
 from bot.combine.algebra import Half, combine_module
 from bot.combine.exact import Array
 from bot.combine.given import Given
-from bot.combine.outline import WEIGHTS, Carried, Outline
+from bot.combine.outline import WEIGHTS, Carried, Outline, Slot
 from bot.errors import Refused
 from bot.records import Combination, Stored
 from bot.weights.headers import read_header
 
 DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 PIECE = 1 << 22  # bytes compared at a time
+WORKERS = 2
 
 
 def write_weights(
@@ -27,21 +31,24 @@ def write_weights(
     paths = [folder / WEIGHTS for folder in folders]
     for one, path in zip(given, paths, strict=True):
         _require_pinned(one, path)
-    readers = [path.open("rb") for path in paths]
-    try:
-        with target.open("wb") as out:
-            out.write(planned.header.raw)
-            for carried in planned.carried:
-                _carry(carried, given, readers, out)
-            for slot in planned.slots:
-                owners = [one for one in given if slot.module in one.pairs]
-                halves = [_half(one, slot.module, how, readers[one.place]) for one in owners]
-                for made, shape in zip(combine_module(slot, halves, how), (slot.a, slot.b), strict=True):
-                    assert made.shape == shape, (slot.module, made.shape, shape)
-                    out.write(np.ascontiguousarray(made, dtype="<f8").data)
-    finally:
-        for reader in readers:
-            reader.close()
+    with ExitStack() as stack:
+        readers = [stack.enter_context(path.open("rb")).fileno() for path in paths]
+        out = stack.enter_context(target.open("wb"))
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=WORKERS))
+        out.write(planned.header.raw)
+        for carried in planned.carried:
+            _carry(carried, given, readers, out)
+        for start in range(0, len(planned.slots), WORKERS):  # in step, so that results do not pile up
+            slots = planned.slots[start : start + WORKERS]
+            for slot, made in zip(slots, pool.map(lambda slot: _made(slot, given, how, readers), slots), strict=True):
+                for matrix, shape in zip(made, (slot.a, slot.b), strict=True):
+                    assert matrix.shape == shape, (slot.module, matrix.shape, shape)
+                    out.write(np.ascontiguousarray(matrix, dtype="<f8").data)
+
+
+def _made(slot: Slot, given: Sequence[Given], how: Combination, readers: Sequence[int]) -> tuple[Array, Array]:
+    owners = [one for one in given if slot.module in one.pairs]
+    return combine_module(slot, [_half(one, slot.module, how, readers[one.place]) for one in owners], how)
 
 
 def _require_pinned(one: Given, path: Path) -> None:
@@ -54,13 +61,13 @@ def _require_pinned(one: Given, path: Path) -> None:
             raise Refused(f"{one.called} is not the file that was planned for.", remedy="Run the merge again.")
 
 
-def _half(one: Given, module: str, how: Combination, reader: BinaryIO) -> Half:
+def _half(one: Given, module: str, how: Combination, reader: int) -> Half:
     pair = one.pairs[module]
     a, b = _numbers(pair.a, one, reader), _numbers(pair.b, one, reader)
     return Half(place=one.place, a=a, b=b, factor=how.weights[one.place] * pair.scaling)
 
 
-def _numbers(stored: Stored, one: Given, reader: BinaryIO) -> Array:
+def _numbers(stored: Stored, one: Given, reader: int) -> Array:
     """A tensor in float64, which holds every value of the other formats exactly."""
     read = _bytes(stored, reader)
     if stored.dtype == "BF16":
@@ -74,20 +81,24 @@ def _numbers(stored: Stored, one: Given, reader: BinaryIO) -> Array:
     return values.reshape(stored.shape)
 
 
-def _bytes(stored: Stored, reader: BinaryIO) -> bytes:
-    reader.seek(stored.start)
-    return reader.read(stored.stop - stored.start)
+def _bytes(stored: Stored, reader: int) -> bytes:
+    return _read(reader, stored.start, stored.stop - stored.start)
 
 
-def _carry(carried: Carried, given: Sequence[Given], readers: Sequence[BinaryIO], out: BinaryIO) -> None:
+def _read(reader: int, start: int, size: int) -> bytes:
+    """`size` bytes; a read call gives 2 GiB at most, and a network's disk less."""
+    found = b""
+    while len(found) < size and (piece := os.pread(reader, size - len(found), start + len(found))):
+        found = found + piece if found else piece
+    return found
+
+
+def _carry(carried: Carried, given: Sequence[Given], readers: Sequence[int], out: BinaryIO) -> None:
     """Copy a weight that came along, piece by piece; every adapter that brings it must bring the same."""
     starts = {place: given[place].copies[carried.module].start for place in carried.owners}
     for at in range(0, carried.stored.stop - carried.stored.start, PIECE):
         size = min(PIECE, carried.stored.stop - carried.stored.start - at)
-        pieces = []
-        for place, start in starts.items():
-            readers[place].seek(start + at)
-            pieces.append(readers[place].read(size))
+        pieces = [_read(readers[place], start + at, size) for place, start in starts.items()]
         if any(piece != pieces[0] for piece in pieces):
             raise Refused(
                 f"The adapters bring different weights of their own for {carried.module}.",

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
-from collections.abc import Iterable
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from bot.budget import machine_refusals
-from bot.combine import Predicted, notation, predict
+from bot.combine import Predicted, combine, notation, predict
 from bot.records import Budget, Combination, FileEntry, Json, Machine, Plan, Source, Sources, Stored
 
 STARTED = 100 << 20  # bytes of this program with numpy
-COPIES = 4  # of a module's float64 matrices while they are combined
+COPIES = 8  # of a module's float64 matrices while they are combined: two modules at a time
 
 
 def joined(sources: Sources, asked: Combination | None) -> Predicted | None:
@@ -41,6 +47,44 @@ def retold(plan: Plan, predicted: Predicted, asked: Combination | None, pins: It
         notes=(*plan.notes, *predicted.notes, *unused),
         budget=budget,
     )
+
+
+@contextmanager
+def combined_in(home: Path, predicted: Predicted, folders: Sequence[Path]) -> Iterator[Path]:
+    """The combined adapter in a folder below `home`, for as long as the block runs.
+
+    What killed runs left there goes first: its lock died with them.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        with _lock(home, wait=True):  # nobody takes a folder away that is made here and not locked yet
+            for old in home.glob("combined-*"):
+                with _lock(old) as alone:
+                    if alone:
+                        shutil.rmtree(old, ignore_errors=True)
+            room = Path(tempfile.mkdtemp(dir=home, prefix="combined-"))
+            stack.enter_context(_lock(room))
+        stack.callback(shutil.rmtree, room, ignore_errors=True)
+        yield combine(predicted, folders, room / "adapter")
+
+
+@contextmanager
+def _lock(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold the folder's lock; without `wait` only if nobody else does, which is what is yielded."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        held = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)
 
 
 def _budget(plan: Plan, predicted: Predicted) -> Budget:

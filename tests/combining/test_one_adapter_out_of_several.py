@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bot.combine import combine, notation
+from bot.combine.joined import combined_in
 from bot.errors import Refused, Usage
 from bot.records import Combination
 from bot.weights.headers import read_header
@@ -133,6 +134,22 @@ def test_names_that_training_left_in_the_keys_do_not_part_the_adapters(tmp_path:
     edit_weights(pair[1], rename)
     for key, value in numbers(combined(pair, tmp_path / "renamed")).items():
         assert torch.equal(value, plain[key])
+
+
+def test_what_a_killed_run_left_is_removed_and_what_a_living_one_uses_is_not(
+    unlike: list[Path], tmp_path: Path
+) -> None:
+    left = tmp_path / "combined-left"
+    left.mkdir()
+    found = predicted(unlike)
+    with combined_in(tmp_path, found, unlike) as first:
+        assert not left.exists()
+        with combined_in(tmp_path, found, unlike) as second:
+            assert first.is_dir()
+            assert second.is_dir()
+        assert not second.exists()
+        assert first.is_dir()
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- files beside the weights -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.factory import save_adapter, save_card
 from tests.house.test_floors import heavy_imports
@@ -127,16 +127,16 @@ def test_what_was_combined_answers_as_pefts_own_combination(
                                       adapter_name="one", autocast_adapter_dtype=False)  # fmt: skip
     model.load_adapter(other, "two", autocast_adapter_dtype=False)
     model.add_weighted_adapter(["one", "two"], [0.7, -0.3], "both", combination_type="cat")
-    # It copies the first adapter's use_rslora, not the second's, so its own scaling is right here.
-    model.double().set_adapter("both")
-    tokens = torch.arange(3, 40)[None]
+    # It copies the first adapter's use_rslora, not the second's, so that its own scaling is right here.
+    model = model.double().eval()
+    tokens, wanted = torch.arange(3, 40)[None], {}
     with torch.no_grad():
-        wanted, plain = model(tokens).logits, model.base_model.model
-        model.set_adapter("one")
-        assert not torch.allclose(model(tokens).logits, wanted, atol=1e-3)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(tokens).logits, wanted, rtol=0, atol=1e-5)
-    assert plain is not None
+        for name in ("one", "both"):
+            model.set_adapter(name)
+            wanted[name] = model(tokens).logits
+        found = ours(tokens).logits
+    assert not torch.allclose(wanted["one"], wanted["both"], atol=1e-3)
+    torch.testing.assert_close(found, wanted["both"], rtol=0, atol=1e-5)
 
 
 def test_one_adapter_can_be_weighted(world: World, tmp_path: Path, adapter_merge: Command) -> None:
@@ -147,6 +147,48 @@ def test_one_adapter_can_be_weighted(world: World, tmp_path: Path, adapter_merge
     key = "model.layers.0.self_attn.q_proj.weight"
     exact = base[key].double() - 0.5 * delta[key]
     assert int((weights(merged)[key] != exact.bfloat16()).sum()) <= 1
+
+
+def test_adapters_that_bring_the_bases_embedding_along_are_summed_on_it(
+    world: World, other: Path, tmp_path: Path, adapter_merge: Command
+) -> None:
+    targets = ["embed_tokens", "lm_head"]
+    head = save_adapter(world.base, "llama", tmp_path / "head", seed=9, target_modules=targets)
+    assert all(any("embed_tokens.base_layer" in key for key in weights(folder)) for folder in (other, head))
+    merged = tmp_path / "merged"
+    given = ("merge", other, head, "--base", world.base, "-o", merged, "--verify", "weights")
+    ran = adapter_merge(*given)
+    assert ran.code == 0, ran.err
+    key = "model.embed_tokens.weight"
+    exact = weights(world.base)[key].double() + deltas(other)[key] + deltas(head)[key]
+    assert int((weights(merged)[key] != exact.bfloat16()).sum()) <= 1
+
+
+def test_an_adapter_that_is_a_pickle_is_combined_like_any_other(
+    world: World, other: Path, tmp_path: Path, adapter_merge: Command
+) -> None:
+    safe, pickled = tmp_path / "safe", tmp_path / "pickled"
+    given = ("merge", other, world.adapter, "--base", world.base, "--verify", "files", "--allow-pickle")
+    assert adapter_merge(*given, "-o", safe).code == 0
+    tensors = load_file(world.adapter / "adapter_model.safetensors")
+    (world.adapter / "adapter_model.safetensors").unlink()
+    torch.save(tensors, world.adapter / "adapter_model.bin")
+    assert adapter_merge(*given, "-o", pickled).code == 0
+    for key, value in weights(safe).items():
+        assert torch.equal(value, weights(pickled)[key])
+
+
+def test_adapters_that_name_the_modules_differently_are_refused_and_not_merged_twice(
+    world: World, tmp_path: Path, adapter_merge: Command
+) -> None:
+    """One was trained on the model with its head, the other on the model inside it."""
+    inner = save_adapter(world.base, "llama", tmp_path / "inner", seed=3)
+    tensors = load_file(inner / "adapter_model.safetensors")
+    renamed = {key.replace("model.model.model.", "model.model."): value for key, value in tensors.items()}
+    save_file(renamed, inner / "adapter_model.safetensors", {"format": "pt"})
+    ran = adapter_merge("merge", world.adapter, inner, "--base", world.base, "-o", tmp_path / "merged")
+    assert_said(ran, 3, "adapter modules")
+    assert_nothing_left(tmp_path)
 
 
 # --- on the Hub ---------------------------------------------------------------------------------------------------
