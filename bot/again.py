@@ -44,7 +44,7 @@ def verify_again(
         base=base or _recorded_ref(inputs.get("base"), "base"),
         options=options,
     )
-    sources = pin(request, hub, emit)
+    sources = pin(request, hub, emit, afresh=True)
     together = joined(sources, request.combination)
     if together is not None and together.refusals:
         raise Refused(together.refusals[0].reason, remedy=together.refusals[0].remedy)

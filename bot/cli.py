@@ -326,9 +326,14 @@ def doctor(target: str | None, as_json: bool, quiet: bool, debug: bool) -> int:
 
 
 def _hub() -> Hub:
-    from bot.hub import Hub
+    from bot.hub import when_asked
 
-    return Hub(read_token=os.environ.get("HF_READ_TOKEN") or None)
+    def make() -> Hub:
+        from bot.hub import Hub
+
+        return Hub(read_token=os.environ.get("HF_READ_TOKEN") or None)
+
+    return when_asked(make)
 
 
 def _ref(text: str) -> Ref:

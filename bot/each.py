@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bot.errors import AdapterMergeError, Usage
 from bot.events import Emit, Note
-from bot.hub import Hub
 from bot.pipeline import run
 from bot.records import Outcome, Ref, Request, Source
+
+if TYPE_CHECKING:
+    from bot.hub import Hub
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,14 +14,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Thread
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from bot.card import render
 from bot.combine import Predicted, notation
 from bot.combine.joined import as_one, combined_in, joined, retold
 from bot.errors import AdapterMergeError, Usage
 from bot.events import Emit, Show, Stage
-from bot.hub import Hub
 from bot.machine import look
 from bot.merge import left_behind, merge, place
 from bot.plan import is_change, make_plan, pin_of
@@ -44,6 +43,9 @@ from bot.records import (
 from bot.show import merged_terms, plan_table, tensor_counts
 from bot.verify import Subject, table, verify, write
 
+if TYPE_CHECKING:
+    from bot.hub import Hub
+
 
 def run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None = None) -> Outcome:
     """All of it. What the plan forbids and what fails its proof are outcomes; what the world breaks is raised.
@@ -51,7 +53,7 @@ def run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None 
     `bases`: those that an earlier run pinned, see `bot.pull.pin`.
     """
     if not request.dry_run:
-        _import_ahead()
+        _import_ahead(request)
     sources, plan = plan_merge(request, hub, emit, bases)
     if plan.refusals:
         return Outcome(status="refused", plan=plan)
@@ -197,9 +199,10 @@ def target_of(request: Request) -> str:
     return f"{request.adapter.repo}-merged"
 
 
-def _import_ahead() -> None:
-    """Import the engine, and torch with it, while the inputs are read and hashed: a second less to wait."""
-    Thread(target=importlib.import_module, args=("bot.engines.streaming",)).start()
+def _import_ahead(request: Request) -> None:
+    """Import the engine while the inputs are read and hashed, and torch where the proof needs it: seconds less to wait."""
+    names = ["bot.engines.streaming", *([] if request.options.verify == "files" else ["bot.checks.sweep"])]
+    Thread(target=lambda: [importlib.import_module(name) for name in names]).start()
 
 
 def _tag(sources: Sources) -> str | None:

@@ -30,8 +30,9 @@ class Ref:
 class Options:
     """What may change the bytes of the result, or how hard they are proven.
 
-    `base_weights`, `quantize`, `engine` and `device` have one working value so far and no option on the command line;
-    they are here because the fingerprint names them: a merge made today keeps its fingerprint when they grow.
+    `base_weights` and `quantize` have one working value so far and no option on the command line; they are here because
+    the fingerprint names them: a merge made today keeps its fingerprint when they grow. `engine` and `device` do not
+    change the bytes, and are not in it.
     """
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -322,6 +323,7 @@ class Plan:
     options: Options
     method: str  # e.g. "LoRA", "rsLoRA"
     engine: str
+    device: Literal["cpu", "cuda"]  # where the deltas are multiplied; the bytes are the same
     dtype: str  # the storage dtype of the merged tensors: bfloat16 …, or "mixed"
     level: Level
     not_run: tuple[tuple[str, str], ...]  # (check level, reason)

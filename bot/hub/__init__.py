@@ -1,15 +1,59 @@
-"""The only door to huggingface_hub: each call goes through `Hub`, each failure leaves as a bot.errors sentence."""
+"""The only door to huggingface_hub: each call goes through `Hub`, each failure leaves as a bot.errors sentence.
+
+The client takes a third of a second to import, longer than merging a small model: what is named here is imported when it
+is first used, and a merge of two folders never uses it.
+"""
 
 from __future__ import annotations
 
-from bot.hub.door import Blob
-from bot.hub.errors import Busy
-from bot.hub.pulls import Proposing, Pull
-from bot.hub.read import Pinned, Reading, blob_sha256, is_repo_id
-from bot.hub.write import Change, Target, Upload, Who
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
-__all__ = ["Blob", "Busy", "Change", "Hub", "Pinned", "Pull", "Target", "Upload", "Who", "blob_sha256", "is_repo_id"]
+from bot.hub.names import blob_sha256, is_repo_id, scratch_folder
+
+if TYPE_CHECKING:
+    from bot.hub.client import Hub
+    from bot.hub.door import Blob
+    from bot.hub.errors import Busy
+    from bot.hub.pulls import Pull
+    from bot.hub.read import Pinned
+    from bot.hub.write import Change, Target, Upload, Who
+
+__all__ = [
+    "Blob", "Busy", "Change", "Hub", "Pinned", "Pull", "Target", "Upload", "Who", "blob_sha256", "is_repo_id", "when_asked",
+]  # fmt: skip
+
+HOMES = {
+    "Hub": "client", "Blob": "door", "Busy": "errors", "Pull": "pulls", "Pinned": "read",
+    "Change": "write", "Target": "write", "Upload": "write", "Who": "write",
+}  # fmt: skip
 
 
-class Hub(Reading, Proposing):
-    """One Hub, its two tokens (read the inputs, write the target) and the download cache."""
+def __getattr__(name: str) -> Any:
+    if name in HOMES:
+        return getattr(import_module(f"bot.hub.{HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _WhenAsked:
+    """Stands for a Hub until something is asked of it."""
+
+    def __init__(self, make: Callable[[], Hub]) -> None:
+        self._make, self._made = make, cast("Hub | None", None)
+
+    @property
+    def scratch(self) -> Path:
+        """A private folder of ours beside the download cache."""
+        return self._made.scratch if self._made else scratch_folder()
+
+    def __getattr__(self, name: str) -> Any:
+        if self._made is None:
+            self._made = self._make()
+        return getattr(self._made, name)
+
+
+def when_asked(make: Callable[[], Hub]) -> Hub:
+    """A Hub that `make` makes when it is first asked for something that only a Hub knows."""
+    return cast("Hub", _WhenAsked(make))

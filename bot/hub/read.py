@@ -14,19 +14,18 @@ from typing import Any
 from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
-    HFValidationError,
     OfflineModeIsEnabled,
     RevisionResolutionError,
 )
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported lazily
     get_session,
     hf_raise_for_status,
-    validate_repo_id,
 )
 
 from bot.errors import NotFound, Outside
 from bot.hub.door import Door
 from bot.hub.errors import Busy, gate
+from bot.hub.names import blob_sha256
 from bot.records import FileEntry
 
 SHA = re.compile(r"[0-9a-f]{40}")
@@ -44,15 +43,6 @@ class Pinned:
     private: bool
     gated: str | None
     online: bool = True
-
-
-def is_repo_id(text: str) -> bool:
-    """Whether the Hub could have a repo of this name (`owner/name`, or one of its old one-word names)."""
-    try:
-        validate_repo_id(text)
-    except HFValidationError:
-        return False
-    return True
 
 
 class Reading(Door):
@@ -181,14 +171,6 @@ class Reading(Door):
                 remedy="Check the network and HF_HUB_OFFLINE, then run it again; what was transferred is kept.",
             )
         return folder
-
-
-def blob_sha256(path: Path) -> str | None:
-    """The sha256 of a file that is a link into a Hub cache, whose large files are named by it; None for others."""
-    if not path.is_symlink():
-        return None
-    blob = path.resolve()
-    return blob.name if blob.parent.name == "blobs" and SHA256.fullmatch(blob.name) and blob.is_file() else None
 
 
 def _nobody_answered(error: Outside) -> bool:

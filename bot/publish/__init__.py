@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from bot.errors import AdapterMergeError, Forbidden, Usage
 from bot.events import Emit, Note, Stage
-from bot.hub import Hub, Target, is_repo_id
+from bot.hub import is_repo_id
 from bot.publish import visibility
 from bot.publish.deliver import Job, propose, push
 from bot.publish.parcel import pack
 from bot.publish.stale import outdated, stale
 from bot.publish.standing import already, pull_to_update
 from bot.records import Json, Publication
+
+if TYPE_CHECKING:
+    from bot.hub import Hub, Target
 
 __all__ = ["already", "carry_tag", "publish", "require_reach"]
 

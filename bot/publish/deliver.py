@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from bot.errors import AdapterMergeError, Moved, Outside
 from bot.events import Emit
 from bot.events import Moved as BytesMoved
-from bot.hub import Busy, Change, Hub, Pull, Target, Upload
 from bot.publish import words
 from bot.publish.parcel import Parcel, unlike
 from bot.publish.stale import stale
 from bot.publish.standing import already
 from bot.records import Publication
+
+if TYPE_CHECKING:
+    from bot.hub import Change, Hub, Pull, Target, Upload
 
 STAGE = "publish"
 
@@ -115,6 +118,8 @@ def _upload(job: Job, repo: str, revision: str, *, pull_request: bool) -> tuple[
 def _change(job: Job, repo: str, revision: str, parent: str, delete: tuple[str, ...]) -> Change:
     document = job.parcel.document
     text = words.commit_text(document, job.parcel.fingerprint)
+    from bot.hub import Change
+
     return Change(repo=repo, revision=revision, parent=parent, title=words.title(document), text=text, delete=delete)
 
 
@@ -134,6 +139,8 @@ def _meanwhile(job: Job, target: Target) -> Publication | None:
 
 def _commit(job: Job, change: Change, additions: tuple[Upload, ...]) -> str:
     """Commit; where that fails, look whether the same merge landed all the same: our answer lost, or a faster run."""
+    from bot.hub import Busy
+
     for pause in (*job.hub.patience, None):
         try:
             return job.hub.commit(change, additions)

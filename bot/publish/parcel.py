@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bot.errors import NotVerified
-from bot.hub import Blob
 from bot.records import Json
+
+if TYPE_CHECKING:
+    from bot.hub import Blob
 
 CARD = "README.md"
 REPORT = "verification.json"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
-from bot.hub import Blob, Hub, Pull, Target
 from bot.publish.parcel import REPORT
 from bot.publish.words import mark_in, trailer_in
 from bot.records import Json, Publication
+
+if TYPE_CHECKING:
+    from bot.hub import Blob, Hub, Pull, Target
 
 
 def already(fingerprint: str, target: str, hub: Hub) -> Publication | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bot.errors import Outside, Refused
 from bot.events import Emit, Note
-from bot.hub import Hub, Target
 from bot.records import Json
+
+if TYPE_CHECKING:
+    from bot.hub import Hub, Target
 
 
 @dataclass(frozen=True, kw_only=True)

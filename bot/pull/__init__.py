@@ -8,15 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bot.errors import NotFound, Refused, Usage
 from bot.events import Emit, Moved, Note, Stage
-from bot.hub import Hub, is_repo_id
+from bot.hub import is_repo_id
 from bot.pull import pickles, weights
 from bot.pull.folders import pin_folder
+from bot.pull.hashes import Hashes
 from bot.pull.repos import pin_repo
 from bot.pull.texts import read_json
 from bot.records import Local, Plan, Ref, Request, Role, Source, Sources
+
+if TYPE_CHECKING:
+    from bot.hub import Hub
 
 STAGE = "pull"
 REVISION = re.compile(r"(?!.*(\.\.|//|@\{))[A-Za-z0-9][\w./+=-]*(?<![./])")
@@ -46,25 +51,32 @@ def parse_ref(text: str) -> Ref:
 # --- pin ----------------------------------------------------------------------------------------------------------
 
 
-def pin(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None = None) -> Sources:
+def pin(
+    request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None = None, *, afresh: bool = False
+) -> Sources:
     """All inputs at a commit, with their small files and the headers of their weights.
 
-    `bases`: those that were pinned before, which are not looked at again; a new one is added to it.
+    `bases`: those that were pinned before, which are not looked at again; a new one is added to it. `afresh`: every byte
+    of a folder is read, also where an earlier run hashed the file and nothing has changed since.
     """
+    hashes = Hashes(None if afresh else hub.scratch / "hashes.json")
     adapter, *more = (
-        _with_headers(_pin_one("adapter", ref, hub, emit), request, hub, emit) for ref in (request.adapter, *request.more)
+        _with_headers(_pin_one("adapter", ref, hub, emit, hashes), request, hub, emit)
+        for ref in (request.adapter, *request.more)
     )
     base_ref = request.base or base_of(adapter)
     bases = {} if bases is None else bases
     if base_ref not in bases:
-        bases[base_ref] = _with_headers(_pin_base(base_ref, request.base is None, hub, emit), request, hub, emit)
+        bases[base_ref] = _with_headers(
+            _pin_base(base_ref, request.base is None, hub, emit, hashes), request, hub, emit
+        )
     return Sources(base=bases[base_ref], adapter=adapter, more=tuple(more))
 
 
-def _pin_base(ref: Ref, named: bool, hub: Hub, emit: Emit) -> Source:
+def _pin_base(ref: Ref, named: bool, hub: Hub, emit: Emit, hashes: Hashes) -> Source:
     """The base. `named`: by the adapter's config, and not by a person."""
     try:
-        return _pin_one("base", ref, hub, emit)
+        return _pin_one("base", ref, hub, emit, hashes)
     except NotFound as missing:
         if not named:
             raise
@@ -94,12 +106,12 @@ def base_of(adapter: Source) -> Ref:
     )
 
 
-def _pin_one(role: Role, ref: Ref, hub: Hub, emit: Emit) -> Source:
+def _pin_one(role: Role, ref: Ref, hub: Hub, emit: Emit, hashes: Hashes) -> Source:
     if ref.folder is not None:
-        if is_repo_id(ref.text) and "/" in ref.text:
+        if "/" in ref.text and ref.text[0] not in "./~" and is_repo_id(ref.text):
             text = f"{ref.text} is read from the folder of that name; write {ref.text}@main to mean the Hub."
             emit(Note(text=text, level="warning"))
-        return pin_folder(role, ref, emit)
+        return pin_folder(role, ref, emit, hashes)
     return pin_repo(role, ref, hub, emit)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -13,14 +13,14 @@ from bot.errors import NotFound, Refused
 from bot.events import Emit, Moved
 from bot.hub import blob_sha256
 from bot.pull import texts
+from bot.pull.hashes import Hashes
 from bot.records import FileEntry, Ref, Role, Source
 
 LFS_POINTER = b"version https://git-lfs"
 LEFT_OUT = {"README.md"}  # hidden files (.gitattributes, .git) are left out too: none of them changes a merge
-PIECE = 1 << 24  # bytes; small pieces would wait for the interpreter, which is importing torch meanwhile
 
 
-def pin_folder(role: Role, ref: Ref, emit: Emit) -> Source:
+def pin_folder(role: Role, ref: Ref, emit: Emit, hashes: Hashes) -> Source:
     """Hash every relevant file of the folder and read its small ones."""
     folder = ref.folder
     assert folder is not None
@@ -30,7 +30,7 @@ def pin_folder(role: Role, ref: Ref, emit: Emit) -> Source:
         raise NotFound(f"{ref.text} is a file.", remedy="Name the folder that holds it.")
     paths = {path.relative_to(folder).as_posix(): path for path in _visible(folder)}
     _refuse_pointers(paths, ref)
-    files = _hashed(paths, emit)
+    files = _hashed(paths, emit, hashes)
     found = {name: paths[name].read_bytes() for name in texts.wanted(files)}
     texts.check(found, ref.text)
     return Source(
@@ -78,7 +78,7 @@ def _starts_as_pointer(path: Path) -> bool:
         return opened.read(len(LFS_POINTER)) == LFS_POINTER
 
 
-def _hashed(paths: dict[str, Path], emit: Emit) -> tuple[FileEntry, ...]:
+def _hashed(paths: dict[str, Path], emit: Emit, hashes: Hashes) -> tuple[FileEntry, ...]:
     """Two files at a time: hashing is bound by one core, reading by the disk."""
     sizes = {name: path.stat().st_size for name, path in paths.items()}
     total, done, lock = sum(sizes.values()), 0, Lock()
@@ -94,17 +94,10 @@ def _hashed(paths: dict[str, Path], emit: Emit) -> tuple[FileEntry, ...]:
         if known is not None:
             read(sizes[name])
         changed = paths[name].stat().st_mtime_ns  # before the hash: a later change shows
-        found = known or _sha256(paths[name], read)
+        found = known or hashes.sha256(paths[name], read)
         return FileEntry(name=name, size=sizes[name], sha256=found, here=True, changed=changed)
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return tuple(pool.map(one, paths))
-
-
-def _sha256(path: Path, read: Callable[[int], None]) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as opened:
-        while piece := opened.read(PIECE):
-            digest.update(piece)
-            read(len(piece))
-    return digest.hexdigest()
+        found = tuple(pool.map(one, paths))
+    hashes.keep()
+    return found

@@ -14,13 +14,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bot.errors import Refused
 from bot.events import Emit, Note
-from bot.hub import Hub
 from bot.pull.weights import ADAPTER, PICKLE, thing
 from bot.records import FileEntry, Source
 from bot.weights.headers import read_header
+
+if TYPE_CHECKING:
+    from bot.hub import Hub
 
 # weights_only: the unpickler knows tensors and containers, and no function of anybody else's.
 CONVERT = """

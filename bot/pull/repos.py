@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from bot.events import Emit, Note
-from bot.hub import Hub
 from bot.pull import texts
 from bot.records import Ref, Role, Source
+
+if TYPE_CHECKING:
+    from bot.hub import Hub
 
 
 def pin_repo(role: Role, ref: Ref, hub: Hub, emit: Emit) -> Source:

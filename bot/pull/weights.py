@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 from bot.errors import Refused
 from bot.events import Emit, Note
-from bot.hub import Hub
 from bot.pull.texts import read_json
 from bot.records import Header, Source
 from bot.weights.headers import PREFIX, header_length, parse_header
+
+if TYPE_CHECKING:
+    from bot.hub import Hub
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -34,7 +34,7 @@ class Family:
     """
 
     prefix: str = ""
-    conversions: Conversions = field(default_factory=lambda: Conversions(_legacy()))
+    conversions: Conversions = field(default_factory=lambda: Conversions(_of_every_model()))
     conv1d: frozenset[str] = frozenset()
     experts: Json = field(default_factory=dict)
     head: str | None = None
@@ -72,7 +72,7 @@ def family_of(config: Json) -> Family:
     embedding = _embedding(parts)
     return Family(
         prefix=root.row.get("prefix", ""),
-        conversions=Conversions(_transforms(parts) + _legacy()),
+        conversions=Conversions(_transforms(parts) + _of_every_model()),
         conv1d=frozenset(_join(part.path, one) for part in parts for one in part.row.get("conv1d", ())),
         experts={_join(part.path, one): s for part in parts for one, s in part.row.get("experts", {}).items()},
         head=root.row.get("head"),
@@ -143,7 +143,7 @@ def _claimed(seen: dict[str, list[str]], identifier: str, path: str) -> bool:
     return any(one == "" or path.startswith(one + ".") for one in seen.get(identifier, ()))
 
 
-def _legacy() -> list[Transform]:
+def _of_every_model() -> list[Transform]:
     return transforms_of("legacy", None, "") or []
 
 

@@ -1,0 +1,10 @@
+"""One Hub: what reading, writing and pull requests share."""
+
+from __future__ import annotations
+
+from bot.hub.pulls import Proposing
+from bot.hub.read import Reading
+
+
+class Hub(Reading, Proposing):
+    """One Hub, its two tokens (read the inputs, write the target) and the download cache."""

@@ -1,0 +1,36 @@
+"""What can be told of a name or a path without asking any Hub, and without importing its client until then."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether the Hub could have a repo of this name (`owner/name`, or one of its old one-word names)."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # re-exported lazily
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
+
+
+def blob_sha256(path: Path) -> str | None:
+    """The sha256 of a file that is a link into a Hub cache, whose large files are named by it; None for others."""
+    if not path.is_symlink():
+        return None
+    blob = path.resolve()
+    return blob.name if blob.parent.name == "blobs" and SHA256.fullmatch(blob.name) and blob.is_file() else None
+
+
+def scratch_folder() -> Path:
+    """Our private folder beside the client's download cache, by the client's own rules (huggingface_hub.constants)."""
+    home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or str(Path(home) / "hub")
+    return Path(os.path.expandvars(cache)).expanduser().resolve().parent / "adapter-merge"

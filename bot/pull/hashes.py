@@ -1,0 +1,73 @@
+"""The sha256 of large files in folders, remembered from one run to the next: hashing a base takes longer than merging it.
+
+A hash is taken from memory only for the same file (device, inode) of the same size, with the same times of its last
+change of content and of state (ctime, which no program can set back), as git's index does; and, as git does, a file that
+changed just before it was hashed is not remembered. A proof (`verify`) never asks here: it reads every byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+LARGE = 32 << 20  # bytes; smaller files are hashed before they are looked up
+SETTLED = 2.0  # seconds since the last change, so that a later one must show in the times
+KEPT = 2000  # files
+PIECE = 1 << 24  # bytes; small pieces would wait for the interpreter
+
+
+class Hashes:
+    """Remembered hashes in one file; without a path, nothing is remembered."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known: dict[str, str] = _read(path) if path else {}
+        self._new: dict[str, str] = {}
+
+    def sha256(self, path: Path, read: Callable[[int], None]) -> str:
+        """The file's sha256; `read` is told of the bytes that were read, or need not be."""
+        status = path.stat()
+        times = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        identity = ":".join(map(str, times))
+        if status.st_size >= LARGE and identity in self._known:
+            read(status.st_size)
+            return self._known[identity]
+        settled = time.time() - max(status.st_mtime, status.st_ctime) > SETTLED
+        found = _sha256(path, read)
+        if status.st_size >= LARGE and settled and path.stat().st_ctime_ns == status.st_ctime_ns:
+            self._new[identity] = found
+        return found
+
+    def keep(self) -> None:
+        """Write what was learnt; where that fails, the next run hashes again."""
+        if self._path is None or not self._new:
+            return
+        kept = dict(list((_read(self._path) | self._new).items())[-KEPT:])
+        fresh = self._path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh.write_text(json.dumps(kept))
+            fresh.replace(self._path)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
+
+
+def _sha256(path: Path, read: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as opened:
+        while piece := opened.read(PIECE):
+            digest.update(piece)
+            read(len(piece))
+    return digest.hexdigest()
