@@ -93,7 +93,7 @@ def write_summary(path: Path, text: str) -> None:
 def _reproduce(document: Json, target: str | None) -> str:
     base, adapter = (_source(document, role) for role in ("base", "adapter"))
     merge = document.get("merge") or {}
-    return evidence.reproduce(document, merge, target or "./merged", base, adapter)
+    return evidence.reproduce(document, merge, target or "./merged", base, [adapter])
 
 
 def _source(document: Json, role: Role) -> Source:
