@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from bot.combine import Predicted, combine, notation, predict
 from bot.events import silent
-from bot.pull import folders, weights
-from bot.records import Combination, Ref, Source
+from bot.pull import pin
+from bot.records import Combination, Ref, Request, Source
 
 EVERY = [
     {"kind": "cat"},
@@ -73,11 +73,12 @@ def save(folder: Path, *, seed: int, dtype: torch.dtype = torch.float64, **lora:
 
 
 def pinned(folder: Path) -> Source:
-    """The adapter in a folder as `pin` sees it."""
+    """The adapter in a folder as `pin` sees it; no base is looked at."""
     from bot.hub import Hub
 
-    source = folders.pin_folder("adapter", Ref(text=str(folder), folder=folder), silent)
-    return weights.read_headers(source, (weights.ADAPTER,), Hub())
+    base, none = Ref(text="none"), Source(role="base", ref=Ref(text="none"), repo=None, revision=None, sha="", files=(),
+                                          headers=(), texts={})  # fmt: skip
+    return pin(Request(adapter=Ref(text=str(folder), folder=folder), base=base), Hub(), silent, {base: none}).adapter
 
 
 def predicted(adapters: Sequence[Path], **how: Any) -> Predicted:
