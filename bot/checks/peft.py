@@ -16,13 +16,11 @@ from bot.checks.rows import Opened
 from bot.checks.skeleton import BUILD_ERRORS, build
 from bot.checks.subject import Subject
 from bot.checks.touch import Asked, Change, Reading
-from bot.checks.unmerged import KEPT_OUT, METHODS, NoUnmerged, Unmerged
+from bot.checks.unmerged import KEPT_OUT, METHODS, MOVES_BIAS, NoUnmerged, Unmerged
 from bot.records import Json
 
 # What a layer's own tensors are called; for the rest the method's name in small letters is how they begin.
 FRONTS = {"LORA": "lora_", "ADALORA": "lora_", "LOHA": "hada_"}
-# Methods that change a module's bias too, where it has one; BEFT nothing else.
-MOVES_BIAS = frozenset({"ADAMSS", "BEFT", "GLORA", "IA3", "LN_TUNING", "ROAD"})
 # LoRA's variants that are not B·A on the base as it is.
 VARIANTS = ("kasa_config", "velora_config", "monteclora_config", "use_bdlora")
 MOVES_BASE = ("pissa", "olora")

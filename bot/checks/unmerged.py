@@ -7,10 +7,11 @@ The engines' modules are not used here: this has its own model, its own reading 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -39,6 +40,8 @@ IN_FLOAT32 = frozenset({"ADAMSS", "PSOFT"})
 # How far, relative to its largest element, a W' found here may be off: by float64's errors, by those of a float32
 # decomposition, or by float64's after FRoD has solved for a factor with an ill-conditioned matrix.
 SLACK = {"ADAMSS": 2.0**-20, "PSOFT": 2.0**-20, "FROD": 2.0**-24}
+# Methods that change a module's bias too, where it has one; BEFT nothing else.
+MOVES_BIAS = frozenset({"ADAMSS", "BEFT", "GLORA", "IA3", "LN_TUNING", "ROAD"})
 # Fields that never reach PEFT: they name code to import, or say what other checks look at.
 KEPT_OUT = frozenset({
     "auto_mapping", "megatron_core", "megatron_config", "base_model_name_or_path", "revision", "runtime_config",
@@ -76,12 +79,12 @@ class Unmerged:
         if reads:
             self._fill(model, config)
         try:
-            with torch.no_grad(), _silence(), _Widen() if reads and self._type not in IN_FLOAT32 else _silence():
+            with torch.no_grad(), _silence(), loading(config):
                 self._layers = _layers(model, config, self._given, shared)
         except ERRORS as error:
             raise NoUnmerged(f"PEFT cannot load the adapter ({type(error).__name__}: {str(error)[:300]}).") from error
-        if self._type == "FROD":
-            self._saved_projection()
+        for layer in self._layers.values():
+            _use_saved_projection(layer)
 
     def parameters(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """(name, shape) of every parameter that an adapted layer has."""
@@ -139,21 +142,85 @@ class Unmerged:
                     if found is not None and found.shape == weight.shape:
                         weight.data = found.float()
 
-    def _saved_projection(self) -> None:
-        """U = W · V⁻ᵀ with unit columns, of the V that was saved: signs of another machine's V would not fit it."""
-        for layer in self._layers.values():
-            weight = layer.get_base_layer().weight.data.double()
-            weight = weight.T if layer.fan_in_fan_out else weight
-            (name,) = layer.frod_U
+
+def has_own_merge(layer: Any) -> bool:
+    """Whether a PEFT layer is of a method that only asking can derive: not B·A, not rows of tokens."""
+    if not hasattr(layer, "base_layer") or not hasattr(layer, "adapter_layer_names"):
+        return False
+    if type(layer).__module__.startswith("peft.tuners.lora."):
+        variants = {type(one).__name__ for one in getattr(layer, "lora_variant", {}).values()}
+        variants |= {one.__name__ for one in getattr(layer, "lora_variant", {}).values() if isinstance(one, type)}
+        return any(name.startswith(("Kasa", "BdLora", "Velora", "Monteclora")) for name in variants)
+    return not type(layer).__module__.startswith("peft.tuners.trainable_tokens.")
+
+
+def changed_by(layer: Any) -> Iterator[str]:
+    """The parameters of its module that such a layer changes, by the method's name."""
+    method = type(layer).__module__.split(".")[2].upper()
+    for name, _ in layer.get_base_layer().named_parameters(recurse=False):
+        if (name != "bias" and method != "BEFT") or (name == "bias" and method in MOVES_BIAS):
+            yield name
+
+
+def ask(layer: Any, name: str, path: str) -> Tensor:
+    """What a layer of a whole model makes of a parameter, float64; its adapter may be switched off. Raises NoWeight."""
+    alone = copy.deepcopy(layer).double()
+    alone._disable_adapters = False
+    if "dtype" in alone.__dict__:
+        alone.__dict__["dtype"] = torch.float64
+    with torch.no_grad(), _silence(), _all_wide():
+        if hasattr(alone, "ln_tuning_layers"):
+            (kept,) = alone.ln_tuning_layers.values()
+            given: Tensor = getattr(kept, name).data
+            return given
+        return _asked(alone, alone.get_base_layer(), name, path)
+
+
+def loading(config: Json) -> AbstractContextManager[Any]:
+    """The casts under which an adapter is to be put on a base, for layers as exact as float64 makes them."""
+    return _Widen() if _reads_base(config) and config.get("peft_type") not in IN_FLOAT32 else nullcontext()
+
+
+def mend(tuned: nn.Module, wide: bool) -> None:
+    """Make a PEFT model that was just loaded what it should be: see _use_saved_projection.
+
+    `wide`: PEFT's own layers compute in float64 from here on; the model's code, which the merged model shares, as it is.
+    """
+    for layer in tuned.modules():
+        if has_own_merge(layer):
+            _use_saved_projection(layer)
+            if wide and "dtype" in layer.__dict__:
+                layer.__dict__["dtype"] = torch.float64
+            if wide:
+                layer.forward = _widened(layer.forward)
+
+
+def _use_saved_projection(layer: Any) -> None:
+    """FRoD: U = W · V⁻ᵀ with unit columns, of the V that was saved; PEFT takes the V that it has found again, whose
+    columns may have other signs."""
+    if not hasattr(layer, "frod_U"):
+        return
+    with torch.no_grad():
+        weight = layer.get_base_layer().weight.data.double()
+        weight = weight.T if layer.fan_in_fan_out else weight
+        for name in list(layer.frod_U):
             columns = torch.linalg.lstsq(layer.frod_V[name].double(), weight.T).solution.T
-            layer.frod_U[name] = columns / columns.norm(dim=0).clamp_min(1e-12)
+            layer.frod_U[name] = (columns / columns.norm(dim=0).clamp_min(1e-12)).to(layer.frod_U[name].dtype)
+
+
+def _widened(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _all_wide():
+            return forward(*args, **kwargs)
+
+    return run
 
 
 def _reads_base(config: Json) -> bool:
     """LoRA's PiSSA and OLoRA move the base, and KaSA truncates it."""
     start = str(config.get("init_lora_weights", "")).lower()
-    return config["peft_type"] in READS_BASE or (
-        config["peft_type"] == "LORA" and (start in ("pissa", "olora") or bool(config.get("kasa_config")))
+    return config.get("peft_type") in READS_BASE or (
+        config.get("peft_type") == "LORA" and (start in ("pissa", "olora") or bool(config.get("kasa_config")))
     )
 
 
@@ -297,6 +364,9 @@ def _layers(model: Any, config: Json, given: Mapping[str, Tensor], shared: set[i
     }
 
 
+BYTES = (torch.frombuffer, torch.asarray, Tensor.view)  # here a dtype says what bytes mean: files are read inside
+
+
 class _Widen(TorchFunctionMode):
     """A request for float32 is a request for the wide type: PEFT takes it for steps that 16 bits would spoil."""
 
@@ -305,6 +375,8 @@ class _Widen(TorchFunctionMode):
     ) -> Any:
         if func is Tensor.float:
             return args[0].double()
+        if func in BYTES:
+            return func(*args, **(kwargs or {}))
         wide = {torch.float32: torch.float64, torch.complex64: torch.complex128}
         changed = [wide.get(one, one) if isinstance(one, torch.dtype) else one for one in args]
         named = {
