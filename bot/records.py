@@ -103,6 +103,21 @@ class Stored:
     start: int
     stop: int
     owner: int = 0
+    packed: Packed | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """How a weight is stored that is not plain numbers. The tensor that has it is a logical one: the plain key and
+    shape, dtype F32, and no bytes of its own.
+
+    `format`: the reader's name; `parts`: the checkpoint's tensors by their role, e.g. weight, absmax; `settings`: what the
+    reader needs to know of them.
+    """
+
+    format: str
+    parts: tuple[tuple[str, Stored], ...]
+    settings: tuple[tuple[str, str | int | float | bool], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +147,7 @@ class Source:
     files: tuple[FileEntry, ...]
     headers: tuple[Header, ...]
     texts: dict[str, bytes]
+    small: dict[str, bytes] = field(default_factory=dict)  # contents of tiny tensors that planning needs, by key
     private: bool = False
     gated: str | None = None  # "auto" | "manual"
     tags: tuple[str, ...] = ()  # git tags that point at `sha`
