@@ -345,7 +345,7 @@ LORA_REFUSED: tuple[Setting, ...] = (
     ("alora_invocation_tokens", "alora", "aLoRA acts on some tokens of a text only, so that it has no merged form"),
     ("arrow_config", "arrow", "Arrow chooses among adapters anew for every token, so that it has no merged form"),
     ("use_qalora", "qalora", "QALoRA belongs to a GPTQ-quantised base, and PEFT itself cannot merge it"),
-    ("megatron_config", "megatron", "the adapter was made for Megatron's parallel layers"),
+    ("megatron_config", "megatron", "The adapter was made for Megatron's parallel layers"),
 )
 # Initialisations that move the base, and that nobody can repeat without what only the trainer had.
 INITS_REFUSED: Mapping[str, str] = {
@@ -357,7 +357,7 @@ INITS_REFUSED: Mapping[str, str] = {
 CONVERT = "Save it as a plain LoRA (PEFT: path_initial_model_for_weight_conversion), then merge that."
 OTHER_REFUSED: Mapping[str, tuple[Setting, ...]] = {
     "PVERA": (("sample_at_inference", "samples", "PVeRA draws new weights at every call (sample_at_inference)"),),
-    "ADALORA": (("megatron_config", "megatron", "the adapter was made for Megatron's parallel layers"),),
+    "ADALORA": (("megatron_config", "megatron", "The adapter was made for Megatron's parallel layers"),),
 }
 
 
@@ -370,9 +370,7 @@ def refusals_for(config: Json) -> list[Refusal]:
     method = METHODS[peft_type]
     settings = LORA_REFUSED if peft_type == "LORA" else OTHER_REFUSED.get(peft_type, ())
     refusals = [
-        Refusal(code=code, reason=f"{why[0].upper()}{why[1:]}.", remedy=KEEP_SEPARATE)
-        for field, code, why in settings
-        if config.get(field)
+        Refusal(code=code, reason=f"{why}.", remedy=KEEP_SEPARATE) for field, code, why in settings if config.get(field)
     ]
     if peft_type == "LORA":
         refusals += _unrepeatable(config)

@@ -19,6 +19,7 @@ ERRORS = frozenset(
     "Usage Refused NotVerified Outside NotFound Gated Forbidden Moved MachineTooSmall Interrupted Busy".split()
 )
 SHELL = re.compile(r'\b(fail \d+|say (?:error|warning|notice)) "((?:[^"\\]|\\.)*)"')
+ADAPTER_TENSORS = "… adapter tensors …, e.g. …."  # spelled out by _of_the_reader
 SHELL_VALUE = re.compile(r"\$\{[^}]*\}|\$\([^)]*\)|\$\w+")
 
 
@@ -38,9 +39,7 @@ def everything_said() -> tuple[Said, ...]:
     # Built from tables, not at the place where they are raised.
     found += [Said(text=_plain(s), code=code, where="bot/plan/sentences.py") for code, (s, _) in SENTENCES.items()]
     settings = (*LORA_REFUSED, *(one for many in OTHER_REFUSED.values() for one in many))
-    found += [
-        Said(text=f"{why[0].upper()}{why[1:]}.", code=code, where="bot/weights/methods.py") for _, code, why in settings
-    ]
+    found += [Said(text=f"{why}.", code=code, where="bot/weights/methods.py") for _, code, why in settings]
     found += [
         Said(text=f"{why}.", code="changed-base", where="bot/weights/methods.py") for why in INITS_REFUSED.values()
     ]
@@ -48,8 +47,13 @@ def everything_said() -> tuple[Said, ...]:
     found += [Said(text=why, code="no-merged-form", where="bot/weights/methods.py") for why in refused]
     uses = {code for _, code, _ in BARRED_FIELDS} | {"bias", "changed-base", "unknown-setting"}
     holds = {code for _, code, _ in BARRED_KEYS} | {"repeated-key", "unknown-key"}
-    found += [Said(text="… uses …, which cannot be combined.", code=code, where="bot/combine/given.py") for code in uses]
-    found += [Said(text="… holds … (…), which cannot be combined.", code=c, where="bot/combine/given.py") for c in holds]
+    found += [
+        Said(text="… uses …, which cannot be combined.", code=code, where="bot/combine/given.py") for code in uses
+    ]
+    found += [
+        Said(text="… holds … (…), which cannot be combined.", code=c, where="bot/combine/given.py") for c in holds
+    ]
+    found += _of_the_reader(ROOT / "bot" / "weights" / "adapter.py")
     launcher = ROOT / "bot" / "launch.sh"
     if launcher.exists():
         text = launcher.read_text()
@@ -68,41 +72,82 @@ def _in_module(path: Path) -> Iterator[Said]:
     if inside.parts[1] in LEFT_OUT:
         return
     tree = ast.parse(path.read_text())
-    words = _assigned(tree)
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
+    for scope, node in _calls(tree):
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
         given = {keyword.arg: keyword.value for keyword in node.keywords}
         if name in ERRORS and node.args and "remedy" in given:
-            for text in _texts(node.args[0], node.lineno, words):
+            for text in _texts(node.args[0], node.lineno, scope, tree):
                 yield Said(text=text, where=f"{inside}:{node.lineno}")
         elif name == "Refusal" and "reason" in given:
             code = given["code"].value if isinstance(given["code"], ast.Constant) else ""
-            for text in _texts(given["reason"], node.lineno, words):
-                yield Said(text=text, code=str(code), where=f"{inside}:{node.lineno}")
+            for text in _texts(given["reason"], node.lineno, scope, tree):
+                if text != ADAPTER_TENSORS:
+                    yield Said(text=text, code=str(code), where=f"{inside}:{node.lineno}")
 
 
-def _assigned(tree: ast.AST) -> list[tuple[str, int, ast.expr]]:
-    """(name, line, value) of every plain assignment: `reason = f"…"` just before it is raised."""
-    return [
-        (target.id, node.lineno, node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    ]
+def _of_the_reader(path: Path) -> Iterator[Said]:
+    """What is said of adapter tensors that cannot be sorted: `self._refuse(code, "what they are", tensor)`."""
+    for _, call in _calls(ast.parse(path.read_text())):
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "_refuse":
+            code, sentence = (argument.value for argument in call.args[:2] if isinstance(argument, ast.Constant))
+            text = ADAPTER_TENSORS.replace("tensors …", f"tensors {sentence}")
+            yield Said(text=text, code=str(code), where=f"bot/weights/adapter.py:{call.lineno}")
 
 
-def _texts(node: ast.expr, line: int, words: list[tuple[str, int, ast.expr]]) -> list[str]:
+Scope = ast.Module | ast.FunctionDef
+
+
+def _calls(tree: ast.Module) -> Iterator[tuple[Scope, ast.Call]]:
+    """Every call, with the function that it stands in."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {id(node): function for function in functions for node in ast.walk(function)}  # the innermost is the last
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield inside.get(id(node), tree), node
+
+
+def _assigned(scope: Scope, name: str) -> list[tuple[int, ast.expr]]:
+    """(line, value) of every assignment to a name, `reason, remedy = …, …` included."""
+    found = []
+    for node in ast.walk(scope):
+        if not isinstance(node, ast.Assign):
+            continue
+        for target in node.targets:
+            pairs = [(target, node.value)]
+            if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(target.elts, node.value.elts, strict=True))
+            found += [(node.lineno, value) for one, value in pairs if isinstance(one, ast.Name) and one.id == name]
+    return found
+
+
+def _texts(node: ast.expr, line: int, scope: Scope, tree: ast.Module) -> list[str]:
     """The sentences an expression can be; none where it only passes on another's."""
     if isinstance(node, ast.IfExp):
-        return _texts(node.body, line, words) + _texts(node.orelse, line, words)
+        return _texts(node.body, line, scope, tree) + _texts(node.orelse, line, scope, tree)
     if isinstance(node, ast.Name):
-        before = [(at, value) for name, at, value in words if name == node.id and at <= line]
-        return _texts(max(before, key=lambda one: one[0])[1], line, []) if before else []
+        return [
+            text for value, at, there in _values(node.id, line, scope, tree) for text in _texts(value, at, there, tree)
+        ]
     text = _template(node)
     return [text] if re.search(r"[A-Za-z]{3}", text) else []
+
+
+def _values(name: str, line: int, scope: Scope, tree: ast.Module) -> list[tuple[ast.expr, int, Scope]]:
+    """(value, line, where) of what a name can stand for where it is used: all that was given to it since its last use,
+    or what the callers of this function pass."""
+    before = sorted(((at, value) for at, value in _assigned(scope, name) if at <= line), key=lambda one: one[0])
+    loads = [node for node in ast.walk(scope) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
+    used = max((node.lineno for node in loads if node.id == name and node.lineno < line), default=0)
+    if before:
+        return [(value, at, scope) for at, value in before if at > used or at == before[-1][0]]
+    names = [argument.arg for argument in scope.args.args] if isinstance(scope, ast.FunctionDef) else []
+    if name not in names:
+        return []
+    return [
+        (call.args[names.index(name)], call.lineno, caller)
+        for caller, call in _calls(tree)
+        if isinstance(call.func, ast.Name) and call.func.id == scope.name and len(call.args) > names.index(name)
+    ]
 
 
 def _template(node: ast.expr) -> str:
