@@ -32,7 +32,7 @@ HEADS = {
 def phantom(shape: Iterable[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """A tensor of NaN (0 for integers) that takes the memory of one number."""
     value = math.nan if dtype.is_floating_point or dtype.is_complex else 0
-    return torch.full((), value, dtype=dtype).expand(*shape)
+    return torch.full((), value, dtype=dtype).expand(tuple(shape))
 
 
 def is_phantom(tensor: Tensor) -> bool:

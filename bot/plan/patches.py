@@ -124,6 +124,10 @@ def _check_shapes(pair: Pair, place: Placement, weights: Mapping[str, Stored], r
     a, b = pair.a.shape, pair.b.shape
     if len(a) < 2 or len(b) < 2:
         raise Misfit("not-linear", f"{pair.module}: A is {_shape(a)}, B is {_shape(b)}")
+    key = place.pieces[0].key
+    shape = weights[key].shape
+    if _is_grouped(shape, a, b):
+        raise Misfit("conv-groups", pair.module)
     stacked = rank * place.experts
     if a[0] != stacked or b[1] != stacked:
         raise Misfit("rank", f"{pair.module}: A has rank {a[0]}, B {b[1]}, the config says {stacked}")
@@ -132,12 +136,15 @@ def _check_shapes(pair: Pair, place: Placement, weights: Mapping[str, Stored], r
     if ((a[0], math.prod(a[1:])), (b[0], math.prod(b[1:]))) == wanted:
         _check_magnitude(pair, outputs, inputs)
         return
-    key = place.pieces[0].key
-    shape = weights[key].shape
-    if len(shape) > 2 and len(a) == len(shape) and a[1] != shape[1] and a[1] % shape[1] == 0:
-        raise Misfit("conv-groups", pair.module)
     needs = f"{math.prod(a[1:])}×{b[0]}" if pair.kind == "embedding" else f"{b[0]}×{math.prod(a[1:])}"
     raise Misfit("shape", f"{key} is {_shape(shape)}, the adapter needs {needs}")
+
+
+def _is_grouped(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """A convolution in groups, as PEFT adapts it: A sees all input channels, B is grouped like the layer."""
+    if not len(shape) == len(a) > 2 or not shape[1] or a[1] <= shape[1] or a[1] % shape[1]:
+        return False
+    return b[1] * (a[1] // shape[1]) == a[0]
 
 
 def _check_magnitude(pair: Pair, outputs: int, inputs: int) -> None:
