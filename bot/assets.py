@@ -34,6 +34,7 @@ KINDS: tuple[tuple[str, re.Pattern[str], bool], ...] = (
     ("license", re.compile(LEGAL, re.IGNORECASE), True),
     ("custom code", re.compile(CODE), False),
 )
+REMOVED: Any = object()  # an edit that takes a field out of config.json
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 
@@ -114,7 +115,9 @@ def _config(base: Source, dtype: str | None, edits: Mapping[str, Any]) -> tuple[
         place = config
         for parent in parents:
             place = place[parent]
-        if place.get(name) != value:
+        if value is REMOVED:
+            changes.append(ConfigChange(path=path, before=place.pop(name), after=None))
+        elif place.get(name) != value:
             changes.append(ConfigChange(path=path, before=place.get(name), after=value))
             place[name] = value
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(), tuple(changes)

@@ -52,6 +52,28 @@ DTYPE = click.option(
     show_default=True,
     help="Storage dtype of the result; auto keeps the base's.",
 )
+BASE_WEIGHTS = click.option(
+    "--base-weights",
+    type=click.Choice(["auto", "stored", "original", "simulate-nf4"]),
+    default="auto",
+    show_default=True,
+    help="What to merge into: what the base's files hold (stored, dequantised where they are quantised), the 16-bit model "
+    "that a quantised base was made from, or a 16-bit base as bitsandbytes would have quantised it (for an adapter trained "
+    "with QLoRA). auto: stored.",
+)
+QUANTIZATION = click.option(
+    "--quantization-config",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="How simulate-nf4 quantises: JSON with BitsAndBytesConfig's fields. Default: nf4 with double quantisation.",
+)
+QUANTIZE = click.option(
+    "--quantize",
+    type=click.Choice(["none", "nf4", "fp4", "int8", "fp8", "same"]),
+    default="none",
+    show_default=True,
+    help="Store the merged weights quantised, from their exact values; same: in the base's own form.",
+)
 VERIFY = click.option(
     "--verify",
     type=click.Choice(["auto", "files", "weights", "full"]),
@@ -115,7 +137,7 @@ COMBINING = _options(
         help="Whether ties and dare_ties elect a sign by sum or by number. Default: total.",
     ),
 )
-MERGING = _options(BASE, DTYPE, ENGINE, DEVICE, VERIFY, PICKLE, REMOTE_CODE)
+MERGING = _options(BASE, BASE_WEIGHTS, QUANTIZATION, DTYPE, QUANTIZE, ENGINE, DEVICE, VERIFY, PICKLE, REMOTE_CODE)
 SPEAKING = _options(JSON, QUIET, DEBUG)
 
 
@@ -349,8 +371,25 @@ def _maybe(text: str | None) -> Ref | None:
 def _chosen_options(chosen: dict[str, Any]) -> Options:
     from bot.records import Options
 
-    names = ("dtype", "engine", "device", "verify", "allow_pickle", "trust_remote_code")
-    return Options(**{name: chosen[name] for name in names if name in chosen})
+    names = ("base_weights", "quantize", "dtype", "engine", "device", "verify", "allow_pickle", "trust_remote_code")
+    asked = {name: chosen[name] for name in names if name in chosen}
+    if chosen.get("quantization_config"):
+        asked["quantization"] = _quantization(chosen["quantization_config"], asked)
+    return Options(**asked)
+
+
+def _quantization(path: Path, asked: dict[str, Any]) -> tuple[tuple[str, str | int | bool], ...]:
+    """The fields of a BitsAndBytesConfig, for simulate-nf4. Raises Usage."""
+    if asked.get("base_weights") != "simulate-nf4":
+        raise Usage("--quantization-config says how simulate-nf4 quantises.", remedy="Add --base-weights simulate-nf4.")
+    try:
+        found = json.loads(path.read_bytes())
+        fields = found.items() if isinstance(found, dict) else None
+    except (OSError, ValueError):
+        fields = None
+    if fields is None:
+        raise Usage(f"{path} is not a JSON object.", remedy="Write BitsAndBytesConfig's fields, as in a config.json.")
+    return tuple(sorted((name, value) for name, value in fields if isinstance(value, str | int | bool)))
 
 
 def _combination(chosen: dict[str, Any]) -> Combination | None:

@@ -101,7 +101,7 @@ class _Work:
             self.progress.add(shard.size)
             return
         ops = self._ops.get(shard.name, [])
-        for file in {shard.name, *(op.source.file for op in ops if op.source and not op.source.owner)}:
+        for file in {shard.name, *(file for op in ops for file in _files_of(op.source))}:
             self._notice_change(file)
         from bot.engines.streaming import write_shard  # imports numpy, which a plan or a refusal never needs
 
@@ -151,6 +151,13 @@ class _Work:
             ops=[op for op in self.plan.ops if isinstance(op, PeftMerge)],
             trust_remote_code=self.plan.options.trust_remote_code,
         )
+
+
+def _files_of(source: Stored | None) -> set[str]:
+    """The base's files that a tensor is read from."""
+    if source is None or source.owner:
+        return set()
+    return {part.file for _, part in source.packed.parts} if source.packed else {source.file}
 
 
 def _planned(plan: Plan) -> dict[str, set[Stored]]:

@@ -30,14 +30,13 @@ class Ref:
 class Options:
     """What may change the bytes of the result, or how hard they are proven.
 
-    `base_weights` and `quantize` have one working value so far and no option on the command line; they are here because
-    the fingerprint names them: a merge made today keeps its fingerprint when they grow. `engine` and `device` do not
-    change the bytes, and are not in it.
+    `engine` and `device` do not change the bytes, and are not in the fingerprint.
     """
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    base_weights: Literal["auto", "stored"] = "auto"
-    quantize: Literal["none"] = "none"
+    base_weights: Literal["auto", "stored", "original", "simulate-nf4"] = "auto"
+    quantization: tuple[tuple[str, str | int | bool], ...] = ()  # how simulate-nf4 quantises; (): as QLoRA usually does
+    quantize: Literal["none", "nf4", "fp4", "int8", "fp8", "same"] = "none"
     engine: Literal["auto", "streaming", "phantom", "in-memory"] = "auto"
     verify: Literal["auto", "files", "weights", "full"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -270,6 +269,23 @@ class SetRows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantize:
+    """What `make` gives in float32, correctly rounded, stored by the writer of that name as the tensors `parts`.
+
+    `target` is the logical tensor, without bytes of its own.
+    """
+
+    make: PlainOp
+    target: Stored
+    writer: str
+    parts: tuple[Stored, ...]
+
+    @property
+    def source(self) -> Stored | None:
+        return self.make.source
+
+
+@dataclass(frozen=True, kw_only=True)
 class PeftMerge:
     """What PEFT's own layer `module` makes of `source`, its `parameter` (the phantom and in-memory engines)."""
 
@@ -279,7 +295,8 @@ class PeftMerge:
     parameter: str  # weight or bias
 
 
-Op = Copy | Cast | AddDelta | Replace | SetRows | PeftMerge
+PlainOp = Copy | Cast | AddDelta | Replace | SetRows | PeftMerge
+Op = PlainOp | Quantize
 
 
 @dataclass(frozen=True, kw_only=True)

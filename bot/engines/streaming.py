@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock, local
 
@@ -21,10 +22,26 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
+from bot import formats
 from bot.engines.deltas import Deltas
 from bot.engines.files import COPY_RUN, Follower, Inputs, copy_range, opened, write_all
+from bot.engines.reading import Buffers, TensorReader
 from bot.errors import Refused
-from bot.records import AddDelta, Cast, Copy, Local, Measured, Op, PeftMerge, Replace, SetRows, Shard, Stored
+from bot.records import (
+    AddDelta,
+    Cast,
+    Copy,
+    Local,
+    Measured,
+    Op,
+    PeftMerge,
+    PlainOp,
+    Quantize,
+    Replace,
+    SetRows,
+    Shard,
+    Stored,
+)
 from bot.weights.delta import Delta, Product, Rounder
 from bot.weights.headers import TORCH_NAMES
 from bot.weights.rounding import RAW, Array, narrow, widen
@@ -57,18 +74,10 @@ class Written:
 
 
 class Worker(local):
-    """One thread's buffers."""
+    """One thread's rounder, and what it needs to make rows for a writer of another form."""
 
     def __init__(self, product: Product) -> None:
         self.rounder = Rounder(product)
-        self._buffers: dict[str, bytearray] = {}
-
-    def array(self, name: str, dtype: str, count: int) -> Array:
-        """`count` numbers as they are stored, in a buffer of this thread's."""
-        kind = np.dtype(RAW[dtype])
-        if len(self._buffers.get(name, b"")) < count * kind.itemsize:
-            self._buffers[name] = bytearray(count * kind.itemsize)
-        return np.frombuffer(self._buffers[name], dtype=kind, count=count)
 
 
 def write_shard(
@@ -111,7 +120,8 @@ class _Run:
 
     def __init__(self, files: Inputs, out: int, follower: Follower, moved: Moved, product: Product) -> None:
         self.files, self.out, self.follower, self.moved = files, out, follower, moved
-        self.worker = Worker(product)
+        self.worker, self.buffers = Worker(product), Buffers()
+        self.reader = TensorReader(files, self.buffers)
         self.deltas = Deltas(files)
         self._measured: dict[str, Measured] = {}
         self._lock = Lock()
@@ -125,7 +135,8 @@ class _Run:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()  # raises what went wrong
-            norms = {op.target.key: self.deltas.norm(op) for op in ops if isinstance(op, AddDelta)}
+            deltas = [op.make if isinstance(op, Quantize) else op for op in ops]
+            norms = {op.target.key: self.deltas.norm(op) for op in deltas if isinstance(op, AddDelta)}
             return [replace(found, delta_norm=norms[key]) for key, found in self._measured.items()]
         finally:
             pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, only what is in work is waited for
@@ -138,6 +149,8 @@ class _Run:
                 copy_range(source, self.out, piece.first, piece.start, piece.length)
             case AddDelta() as op:
                 self._add_delta(op, piece)
+            case Quantize() as op:
+                self._quantize(op, piece)
             case SetRows() as op:
                 self._set_rows(op, piece)
             case Replace() as op:
@@ -151,17 +164,42 @@ class _Run:
         tally = self.worker.rounder.tally
         before = tally.float64, tally.rational
         for first, count in _blocks(piece):
-            weight = self._read(op.source, first, count, piece.columns)
-            block = self.worker.array("out", op.target.dtype, count * piece.columns).reshape(weight.shape)
-            patches = self.deltas.between(op, first, first + count)
-            if sum((high - low) * (p.columns[1] - p.columns[0]) for p, low, high in patches) < weight.size:
-                _convert(weight, op.source, block, op.target)  # no patch covers all of it
-            for patch, low, high in patches:
-                inside = slice(low - first, high - first), slice(*patch.columns)
-                delta = self.deltas.prepared(op, patch, self._read)
-                self._round(weight[inside], op.source.dtype, delta, low - patch.rows[0], block[inside], op)
+            block = self._delta_block(op, first, count, piece.columns)
             write_all(self.out, block.data.cast("B"), _offset(op.target, first, piece.columns))
         self._measure(op, piece, tally.float64 - before[0], tally.rational - before[1])
+
+    def _delta_block(self, op: AddDelta, first: int, count: int, columns: int) -> Array:
+        weight = self.reader.rows(op.source, first, count, columns)
+        block = self.buffers.array("out", op.target.dtype, count * columns).reshape(weight.shape)
+        patches = self.deltas.between(op, first, first + count)
+        if sum((high - low) * (p.columns[1] - p.columns[0]) for p, low, high in patches) < weight.size:
+            _convert(weight, op.source, block, op.target)  # no patch covers all of it
+        for patch, low, high in patches:
+            inside = slice(low - first, high - first), slice(*patch.columns)
+            delta = self.deltas.prepared(op, patch, self.reader.rows)
+            self._round(weight[inside], op.source.dtype, delta, low - patch.rows[0], block[inside], op)
+        return block
+
+    def _quantize(self, op: Quantize, piece: Piece) -> None:
+        """One whole tensor: its rows are made in float32, for the writer to store."""
+        make, tally = op.make, self.worker.rounder.tally
+        before = tally.float64, tally.rational
+        parts = {part.key: part for part in op.parts}
+        writer = formats.WRITERS[op.writer]
+        take = partial(self._float32_rows, make, piece.columns)
+        for key, offset, content in writer.quantise(op.target.key, take, op.target.shape):
+            write_all(self.out, np.ascontiguousarray(content).data.cast("B"), parts[key].start + offset)
+        if isinstance(make, AddDelta):
+            self._measure(make, piece, tally.float64 - before[0], tally.rational - before[1])
+
+    def _float32_rows(self, op: PlainOp, columns: int, first: int, count: int) -> Array:
+        match op:
+            case AddDelta():
+                return self._delta_block(op, first, count, columns)
+            case SetRows():
+                return self._rows_block(op, first, count, columns)
+        source = op.values if isinstance(op, Replace) else op.source
+        return self._cast_block(source, op.target, first, count, columns)
 
     def _round(self, weight: Array, dtype: str, delta: Delta, first: int, block: Array, op: AddDelta) -> None:
         result = block if block.flags.c_contiguous else np.empty(block.shape, block.dtype)
@@ -187,27 +225,29 @@ class _Run:
             )
 
     def _set_rows(self, op: SetRows, piece: Piece) -> None:
-        places = {row: at for at, row in enumerate(op.rows)}
         for first, count in _blocks(piece):
-            block = self.worker.array("out", op.target.dtype, count * piece.columns).reshape(count, piece.columns)
-            _convert(self._read(op.source, first, count, piece.columns), op.source, block, op.target)
-            for row in sorted(places.keys() & set(range(first, first + count))):
-                values = self._read(op.values, places[row], 1, piece.columns, name="values")
-                _convert(values, op.values, block[row - first : row - first + 1], op.target, finite=True)
+            block = self._rows_block(op, first, count, piece.columns)
             write_all(self.out, block.data.cast("B"), _offset(op.target, first, piece.columns))
+
+    def _rows_block(self, op: SetRows, first: int, count: int, columns: int) -> Array:
+        places = {row: at for at, row in enumerate(op.rows)}
+        block = self.buffers.array("out", op.target.dtype, count * columns).reshape(count, columns)
+        _convert(self.reader.rows(op.source, first, count, columns), op.source, block, op.target)
+        for row in sorted(places.keys() & set(range(first, first + count))):
+            values = self.reader.rows(op.values, places[row], 1, columns, name="values")
+            _convert(values, op.values, block[row - first : row - first + 1], op.target, finite=True)
+        return block
 
     def _cast(self, source: Stored, target: Stored, piece: Piece) -> None:
         for first, count in _blocks(piece):
-            values = self._read(source, first, count, piece.columns)
-            block = self.worker.array("out", target.dtype, count * piece.columns).reshape(values.shape)
-            _convert(values, source, block, target, finite=source.owner != 0)
+            block = self._cast_block(source, target, first, count, piece.columns)
             write_all(self.out, block.data.cast("B"), _offset(target, first, piece.columns))
 
-    def _read(self, stored: Stored, first: int, count: int, columns: int, *, name: str = "in") -> Array:
-        """Rows of a stored tensor, in this thread's buffer of that name."""
-        found = self.worker.array(name, stored.dtype, count * columns)
-        self.files.read(stored, first * columns * found.itemsize, found.data.cast("B"))
-        return found.reshape(count, columns)
+    def _cast_block(self, source: Stored, target: Stored, first: int, count: int, columns: int) -> Array:
+        values = self.reader.rows(source, first, count, columns)
+        block = self.buffers.array("out", target.dtype, count * columns).reshape(values.shape)
+        _convert(values, source, block, target, finite=source.owner != 0)
+        return block
 
 
 # --- pieces of work -----------------------------------------------------------------------------------------------
@@ -218,6 +258,9 @@ def _pieces(ops: Sequence[Op]) -> Iterator[Piece]:
     for op in ops:
         if isinstance(op, Copy | PeftMerge):
             continue
+        if isinstance(op, Quantize):
+            yield _whole(op)
+            continue
         rows, columns = op.view if isinstance(op, AddDelta) else _view(op.target)
         step = max(1, PIECE // max(1, columns))
         if isinstance(op, AddDelta) and any(patch.along == "columns" and patch.magnitude for patch in op.patches):
@@ -226,6 +269,13 @@ def _pieces(ops: Sequence[Op]) -> Iterator[Piece]:
             stop = min(rows, first + step)
             start, end = _offset(op.target, first, columns), _offset(op.target, stop, columns)
             yield Piece(op=op, first=first, stop=stop, columns=columns, start=start, length=end - start)
+
+
+def _whole(op: Quantize) -> Piece:
+    """A tensor that is stored quantised: its scales are known only when all of it is, so that one worker makes it."""
+    rows, columns = op.make.view if isinstance(op.make, AddDelta) else _view(op.target)
+    start, stop = op.parts[0].start, op.parts[-1].stop
+    return Piece(op=op, first=0, stop=rows, columns=columns, start=start, length=stop - start)
 
 
 def _view(stored: Stored) -> tuple[int, int]:

@@ -12,9 +12,11 @@ from typing import Any
 from bot import assets
 from bot.budget import choose_device, choose_level, machine_refusals, make_budget
 from bot.plan import heads, replicas, tying
+from bot.plan.base import basis_of
 from bot.plan.claims import Claims, claim
 from bot.plan.outputs import Decisions, Outputs, make_outputs
 from bot.plan.peft import claim_layers
+from bot.plan.quantize import quantize
 from bot.plan.sentences import OTHER_BASE, SHOWN
 from bot.records import (
     RECIPE,
@@ -28,6 +30,7 @@ from bot.records import (
     Options,
     PeftMerge,
     Plan,
+    Quantize,
     Refusal,
     Replace,
     SetRows,
@@ -38,7 +41,7 @@ from bot.records import (
 from bot.weights import methods
 from bot.weights.adapter import read_changes, read_settings
 from bot.weights.places import Names
-from bot.weights.shards import INDEX_NAME, lay_out, main_dtype, torch_name
+from bot.weights.shards import INDEX_NAME, lay_out, stored_targets, torch_name
 
 # A sentence-transformers module, e.g. 2_Dense, beside the transformer.
 MODULE_WEIGHTS = re.compile(r"\d+_\w+/(model\.safetensors|pytorch_model\.bin)")
@@ -62,14 +65,17 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
     """Plan a merge. Whatever forbids it is in `refusals`, all of it at once."""
     base, adapter = sources.base, sources.adapter
     config = assets.read_json(base, "config.json")
-    stored = {tensor.key: tensor for header in base.headers for tensor in header.tensors}
-    main = main_dtype(base.headers)
+    basis = basis_of(base, options)
+    stored, main = basis.stored, basis.main
     wanted = None if options.dtype in ("auto", torch_name(main)) else options.dtype
     draft = _draft(adapter, stored, config, wanted, options)
-    refusals = [*draft.refusals, *_base_refusals(base, config)]
-    outputs = make_outputs(base.headers, draft.claims, draft.decisions)
-    layout = lay_out(base.headers, outputs.ops, assets.read_json(base, INDEX_NAME) or None)
-    chosen, changes = assets.choose_assets(base, adapter, wanted, draft.edits)
+    refusals = [*draft.refusals, *_base_refusals(base, config), *basis.refusals]
+    outputs = make_outputs(basis.headers, draft.claims, draft.decisions, main)
+    quantised = quantize(outputs.ops, options, config, Names(stored, config))
+    refusals += quantised.refusals
+    layout = lay_out(basis.headers, quantised.ops, assets.read_json(base, INDEX_NAME) or None)
+    edits = {**basis.edits, **draft.edits, **quantised.edits}
+    chosen, changes = assets.choose_assets(base, adapter, wanted, edits)
     budget = make_budget(sources, layout.shards, layout.ops, chosen, draft.engine)
     level, not_run, level_refusals = choose_level(options, config, budget.verify_memory, machine)
     device, no_device = choose_device(options, layout.ops, machine)
@@ -97,9 +103,9 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
         assets=chosen,
         config_changes=changes,
         refusals=tuple(refusals),
-        notes=(*_notes(base, options, wanted, outputs), *draft.notes),
+        notes=(*_notes(main, wanted, outputs), *filter(None, (basis.why,)), *draft.notes, *quantised.notes),
         budget=budget,
-        fingerprint=fingerprint(base.sha, adapter.sha, options),
+        fingerprint=fingerprint(base.sha, adapter.sha, options, basis.how),
     )
     _claim_everything(plan, stored, adapter.headers, draft)
     return plan
@@ -107,10 +113,11 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
 
 def is_change(op: Op) -> bool:
     """Whether an op gives a tensor values that are the adapter's doing."""
-    return isinstance(op, AddDelta | Replace | SetRows | PeftMerge)
+    made = op.make if isinstance(op, Quantize) else op
+    return isinstance(made, AddDelta | Replace | SetRows | PeftMerge)
 
 
-def fingerprint(base_sha: str, adapter_sha: str, options: Options) -> str:
+def fingerprint(base_sha: str, adapter_sha: str, options: Options, how: str) -> str:
     """sha256 over the canonical JSON of all that decides the merged bytes. The same merge has the same fingerprint."""
     decides = {
         "recipe": RECIPE,
@@ -118,10 +125,12 @@ def fingerprint(base_sha: str, adapter_sha: str, options: Options) -> str:
         "adapter": adapter_sha,
         "options": {
             "dtype": options.dtype,
-            "base_weights": "stored" if options.base_weights == "auto" else options.base_weights,
+            "base_weights": how,
             "quantize": options.quantize,
         },
     }
+    if options.quantization and how == "simulate-nf4":
+        decides["quantization"] = dict(options.quantization)
     return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -247,12 +256,6 @@ def _base_refusals(base: Source, config: Json) -> list[Refusal]:
     if own:
         reason = f"The base has modules with weights of their own ({own[0]}), which this version does not carry over."
         refusals.append(Refusal(code="module-weights", reason=reason, remedy="Keep the adapter separate."))
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method", "an unnamed method") if isinstance(quantization, dict) else "?"
-        parent = base.card.get("base_model")
-        named = f"--base {parent}" if isinstance(parent, str) else "--base"
-        reason = f"The base is quantised ({method}), and this version merges into plain weights only."
-        refusals.append(Refusal(code="quantised-base", reason=reason, remedy=f"Name its 16-bit parent with {named}."))
     seen: set[str] = set()
     for header in base.headers:
         for tensor in header.tensors:
@@ -268,12 +271,10 @@ def _base_refusals(base: Source, config: Json) -> list[Refusal]:
     return refusals
 
 
-def _notes(base: Source, options: Options, wanted: str | None, outputs: Outputs) -> tuple[str, ...]:
+def _notes(main: str, wanted: str | None, outputs: Outputs) -> tuple[str, ...]:
     notes = []
     if wanted:
-        notes.append(f"Every {torch_name(main_dtype(base.headers))} tensor is rounded once to {wanted}.")
-    if options.base_weights == "auto":
-        notes.append("base-weights: stored, because the base is not quantised.")
+        notes.append(f"Every {torch_name(main)} tensor is rounded once to {wanted}.")
     if outputs.drops:
         shown = ", ".join(drop.source.key for drop in outputs.drops[:SHOWN])
         notes.append(f"{len(outputs.drops)} base tensors are left out ({outputs.drops[0].why}): {shown}.")
@@ -289,11 +290,11 @@ def _claim_everything(
     """Nothing vanishes: each base key is in an op or a drop; each adapter key is used, or the plan is refused."""
     if plan.refusals:
         return
-    targets = [op.target.key for op in plan.ops]
+    targets = [target.key for op in plan.ops for target in stored_targets(op)]
     assert len(targets) == len(set(targets)), "a tensor would be written twice"
-    sources = {op.source.key for op in plan.ops if not isinstance(op, Replace) and op.source.owner == 0} | {
-        op.source.key for op in plan.ops if isinstance(op, Replace) and op.source is not None
-    }
+    made = [op.make if isinstance(op, Quantize) else op for op in plan.ops]
+    read = [op.source for op in made if op.source is not None]
+    sources = {source.key for source in read if source.owner == 0}
     dropped = {drop.source.key for drop in plan.drops}
     under = {key for key in draft.claims.values if key in stored}  # an adapter's copy is W there
     stale = {pair[1] for pair in (draft.decisions.untied, draft.decisions.follows) if pair}

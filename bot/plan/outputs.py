@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from bot.plan.claims import Claims
 from bot.plan.replicas import Replicas
 from bot.records import AddDelta, Cast, Copy, Drop, Header, Op, PeftMerge, Replace, SetRows, Stored
-from bot.weights.shards import main_dtype, new_dtype
+from bot.weights.shards import new_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,13 @@ class Decisions:
     peft: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
-def make_outputs(headers: Iterable[Header], claims: Claims, decisions: Decisions) -> Outputs:
-    """One op for every tensor that the output has, one Drop for every base tensor that it has not."""
+def make_outputs(headers: Iterable[Header], claims: Claims, decisions: Decisions, main: str) -> Outputs:
+    """One op for every tensor that the output has, one Drop for every base tensor that it has not.
+
+    `main`: the dtype of most of the base, in safetensors' spelling: that of weights that are stored packed, and of new ones.
+    """
     headers = tuple(headers)
-    maker = _Maker(claims, decisions, main_dtype(headers))
+    maker = _Maker(claims, decisions, main)
     ops: list[Op] = []
     drops: list[Drop] = []
     stored = {tensor.key: tensor for header in headers for tensor in header.tensors}
@@ -86,7 +89,8 @@ class _Maker:
         if key in self.decisions.peft:
             module, parameter = self.decisions.peft[key]
             return PeftMerge(source=base, target=target, module=module, parameter=parameter)
-        return Copy(source=base, target=target) if dtype == base.dtype else Cast(source=base, target=target)
+        plain = dtype == base.dtype and base.packed is None
+        return Copy(source=base, target=target) if plain else Cast(source=base, target=target)
 
     def new(self, key: str, file: str) -> Op:
         """A tensor that the base does not have, stored as most of the base is."""

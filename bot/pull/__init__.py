@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bot.errors import NotFound, Refused, Usage
 from bot.events import Emit, Moved, Note, Stage
 from bot.hub import is_repo_id
-from bot.pull import pickles, weights
+from bot.pull import pickles, quantised, weights
 from bot.pull.folders import pin_folder
 from bot.pull.hashes import Hashes
 from bot.pull.repos import pin_repo
@@ -67,9 +67,11 @@ def pin(
     base_ref = request.base or base_of(adapter)
     bases = {} if bases is None else bases
     if base_ref not in bases:
-        bases[base_ref] = _with_headers(
-            _pin_base(base_ref, request.base is None, hub, emit, hashes), request, hub, emit
-        )
+
+        def pinned(ref: Ref) -> Source:
+            return _with_headers(_pin_base(ref, request.base is None, hub, emit, hashes), request, hub, emit)
+
+        bases[base_ref] = quantised.settle(pinned(base_ref), request.options.base_weights, pinned, hub, emit)
     return Sources(base=bases[base_ref], adapter=adapter, more=tuple(more))
 
 

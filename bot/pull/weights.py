@@ -148,14 +148,15 @@ def read_headers(source: Source, names: Sequence[str], hub: Hub) -> Source:
 
 def _header(source: Source, name: str, size: int, hub: Hub) -> Header:
     owner = 0 if source.role == "base" else 1
-    head = _read(source, name, 0, min(FIRST_READ, size), hub)
+    head = read_span(source, name, 0, min(FIRST_READ, size), hub)
     needed = PREFIX + header_length(head, file=name, file_size=size)
     if needed > len(head):
-        head += _read(source, name, len(head), needed, hub)
+        head += read_span(source, name, len(head), needed, hub)
     return parse_header(head[:needed], file=name, file_size=size, owner=owner)
 
 
-def _read(source: Source, name: str, start: int, stop: int, hub: Hub) -> bytes:
+def read_span(source: Source, name: str, start: int, stop: int, hub: Hub) -> bytes:
+    """Bytes `start` to `stop` of a file of the source."""
     if source.repo is not None:
         return hub.read_span(source.repo, source.sha, name, start, stop)
     assert source.ref.folder is not None

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from bot.records import Copy, Header, Json, Op, Shard, Stored
+from bot.records import Copy, Header, Json, Op, Quantize, Shard, Stored
 from bot.weights.headers import STORED_NAMES, TORCH_NAMES, byte_size, write_header
 
 FLOATS = frozenset({"BF16", "F16", "F32"})  # what a merge may cast; integers, booleans and F64 stay as they are
@@ -35,6 +35,8 @@ def main_dtype(headers: Iterable[Header]) -> str:
 
 def new_dtype(stored: Stored, main: str, wanted: str | None) -> str:
     """The dtype a tensor takes. Tensors kept apart from the model's main dtype (float32 routers, norms) keep theirs."""
+    if stored.packed is not None:
+        return STORED_NAMES[wanted] if wanted is not None else main
     return STORED_NAMES[wanted] if wanted is not None and stored.dtype == main else stored.dtype
 
 
@@ -52,23 +54,40 @@ def lay_out(headers: tuple[Header, ...], ops: tuple[Op, ...], index: Json | None
         inside = by_file[header.file]
         if not inside:
             continue  # every tensor of it was dropped
-        wanted = [(op.target.key, op.target.dtype, op.target.shape) for op in inside]
-        if wanted == [(tensor.key, tensor.dtype, tensor.shape) for tensor in header.tensors]:
+        wanted = [(t.key, t.dtype, t.shape) for op in inside for t in stored_targets(op)]
+        plain = not any(isinstance(op, Quantize) for op in inside) and not any(t.packed for t in header.tensors)
+        if plain and wanted == [(tensor.key, tensor.dtype, tensor.shape) for tensor in header.tensors]:
             head, size = header.raw, header.file_size
             made = [replace(op, target=tensor) for op, tensor in zip(inside, header.tensors, strict=True)]
         else:
             head = write_header(wanted, header.metadata or {"format": "pt"})
             made, size = [], len(head)
             for op in inside:
-                stop = size + byte_size(op.target.dtype, op.target.shape)
-                made.append(replace(op, target=replace(op.target, start=size, stop=stop)))
-                size = stop
+                placed_op, size = _placed(op, size)
+                made.append(placed_op)
         same = head is header.raw and all(isinstance(op, Copy) and op.source.file == header.file for op in made)
         shards.append(Shard(name=header.file, size=size, header=head, same_as_base=same))
         placed += made
     index_name = INDEX_NAME if index else None
-    targets = {op.target.key: op.target for op in placed}
+    targets = {target.key: target for op in placed for target in stored_targets(op)}
     return Layout(shards=tuple(shards), ops=tuple(placed), index_name=index_name, index=_index(index, targets))
+
+
+def stored_targets(op: Op) -> tuple[Stored, ...]:
+    """The tensors that an op writes."""
+    return op.parts if isinstance(op, Quantize) else (op.target,)
+
+
+def _placed(op: Op, start: int) -> tuple[Op, int]:
+    """The op with its targets laid from `start` on, and where the next one begins."""
+    targets = []
+    for target in stored_targets(op):
+        stop = start + byte_size(target.dtype, target.shape)
+        targets.append(replace(target, start=start, stop=stop))
+        start = stop
+    if isinstance(op, Quantize):
+        return replace(op, parts=tuple(targets)), start
+    return replace(op, target=targets[0]), start
 
 
 def weights_size(headers: Iterable[Header]) -> int:

@@ -1,0 +1,129 @@
+"""How weights are stored that are not plain numbers: who reads which form, and who writes which.
+
+To add a form, write a module that satisfies Reader or Writer and add one line to READERS or WRITERS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from bot.records import Json, Refusal, Stored
+
+Bytes = NDArray[Any]  # uint8
+ReadRange = Callable[[Stored, int, int], Bytes]  # (tensor, first byte, bytes) → what the file holds there
+Take = Callable[[int, int], NDArray[Any]]  # (first row, rows) → float32, rows × columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unpacked:
+    """Every tensor of the model in file order: logical ones where something is packed, plain ones as they are."""
+
+    tensors: dict[str, Stored]
+    refusals: tuple[Refusal, ...] = ()
+
+
+class Rows(Protocol):
+    """One opened logical tensor; its small parts are read once, the large one by range."""
+
+    def rows(self, first: int, count: int) -> NDArray[Any]:
+        """Rows as float32, count × columns, of the tensor seen as shape[0] × the rest (stacks of experts: E·R × C)."""
+
+
+class Reader(Protocol):
+    """A form that can be read. A module with these names is one."""
+
+    NAME: str
+
+    def recognises(self, config: Json) -> bool:
+        """Whether config.json's `quantization_config` says that the weights are stored so."""
+
+    def small_keys(self, keys: Iterable[str]) -> list[str]:
+        """Tiny tensors whose contents planning needs."""
+
+    def unpack(self, stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
+        """The model's own tensors."""
+
+    def opener(self, tensor: Stored, read: ReadRange) -> Rows:
+        """A logical tensor of this form, ready to be read."""
+
+
+class Writer(Protocol):
+    """A form that can be written. A module with these names is one."""
+
+    NAME: str
+
+    def applies(self, key: str, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of this shape can be stored so."""
+
+    def parts(self, key: str, shape: tuple[int, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
+        """(key, safetensors dtype, shape) of what is stored for one weight."""
+
+    def quantise(self, key: str, rows: Take, shape: tuple[int, ...]) -> Iterator[tuple[str, int, Bytes]]:
+        """(part's key, byte offset in it, bytes), streaming; `rows` may be asked for the same rows twice."""
+
+    def quantization_config(self, config: Json) -> Json:
+        """What config.json gets."""
+
+
+class OwnForm(Writer, Protocol):
+    """A writer of the form that a base has itself (`--quantize same`)."""
+
+    def matches(self, config: Json) -> bool:
+        """Whether this base has the form."""
+
+
+READERS: tuple[Reader, ...] = ()
+WRITERS: dict[str, Writer] = {}
+SAME: tuple[OwnForm, ...] = ()
+
+
+def quantization_of(config: Json) -> Json | None:
+    """The quantization_config of a config.json or of its text config; None for a plain checkpoint."""
+    nested = config.get("text_config")
+    for place in (config, nested if isinstance(nested, dict) else {}):
+        found = place.get("quantization_config")
+        if isinstance(found, dict) and found:
+            return found
+    return None
+
+
+def open_packed(tensor: Stored, read: ReadRange) -> Rows:
+    """A logical tensor, ready to be read."""
+    assert tensor.packed is not None
+    reader = next(reader for reader in READERS if tensor.packed.format == reader.NAME)
+    return reader.opener(tensor, read)
+
+
+def small_keys(keys: Iterable[str], config: Json) -> list[str]:
+    """Tiny tensors whose contents planning needs."""
+    reader = _reader_of(config)
+    return reader.small_keys(keys) if reader else []
+
+
+def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes], card: Json) -> Unpacked:
+    """The model's own tensors of a quantised checkpoint; a form that nobody reads is a refusal."""
+    from bot.formats.refused import refusal_of
+
+    reader = _reader_of(config)
+    if reader is None:
+        return Unpacked(tensors=dict(stored), refusals=(refusal_of(config, card),))
+    return reader.unpack(stored, config, small)
+
+
+def writer_of(name: str, config: Json) -> Writer | Refusal:
+    """The writer of `--quantize`; `same` is that of the base's own form."""
+    if name != "same":
+        return WRITERS[name]
+    found: Writer | None = next((one for one in SAME if one.matches(config)), None)
+    if found is None:
+        reason = "--quantize same needs a base whose own form can be written, and this base's cannot."
+        return Refusal(code="quantize-same", reason=reason, remedy=f"Choose one of {', '.join(sorted(WRITERS))}.")
+    return found
+
+
+def _reader_of(config: Json) -> Reader | None:
+    return next((reader for reader in READERS if reader.recognises(config)), None)
