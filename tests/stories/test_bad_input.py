@@ -75,6 +75,12 @@ def other_width(base: Path, adapter: Path) -> None:
     )
 
 
+def two_names(base: Path, adapter: Path) -> None:
+    for layer, name in enumerate(("one", "other")):
+        part = f"{layer}.mlp.down_proj.lora_A."
+        edit_tensors(adapter / WEIGHTS, renamed(part, f"{part}{name}."))
+
+
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 10)
 
@@ -132,7 +138,21 @@ BROKEN: dict[str, tuple[Callable[[Path, Path], object], int, str]] = {
     ),
     "a rank that the config denies": (lambda b, a: edit_json(a / CONFIG, r=8), 3, "another rank"),
     "an unknown peft_type": (lambda b, a: edit_json(a / CONFIG, peft_type="TELEPATHY"), 3, "TELEPATHY"),
-    "DoRA": (lambda b, a: edit_json(a / CONFIG, use_dora=True), 3, "DoRA"),
+    "a DoRA without its magnitudes": (
+        lambda b, a: edit_json(a / CONFIG, use_dora=True), 3, "14 adapter modules lack a part: model.layers.0.mlp.down_proj has no",
+    ),
+    "a base that CorDA changed": (lambda b, a: edit_json(a / CONFIG, init_lora_weights="corda"), 3, "CorDA changes the base by"),
+    "a setting that nobody knows": (
+        lambda b, a: edit_json(a / CONFIG, use_telepathy=True), 3, "settings that this version does not know: use_telepathy",
+    ),
+    "several adapters in a file": (two_names, 3, "The adapter file holds several adapters: one, other."),
+    "layers that the base has not, replicated": (
+        lambda b, a: edit_json(a / CONFIG, layer_replication=[[0, 2], [1, 5]]), 3, "replicates layers up to 4; the base has 2",
+    ),
+    "matrices that FSDP left flat": (
+        lambda b, a: edit_tensors(a / WEIGHTS, lambda ts: ts.update({k: t.flatten() for k, t in ts.items() if "0.mlp.up_proj" in k})),
+        3, "1 adapter tensors are no matrices: model.layers.0.mlp.up_proj: A is 256, B is 512",
+    ),
     "a truncated adapter": (lambda b, a: truncate(a / WEIGHTS), 3, "not a whole safetensors file"),
     "a truncated shard": (lambda b, a: truncate(b / SHARD), 3, "not a whole safetensors file"),
     "overlapping offsets": (lambda b, a: lie_in_header(b / SHARD, overlap), 3, "not a whole safetensors file"),
@@ -170,6 +190,27 @@ def test_a_broken_input_is_refused_by_name(case: str, folders: Folders, adapter_
     break_it(base, adapter)
     ran = adapter_merge("merge", adapter, "--base", base, "--output", tmp_path / "merged")
     assert_said(ran, code, words)
+    assert_nothing_left(tmp_path)
+
+
+def test_an_engine_that_does_not_have_the_method_is_refused(
+    folders: Folders, adapter_merge: Command, tmp_path: Path
+) -> None:
+    base, adapter = folders
+    ran = adapter_merge("merge", adapter, "--base", base, "-o", tmp_path / "merged", "--engine", "phantom")
+    assert_said(ran, 3, "LoRA is merged by the streaming engine, not by phantom.")
+    assert "Leave --engine at auto." in ran.err
+    assert_nothing_left(tmp_path)
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_said(
+    folders: Folders, adapter_merge: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter = folders
+    look = pipeline.look
+    monkeypatch.setattr(pipeline, "look", lambda folder: replace(look(folder), gpu=None))
+    ran = adapter_merge("merge", adapter, "--base", base, "-o", tmp_path / "merged", "--device", "cuda")
+    assert_said(ran, 6, "--device cuda was asked for, and this machine has no GPU.")
     assert_nothing_left(tmp_path)
 
 
