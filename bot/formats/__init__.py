@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from numpy.typing import NDArray
-
+from bot.formats import compressed, fp8, mxfp4
+from bot.formats.refused import parent_of as parent_of
+from bot.formats.refused import refusal_of
 from bot.records import Json, Refusal, Stored
 
-Bytes = NDArray[Any]  # uint8
-ReadRange = Callable[[Stored, int, int], Bytes]  # (tensor, first byte, bytes) → what the file holds there
-Take = Callable[[int, int], NDArray[Any]]  # (first row, rows) → float32, rows × columns
+if TYPE_CHECKING:  # numpy is not for those who only plan
+    from numpy.typing import NDArray
+
+Bytes: TypeAlias = "NDArray[Any]"  # uint8
+ReadRange = Callable[[Stored, int, int], "Bytes"]  # (tensor, first byte, bytes) → what the file holds there
+Take = Callable[[int, int], "NDArray[Any]"]  # (first row, rows) → float32, rows × columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,7 @@ class OwnForm(Writer, Protocol):
         """Whether this base has the form."""
 
 
-READERS: tuple[Reader, ...] = ()
+READERS: tuple[Reader, ...] = (fp8, mxfp4, compressed)
 WRITERS: dict[str, Writer] = {}
 SAME: tuple[OwnForm, ...] = ()
 
@@ -106,8 +110,6 @@ def small_keys(keys: Iterable[str], config: Json) -> list[str]:
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes], card: Json) -> Unpacked:
     """The model's own tensors of a quantised checkpoint; a form that nobody reads is a refusal."""
-    from bot.formats.refused import refusal_of
-
     reader = _reader_of(config)
     if reader is None:
         return Unpacked(tensors=dict(stored), refusals=(refusal_of(config, card),))

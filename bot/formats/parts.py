@@ -1,0 +1,88 @@
+"""What the layouts share: how a packed weight becomes one logical tensor among the others. Headers only, no numpy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from bot.records import Packed, Refusal, Stored
+
+Setting = str | int | float | bool
+REMEDY = "Merge into the 16-bit model that it was made from: --base-weights original, or name it with --base."
+
+# What quantised checkpoints keep about activations and caches: a merge has no use for it.
+ACTIVATIONS = ("input_scale", "activation_scale", "input_scale_ub", "output_scale", "input_global_scale")
+CACHES = ("k_scale", "v_scale", "q_scale", "prob_output_scale", "k_zero_point", "v_zero_point", "input_zero_point")
+
+
+def logical(
+    key: str, shape: tuple[int, ...], name: str, parts: Iterable[tuple[str, Stored]], settings: Mapping[str, Setting]
+) -> Stored:
+    """The logical tensor; the first of its parts is the large one."""
+    held = tuple(parts)
+    main = held[0][1]
+    packed = Packed(format=name, parts=held, settings=tuple(sorted(settings.items())))
+    return Stored(key=key, file=main.file, dtype="F32", shape=shape, start=0, stop=0, owner=main.owner, packed=packed)
+
+
+def rebuilt(stored: Mapping[str, Stored], found: Iterable[Stored]) -> dict[str, Stored]:
+    """All tensors in file order: a logical one where its main part stands, and none of its parts."""
+    by_main: dict[str, Stored] = {}
+    used: set[str] = set()
+    for tensor in found:
+        assert tensor.packed is not None
+        by_main[tensor.packed.parts[0][1].key] = tensor
+        used |= {part.key for _, part in tensor.packed.parts}
+    tensors = [by_main.get(key, None if key in used else plain) for key, plain in stored.items()]
+    return {tensor.key: tensor for tensor in tensors if tensor is not None}
+
+
+def with_activations(found: list[Stored], stored: Mapping[str, Stored]) -> list[Stored]:
+    """The logical tensors, each with the scales of activations and caches that its module keeps, so that none is lost.
+
+    A cache's scale that stands on the attention itself goes with the first packed weight below it.
+    """
+    used = {part.key for tensor in found if tensor.packed for _, part in tensor.packed.parts}
+    owners: dict[str, int] = {}
+    for at, tensor in enumerate(found):
+        names = tensor.key.split(".")
+        for depth in range(len(names), 0, -1):
+            owners.setdefault(".".join(names[:depth]), at)
+    extras: dict[int, list[tuple[str, Stored]]] = {}
+    for key, tensor in stored.items():
+        module, _, name = key.rpartition(".")
+        if key in used or not name.endswith(ACTIVATIONS + CACHES):
+            continue
+        owner = next((owners[place] for place in (f"{module}.weight", module) if place in owners), None)
+        if owner is not None:
+            extras.setdefault(owner, []).append((name, tensor))
+    for at, more in extras.items():
+        packed = found[at].packed
+        assert packed is not None
+        found[at] = replace(found[at], packed=replace(packed, parts=(*packed.parts, *more)))
+    return found
+
+
+def rectangle(rows: int, columns: int, scale: tuple[int, ...], block: tuple[int, int] | None) -> tuple[int, int] | None:
+    """How high and wide the rectangle of one scale is, by the shape of a matrix's scales; None where they do not fit.
+
+    `block` as configured decides where it fits; a grid of another size must divide the matrix (transformers'
+    Fp8Dequantize derives it so).
+    """
+    if math.prod(scale) == 1:
+        return max(1, rows), max(1, columns)
+    if scale == (rows,):
+        return 1, columns
+    if len(scale) != 2:
+        return None
+    if block is not None and scale == (math.ceil(rows / block[0]), math.ceil(columns / block[1])):
+        return block
+    if 0 in scale or rows % scale[0] or columns % scale[1]:
+        return None
+    return rows // scale[0], columns // scale[1]
+
+
+def refused(reason: str, *keys: str) -> Refusal:
+    """A packed weight that cannot be read."""
+    return Refusal(code="quantised-base", reason=reason, remedy=REMEDY, keys=keys)
