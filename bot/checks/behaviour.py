@@ -29,14 +29,23 @@ def behaviour(case: Case) -> Finding:
     for answer in (trial.reference, trial.merged):
         if stopped := _stopped("behaviour", allowed, answer):
             return stopped
-    if trial.reference["modules"] != trial.expected:
-        modules = counted(trial.reference["modules"], "module")
-        why = f"PEFT changes {modules}; by its own files the adapter changes {trial.expected}."
-        return finding("behaviour", "fail", modules, allowed, why)
+    if said := _other_layers(frozenset(trial.reference["layers"]), trial.expected):
+        return finding("behaviour", "fail", counted(len(trial.reference["layers"]), "layer"), allowed, said)
     floor = trial.noise_floor or {}
     status: Status = "pass" if floor["ratio"] <= ALLOWED else "fail"
     measured = f"K = {floor['ratio']:.3g} ± {floor['standard_error']:.1g}"
     return finding("behaviour", status, measured, allowed, _why(status, floor))
+
+
+def _other_layers(pefts: frozenset[str], ours: frozenset[str]) -> str | None:
+    """Two readings of one adapter: which parameters it changes."""
+    if pefts == ours:
+        return None
+    example = min(pefts ^ ours)
+    return (
+        f"PEFT changes {counted(len(pefts), 'parameter')}; by its own files the adapter changes {len(ours)} "
+        f"({example}: only {'PEFT' if example in pefts else 'the files'})."
+    )
 
 
 def _why(status: Status, floor: Json) -> str:

@@ -18,7 +18,7 @@ from bot.checks.heads import declare_heads, trained_skeleton
 from bot.checks.names import Names
 from bot.checks.skeleton import BUILD_ERRORS, NEEDS_CODE, Skeleton, build, model_class
 from bot.checks.subject import Subject
-from bot.checks.touch import Asked, Expected, LowRank, Reading, Tokens
+from bot.checks.touch import Asked, Expected, LowRank, Reading, Tokens, Whole
 from bot.errors import Refused
 from bot.records import Json
 from bot.weights.headers import read_header
@@ -37,7 +37,8 @@ class Claims:
     """`expected`: every tensor of the merged checkpoint, by key. `problems`: what this verifier cannot account for.
 
     `dropped`: base keys that the merged model has no use for. `declared`: what config.json must say, beyond the base's.
-    `layers`: the model's parameters that the method itself changes (for comparison with PEFT's own count).
+    `layers`: the model's parameters that the method itself changes (for comparison with PEFT's own); `whole`: those that
+    the adapter brings whole.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Claims:
     dropped: tuple[str, ...] = ()
     declared: tuple[Declared, ...] = ()
     layers: frozenset[str] = frozenset()
+    whole: frozenset[str] = frozenset()
     problems: tuple[str, ...] = ()
 
     @property
@@ -92,16 +94,20 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
         dropped=tuple(dropped),
         declared=(*derivation.declared, *declared),
         layers=frozenset(
-            _layer(name, names)
-            for name, several in reading.changes.items()
-            for one in several
-            if isinstance(one, LowRank | Tokens | Asked)
+            _today(one, names)
+            for one, several in derivation.changes.items()
+            if any(isinstance(change, LowRank | Tokens | Asked) for change in several)
+        ),
+        whole=frozenset(
+            _today(one, names)
+            for one, several in derivation.changes.items()
+            if any(isinstance(change, Whole) for change in several)
         ),
         problems=tuple(problems or idle),
     )
 
 
-def _layer(name: str, names: Names) -> str:
+def _today(name: str, names: Names) -> str:
     """The parameter of today's model that a name of the adapter's means, or is a part of."""
     for skeleton in names.skeletons:
         own = skeleton.rename(name)[0]

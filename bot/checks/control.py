@@ -6,54 +6,64 @@ against ulp²/12), so that a correct merge lies half as far from the unmerged mo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bot.checks.adapted import Adapted, adapted
 from bot.checks.rounding import round_stochastically
+from bot.checks.unmerged import has_own_merge
 
 CHUNK = 1 << 17  # elements that are rounded at once
 DRAWS = 4  # controls for a small model, whose outputs have too few degrees of freedom to trust a single draw
+WRAPPED = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)(\.|$)")  # PEFT's own parts of the model
 SMALL = 1 << 26  # merged weights; above this one draw is as good, and no second copy of the weights is held
 Replaced = list[tuple[nn.Module, str, nn.Parameter]]
 
 
-def controls(model: nn.Module, job: dict[str, Any]) -> Iterator[int]:
-    """Turn the model into one control after the other, in place; yields how many layers have an adapter.
+def controls(model: nn.Module, job: dict[str, Any]) -> Iterator[frozenset[str]]:
+    """Turn the base model inside a PEFT model into one control after the other, in place. Its adapters must be off.
 
-    The weights of the last control stay. Where the merge changes the dtype, every other floating-point parameter is
-    rounded too.
+    Yields the parameters that PEFT's layers change by their method. The weights of the last control stay. Where the merge
+    changes the dtype, every other floating-point parameter is rounded too; else only those in `job["whole"]`, which the
+    adapter brought in a wider dtype than they are stored in.
     """
-    layers = [module for module in model.modules() if hasattr(module, "get_delta_weight") and hasattr(module, "lora_A")]
-    size = sum(layer.get_base_layer().weight.numel() for layer in layers)  # type: ignore[operator]
+    found = {(one.owner, one.name): one for one in adapted(model)}
+    own = frozenset(one.parameter for one in found.values() if one.own)
+    size = sum(getattr(owner, name).numel() for owner, name in found)
     draws = DRAWS if size <= SMALL else 1
     generator = torch.Generator().manual_seed(0)
     for draw in range(draws):
-        replaced = _round_all(model, layers, job, generator, keep=draw < draws - 1)
-        yield len(layers)
+        replaced = _round_all(model, found, job, generator, keep=draw < draws - 1)
+        yield own
         for owner, name, original in replaced:
             setattr(owner, name, original)
 
 
 def _round_all(
-    model: nn.Module, layers: list[Any], job: dict[str, Any], generator: torch.Generator, keep: bool
+    model: nn.Module,
+    found: dict[tuple[nn.Module, str], Adapted],
+    job: dict[str, Any],
+    generator: torch.Generator,
+    keep: bool,
 ) -> Replaced:
     """New parameters throughout, never new values: a weight tied to a merged one keeps its own. Returns the old ones."""
     dtype: torch.dtype = getattr(torch, job["storage"])
-    deltas = {layer.get_base_layer(): layer for layer in layers}
+    whole = frozenset(job["whole"])
     rounded: dict[Tensor, nn.Parameter] = {}
     replaced: Replaced = []
     with torch.no_grad():
-        for owner, name, weight in list(_parameters(model)):
-            layer = deltas.get(owner) if name == "weight" else None
-            if layer is not None:
-                fresh = _rounded(weight, _delta(layer), dtype, generator)
-            elif job["cast_all"] and weight in rounded:
+        for path, owner, name, weight in list(_parameters(model)):
+            one = found.get((owner, name))
+            if one is not None:
+                fresh = _rounded(one.exact(), dtype, generator, weight.dtype)
+            elif weight in rounded:
                 fresh = rounded[weight]  # tied weights stay tied
-            elif job["cast_all"]:
-                fresh = rounded[weight] = _rounded(weight, None, dtype, generator)
+            elif job["cast_all"] or f"{path}.{name}" in whole:
+                fresh = rounded[weight] = _rounded(weight, dtype, generator, weight.dtype)
             else:
                 continue
             if keep:
@@ -62,35 +72,25 @@ def _round_all(
     return replaced
 
 
-def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """Every floating-point parameter that is the model's own, with the module that it hangs on."""
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Every floating-point parameter that is the model's own: the module that it hangs on, by path and itself, and its name."""
+    asked = tuple(f"{path}." for path, layer in model.named_modules() if has_own_merge(layer))
     for path, owner in model.named_modules():
-        if "lora_" not in path:
+        own = next((one for one in asked if path.startswith(one)), None)
+        inside = own is not None and not path.startswith(f"{own}base_layer")
+        if not WRAPPED.search(path) and not inside and f"{path}." not in asked:
+            bare = path.replace(".base_layer", "").replace(".token_adapter", "").replace(".original_module", "")
             for name, weight in owner.named_parameters(recurse=False):
-                if weight.is_floating_point():
-                    yield owner, name, weight
+                if weight.is_floating_point() and not name.startswith(("lora_", "trainable_tokens_")):
+                    yield bare, owner, name, weight
 
 
-def _delta(layer: Any) -> Tensor:
-    """PEFT's ΔW, computed in float64 (its own code, on widened factors)."""
-    (name,) = layer.active_adapters
-    halves = [layer.lora_A[name], layer.lora_B[name]]
-    kept = halves[0].weight.dtype
-    for half in halves:
-        half.double()
-    delta: Tensor = layer.get_delta_weight(name)
-    for half in halves:
-        half.to(kept)
-    return delta
-
-
-def _rounded(weight: Tensor, delta: Tensor | None, dtype: torch.dtype, generator: torch.Generator) -> nn.Parameter:
-    """The sum, stochastically rounded to `dtype` and held in the weight's own (wider) dtype."""
-    result = torch.empty_like(weight)
-    count = weight.shape[0] if weight.dim() else 1
-    rows = max(1, CHUNK * count // max(1, weight.numel()))
+def _rounded(exact: Tensor, dtype: torch.dtype, generator: torch.Generator, kept: torch.dtype) -> nn.Parameter:
+    """Stochastically rounded to `dtype`, and held in the weight's own (wider) dtype."""
+    result = torch.empty_like(exact, dtype=kept, memory_format=torch.contiguous_format)
+    count = exact.shape[0] if exact.dim() else 1
+    rows = max(1, CHUNK * count // max(1, exact.numel()))
     for low in range(0, count, rows):
-        part = slice(low, low + rows) if weight.dim() else ...
-        exact = weight[part].double() if delta is None else weight[part].double() + delta[part]
-        result[part] = round_stochastically(exact, dtype, generator).to(weight.dtype)
+        part = slice(low, low + rows) if exact.dim() else ...
+        result[part] = round_stochastically(exact[part].double().contiguous(), dtype, generator).to(kept)
     return nn.Parameter(result, requires_grad=False)

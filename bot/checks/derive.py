@@ -20,7 +20,7 @@ from bot.checks.placing import (
     view_of,
 )
 from bot.checks.replicas import Replicas
-from bot.checks.ties import Ties, tie
+from bot.checks.ties import Changes, Ties, tie
 from bot.checks.touch import Asked, Change, Expected, LowRank, Reading, Shift, Step, Tokens, View, Whole
 from bot.checks.traced import Traced
 from bot.records import Json
@@ -56,6 +56,7 @@ class Derivation:
         self.declared: list[Declared] = []
         self.new: dict[str, Whole] = {}  # parameters that the base has not, or has in another shape
         self.twins: frozenset[str] = frozenset()  # adapter tensors that only repeat others
+        self.changes: Changes = {}  # by the model's own names, where it has one; what is tied shares them
         self.replicas = Replicas.of(reading.replication, names)
         self.main = main_dtype(names.base.tensors.values())
         self.drafts = self._start()
@@ -78,7 +79,7 @@ class Derivation:
         own = {name: parameter for name in changes if (parameter := self._own(name))}
         ties = tie(self.names, own, changes, self.reading.follows)
         self.problems += ties.problems
-        self.twins = ties.twins
+        self.twins, self.changes = ties.twins, ties.changes
         back = {parameter: name for name, parameter in own.items()}
         for parameter, several in ties.changes.items():
             self._place(back.get(parameter, parameter), parameter, several, ties)

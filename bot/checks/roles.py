@@ -15,6 +15,7 @@ from bot.checks.case import read_json
 from bot.checks.control import controls
 from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer
 from bot.checks.skeleton import NEEDS_CODE, model_class
+from bot.checks.unmerged import loading, mend
 
 Job = dict[str, Any]
 COMPLAINTS = ("newly initialized", "not initialized from", "MISSING", "UNEXPECTED", "MISMATCH")
@@ -25,24 +26,51 @@ def reference(job: Job) -> Job:
     """The base with the adapter beside it: its outputs are saved, then the base and the control are held to them."""
     from peft import PeftModel
 
-    model, _ = _load(Path(job["base"]), job)
+    model = _load_base(job)
     if model is None:
         return {"skip": NEEDS_CODE}
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        tuned = PeftModel.from_pretrained(model, job["adapter"])
+        with loading(read_json(Path(job["adapter"]) / "adapter_config.json") or {}):
+            tuned = PeftModel.from_pretrained(model, job["adapter"], autocast_adapter_dtype=False)
     lost = [str(one.message) for one in said if any(word in str(one.message) for word in UNLOADED)]
     if lost:
         return {"skip": f"PEFT did not load the whole adapter: {lost[0][:300]}"}
     tuned = _prepared(tuned, job)
+    mend(tuned, wide=job["compute"] == "float64")
     plain = tuned.get_base_model()
     inputs = build_inputs(plain, job)
     kind = _save_reference(plain, inputs, job)
     with tuned.disable_adapter():
         base = _compare(plain, job)
-        drawn = [(modules, _compare(plain, job)) for modules in controls(plain, job)]
+        drawn = [(layers, _compare(plain, job)) for layers in controls(plain, job)]
     control = [measure.average(one) for one in zip(*(found for _, found in drawn), strict=True)]
-    return {"kind": kind, "base": base, "control": control, "modules": drawn[0][0]}
+    return {"kind": kind, "base": base, "control": control, "layers": sorted(drawn[0][0])}
+
+
+def _load_base(job: Job) -> Any:
+    """The base as the class, with the labels and the vocabulary, that the adapter was trained with."""
+    import transformers
+
+    folder = Path(job["base"])
+    if not job["class"] and not job["labels"]:
+        model, _ = _load(folder, job)
+    else:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        if job["labels"]:
+            config.num_labels = job["labels"]
+        chosen = (
+            getattr(transformers, job["class"])
+            if job["class"]
+            else model_class(read_json(folder / "config.json") or {}, False)
+        )
+        model = chosen.from_pretrained(
+            folder, config=config, dtype=torch.float32, attn_implementation="eager", local_files_only=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    if model is not None and job["vocabulary"]:
+        model.resize_token_embeddings(job["vocabulary"], mean_resizing=False)
+    return model
 
 
 def merged(job: Job) -> Job:

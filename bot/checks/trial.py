@@ -29,7 +29,7 @@ class Trial:
 
     reference: Json
     merged: Json
-    expected: int  # modules that the adapter changes, by this verifier's own reading
+    expected: frozenset[str]  # parameters that the adapter's method changes, by this verifier's own reading
 
     @property
     def noise_floor(self) -> Json | None:
@@ -79,7 +79,7 @@ def hold_trial(case: Case) -> Trial:
         if "control" not in reference:
             (Path(work) / "reference.json").unlink(missing_ok=True)
         merged = _work(case, "merged", Path(work))
-    return Trial(reference=reference, merged=merged, expected=len(case.claims.layers))
+    return Trial(reference=reference, merged=merged, expected=case.claims.layers)
 
 
 def _work(case: Case, role: str, work: Path) -> Json:
@@ -113,6 +113,18 @@ def _job(case: Case) -> Json:
         "compute": "float64" if {"F32", "F64"} & dtypes.keys() else "float32",
         "cast_all": any(_cast(case, key) for key in case.merged.tensors),
         "trust": subject.trust_remote_code,
+        "whole": sorted(case.claims.whole),
+        **_model(case),
+    }
+
+
+def _model(case: Case) -> Json:
+    """The class that base and adapter make together, its labels and its vocabulary, where they are not the base's."""
+    said = {one.path.rsplit(".", 1)[-1]: one.value for one in case.claims.declared}
+    return {
+        "class": said.get("architectures", [None])[0],
+        "labels": len(said["id2label"]) if "id2label" in said else None,
+        "vocabulary": said.get("vocab_size"),
     }
 
 
