@@ -16,12 +16,11 @@ from bot.records import Options, Ref, Request
 CHOICES = {
     "publish": ("auto", "pr", "push", "none"),
     "dtype": ("auto", "bfloat16", "float16", "float32"),
-    "base-weights": ("auto", "stored"),
-    "quantize": ("none",),
+    "base-weights": ("auto", "stored", "original", "simulate-nf4"),
+    "quantize": ("none", "nf4", "fp4", "int8", "fp8", "same"),
     "verify": ("auto", "files", "weights", "full"),
     "private": ("auto", "true", "false"),
 }
-PLANNED = {"base-weights": ("original", "simulate-nf4"), "quantize": ("nf4", "int8")}
 REPORTS = ("summary", "check-run", "comment", "release", "status", "hub-comment")
 
 
@@ -60,11 +59,9 @@ def _request(asked: _Asked, adapter: Ref, target: str | None) -> Request:
     if not base and asked.text("base-revision"):
         raise Usage("base-revision is given without base-model.", remedy="Name the base with base-model, too.")
     choice = asked.choice
-    asked.choice("base-weights"), asked.choice("quantize")  # one working value so far: checked, and nothing to set
     chosen: dict[str, Any] = {name: choice(name) for name in ("publish", "private")}
-    options: dict[str, Any] = {name: choice(name) for name in ("dtype", "verify")}
-    if choice("base-weights") == "stored":
-        options["base_weights"] = "stored"
+    options: dict[str, Any] = {name: choice(name) for name in ("dtype", "verify", "quantize")}
+    options["base_weights"] = choice("base-weights")
     return Request(
         adapter=adapter,
         base=_ref("base", base, asked.text("base-revision")) if base else None,
@@ -146,11 +143,6 @@ class _Asked:
 
     def choice(self, name: str) -> str:
         value, allowed = self.text(name) or CHOICES[name][0], CHOICES[name]
-        if value in PLANNED.get(name, ()):
-            raise Usage(
-                f"{name}: {value} is not built yet; this version takes {' or '.join(allowed)}.",
-                remedy=f"Leave {name} empty.",
-            )
         if value not in allowed:
             raise Usage(f"{name} cannot be {value!r}.", remedy=f"It takes {', '.join(allowed)}.")
         return value

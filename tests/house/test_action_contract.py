@@ -35,7 +35,7 @@ def test_an_input_sets_a_field_that_exists(name: str) -> None:
     assert FIELDS[name] in Request.__dataclass_fields__ | Options.__dataclass_fields__
 
 
-@pytest.mark.parametrize("name", ["publish", "dtype", "verify", "private"])
+@pytest.mark.parametrize("name", ["publish", "dtype", "base-weights", "quantize", "verify", "private"])
 def test_an_inputs_default_is_the_command_lines_and_its_values_are_told(name: str) -> None:
     option = next(p for p in cli.commands["run"].params if p.name == FIELDS[name])
     assert isinstance(option.type, click.Choice)
