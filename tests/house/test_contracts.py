@@ -12,6 +12,7 @@ from bot import errors
 from bot.cli import cli
 from bot.combine.notation import KINDS
 from bot.records import Combination, Options, Request
+from bot.weights.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -61,6 +62,19 @@ def test_every_kind_of_combination_is_on_the_command_line_and_in_the_readme() ->
     assert isinstance(option.type, click.Choice)
     assert sorted(option.type.choices) == sorted(KINDS)
     assert all(f"`{kind}`" in README for kind in KINDS)
+
+
+def test_the_readme_names_every_method_that_is_merged_and_every_one_that_is_not() -> None:
+    merged, _, refused = README.partition("## What it merges")[2].partition("\n## ")[0].partition("The rest is refused")
+    for method in METHODS.values():
+        here = merged if method.engine else refused
+        assert re.search(rf"\b{re.escape(method.name)}", here, re.IGNORECASE), method.name
+
+
+def test_the_readme_counts_the_architectures_that_are_tested() -> None:
+    from tests.factory import ALL_ARCHITECTURES
+
+    assert f"on {len(ALL_ARCHITECTURES)} architectures" in README
 
 
 @pytest.mark.parametrize("command", sorted(cli.commands))
