@@ -32,7 +32,8 @@ READ = frozenset({
     "use_dora", "lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication",
 })  # fmt: skip
 # Initialisations that also change the base: A and B are then relative to a base that is not this one.
-CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "mica", "kasa", "loftq")
+# (MiCA's B starts from the base too, but A from zero: the base stays.)
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "kasa", "loftq")
 
 Parameters = Callable[[str], tuple[str, ...]]  # a module's own parameters, in the order of registration
 
