@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from bot.formats import compressed, fp8, mxfp4
+from bot.formats import compressed, fp8, fp8_rows, mxfp4
 from bot.formats.refused import parent_of as parent_of
 from bot.formats.refused import refusal_of
 from bot.records import Json, Refusal, Stored
@@ -81,7 +81,7 @@ class OwnForm(Writer, Protocol):
 
 
 READERS: tuple[Reader, ...] = (fp8, mxfp4, compressed)
-WRITERS: dict[str, Writer] = {}
+WRITERS: dict[str, Writer] = {"fp8": fp8_rows}
 SAME: tuple[OwnForm, ...] = ()
 
 

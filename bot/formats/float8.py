@@ -45,6 +45,9 @@ E4M3 = _e4m3()
 POWERS = _powers()  # scale bytes as exponents: 2^(byte − 127), where a library reads them as plain bytes
 E8M0 = np.where(np.arange(256) == 255, np.float32(np.nan), POWERS).astype(np.float32)  # and as numbers of that type
 E2M1_PAIRS = _pairs()
+# 2v · 2^(byte − 128) is v · 2^(byte − 127) without the infinity of 2^128 on the way, as torch.ldexp has it.
+TWICE_E2M1_PAIRS = (_pairs().view(np.float32) * np.float32(2)).view(np.complex64)
+HALF_POWERS = np.ldexp(np.float32(1), np.arange(256) - 128).astype(np.float32)
 
 
 def encode_e4m3(values: Array) -> Array:
@@ -56,7 +59,8 @@ def encode_e4m3(values: Array) -> Array:
     odd = plain >> np.uint32(20) & np.uint32(1)
     normal = (plain + np.uint32(0x7FFFF) + odd >> np.uint32(20)) - np.uint32(960)  # 960: the biases, (127 − 7) · 8
     # Adding the aligner rounds to its grid; what is left of its bits is the subnormal code (8: the smallest normal).
-    small = (size + ALIGNER).view(np.uint32) - ALIGNER.view(np.uint32)
+    with np.errstate(invalid="ignore"):
+        small = (size + ALIGNER).view(np.uint32) - ALIGNER.view(np.uint32)
     code = np.where(size < SMALLEST_NORMAL, small, normal)
     found: Array = (np.where(np.isnan(size), np.uint32(0x7F), code) | sign).astype(np.uint8)
     return found

@@ -125,8 +125,10 @@ def read_numbers(stored: Stored, read: ReadRange, *, bytes_as: Array | None = No
         found: Array = tables[stored.dtype][raw].reshape(stored.shape)
         return found
     if stored.dtype == "BF16":
-        return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32).reshape(stored.shape)
-    return raw.view(RAW[stored.dtype]).astype(np.float32).reshape(stored.shape)
+        widened: Array = (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return widened.reshape(stored.shape)
+    values: Array = raw.view(RAW[stored.dtype]).astype(np.float32)
+    return values.reshape(stored.shape)
 
 
 def read_packed_columns(stored: Stored, read: ReadRange, bits: int, count: int) -> Array:

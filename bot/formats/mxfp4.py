@@ -2,7 +2,7 @@
 
 A byte holds two e2m1 numbers, the low half first; a group of 32 along the inputs shares the exponent byte − 127. The logical
 tensor is experts × in × out, as transformers lays it out (integrations/mxfp4.py: _convert_moe_packed_tensors). Every value is
-a bfloat16 number, so that nothing is rounded; a scale byte of 255 gives infinities, as there.
+a bfloat16 number, so that nothing is rounded; the last two scale bytes reach infinity, as there.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bot.formats.float8 import E2M1_PAIRS, POWERS
+from bot.formats.float8 import HALF_POWERS, TWICE_E2M1_PAIRS
 from bot.records import Stored
 
 Array = NDArray[Any]
@@ -49,9 +49,9 @@ class Turned:
         """Inputs `start` to `stop` of every output: out × (stop − start)."""
         low, high = start // GROUP, -(-stop // GROUP)
         raw = self._held.blocks[:, low * GROUP // 2 : high * GROUP // 2]
-        values = E2M1_PAIRS[raw].view(np.float32).reshape(self._out, high - low, GROUP)
-        with np.errstate(over="ignore", invalid="ignore"):
-            values *= POWERS[self._held.scales[:, low:high, None]]
+        values = TWICE_E2M1_PAIRS[raw].view(np.float32).reshape(self._out, high - low, GROUP)
+        with np.errstate(over="ignore"):
+            values *= HALF_POWERS[self._held.scales[:, low:high, None]]
         return values.reshape(self._out, -1)[:, start - low * GROUP : stop - low * GROUP]
 
     def _expert(self, expert: int) -> None:

@@ -1,0 +1,80 @@
+"""`--quantize fp8`: e4m3 weights with a scale for each output channel, activations quantised when they come (W8A8).
+
+The layout is compressed-tensors' float-quantized, which vLLM and transformers read: `weight` F8_E4M3, `weight_scale` out × 1.
+Scales are max |w| ÷ 448 as bfloat16 numbers, before the weights are divided by them: compressed-tensors does the same with
+`scale_dtype` bfloat16. A float32 scale would not do: transformers loads it into the model's dtype, and every weight of the
+row would change. For float16 models a scale below 2⁻¹⁷ (a row of weights below 0.0034) is rounded up to a multiple of 2⁻²⁴,
+which float16 has too; that is the one difference to compressed-tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from bot.records import Json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NAME = "fp8"
+EMPTY = 2.0**-7  # the scale of a row of zeros: bfloat16's eps, as in compressed-tensors
+
+
+def applies(key: str, shape: tuple[int, ...]) -> bool:
+    """Linear layers' matrices, of any size."""
+    return len(shape) == 2 and min(shape) > 0 and key.endswith(".weight")
+
+
+def parts(key: str, shape: tuple[int, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
+    """The codes, and the scales beside them."""
+    return [(key, "F8_E4M3", shape), (f"{key}_scale", "BF16", (shape[0], 1))]
+
+
+def quantise(
+    key: str, rows: Callable[[int, int], NDArray[Any]], shape: tuple[int, ...]
+) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
+    """Codes and scales, strip by strip."""
+    from bot.formats.encoding import encode, stored
+    from bot.formats.grid import Grid
+
+    grid = Grid(rows=shape[0], columns=shape[1], high=1, wide=shape[1])
+    for strip in encode(rows, grid, _scales):
+        yield key, strip.first * shape[1], strip.codes.reshape(-1)
+        assert strip.scales is not None
+        yield f"{key}_scale", strip.line * 2, stored(strip.scales, "BF16").reshape(-1)
+
+
+def quantization_config(config: Json, left: Iterable[str] = ("lm_head",)) -> Json:
+    """What config.json gets. `left`: the Linear modules that stay as they are: a reader expects scales for all others."""
+    args = {"num_bits": 8, "type": "float", "symmetric": True, "group_size": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "format": "float-quantized",
+                "weights": {**args, "strategy": "channel", "dynamic": False},
+                "input_activations": {**args, "strategy": "token", "dynamic": True},
+                "output_activations": None,
+            }
+        },
+        "ignore": sorted(left),
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }
+
+
+def _scales(largest: NDArray[Any]) -> NDArray[Any]:
+    import numpy as np
+
+    from bot.formats.encoding import bfloat16, over_448
+
+    exact = over_448(largest)
+    near = bfloat16(exact)
+    steps = np.ceil(exact * np.float32(2.0**24)) * np.float32(2.0**-24)
+    found = np.where(near < np.float32(2.0**-17), steps, near)
+    return np.where(largest == 0, np.float32(EMPTY), found).astype(np.float32)
