@@ -76,7 +76,6 @@ class _Claimer:
     def run(self) -> None:
         asked = [
             *self.parameters.values(),
-            *(f"{module}.bias" for module, _ in self.changes.biases),
             *(whole.parameter for whole in self.changes.wholes),
             *(f"{tokens.module}.weight" for tokens in self.changes.tokens),
         ]
@@ -221,8 +220,8 @@ class _Claimer:
         self.claims.used |= {tensor.key for tensor in tensors if tensor is not None}
 
     def _bias(self, module: str, bias: Stored) -> None:
-        parameter = f"{module}.bias"
-        place, new = self._place(parameter)
+        weight, new = self._place(f"{module}.weight")
+        place = self.names.beside(weight, "bias")
         if place is None:
             self.claims.refuse("lora-bias", module, bias)
             return

@@ -33,9 +33,18 @@ def claim_layers(said: Json, tensors: Sequence[Stored], names: Names, stored: Ma
     changes = read_changes(whole, settings)
     layers = Layers(claims=claim(changes, settings, names, stored, Replicas()), refusals=list(found.refusals))
     layers.refusals += changes.refusals
-    asked = [f"{module}.{parameter}" for module, parameters in found.modules.items() for parameter in parameters]
+    # Weights first: a bias that the base does not have must not lead the search for their prefix astray.
+    asked = [
+        f"{m}.{p}"
+        for m, parameters in found.modules.items()
+        for p in parameters
+        if p == "weight" or len(parameters) == 1
+    ]
     try:
-        places = names.find(asked).places
+        places = dict(names.find(asked).places)
+        for module, parameters in found.modules.items():
+            if "bias" in parameters and (beside := names.beside(places.get(f"{module}.weight"), "bias")):
+                places[f"{module}.bias"] = beside
     except Ambiguous as ambiguity:
         layers.claims.refuse("ambiguous-names", f"{ambiguity.args[0]} and {ambiguity.args[1]}", *tensors)
         return layers

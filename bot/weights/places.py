@@ -81,6 +81,14 @@ class Names:
         missing = tuple(name for name in parameters if name not in places and name not in unmergeable)
         return Found(places=places, missing=missing, unmergeable=unmergeable)
 
+    def beside(self, weight: Placement | None, other: str) -> Placement | None:
+        """Where another parameter of a layer lies (`bias`), by the place of its weight; None where the base has none, or
+        where the weight is in pieces."""
+        if weight is None or len(weight.pieces) != 1 or weight.experts != 1:
+            return None
+        key = f"{weight.pieces[0].key.removesuffix('.weight')}.{other}"
+        return self.find([key]).places.get(key) if key in self._stored else None
+
     def expert_parameters(self, module: str) -> tuple[str, ...]:
         """The stacked parameters of a v5 expert module, in named_parameters() order; () for any other module."""
         candidates = [module, self._family.conversions.route(f"{module}.weight").targets[0].removesuffix(".weight")]

@@ -58,11 +58,14 @@ def choose(
 def _apply(rule: Rule, spelled: Spelled, there: Collection[str]) -> Reached:
     drop, add = rule
     reached: Reached = {}
+    spelled_as: dict[tuple[str, ...], tuple[str, ...]] = {}
     for parameter, names in spelled.items():
         prefixed = tuple(add + name.removeprefix(drop) for name in names)
         # A head that stands beside the prefixed body (`lm_head`) keeps its name under either rule.
         for one in (prefixed, names):
             if all(name in there for name in one):
+                if spelled_as.setdefault(one, names) != names:
+                    return {}  # two names would meet in one tensor: a prefix that takes one part of a model for another
                 reached[parameter] = one
                 break
     return reached
