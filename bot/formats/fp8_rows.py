@@ -1,10 +1,10 @@
 """`--quantize fp8`: e4m3 weights with a scale for each output channel, activations quantised when they come (W8A8).
 
 The layout is compressed-tensors' float-quantized, which vLLM and transformers read: `weight` F8_E4M3, `weight_scale` out × 1.
-Scales are max |w| ÷ 448 as bfloat16 numbers, before the weights are divided by them: compressed-tensors does the same with
-`scale_dtype` bfloat16. A float32 scale would not do: transformers loads it into the model's dtype, and every weight of the
-row would change. For float16 models a scale below 2⁻¹⁷ (a row of weights below 0.0034) is rounded up to a multiple of 2⁻²⁴,
-which float16 has too; that is the one difference to compressed-tensors.
+Scales are max |w| ÷ 448, rounded to bfloat16 before the weights are divided by them, as compressed-tensors does with
+`scale_dtype` bfloat16; one below 2⁻¹⁷ (a row of weights below 0.0034) is rounded up to a multiple of 2⁻²⁴ instead, which float16
+has too. They are stored as float32. transformers takes them into the model's dtype, or multiplies in the stored one
+(`dequantize=True`): only so is every weight the same both ways, in each of the three dtypes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def applies(key: str, shape: tuple[int, ...]) -> bool:
 
 def parts(key: str, shape: tuple[int, ...]) -> list[tuple[str, str, tuple[int, ...]]]:
     """The codes, and the scales beside them."""
-    return [(key, "F8_E4M3", shape), (f"{key}_scale", "BF16", (shape[0], 1))]
+    return [(key, "F8_E4M3", shape), (f"{key}_scale", "F32", (shape[0], 1))]
 
 
 def quantise(
@@ -43,7 +43,7 @@ def quantise(
     for strip in encode(rows, grid, _scales):
         yield key, strip.first * shape[1], strip.codes.reshape(-1)
         assert strip.scales is not None
-        yield f"{key}_scale", strip.line * 2, stored(strip.scales, "BF16").reshape(-1)
+        yield f"{key}_scale", strip.line * 4, stored(strip.scales, "F32").reshape(-1)
 
 
 def quantization_config(config: Json, left: Iterable[str] = ("lm_head",)) -> Json:
