@@ -26,8 +26,7 @@ class Layers:
 
 def claim_layers(said: Json, tensors: Sequence[Stored], names: Names, stored: Mapping[str, Stored]) -> Layers:
     """Claim every adapter tensor: by a module that PEFT merges, as shared, or as a whole tensor."""
-    modules = sorted({key.rpartition(".")[0] for key in stored})
-    found = methods.modules_of(said, [tensor.key for tensor in tensors], modules)
+    found = methods.modules_of(said, [tensor.key for tensor in tensors], names.modules())
     settings = Settings(bias=str(said.get("bias", "none")), saved=tuple(said.get("modules_to_save") or ()))
     whole = [tensor for tensor in tensors if tensor.key in found.whole]
     changes = read_changes(whole, settings)

@@ -81,6 +81,11 @@ class Names:
         missing = tuple(name for name in parameters if name not in places and name not in unmergeable)
         return Found(places=places, missing=missing, unmergeable=unmergeable)
 
+    def modules(self) -> list[str]:
+        """Every module that has a weight, as transformers 5 names it."""
+        names = {self._family.conversions.route(key).targets[0] for key in self._stored if key.endswith(".weight")}
+        return sorted(name.removesuffix(".weight") for name in names if name.endswith(".weight"))
+
     def beside(self, weight: Placement | None, other: str) -> Placement | None:
         """Where another parameter of a layer lies (`bias`), by the place of its weight; None where the base has none, or
         where the weight is in pieces."""
