@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from bot.formats import compressed, fp8, fp8_rows, mxfp4
+from bot.formats import compressed, fp8, fp8_own, fp8_rows, mxfp4, torchao
 from bot.formats.refused import parent_of as parent_of
 from bot.formats.refused import refusal_of
-from bot.records import Json, Refusal, Stored
+from bot.records import Json, Quantize, Refusal, Stored
 
 if TYPE_CHECKING:  # numpy is not for those who only plan
     from numpy.typing import NDArray
@@ -73,16 +73,8 @@ class Writer(Protocol):
         """What config.json gets."""
 
 
-class OwnForm(Writer, Protocol):
-    """A writer of the form that a base has itself (`--quantize same`)."""
-
-    def matches(self, config: Json) -> bool:
-        """Whether this base has the form."""
-
-
-READERS: tuple[Reader, ...] = (fp8, mxfp4, compressed)
+READERS: tuple[Reader, ...] = (fp8, mxfp4, compressed, torchao)
 WRITERS: dict[str, Writer] = {"fp8": fp8_rows}
-SAME: tuple[OwnForm, ...] = ()
 
 
 def quantization_of(config: Json) -> Json | None:
@@ -116,16 +108,20 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
     return reader.unpack(stored, config, small)
 
 
-def writer_of(name: str, config: Json) -> Writer | Refusal:
-    """The writer of `--quantize`; `same` is that of the base's own form."""
-    if name != "same":
-        return WRITERS[name]
-    found: Writer | None = next((one for one in SAME if one.matches(config)), None)
-    if found is None:
-        reason = "--quantize same needs a base whose own form can be written, and this base's cannot."
-        return Refusal(code="quantize-same", reason=reason, remedy=f"Choose one of {', '.join(sorted(WRITERS))}.")
-    return found
+def writer_of(op: Quantize) -> Writer:
+    """Who stores what this op makes."""
+    if op.writer != "same":
+        return WRITERS[op.writer]
+    assert op.make.source is not None
+    return fp8_own.OwnFp8(tensor=op.make.source)
 
 
 def _reader_of(config: Json) -> Reader | None:
     return next((reader for reader in READERS if reader.recognises(config)), None)
+
+
+def linear_weights(shapes: Mapping[str, tuple[int, ...]], config: Json, head: str | None) -> set[str]:
+    """Keys of the weights that a quantiser stores: matrices of Linear layers, as bitsandbytes would choose them."""
+    from bot.formats import linears
+
+    return linears.linear_weights(shapes, config, head)
