@@ -185,7 +185,7 @@ class _Run:
         make, tally = op.make, self.worker.rounder.tally
         before = tally.float64, tally.rational
         parts = {part.key: part for part in op.parts}
-        writer = formats.WRITERS[op.writer]
+        writer = formats.writer_of(op)
         take = partial(self._float32_rows, make, piece.columns)
         for key, offset, content in writer.quantise(op.target.key, take, op.target.shape):
             write_all(self.out, np.ascontiguousarray(content).data.cast("B"), parts[key].start + offset)
@@ -281,6 +281,8 @@ def _whole(op: Quantize) -> Piece:
 def _view(stored: Stored) -> tuple[int, int]:
     if not stored.shape:
         return 1, 1
+    if len(stored.shape) == 3:  # as readers of packed stacks of experts see them
+        return stored.shape[0] * stored.shape[1], stored.shape[2]
     return stored.shape[0], math.prod(stored.shape[1:])
 
 

@@ -40,7 +40,9 @@ class Rows(Protocol):
 class Reader(Protocol):
     """A form that can be read. A module with these names is one."""
 
-    NAME: str
+    @property
+    def NAME(self) -> str:
+        """Its name in a plan."""
 
     def recognises(self, config: Json) -> bool:
         """Whether config.json's `quantization_config` says that the weights are stored so."""
@@ -58,7 +60,9 @@ class Reader(Protocol):
 class Writer(Protocol):
     """A form that can be written. A module with these names is one."""
 
-    NAME: str
+    @property
+    def NAME(self) -> str:
+        """Its name in a plan."""
 
     def applies(self, key: str, shape: tuple[int, ...]) -> bool:
         """Whether a weight of this shape can be stored so."""

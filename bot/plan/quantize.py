@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bot import formats
-from bot.records import Json, Op, Options, PeftMerge, Quantize, Refusal, Stored
+from bot.records import AddDelta, Cast, Copy, Json, Op, Options, PeftMerge, PlainOp, Quantize, Refusal, SetRows, Stored
 from bot.weights.places import Names
+
+QUANTIZATION = "quantization_config"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,35 +27,73 @@ def quantize(ops: tuple[Op, ...], options: Options, config: Json, names: Names) 
     """Wrap the ops of the weights that the writer of this name stores: those of Linear layers, but not the head."""
     if options.quantize == "none":
         return Quantised(ops=ops)
-    from bot.formats import simulated
+    if any(isinstance(op, PeftMerge) for op in ops):
+        reason = f"{options.quantize} is written by the streaming engine, and PEFT merges this adapter."
+        remedy = "Merge without --quantize first; the result can then be quantised."
+        return Quantised(ops=ops, refusals=(Refusal(code="quantize-engine", reason=reason, remedy=remedy),))
+    if options.quantize == "same":
+        return _same(ops, config)
+    writer = formats.WRITERS[options.quantize]
+    wanted = formats.linear_weights({op.target.key: op.target.shape for op in ops}, config, names.head)
+    made = [
+        _wrapped(op, options.quantize, writer)
+        if op.target.key in wanted and writer.applies(op.target.key, op.target.shape) and not isinstance(op, Quantize)
+        else op
+        for op in ops
+    ]
+    return _checked(made, ops, options.quantize, {QUANTIZATION: writer.quantization_config(config)})
 
-    writer = formats.writer_of(options.quantize, config)
-    if isinstance(writer, Refusal):
-        return Quantised(ops=ops, refusals=(writer,))
-    wanted = simulated.linear_weights({op.target.key: op.target for op in ops}, config, names.head)
-    made: list[Op] = []
-    for op in ops:
-        if op.target.key not in wanted or not writer.applies(op.target.key, op.target.shape):
-            made.append(op)
-        elif isinstance(op, PeftMerge):
-            reason = f"{options.quantize} is written by the streaming engine, and PEFT merges this adapter."
-            remedy = "Merge without --quantize first, then quantise the result."
-            return Quantised(ops=ops, refusals=(Refusal(code="quantize-engine", reason=reason, remedy=remedy),))
-        else:
-            made.append(_wrapped(op, options.quantize, writer))
+
+def _same(ops: tuple[Op, ...], config: Json) -> Quantised:
+    """The base's own form: what is merged is stored so again, what is not keeps its bytes."""
+    made = [one for op in ops for one in _as_the_base(op)]
+    quantised = formats.quantization_of(config)
+    nested = config.get("text_config")
+    inside = isinstance(nested, dict) and nested.get(QUANTIZATION) is quantised and quantised is not None
+    path = f"text_config.{QUANTIZATION}" if inside else QUANTIZATION
+    found = _checked(made, ops, "same", {path: quantised})
+    plain = [op.target.key for op in made if not isinstance(op, Quantize) and op.source and op.source.packed]
+    if plain and not found.refusals:
+        reason = f"The base's own form cannot be written again for {len(plain)} weights, e.g. {plain[0]}."
+        remedy = f"Choose one of {', '.join(sorted(formats.WRITERS))} for --quantize, or none."
+        return Quantised(ops=ops, refusals=(Refusal(code="quantize-same", reason=reason, remedy=remedy),))
+    return found
+
+
+def _as_the_base(op: Op) -> Iterator[Op]:
+    source = op.source
+    if source is None or source.packed is None or op.target.key != source.key or isinstance(op, Quantize | PeftMerge):
+        yield op
+    elif isinstance(op, Cast):
+        yield from (Copy(source=part, target=replace(part, start=0, stop=0)) for _, part in source.packed.parts)
+    elif isinstance(op, AddDelta | SetRows) and formats.fp8_own.writes(source):
+        wrapped = _wrapped(op, "same", formats.fp8_own.OwnFp8(tensor=source))
+        yield wrapped
+        written = {part.key for part in wrapped.parts}
+        others = [part for _, part in source.packed.parts if part.key not in written]
+        yield from (Copy(source=part, target=replace(part, start=0, stop=0)) for part in others)
+    else:
+        yield op
+
+
+def _checked(made: list[Op], ops: tuple[Op, ...], name: str, edits: dict[str, Any]) -> Quantised:
     count = sum(isinstance(op, Quantize) for op in made)
     if not count:
-        reason = f"The model has no weight that {options.quantize} could hold."
+        reason = f"The merge has no weight that could be stored as {name}."
         refusal = Refusal(code="quantize-nothing", reason=reason, remedy="Leave --quantize at none.")
         return Quantised(ops=ops, refusals=(refusal,))
-    edits = {"quantization_config": writer.quantization_config(config)}
-    return Quantised(ops=tuple(made), edits=edits, notes=(f"{count} weights are stored as {options.quantize}.",))
+    return Quantised(ops=tuple(made), edits=edits, notes=(f"quantize: {count} merged weights are stored as {name}.",))
 
 
-def _wrapped(op: Any, name: str, writer: Any) -> Quantize:
+def _wrapped(op: PlainOp, name: str, writer: formats.Writer) -> Quantize:
     target: Stored = replace(op.target, dtype="F32")
     parts = tuple(
         Stored(key=key, file=target.file, dtype=dtype, shape=shape, start=0, stop=0)
         for key, dtype, shape in writer.parts(target.key, target.shape)
     )
-    return Quantize(make=replace(op, target=target), target=target, writer=name, parts=parts)
+    return Quantize(make=_in_float32(op, target), target=target, writer=name, parts=parts)
+
+
+def _in_float32(op: PlainOp, target: Stored) -> PlainOp:
+    """The same op with another target; a copy of 16-bit numbers becomes a cast."""
+    return Cast(source=op.source, target=target) if isinstance(op, Copy) else replace(op, target=target)
