@@ -74,6 +74,12 @@ QUANTIZE = click.option(
     show_default=True,
     help="Store the merged weights quantised, from their exact values; same: in the base's own form.",
 )
+EVAL_TEXT = click.option(
+    "--eval-text",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A text to compare quantised bases and results on, beside the fixed prompts.",
+)
 VERIFY = click.option(
     "--verify",
     type=click.Choice(["auto", "files", "weights", "full"]),
@@ -137,7 +143,9 @@ COMBINING = _options(
         help="Whether ties and dare_ties elect a sign by sum or by number. Default: total.",
     ),
 )
-MERGING = _options(BASE, BASE_WEIGHTS, QUANTIZATION, DTYPE, QUANTIZE, ENGINE, DEVICE, VERIFY, PICKLE, REMOTE_CODE)
+MERGING = _options(
+    BASE, BASE_WEIGHTS, QUANTIZATION, DTYPE, QUANTIZE, ENGINE, DEVICE, VERIFY, EVAL_TEXT, PICKLE, REMOTE_CODE
+)
 SPEAKING = _options(JSON, QUIET, DEBUG)
 
 
@@ -413,7 +421,7 @@ def _combination(chosen: dict[str, Any]) -> Combination | None:
 def _request(adapters: tuple[str, ...], base: str | None, debug: bool, **chosen: Any) -> Request:
     from bot.records import Request
 
-    names = ("output", "target", "publish", "private", "license", "force", "dry_run")
+    names = ("output", "target", "eval_text", "publish", "private", "license", "force", "dry_run")
     asked = {name: chosen[name] for name in names if name in chosen}
     adapter, *more = map(_ref, adapters)
     return Request(

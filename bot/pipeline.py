@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Literal
@@ -150,6 +150,9 @@ def prove(merged: Merged, inputs: Local, sources: Sources, target: str | None, e
         not_run=plan.not_run,
         trust_remote_code=plan.options.trust_remote_code,
         hashed=merged.sha256,
+        base_weights=plan.base_weights,
+        quantization=dict(plan.options.quantization),
+        quantize=plan.options.quantize,
         adapters=inputs.adapters if plan.combination else (),
         combination=plan.combination,
     )
@@ -176,7 +179,12 @@ def facts(merged: Merged, sources: Sources, target: str | None) -> Json:
         "engine": plan.engine,
         "dtype": plan.dtype,
         "fingerprint": plan.fingerprint,
-        "options": {name: asdict(plan.options)[name] for name in ("dtype", "base_weights", "quantize")},
+        "options": {
+            "dtype": plan.options.dtype,
+            "base_weights": plan.base_weights if plan.options.base_weights != "auto" else "auto",
+            "quantization": dict(plan.options.quantization),
+            "quantize": plan.options.quantize,
+        },
         "tensors": tensor_counts(plan),
         "ranks": sorted({term.rank for term in terms}),
         "scalings": sorted({term.scaling for term in terms}),
@@ -187,7 +195,7 @@ def facts(merged: Merged, sources: Sources, target: str | None) -> Json:
 
 
 def target_of(request: Request) -> str:
-    """The repo to publish to: as asked, or `<adapter>-merged`. Raises Usage when there is no telling."""
+    """The repo to publish to: as asked, or `<adapter>-merged`, `-nf4` and so on behind it. Raises Usage when there is no telling."""
     if request.target:
         return request.target
     if request.more:
@@ -196,7 +204,8 @@ def target_of(request: Request) -> str:
         raise Usage(
             "An adapter in a folder has no repo name to add -merged to.", remedy="Name the target with --to owner/name."
         )
-    return f"{request.adapter.repo}-merged"
+    form = request.options.quantize
+    return f"{request.adapter.repo}-merged" + ("" if form == "none" else f"-{form}")
 
 
 def _import_ahead(request: Request) -> None:

@@ -65,7 +65,8 @@ class Request:
     combination: Combination | None = None  # None: the plain sum, where there are several
     base: Ref | None = None
     output: Path | None = None  # keep the merged folder here
-    target: str | None = None  # the repo to publish to; None: `<adapter>-merged`
+    target: str | None = None  # the repo to publish to; None: `<adapter>-merged`, with the quantised form behind it
+    eval_text: Path | None = None  # a text to measure quantised results on, beside the fixed prompts
     publish: Literal["auto", "pr", "push", "none"] = "auto"
     private: Literal["auto", "true", "false"] = "auto"
     license: str | None = None
@@ -356,6 +357,7 @@ class Plan:
     options: Options
     method: str  # e.g. "LoRA", "rsLoRA"
     engine: str
+    base_weights: Literal["stored", "simulate-nf4"]  # what W is, once it is decided
     device: Literal["cpu", "cuda"]  # where the deltas are multiplied; the bytes are the same
     dtype: str  # the storage dtype of the merged tensors: bfloat16 …, or "mixed"
     level: Level

@@ -30,7 +30,9 @@ def block(merge: Json, *, base: Source, adapter: Source, license: str | None, ta
     """The metadata in the order in which people read it."""
     found: Json = {}
     if base.repo:
-        found |= {"base_model": base.repo, "base_model_relation": "finetune"}
+        form = (merge.get("options") or {}).get("quantize", "none")
+        relation = "finetune" if form == "none" else "quantized"
+        found |= {"base_model": base.repo, "base_model_relation": relation}
     found["library_name"] = "transformers"
     if tag:
         found["pipeline_tag"] = tag

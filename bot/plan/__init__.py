@@ -89,6 +89,7 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
         options=options,
         method=draft.method,
         engine=draft.engine,
+        base_weights=basis.how,
         device=device,
         dtype=wanted or torch_name(main),
         level=level,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from bot import formats
 from bot.assets import REMOVED, read_json
@@ -23,13 +23,13 @@ QUANTIZATION = "quantization_config"
 class Basis:
     """The base as a merge sees it. `headers` name the model's own tensors; `main`: the dtype of most of the output.
 
-    `how`: stored, original or simulate-nf4; `why`: a sentence; `edits`: what config.json must say otherwise.
+    `how`: stored or simulate-nf4; `why`: a sentence; `edits`: what config.json must say otherwise.
     """
 
     headers: tuple[Header, ...]
     stored: dict[str, Stored]
     main: str
-    how: str
+    how: Literal["stored", "simulate-nf4"]
     why: str
     edits: dict[str, Any] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
