@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from bot.formats import compressed, fp8, fp8_own, fp8_rows, mxfp4, torchao
+from bot.formats import bnb4, bnb8, compressed, fp8, fp8_own, fp8_rows, mxfp4, torchao
 from bot.formats.refused import parent_of as parent_of
 from bot.formats.refused import refusal_of
 from bot.records import Json, Quantize, Refusal, Stored
@@ -77,7 +77,7 @@ class Writer(Protocol):
         """What config.json gets."""
 
 
-READERS: tuple[Reader, ...] = (fp8, mxfp4, compressed, torchao)
+READERS: tuple[Reader, ...] = (bnb4, bnb8, fp8, mxfp4, compressed, torchao)
 WRITERS: dict[str, Writer] = {"fp8": fp8_rows}
 
 
