@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bot.checks.checkpoint import Checkpoint, read_checkpoint, read_input
+from bot.checks.checkpoint import Checkpoint, quantization_of, read_checkpoint, read_input
 from bot.checks.subject import Subject
 from bot.errors import Refused
 from bot.events import Emit
@@ -40,7 +40,9 @@ class Case:
 
         hashed = self.subject.hashed
         fresh = sha256_of(self.subject.folder, [name for name in vouched(self.files) if name not in hashed])
-        return {name: hashed.get(name) or fresh[name] for name in vouched(self.files) if name in hashed or name in fresh}
+        return {
+            name: hashed.get(name) or fresh[name] for name in vouched(self.files) if name in hashed or name in fresh
+        }
 
     @cached_property
     def merged(self) -> Checkpoint:
@@ -48,9 +50,30 @@ class Case:
         return read_checkpoint(self.subject.folder)
 
     @cached_property
+    def model(self) -> Checkpoint:
+        """The merged weights as the model's own: where they are stored quantised, every weight under its plain key.
+
+        Raises Refused where config.json says a form that they do not have.
+        """
+        if self.subject.quantize == "none":
+            return self.merged
+        from bot.checks.stored import as_model
+
+        return as_model(self.merged, self.merged_config or {}, "merged model")
+
+    @cached_property
     def base(self) -> Checkpoint:
-        """The base's weights. Raises Refused when they cannot be read."""
-        return read_input(self.subject.base, "base")
+        """The base's weights, as the merge took them. Raises Refused when they cannot be read."""
+        found = read_input(self.subject.base, "base")
+        if quantization_of(self.base_config) is None and self.subject.base_weights != "simulate-nf4":
+            return found
+        from bot.checks.stored import as_model
+
+        if self.subject.base_weights == "simulate-nf4":
+            from bot.checks.simulated import as_simulated
+
+            return as_simulated(found, self.subject)
+        return as_model(found, self.base_config, "base")
 
     @cached_property
     def base_config(self) -> Json:
@@ -70,14 +93,14 @@ class Case:
         """What the adapter says should happen to which base key."""
         from bot.checks.claims import read_claims
 
-        return read_claims(self.subject, self.base, self.merged.tensors.keys())
+        return read_claims(self.subject, self.base, self.model.tensors.keys())
 
     @cached_property
     def swept(self) -> Swept:
         """Every byte of the merged weights, compared."""
         from bot.checks.sweep import sweep
 
-        return sweep(self.merged, self.claims, self.emit)
+        return sweep(self.model, self.claims, self.emit)
 
     @cached_property
     def trial(self) -> Trial:

@@ -6,10 +6,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bot.errors import Refused
 from bot.records import Header, Json, Stored
 from bot.weights.headers import read_header
+
+if TYPE_CHECKING:
+    from bot.checks.packed import Packed
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -18,10 +22,19 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # what arithmetic is done on;
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """One tensor's bytes: `stored.start` to `stored.stop` of the file at `path`."""
+    """One tensor's bytes: `stored.start` to `stored.stop` of the file at `path`.
+
+    Of a weight that is stored quantised (`packed`), `stored` is what it means: the plain key and shape, F32, no bytes.
+    """
 
     path: Path
     stored: Stored
+    packed: Packed | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that a merge stores it in, if none is asked for."""
+        return self.packed.dtype if self.packed else self.stored.dtype
 
     @property
     def elements(self) -> int:
@@ -42,6 +55,12 @@ class Checkpoint:
     tensors: dict[str, Place]
     broken: dict[str, str] = field(default_factory=dict)
     doubled: tuple[str, ...] = ()  # keys that two files hold
+    dense: str = ""  # of a quantised checkpoint: the dtype that its weights have when they are not
+
+    @property
+    def main(self) -> str:
+        """The dtype of most of the model, as plain numbers."""
+        return self.dense or main_dtype(self.tensors.values())
 
     @property
     def metadata_by_file(self) -> dict[str, dict[str, str]]:
@@ -113,3 +132,13 @@ def main_dtype(places: Iterable[Place]) -> str:
         if stored.dtype in FLOATS - {"F64"}:
             sizes[stored.dtype] = sizes.get(stored.dtype, 0) + stored.stop - stored.start
     return max(sizes, key=lambda dtype: sizes[dtype], default="")
+
+
+def quantization_of(config: Json) -> Json | None:
+    """The `quantization_config` of a config.json or of its text config; None for a plain checkpoint."""
+    nested = config.get("text_config")
+    for place in (config, nested if isinstance(nested, dict) else {}):
+        found = place.get("quantization_config")
+        if isinstance(found, dict) and found:
+            return found
+    return None

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from bot.checks.case import Case
+from bot.checks.checkpoint import quantization_of
 from bot.checks.declared import Declared, at
 from bot.checks.finding import counted, finding, graded
 from bot.errors import Refused
 from bot.records import Finding, Json
 
+TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 DTYPE_NAMES = frozenset({"dtype", "torch_dtype"})  # transformers 5 writes dtype, 4 wrote torch_dtype
 
 # What a foreign merge may rewrite without changing the model, and why. Matched against the last part of the path.
@@ -23,6 +25,7 @@ TOLERATED = {
     "unsloth_version": "names the trainer",
     "unsloth_fixed": "names the trainer",
 }
+QUANTIZATION = "quantization_config"
 SAME = "config.json says what the base's does."
 ROPE = "rope_parameters"  # transformers 5 writes rope_theta and rope_scaling as one map
 
@@ -41,12 +44,17 @@ def config(case: Case) -> Finding:
         said = f"{path}: {show(before)} → {show(after)}"
         if declared(path, after, case.subject.dtype) or any(one.covers(path) for one in changes):
             continue
+        if path.rsplit(".", 1)[-1] == QUANTIZATION:
+            continue  # what must stand there, and what must not, is said below
         if foreign and (path.rsplit(".", 1)[-1] in TOLERATED or before is ABSENT):
             warns.append(said)
         else:
             fails.append(said)
-    if left := quantization_left(merged):
+    left = quantization_left(merged)
+    if left and case.subject.quantize == "none":
         fails.insert(0, f"{left} is left in config.json, and the weights are not quantised: it cannot be loaded.")
+    elif not left and case.subject.quantize != "none":
+        fails.insert(0, f"config.json has no {QUANTIZATION}, and the weights are quantised: they cannot be loaded.")
     reasons = "; ".join(dict.fromkeys(one.why for one in changes))
     right = (counted(len(changes), "change"), f"Declared: {reasons}.") if changes else ("no drift", SAME)
     return graded("config", "as declared" if changes else "no drift", right, fails=fails, warns=warns)
@@ -57,13 +65,26 @@ def _changes(case: Case) -> tuple[Declared, ...]:
     unless something differs."""
     merged = case.merged_config or {}
     if case.subject.level == "files" and all(
-        declared(path, after, case.subject.dtype) for path, _, after in differences(case.base_config, merged)
+        declared(path, after, case.subject.dtype) or path.rsplit(".", 1)[-1] == QUANTIZATION
+        for path, _, after in differences(case.base_config, merged)
     ):
         return ()
+    plain = _plain(case)
     try:
-        return case.claims.declared
+        return (*plain, *case.claims.declared)
     except Refused:
-        return ()  # it is no adapter: the checks of the weights say so
+        return plain  # it is no adapter: the checks of the weights say so
+
+
+def _plain(case: Case) -> tuple[Declared, ...]:
+    """A quantised base may leave it to its quantization_config of what dtype its weights are; a plain model says it."""
+    base = case.base_config
+    if quantization_of(base) is None or not case.subject.ours or DTYPE_NAMES & base.keys():
+        return ()
+    from bot.checks.stored import dense_dtype
+
+    wanted = case.subject.dtype if case.subject.dtype != "auto" else TORCH_NAMES[dense_dtype(base)]
+    return (Declared(path="dtype", value=wanted, why="the weights are no longer quantised"),)
 
 
 def undeclared(merged: Json, changes: tuple[Declared, ...]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from bot.checks import declared
-from bot.checks.checkpoint import FLOATS, Place, main_dtype
+from bot.checks.checkpoint import FLOATS, Place
 from bot.checks.declared import Declared
 from bot.checks.names import Names
 from bot.checks.placing import (
@@ -58,7 +58,7 @@ class Derivation:
         self.twins: frozenset[str] = frozenset()  # adapter tensors that only repeat others
         self.changes: Changes = {}  # by the model's own names, where it has one; what is tied shares them
         self.replicas = Replicas.of(reading.replication, names)
-        self.main = main_dtype(names.base.tensors.values())
+        self.main = names.base.main
         self.drafts = self._start()
 
     def _start(self) -> dict[str, Draft]:
@@ -67,7 +67,7 @@ class Derivation:
         drafts = {}
         for key, origin in self.replicas.keys(places):
             place = places[origin]
-            drafts[key] = Draft(base=place, source=place, dtype=place.stored.dtype, view=view_of(place.stored.shape))
+            drafts[key] = Draft(base=place, source=place, dtype=place.dtype, view=view_of(place.stored.shape))
         self.declared += self.replicas.declare(self.config)
         self.problems += self.replicas.problems
         return drafts

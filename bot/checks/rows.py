@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from bot.checks.checkpoint import Place
+from bot.checks.packed import SHELF, Packed
 from bot.checks.touch import Matrix, View
 
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+HELD = 2  # slabs of quantised tensors that one reader keeps: a tensor's source and its base may be two
 CHUNK = 1 << 16  # elements: eight float64 arrays of this size stay in a core's cache
 
 
@@ -22,6 +24,7 @@ class Opened:
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
+        self._slabs: dict[tuple[Packed, int], Tensor] = {}
 
     def __enter__(self) -> Opened:
         return self
@@ -49,15 +52,30 @@ class Opened:
             done += got
 
     def rows(self, place: Place, low: int, high: int, view: View | None = None) -> Tensor:
-        """Rows `low` to `high` of a floating-point tensor seen as a matrix (shape[0] × the rest), in its stored dtype."""
+        """Rows `low` to `high` of a floating-point tensor seen as a matrix (shape[0] × the rest), in its stored dtype;
+        of a quantised one in float32."""
         height, width = view or (place.stored.shape[0] if place.stored.shape else 1, 0)
         width = width if view else place.elements // max(1, height)
+        if place.packed is not None:
+            return self._dequantised(place, low * width, high * width).view(high - low, width)
         dtype = TORCH[place.stored.dtype]
         size = width * dtype.itemsize
         if not (high - low) * size:
             return torch.empty((high - low, width), dtype=dtype)
         buffer = self.read(place.path, place.stored.start + low * size, (high - low) * size)
         return torch.frombuffer(buffer, dtype=dtype).view(high - low, width)
+
+    def _dequantised(self, place: Place, start: int, stop: int) -> Tensor:
+        """Elements of a quantised tensor, counted over all of it. What is held is one slab, or two while they change."""
+        assert place.packed is not None
+        size = max(1, place.elements // place.packed.slabs)
+        found = []
+        for slab in range(start // size, -(-stop // size)):
+            self._slabs[place.packed, slab] = dense = SHELF.take(place.packed, slab)
+            while len(self._slabs) > HELD:
+                del self._slabs[next(iter(self._slabs))]
+            found.append(dense[max(0, start - slab * size) : stop - slab * size])
+        return found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0)
 
     def matrix(self, matrix: Matrix) -> Tensor:
         """A matrix out of an adapter tensor, in its stored dtype; only the rows that it needs are read."""
@@ -68,7 +86,7 @@ class Opened:
         if not width:
             height = matrix.place.stored.shape[0] if matrix.place.stored.shape else 1
             width = matrix.place.elements // max(1, height)
-        if matrix.turned and columns.step == 1 and len(columns) * 8 < width:
+        if matrix.turned and columns.step == 1 and len(columns) * 8 < width and matrix.place.packed is None:
             found = self._strips(matrix, width)
         else:
             whole = self.rows(matrix.place, rows.start, rows[-1] + 1, (height, width))

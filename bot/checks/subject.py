@@ -19,6 +19,8 @@ class Subject:
     `adapters` and `combination`: where `adapter` is the combination of several, those it was made of, in their order,
     and how (as `inputs` names it); () and None where there is one.
     `hashed`: the sha256 of files that were hashed while they were written, moments ago.
+    `base_weights`: `stored` (the base's own, dequantised where they are quantised) or `simulate-nf4`, with
+    `quantization`: how, as BitsAndBytesConfig has it. `quantize`: the form that the merged weights are stored in.
     `ours`: the folder claims to be this bot's work and must be exact; else any named arithmetic is a mere warning.
     """
 
@@ -36,3 +38,6 @@ class Subject:
     hashed: dict[str, str] = field(default_factory=dict)
     adapters: tuple[Path, ...] = ()
     combination: Json | None = None
+    base_weights: str = "stored"
+    quantization: Json = field(default_factory=dict)
+    quantize: str = "none"

@@ -12,6 +12,7 @@ import torch
 from bot.checks.checkpoint import FLOATS, Checkpoint, Place
 from bot.checks.claims import Claims
 from bot.checks.compare import Steps, compare_bytes, compare_cast, compare_touched
+from bot.checks.packed import SHELF
 from bot.checks.rows import CHUNK, Opened, chunks, flat_view
 from bot.checks.steps import Source, ready
 from bot.checks.tally import Swept, Tally
@@ -42,7 +43,8 @@ class Piece:
 def sweep(merged: Checkpoint, claims: Claims, emit: Emit) -> Swept:
     """Compare every tensor that is as expected in kind and shape. Working set: about 10 MB a thread, and the factors of
     the tensors in work."""
-    shared = [key for key in merged.tensors if key in claims.expected]
+    packed = frozenset(key for key, place in merged.tensors.items() if place.packed is not None)
+    shared = [key for key in merged.tensors if key in claims.expected and key not in packed]
     comparable = [key for key in shared if _comparable(claims.expected[key], merged.tensors[key])]
     tallies = {key: Tally(key=key, wanted=claims.expected[key]) for key in comparable}
     pieces = [piece for key in comparable for piece in _pieces(claims.expected[key], merged.tensors[key])]
@@ -60,7 +62,8 @@ def sweep(merged: Checkpoint, claims: Claims, emit: Emit) -> Swept:
                 emit(Moved(stage=STAGE, done=done, total=total))
     finally:
         torch.set_num_threads(threads)
-    return Swept(tallies=tallies, skipped=tuple(key for key in shared if key not in tallies))
+    SHELF.clear()
+    return Swept(tallies=tallies, skipped=tuple(key for key in shared if key not in tallies), packed=packed)
 
 
 def _comparable(wanted: Expected, merged: Place) -> bool:
@@ -97,7 +100,7 @@ def _examine(piece: Piece) -> Tally:
     with Opened() as opened:
         if wanted.touched and wanted.source.stored.dtype in FLOATS:
             compare_touched(wanted, merged, piece.steps, piece.ranges, opened, tally)
-        elif wanted.source.stored.dtype == merged.stored.dtype:
+        elif wanted.source.stored.dtype == merged.stored.dtype and wanted.source.packed is None:
             compare_bytes(wanted.source, merged, piece.ranges, opened, tally)
         else:
             compare_cast(wanted.source, merged, piece.ranges, opened, tally)

@@ -46,10 +46,14 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """The tallies of every tensor that is as expected in kind and shape; `skipped` names the others that both have."""
+    """The tallies of every tensor that is as expected in kind and shape; `skipped` names the others that both have.
+
+    `packed`: those that the merged model stores quantised; they are held to the exact merge elsewhere.
+    """
 
     tallies: dict[str, Tally]
     skipped: tuple[str, ...] = field(default=())
+    packed: frozenset[str] = frozenset()
 
     @property
     def touched(self) -> list[Tally]:

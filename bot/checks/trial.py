@@ -75,17 +75,20 @@ def _sum(distances: list[Json]) -> float:
 def hold_trial(case: Case) -> Trial:
     """The reference first, then the merged folder: one model in memory at a time, none in this process."""
     with tempfile.TemporaryDirectory(prefix="adapter-merge-") as work:
-        reference = _work(case, "reference", Path(work)) if not case.claims.problems else {"skip": "not understood"}
+        job = _job(case, _base(case, Path(work)))
+        reference = (
+            _work(case, job, "reference", Path(work)) if not case.claims.problems else {"skip": "not understood"}
+        )
         if "control" not in reference:
             (Path(work) / "reference.json").unlink(missing_ok=True)
-        merged = _work(case, "merged", Path(work))
+        merged = _work(case, job, "merged", Path(work))
     return Trial(reference=reference, merged=merged, expected=case.claims.layers)
 
 
-def _work(case: Case, role: str, work: Path) -> Json:
+def _work(case: Case, job: Json, role: str, work: Path) -> Json:
     case.emit(Note(text=f"Running the {'unmerged' if role == 'reference' else 'merged'} model."))
     path = work / f"{role}-job.json"
-    path.write_text(json.dumps({**_job(case), "role": role, "work": str(work)}))
+    path.write_text(json.dumps({**job, "role": role, "work": str(work)}))
     with (work / f"{role}.log").open("wb") as log:
         command = [sys.executable, "-P", "-m", "bot.checks.probe", str(path)]  # -P: no imports from where we stand
         done = subprocess.run(command, env=_environment(), stdout=log, stderr=log, check=False)
@@ -99,19 +102,28 @@ def _work(case: Case, role: str, work: Path) -> Json:
     return {"error": f"the process ended with status {done.returncode}: {' '.join(last)}"}
 
 
-def _job(case: Case) -> Json:
-    subject = case.subject
-    stored = [case.merged.tensors[key].stored.dtype for key in case.claims.touches if key in case.merged.tensors]
+def _base(case: Case, work: Path) -> Path:
+    """The base as plain numbers: its own folder, or what its quantised weights mean in a folder of the work's own."""
+    if not any(place.packed for place in case.base.tensors.values()):
+        return case.subject.base
+    from bot.checks.plain import write_plain
+
+    return write_plain(case.base, work / "base")
+
+
+def _job(case: Case, base: Path) -> Json:
+    subject, merged = case.subject, case.model.tensors
+    stored = [merged[key].stored.dtype for key in case.claims.touches if key in merged and merged[key].packed is None]
     dtypes = Counter(one for one in stored if one in FLOATS)
     storage = TORCH_NAMES[dtypes.most_common(1)[0][0]] if dtypes else "float32"
     return {
-        "base": str(subject.base.resolve()),
+        "base": str(base.resolve()),
         "adapter": str(subject.adapter.resolve()),
         "folder": str(subject.folder.resolve()),
         "storage": storage,
         # float32's own rounding would drown in float32 compute: then everything is computed in float64.
         "compute": "float64" if {"F32", "F64"} & dtypes.keys() else "float32",
-        "cast_all": any(_cast(case, key) for key in case.merged.tensors),
+        "cast_all": any(_cast(case, key) for key in merged),
         "trust": subject.trust_remote_code,
         "whole": sorted(case.claims.whole),
         **_model(case),
@@ -130,7 +142,8 @@ def _model(case: Case) -> Json:
 
 def _cast(case: Case, key: str) -> bool:
     base = case.base.tensors.get(key)
-    return base is not None and base.stored.dtype != case.merged.tensors[key].stored.dtype
+    found = case.model.tensors[key]
+    return base is not None and found.packed is None and base.stored.dtype != found.stored.dtype
 
 
 def _environment() -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from bot.checks.case import Case
-from bot.checks.checkpoint import FLOATS, main_dtype
+from bot.checks.checkpoint import FLOATS
 from bot.checks.finding import counted, finding, graded
 from bot.records import Finding
 
@@ -20,7 +20,7 @@ HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
 
 def keys(case: Case) -> Finding:
     """The merged checkpoint holds exactly the base's keys, but for those that the merge adds or drops."""
-    merged, base = case.merged.tensors, case.base.tensors
+    merged, base = case.model.tensors, case.base.tensors
     # Of an adapter that is not understood: at least nothing was added to the base and nothing lost.
     expected = case.claims.expected.keys() or base.keys()
     said = {key: f"{key} is missing." for key in expected if key not in merged}
@@ -68,7 +68,7 @@ def _tied(config: dict[str, object]) -> bool:
 
 def shapes(case: Case) -> Finding:
     """Every tensor has the base's shape, or the one that the adapter gives it."""
-    expected, merged = case.claims.expected, case.merged.tensors
+    expected, merged = case.claims.expected, case.model.tensors
     fails = [
         f"{key} is {merged[key].stored.shape}, not {wanted.shape}."
         for key, wanted in expected.items()
@@ -86,8 +86,9 @@ def dtypes(case: Case) -> Finding:
 
     A few tensors that a base keeps in another dtype (float32 routers beside bfloat16) were kept so on purpose.
     """
-    expected, merged, wanted = case.claims.expected, case.merged.tensors, case.subject.dtype
-    main = main_dtype(case.base.tensors.values())
+    expected, wanted = case.claims.expected, case.subject.dtype
+    merged = {key: place for key, place in case.model.tensors.items() if place.packed is None}
+    main = case.base.main
     fails: list[str] = []
     warns: list[str] = []
     for key in sorted(merged.keys() & expected.keys()):
@@ -156,17 +157,22 @@ def coverage(case: Case) -> Finding:
     """The tensors that changed are those that the adapter changes, and every adapter tensor was used once."""
     claims, swept = case.claims, case.swept
     touches = claims.touches
-    unmerged = [one for one in swept.touched if one.wrong and (not one.changed or abs(one.retention or 0.0) < 0.01)
-                and one.wanted.base is not None]  # fmt: skip
+    unmerged = [one for one in swept.touched if one.wrong and one.wanted.base is not None and _same_as_before(one)]
     fails = [f"{one.key} is still the base's: it was not merged." for one in unmerged]
     fails += [f"{one.key} changed, and the adapter does not change it." for one in swept.untouched if one.changed]
-    fails += [f"{key} is missing, and the adapter changes it." for key in touches if key not in swept.tallies]
+    fails += [f"{key} is missing, and the adapter changes it." for key in touches if key not in swept.tallies
+              and key not in swept.packed]  # fmt: skip
     if not touches:
         fails.append("The adapter changes nothing.")
     lost = sum(1 for one in swept.touched if not one.changed and not one.wrong and one.wanted.steps)
     measured = f"{len(touches):,} of {len(touches):,} tensors"
     why = f"{claims.tensors} adapter tensors, each once" + (f"; {lost} too small to show." if lost else ".")
     return graded("coverage", "as planned", (measured, why), fails=fails)
+
+
+def _same_as_before(tally: Tally) -> bool:
+    """Nothing of what should have changed did."""
+    return not tally.changed or (tally.retention is not None and abs(tally.retention) < 0.01)
 
 
 def finite(case: Case) -> Finding:
@@ -186,6 +192,9 @@ def retention(case: Case) -> Finding:
     """How much of the delta survived rounding: <W'−W, D> / <D, D>. For the reader; never a reason to fail."""
     tallies = [one for one in case.swept.touched if one.retention is not None]
     power = sum(one.power for one in tallies)
+    if not power and case.swept.packed:
+        why = "What the adapter changes is stored quantised."
+        return finding("retention", "pass", "not plain", f"≥ {KEPT_ENOUGH}", why)
     if not power:
         return finding("retention", "pass", "no delta", f"≥ {KEPT_ENOUGH}", "The adapter's delta is zero everywhere.")
     share = sum(one.kept for one in tallies) / power

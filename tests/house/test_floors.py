@@ -30,6 +30,8 @@ DOORS = {
     "torch": {"engines", "weights", "checks", "compare", "demo", "pull"},
     "transformers": {"checks", "demo", "engines"},
     "peft": {"checks", "demo", "engines"},
+    "bitsandbytes": {"checks"},
+    "compressed_tensors": {"checks"},
     "click": {"cli", "demo"},
     "starlette": {"devhub"},
     "uvicorn": {"devhub"},
@@ -79,10 +81,11 @@ def test_a_library_is_imported_behind_its_door_only(library: str) -> None:
 
 def test_the_verifier_shares_no_name_mapping_and_no_scaling_with_the_merger() -> None:
     names = "adapter delta rounding shards methods places pieces prefixes layouts conversions families".split()
-    forbidden = {f"bot.weights.{name}" for name in names} | {"bot.plan", "bot.engines", "bot.combine"}
+    forbidden = {f"bot.weights.{name}" for name in names}
     for module in MODULES:
         if part(module) in ("checks", "verify"):
             assert not imports(module) & forbidden, module
+            assert not rooms(module) & {"plan", "engines", "combine", "formats"}, module
 
 
 HEAVY = ("torch", "transformers", "peft", "numpy")
