@@ -186,6 +186,8 @@ def mend(tuned: nn.Module, wide: bool) -> None:
 
     `wide`: PEFT's own layers compute in float64 from here on; the model's code, which the merged model shares, as it is.
     """
+    if not wide:
+        tuned.float()  # what `loading` has widened, beside a model that computes in float32
     for layer in tuned.modules():
         if has_own_merge(layer):
             _use_saved_projection(layer)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bot import formats
 from bot.engines import in_memory
 from bot.engines.phantom import is_phantom, phantom_model
 from bot.engines.probing import probe_for, same_output
@@ -28,7 +29,7 @@ from bot.errors import Refused
 from bot.records import Json, Measured, PeftMerge, Stored
 from bot.weights.headers import read_header
 from bot.weights.methods import METHODS, PREFIX, engine_for, modules_of
-from bot.weights.rounding import LARGEST, RAW, narrow, widen
+from bot.weights.rounding import LARGEST, RAW, Array, narrow, widen
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 NAME = "default"
@@ -108,16 +109,25 @@ class PeftLayers:
             yield from ((op.module, op.parameter, op.source) for op in own.values())
 
     def _read(self, stored: Stored) -> Tensor:
-        """A base tensor, float32 (exact for 16-bit ones) or float64, by byte range."""
-        raw = bytearray(stored.stop - stored.start)
-        with (self._base / stored.file).open("rb", buffering=0) as file:
-            view, offset = memoryview(raw), stored.start
-            while view.nbytes:
-                if not (count := os.preadv(file.fileno(), [view], offset)):
-                    raise Refused("An input file became shorter while it was read.", remedy="Run the merge again.")
-                view, offset = view[count:], offset + count
-        numbers = np.frombuffer(raw, RAW[stored.dtype]).reshape(stored.shape)
+        """A base tensor, float32 (exact for 16-bit and packed ones) or float64, by byte range."""
+        if stored.packed is not None:
+            rows = stored.shape[0] if len(stored.shape) < 3 else math.prod(stored.shape[:-1])
+            values = formats.open_packed(stored, self._bytes).rows(0, rows)
+            return torch.from_numpy(np.ascontiguousarray(values)).reshape(stored.shape)
+        raw = self._bytes(stored, 0, stored.stop - stored.start)
+        numbers = raw.view(RAW[stored.dtype]).reshape(stored.shape)
         return torch.from_numpy(widen(numbers, stored.dtype))
+
+    def _bytes(self, stored: Stored, start: int, count: int) -> Array:
+        """`count` bytes of a stored tensor, from its byte `start` on."""
+        raw = np.empty(count, np.uint8)
+        with (self._base / stored.file).open("rb", buffering=0) as file:
+            view, offset = raw.data, stored.start + start
+            while view.nbytes:
+                if not (read := os.preadv(file.fileno(), [view], offset)):
+                    raise Refused("An input file became shorter while it was read.", remedy="Run the merge again.")
+                view, offset = view[read:], offset + read
+        return raw
 
     def _written_over(self, real: bool) -> None:
         """Nothing wrote into a phantom: `fill_` and `zero_` would not raise."""
