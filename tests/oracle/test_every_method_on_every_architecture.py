@@ -62,9 +62,14 @@ def _layers(model: torch.nn.Module, kind: str) -> list[str]:
         leaf = ".".join(path.split(".")[-2:])
         if "Norm" in type(module).__name__ and kind == "LN_TUNING":
             found.append(leaf)
-        elif (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D") and kind not in ("LN_TUNING", "TRAINABLE_TOKENS"):
+        elif (isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D") and kind not in (
+            "LN_TUNING",
+            "TRAINABLE_TOKENS",
+        ):
             body = any(part.isdigit() for part in path.split("."))
-            if body and not any(word in path for word in ("visual", "vision", "router", "gate.", "experts", "gate_proj", "up_proj")):
+            if body and not any(
+                word in path for word in ("visual", "vision", "router", "gate.", "experts", "gate_proj", "up_proj")
+            ):
                 found.append(leaf)
     return [found[0], found[min(len(set(found)), 6) - 1]] if found else []
 

@@ -22,7 +22,8 @@ class Cells:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call":
             return
-        name, _, row = report.nodeid.partition("[")[2].removesuffix("]").partition("-|-")
+        identity = report.nodeid.partition("[")[2].removesuffix("]").encode().decode("unicode_escape")  # IA\xb3
+        name, _, row = identity.partition("-|-")
         cell = dict(report.user_properties).get("cell", "failed")
         self.found[name, row] = "failed" if report.failed else str(cell)
 
