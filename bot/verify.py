@@ -33,7 +33,7 @@ def verify(subject: Subject, emit: Emit) -> Report:
     case = Case(subject, emit)
     findings: dict[str, Finding] = {}
     for check in CHECKS:
-        if check.combined and subject.combination is None:
+        if (check.combined and subject.combination is None) or (check.quantised and subject.quantize == "none"):
             continue
         if DEPTH[check.level] <= DEPTH[subject.level]:
             findings[check.id] = _run(check, case, findings)

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from bot.checks import assets, config, files, weights
 from bot.checks.behaviour import behaviour, loads
+from bot.checks.case import Case
 from bot.checks.combined import combined
 from bot.checks.finding import Check
+from bot.records import Finding
+
+
+def _quantised(case: Case) -> Finding:
+    from bot.checks.written import quantised  # torch, and what else it takes, is for those who need it
+
+    return quantised(case)
+
 
 CHECKS: tuple[Check, ...] = (
     Check(id="headers", level="files", run=files.headers),
@@ -26,6 +35,7 @@ CHECKS: tuple[Check, ...] = (
     Check(id="touched", level="weights", run=weights.touched, needs=("headers", "method")),
     Check(id="untouched", level="weights", run=weights.untouched, needs=("headers", "method")),
     Check(id="coverage", level="weights", run=weights.coverage, needs=("headers", "method")),
+    Check(id="quantised", level="weights", run=_quantised, needs=("headers", "method"), quantised=True),
     Check(id="finite", level="weights", run=weights.finite, needs=("headers", "method")),
     Check(id="retention", level="weights", run=weights.retention, needs=("headers", "method")),
     Check(id="loads", level="full", run=loads, needs=("headers",)),

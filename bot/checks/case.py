@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bot.checks.claims import Claims
     from bot.checks.tally import Swept
     from bot.checks.trial import Trial
+    from bot.checks.written import Written
 
 BOOKKEEPING = {".git", ".cache"}  # a clone's and a download's own folders; they are never uploaded
 
@@ -51,15 +52,24 @@ class Case:
 
     @cached_property
     def model(self) -> Checkpoint:
-        """The merged weights as the model's own: where they are stored quantised, every weight under its plain key.
+        """The merged weights as the model's own: where they are stored quantised, every weight under its plain key."""
+        return self._model[0]
 
-        Raises Refused where config.json says a form that they do not have.
-        """
+    @property
+    def unreadable(self) -> str | None:
+        """Why the merged weights cannot be read in the form that config.json says."""
+        return self._model[1]
+
+    @cached_property
+    def _model(self) -> tuple[Checkpoint, str | None]:
         if self.subject.quantize == "none":
-            return self.merged
+            return self.merged, None
         from bot.checks.stored import as_model
 
-        return as_model(self.merged, self.merged_config or {}, "merged model")
+        try:
+            return as_model(self.merged, self.merged_config or {}, "merged model"), None
+        except Refused as refused:
+            return self.merged, refused.what
 
     @cached_property
     def base(self) -> Checkpoint:
@@ -101,6 +111,13 @@ class Case:
         from bot.checks.sweep import sweep
 
         return sweep(self.model, self.claims, self.emit)
+
+    @cached_property
+    def written(self) -> Written:
+        """What is stored quantised, held to the exact merge."""
+        from bot.checks.written import written
+
+        return written(self)
 
     @cached_property
     def trial(self) -> Trial:

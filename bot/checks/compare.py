@@ -52,6 +52,12 @@ def compare_touched(
             _retain(tally, before, found, part.exact - before)
 
 
+def exact_rows(wanted: Expected, steps: Steps, low: int, high: int, opened: Opened) -> tuple[Tensor, Tensor]:
+    """(what the base has there, what the merge makes of it), float64, by rows of the tensor's view."""
+    weight = opened.rows(wanted.source, low, high, wanted.view).to(torch.float64)
+    return weight, _exact(weight, steps, low, high, opened)
+
+
 def _before(wanted: Expected, low: int, high: int, opened: Opened) -> Tensor | None:
     """What the base has there, to measure the change by; None where it has no such tensor or one of another shape."""
     if wanted.base is None or wanted.base.stored.shape != wanted.shape or wanted.base.stored.dtype not in FLOATS:

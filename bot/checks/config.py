@@ -44,7 +44,7 @@ def config(case: Case) -> Finding:
         said = f"{path}: {show(before)} → {show(after)}"
         if declared(path, after, case.subject.dtype) or any(one.covers(path) for one in changes):
             continue
-        if path.rsplit(".", 1)[-1] == QUANTIZATION:
+        if QUANTIZATION in path.split("."):
             continue  # what must stand there, and what must not, is said below
         if foreign and (path.rsplit(".", 1)[-1] in TOLERATED or before is ABSENT):
             warns.append(said)
@@ -55,6 +55,8 @@ def config(case: Case) -> Finding:
         fails.insert(0, f"{left} is left in config.json, and the weights are not quantised: it cannot be loaded.")
     elif not left and case.subject.quantize != "none":
         fails.insert(0, f"config.json has no {QUANTIZATION}, and the weights are quantised: they cannot be loaded.")
+    elif case.subject.quantize == "same" and quantization_of(merged) != quantization_of(base):
+        fails.insert(0, f"{left} is not the base's, and the weights are stored in the base's own form.")
     reasons = "; ".join(dict.fromkeys(one.why for one in changes))
     right = (counted(len(changes), "change"), f"Declared: {reasons}.") if changes else ("no drift", SAME)
     return graded("config", "as declared" if changes else "no drift", right, fails=fails, warns=warns)
@@ -65,7 +67,7 @@ def _changes(case: Case) -> tuple[Declared, ...]:
     unless something differs."""
     merged = case.merged_config or {}
     if case.subject.level == "files" and all(
-        declared(path, after, case.subject.dtype) or path.rsplit(".", 1)[-1] == QUANTIZATION
+        declared(path, after, case.subject.dtype) or QUANTIZATION in path.split(".")
         for path, _, after in differences(case.base_config, merged)
     ):
         return ()

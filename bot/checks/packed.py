@@ -59,6 +59,16 @@ class Form(Protocol):
     def dense(self, packed: Packed, slab: int) -> Tensor:
         """One slab in float32, of the weight's own shape (less its first axis, where there are several slabs)."""
 
+    def modules(self, model: Any, said: Json) -> list[str]:
+        """The modules of a model without weights that a loader expects to be stored so. May change the model."""
+
+    def name_of(self, packed: Packed) -> str:
+        """What `--quantize` calls it; "" for what is read only."""
+
+    def quantise(self, exact: Tensor, packed: Packed) -> dict[str, Tensor]:
+        """What the library makes of a float32 weight, by role, with `packed`'s settings. Raises ValueError where
+        these are not what they must be."""
+
 
 class Shelf:
     """What was dequantised and is still in use, and the last one besides: parts of one tensor are compared one after

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bot.checks.checkpoint import Place
+from bot.checks.fourbit import dequantised, exact_mean, is_a_mean, quantised
 from bot.checks.packed import Packed, read_part
 from bot.checks.skeleton import IN_BY_OUT
 from bot.records import Json
@@ -20,6 +21,11 @@ from bot.records import Json
 NAME = "bitsandbytes"
 PACKAGE = "bitsandbytes"
 KINDS = ("nf4", "fp4")
+FIELDS = (
+    "load_in_8bit", "load_in_4bit", "llm_int8_threshold", "llm_int8_skip_modules", "llm_int8_enable_fp32_cpu_offload",
+    "llm_int8_has_fp16_weight", "bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant",
+    "bnb_4bit_quant_storage",
+)  # fmt: skip
 STATE = ".quant_state.bitsandbytes__"
 CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")  # bitsandbytes keeps their weights out × in, the model in × out
 
@@ -56,10 +62,47 @@ def dense(packed: Packed, slab: int) -> Tensor:
     if packed.settings["bits"] == 8:
         value = functional.int8_vectorwise_dequant(weight, parts["SCB"])
     else:
-        state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
-        state.dtype = torch.float32
-        value = functional.dequantize_4bit(weight.reshape(-1, 1), state)
+        value = dequantised(weight, functional.QuantState.from_dict(parts, device=torch.device("cpu")))
     found: Tensor = value.T.contiguous() if packed.settings["turned"] else value
+    return found
+
+
+def modules(model: Any, said: Json) -> list[str]:
+    """Those that transformers' quantizer turns into bitsandbytes' own."""
+    from transformers import BitsAndBytesConfig
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+    from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
+
+    config = BitsAndBytesConfig.from_dict({key: value for key, value in said.items() if key in FIELDS})
+    kind = Bnb8BitHfQuantizer if config.load_in_8bit else Bnb4BitHfQuantizer
+    before = {name: type(module) for name, module in model.named_modules()}
+    kind(config, pre_quantized=False)._process_model_before_weight_loading(model, device_map=None)
+    return [name for name, module in model.named_modules() if type(module) is not before[name]]
+
+
+def name_of(packed: Packed) -> str:
+    """nf4, fp4 or int8."""
+    return "int8" if packed.settings["bits"] == 8 else str(packed.settings["quant_type"])
+
+
+def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
+    """bitsandbytes' own parts. Its 8 bits are of float16 numbers: it rounds to those first."""
+    from bitsandbytes import functional
+
+    said = packed.settings
+    exact = exact.T.contiguous() if said["turned"] else exact
+    if said["bits"] == 8:
+        codes, scale, _ = functional.int8_vectorwise_quant(exact.half())
+        codes[scale == 0] = 0  # nothing but zeros: 0 ÷ 0 there
+        return {"weight": codes, "SCB": scale, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    kind, size, double = said["quant_type"], said["blocksize"], "nested_offset" in said
+    _, plain = quantised(exact, kind, False, size)
+    offset = float(said["nested_offset"]) if double else 0.0
+    if double and not is_a_mean(offset, plain.absmax):
+        raise ValueError(f"its nested_offset is {offset}, and the mean is {float(exact_mean(plain.absmax))}")
+    codes, state = quantised(exact, kind, double, size, torch.tensor(offset) if double else None)
+    state.dtype = getattr(torch, said["dtype"])  # what the state computes in is its writer's choice
+    found: dict[str, Tensor] = {"weight": codes, **state.as_dict(packed=True)}
     return found
 
 
@@ -82,6 +125,8 @@ def _eight(module: str, tensors: Mapping[str, Place], config: Json, dtype: str) 
     weight, turned = parts["weight"].stored, _is_turned(names["weight"], config)
     if weight.dtype != "I8" or parts["SCB"].stored.shape != weight.shape[:1]:
         raise ValueError(f"{module} has SCB, and is not stored as int8.")
+    if "weight_format" in parts and int(read_part(parts["weight_format"]).flatten()[0]):
+        raise ValueError(f"{module} is stored in an order made for one kind of GPU.")
     shape = weight.shape[::-1] if turned else weight.shape
     return Packed(dense=dense, parts=parts, shape=shape, dtype=dtype, settings={"bits": 8, "turned": turned})
 

@@ -60,6 +60,38 @@ def dense(packed: Packed, slab: int) -> Tensor:
     return found.float()
 
 
+def modules(model: Any, said: Json) -> list[str]:
+    """Those that the package's own matching finds for its config groups."""
+    from compressed_tensors.utils.match import match_named_modules
+
+    whole = configured(said)
+    found = [match_named_modules(model, scheme.targets, whole.ignore) for scheme in whole.config_groups.values()]
+    return [name for one in found for name, module in one if hasattr(module, "weight")]
+
+
+def name_of(packed: Packed) -> str:
+    """Floats of eight bits with a scale for each channel are what `--quantize fp8` writes."""
+    args = packed.settings["scheme"].weights
+    return "fp8" if (str(args.type), args.num_bits, str(args.strategy)) == ("float", 8, "channel") else ""
+
+
+def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
+    """The package's own codes, under its own scales rounded to bfloat16; those below 2⁻¹⁷ are rounded up to a multiple
+    of 2⁻²⁴ instead, which float16 has too (`bot` writes numbers that every loader takes without a further rounding)."""
+    from compressed_tensors.quantization.lifecycle.forward import quantize
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    args = packed.settings["scheme"].weights
+    if name_of(packed) != "fp8":
+        raise ValueError("it is stored in a form of compressed-tensors that no merge writes")
+    low, high = exact.amin(1, keepdim=True), exact.amax(1, keepdim=True)
+    plain, zero = calculate_qparams(low, high, args.model_copy(update={"scale_dtype": None}))
+    near = plain.to(torch.bfloat16).float()
+    scale = torch.where(near < 2.0**-17, torch.ceil(plain * 2.0**24) * 2.0**-24, near)
+    scale = torch.where((low == 0) & (high == 0), torch.tensor(2.0**-7), scale)
+    return {"weight": quantize(exact, scale, zero, args, dtype=torch.float8_e4m3fn), "weight_scale": scale}
+
+
 def configured(said: Json) -> Any:
     """The package's own reading of the `quantization_config`."""
     from compressed_tensors.quantization import QuantizationConfig

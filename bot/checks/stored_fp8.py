@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,63 @@ def dense(packed: Packed, slab: int) -> Tensor:
     filled = _filled(weight, grid, packed)
     found: Tensor = Fp8Dequantize(None)._dequantize_one(filled, grid, output_dtype=torch.float32)
     return found[:rows, :columns].contiguous()
+
+
+def modules(model: Any, said: Json) -> list[str]:
+    """Nothing: such a form is only written back over a base that has it, which says where."""
+    return []
+
+
+def name_of(packed: Packed) -> str:
+    """Only the base's own form is written."""
+    return "same"
+
+
+def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
+    """Codes are e4m3(w ÷ scale), saturated; scales max |w| ÷ 448 of their block, rounded to their dtype: for float32 what
+    compressed-tensors' block strategy gives. Exponents alone are rounded up, and zeros have the scale 1."""
+    scale = read_part(packed.parts["scale"])
+    codes, scales = [], []
+    for slab in range(packed.slabs):
+        one = exact[slab] if len(packed.shape) == 3 else exact
+        grid = _grid(scale, packed, slab if len(packed.shape) == 3 else None)
+        high, wide = _high_and_wide(grid, one.shape, packed.settings["block"])
+        made = rounded_scales(_largest(one, grid.shape, high, wide), scale.dtype)
+        each = made.float().repeat_interleave(high, 0)[: one.shape[0]].repeat_interleave(wide, 1)[:, : one.shape[1]]
+        codes.append(e4m3(one / each))
+        scales.append(made)
+    weight = torch.stack(codes) if len(packed.shape) == 3 else codes[0]
+    return {"weight": weight, "scale": torch.stack(scales).reshape(scale.shape)}
+
+
+def e4m3(values: Tensor) -> Tensor:
+    """Saturated: what lies outside becomes ± 448."""
+    return values.clamp(-448, 448).to(torch.float8_e4m3fn)
+
+
+def rounded_scales(largest: Tensor, dtype: torch.dtype) -> Tensor:
+    """max ÷ 448 in a scale's dtype."""
+    exact = torch.where(largest == 0, torch.ones(()), (largest / 448).clamp(min=2.0**-126))
+    if dtype in (torch.float8_e8m0fnu, torch.uint8):
+        mantissa, exponent = torch.frexp(exact)
+        power = exponent - (mantissa == 0.5).to(exponent.dtype)
+        byte = (power + 127).clamp(0, 254).to(torch.uint8)
+        return byte if dtype == torch.uint8 else byte.view(torch.float8_e8m0fnu)
+    rounded = exact.to(dtype)
+    return rounded.clamp(min=2.0**-24) if dtype == torch.float16 else rounded
+
+
+def _high_and_wide(grid: Tensor, shape: torch.Size, block: tuple[int, int] | None) -> tuple[int, int]:
+    rows, columns = shape
+    if block and (math.ceil(rows / block[0]), math.ceil(columns / block[1])) == tuple(grid.shape):
+        return block
+    return rows // grid.shape[0], columns // grid.shape[1]
+
+
+def _largest(matrix: Tensor, grid: torch.Size, high: int, wide: int) -> Tensor:
+    below, beside = grid[0] * high - matrix.shape[0], grid[1] * wide - matrix.shape[1]
+    filled = torch.nn.functional.pad(matrix.abs(), (0, beside, 0, below))
+    return filled.reshape(grid[0], high, grid[1], wide).amax(dim=(1, 3))
 
 
 def _grid(scale: Tensor, packed: Packed, slab: int | None) -> Tensor:

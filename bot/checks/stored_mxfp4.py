@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,3 +48,18 @@ def dense(packed: Packed, slab: int) -> Tensor:
     blocks, scales = (read_part(packed.parts[role], slab)[None] for role in ("blocks", "scales"))
     found: Tensor = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
     return found[0]
+
+
+def modules(model: Any, said: Json) -> list[str]:
+    """Nothing is written in this form."""
+    return []
+
+
+def name_of(packed: Packed) -> str:
+    """Read only."""
+    return ""
+
+
+def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
+    """Nothing is written in this form."""
+    raise ValueError("it is stored as MXFP4, which no merge writes")

@@ -160,3 +160,43 @@ def merge(made: Quantised, dense: Path, folder: Path) -> Path:
         for key, weight in load_file(dense / "model.safetensors").items()
     }
     return copied(made.original, folder, tensors)
+
+
+# --- quantised results ------------------------------------------------------------------------------------------------------
+
+
+def fp8_rows(key: str, exact: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    """What `--quantize fp8` writes: a scale for each row, a bfloat16 number."""
+    scale = (exact.abs().amax(1, keepdim=True) / 448).bfloat16().float()
+    codes = (exact / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+    return {key: codes, f"{key}_scale": scale}, codes.float() * scale
+
+
+def fp8_said() -> dict[str, Any]:
+    args = {"num_bits": 8, "type": "float", "symmetric": True}
+    group = {"targets": ["Linear"], "weights": {**args, "strategy": "channel"},
+             "input_activations": {**args, "strategy": "token", "dynamic": True}}  # fmt: skip
+    return {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": group},
+            "ignore": ["lm_head"], "quantization_status": "compressed"}  # fmt: skip
+
+
+RESULTS = {**FORMS, "fp8": lambda: Form(pack=fp8_rows, said=fp8_said())}
+
+
+def exact_merge(made: Quantised, dense: Path) -> Tensors:
+    """In float64, nothing rounded."""
+    changes = deltas(made)
+    weights = load_file(dense / "model.safetensors")
+    return {key: weight.double() + changes.get(key, 0.0) for key, weight in weights.items()}
+
+
+def store(made: Quantised, exact: Tensors, name: str, folder: Path) -> Path:
+    """The exact merge, stored as --quantize of that name has it."""
+    form = RESULTS[name]()
+    stored: Tensors = {}
+    for key, value in exact.items():
+        if ".layers." in key and value.dim() == 2:
+            stored |= form.pack(key, value.float())[0]
+        else:
+            stored[key] = models.round_by_trial(value, torch.bfloat16)
+    return copied(made.original, folder, stored, quantization_config=form.said)
