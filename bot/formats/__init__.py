@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from bot.formats import bnb4, bnb8, compressed, fp8, fp8_own, fp8_rows, mxfp4, torchao
+from bot.formats import bnb4, bnb8, bnb_written, compressed, fp8, fp8_own, fp8_rows, mxfp4, simulated, torchao
+from bot.formats import linears as linears
 from bot.formats.refused import parent_of as parent_of
 from bot.formats.refused import refusal_of
 from bot.records import Json, Quantize, Refusal, Stored
@@ -73,12 +74,17 @@ class Writer(Protocol):
     def quantise(self, key: str, rows: Take, shape: tuple[int, ...]) -> Iterator[tuple[str, int, Bytes]]:
         """(part's key, byte offset in it, bytes), streaming; `rows` may be asked for the same rows twice."""
 
-    def quantization_config(self, config: Json) -> Json:
-        """What config.json gets."""
+    def quantization_config(self, config: Json, left: Iterable[str]) -> Json:
+        """What config.json gets. `left`: the Linear modules that stay as they are."""
 
 
-READERS: tuple[Reader, ...] = (bnb4, bnb8, fp8, mxfp4, compressed, torchao)
-WRITERS: dict[str, Writer] = {"fp8": fp8_rows}
+READERS: tuple[Reader, ...] = (bnb4, bnb8, fp8, mxfp4, compressed, torchao, simulated)
+WRITERS: dict[str, Writer] = {
+    "nf4": bnb_written.NF4,
+    "fp4": bnb_written.FP4,
+    "int8": bnb_written.INT8,
+    "fp8": fp8_rows,
+}
 
 
 def quantization_of(config: Json) -> Json | None:
@@ -115,17 +121,23 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
 def writer_of(op: Quantize) -> Writer:
     """Who stores what this op makes."""
     if op.writer != "same":
-        return WRITERS[op.writer]
+        return writer_named(op.writer)
     assert op.make.source is not None
     return fp8_own.OwnFp8(tensor=op.make.source)
 
 
+def writer_named(name: str) -> Writer:
+    """A writer by its name, or by that with words behind it (see `adapted`)."""
+    return bnb_written.adapted(name) if " " in name else WRITERS[name]
+
+
+def adapted(name: str, dtype: str, turned: bool) -> str | None:
+    """The name of this writer for weights of this dtype (torch's word), `turned`: stored in × out. None where it does not take
+    such weights."""
+    if not isinstance(WRITERS[name], bnb_written.Bnb):
+        return None if turned else name
+    return f"{name} {dtype}{' turned' if turned else ''}"
+
+
 def _reader_of(config: Json) -> Reader | None:
     return next((reader for reader in READERS if reader.recognises(config)), None)
-
-
-def linear_weights(shapes: Mapping[str, tuple[int, ...]], config: Json, head: str | None) -> set[str]:
-    """Keys of the weights that a quantiser stores: matrices of Linear layers, as bitsandbytes would choose them."""
-    from bot.formats import linears
-
-    return linears.linear_weights(shapes, config, head)

@@ -108,9 +108,10 @@ def places(numbers: Array, absmax: Array, size: int, kind: Kind) -> Array:
     scaled = np.empty(len(numbers), np.float32)
     whole = len(numbers) // size * size
     inverse = np.float32(1) / np.maximum(absmax[: whole // size], SMALLEST)
-    np.multiply(numbers[:whole].reshape(-1, size), inverse[:, None], out=scaled[:whole].reshape(-1, size))
-    if whole < len(numbers):
-        np.divide(numbers[whole:], absmax[-1], out=scaled[whole:])  # bitsandbytes divides in the last block only
+    with np.errstate(invalid="ignore"):  # an infinite number; its block's numbers all become NaN
+        np.multiply(numbers[:whole].reshape(-1, size), inverse[:, None], out=scaled[:whole].reshape(-1, size))
+        if whole < len(numbers):
+            np.divide(numbers[whole:], absmax[-1], out=scaled[whole:])  # bitsandbytes divides in the last block only
     found = np.zeros(len(numbers), np.uint8)
     above = np.empty(len(numbers), np.bool_)
     for bound in kind.bounds:

@@ -61,9 +61,9 @@ def quantise(rows: Array) -> tuple[Array, Array]:
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         wide = rows.astype(np.float16).astype(np.float32)
         scale: Array = np.abs(wide).max(axis=1)
-        wide *= (np.float32(127) / scale)[:, None]
+        wide *= (np.float32(1) / scale * np.float32(127))[:, None]  # torch divides 127 by a tensor so
         np.rint(wide, out=wide)
-    wide[~(scale > 0)] = 0
+    wide[~((scale > 0) & (scale < np.inf))] = 0
     return wide.astype(np.int8), scale
 
 

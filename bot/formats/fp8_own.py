@@ -7,7 +7,7 @@ multiplies by a rounded 448 ÷ max instead, and differs from both in a few codes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ class OwnFp8:
             if strip.scales is not None:
                 yield scale.key, strip.line * grid.across * alone, stored(strip.scales, scale.dtype).reshape(-1)
 
-    def quantization_config(self, config: Json) -> Json:
+    def quantization_config(self, config: Json, left: Iterable[str] = ()) -> Json:
         """The base's own."""
         from bot.formats import quantization_of
 

@@ -2,12 +2,14 @@
 
 Source: bitsandbytes 0.50 (functional.py; csrc/cpu_ops.cpp, as it runs on x86; ARM and CUDA decide a few in a thousand codes
 otherwise, which are near the middle between two). One thing differs on purpose: its mean is torch's float32 sum, which
-depends on the threads and the processor. Here it is the sum in float64, of neighbours, then of neighbouring sums, and so on,
-divided, and rounded once: the same everywhere, and within torch's own variation.
+depends on the threads and the processor. Here it is the exact sum, rounded to float64, divided, and rounded to float32: the
+same everywhere, in any order, and within torch's own variation.
 """
 
 from __future__ import annotations
 
+import math
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ Array = NDArray[Any]
 
 SIZE = 256  # absmax in a block
 FINE = 65535  # bitsandbytes looks its codes up in a table of this many steps
+MANY = 1 << 14  # numbers that are Python objects at a time
 F32 = np.float32
 
 
@@ -45,12 +48,9 @@ NEAREST = _table()
 
 
 def mean(absmax: Array) -> np.float32:
-    """The mean in float64 pairs, rounded once."""
-    sums = absmax.astype(np.float64)
-    while len(sums) > 1:
-        paired = sums[: len(sums) // 2 * 2].reshape(-1, 2)
-        sums = np.concatenate([paired[:, 0] + paired[:, 1], sums[len(sums) // 2 * 2 :]])
-    return F32(sums[0] / len(absmax))
+    """The mean of float32 numbers, from their exact sum (math.fsum)."""
+    pieces = (absmax[start : start + MANY].tolist() for start in range(0, len(absmax), MANY))
+    return F32(math.fsum(chain.from_iterable(pieces)) / len(absmax))
 
 
 def compress(absmax: Array, offset: np.float32) -> tuple[Array, Array]:

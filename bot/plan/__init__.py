@@ -71,7 +71,8 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
     draft = _draft(adapter, stored, config, wanted, options)
     refusals = [*draft.refusals, *_base_refusals(base, config), *basis.refusals]
     outputs = make_outputs(basis.headers, draft.claims, draft.decisions, main)
-    quantised = quantize(outputs.ops, options, config, Names(stored, config))
+    head: Json = {name: draft.edits[name] for name in ("architectures", "tie_word_embeddings") if name in draft.edits}
+    quantised = quantize(outputs.ops, options, {**config, **head})
     refusals += quantised.refusals
     layout = lay_out(basis.headers, quantised.ops, assets.read_json(base, INDEX_NAME) or None)
     edits = {**basis.edits, **draft.edits, **quantised.edits}

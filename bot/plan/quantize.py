@@ -8,7 +8,7 @@ from typing import Any
 
 from bot import formats
 from bot.records import AddDelta, Cast, Copy, Json, Op, Options, PeftMerge, PlainOp, Quantize, Refusal, SetRows, Stored
-from bot.weights.places import Names
+from bot.weights.shards import FLOATS, torch_name
 
 QUANTIZATION = "quantization_config"
 
@@ -23,7 +23,7 @@ class Quantised:
     refusals: tuple[Refusal, ...] = ()
 
 
-def quantize(ops: tuple[Op, ...], options: Options, config: Json, names: Names) -> Quantised:
+def quantize(ops: tuple[Op, ...], options: Options, config: Json) -> Quantised:
     """Wrap the ops of the weights that the writer of this name stores: those of Linear layers, but not the head."""
     if options.quantize == "none":
         return Quantised(ops=ops)
@@ -33,15 +33,30 @@ def quantize(ops: tuple[Op, ...], options: Options, config: Json, names: Names) 
         return Quantised(ops=ops, refusals=(Refusal(code="quantize-engine", reason=reason, remedy=remedy),))
     if options.quantize == "same":
         return _same(ops, config)
-    writer = formats.WRITERS[options.quantize]
-    wanted = formats.linear_weights({op.target.key: op.target.shape for op in ops}, config, names.head)
-    made = [
-        _wrapped(op, options.quantize, writer)
-        if op.target.key in wanted and writer.applies(op.target.key, op.target.shape) and not isinstance(op, Quantize)
-        else op
-        for op in ops
-    ]
-    return _checked(made, ops, options.quantize, {QUANTIZATION: writer.quantization_config(config)})
+    return _in_form(ops, options.quantize, config)
+
+
+def _in_form(ops: tuple[Op, ...], name: str, config: Json) -> Quantised:
+    """The weights that bitsandbytes would convert, whichever the form; a reader expects it of all that are not named."""
+    linears = formats.linears.find({op.target.key: op.target.shape for op in ops}, config)
+    if not linears.known:
+        reason = f"Which weights of {config.get('model_type') or 'this model'} are Linear layers' is not known."
+        refusal = Refusal(code="quantize-unknown", reason=reason, remedy="Leave --quantize at none.")
+        return Quantised(ops=ops, refusals=(refusal,))
+    made = [_stored_as(op, name, linears.keys[op.target.key]) if op.target.key in linears.keys else op for op in ops]
+    done = [op.target.key for op in made if isinstance(op, Quantize)]
+    return _checked(
+        made, ops, name, {QUANTIZATION: formats.WRITERS[name].quantization_config(config, linears.left(done))}
+    )
+
+
+def _stored_as(op: Op, name: str, turned: bool) -> Op:
+    """The op, wrapped where the writer takes such weights."""
+    writer_name = formats.adapted(name, torch_name(op.target.dtype), turned)
+    if writer_name is None or isinstance(op, Quantize | PeftMerge) or op.target.dtype not in FLOATS:
+        return op
+    writer = formats.writer_named(writer_name)
+    return _wrapped(op, writer_name, writer) if writer.applies(op.target.key, op.target.shape) else op
 
 
 def _same(ops: tuple[Op, ...], config: Json) -> Quantised:

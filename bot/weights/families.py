@@ -64,10 +64,9 @@ class Family:
 
 def family_of(config: Json) -> Family:
     """The family that config.json names; where transformers does not know it, one without conversions."""
-    name = class_of(config)
-    if name is None:
+    parts = parts_of(config)
+    if not parts:
         return Family()
-    parts = list(_walk("", name, config))
     root = parts[0]
     embedding = _embedding(parts)
     return Family(
@@ -82,6 +81,12 @@ def family_of(config: Json) -> Family:
         tied=_is_tied(root, config),
         scaled_by_tying=config.get("model_type") in known()["scaled"],
     )
+
+
+def parts_of(config: Json) -> list[Part]:
+    """The model that config.json names and its sub-models, in named_modules() order; [] where it is not known."""
+    name = class_of(config)
+    return [] if name is None else list(_walk("", name, config))
 
 
 def class_of(config: Json) -> str | None:

@@ -113,12 +113,12 @@ def test_the_mean_of_double_quantisation_is_within_its_own_variation_of_one_to_m
     assert nested.mean(shuffled) == ours
 
 
-def tiny(model_type: str) -> PreTrainedModel:
+def tiny(model_type: str, inner: int = 160) -> PreTrainedModel:
     if model_type == "gpt2":
         made = GPT2Config(vocab_size=64, n_positions=32, n_embd=64, n_layer=2, n_head=4)
     else:
         made = LlamaConfig(
-            vocab_size=64, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
+            vocab_size=64, hidden_size=64, intermediate_size=inner, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, tie_word_embeddings=False,
         )  # fmt: skip
     return AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16)
