@@ -15,7 +15,7 @@ from bot.checks.names import Names
 from bot.checks.rows import Opened
 from bot.checks.skeleton import BUILD_ERRORS, build
 from bot.checks.subject import Subject
-from bot.checks.touch import Asked, Change, Reading
+from bot.checks.touch import Asked, Change, Reading, Whole
 from bot.checks.unmerged import KEPT_OUT, METHODS, MOVES_BIAS, NoUnmerged, Unmerged
 from bot.records import Json
 
@@ -54,7 +54,8 @@ def read(config: Json, tensors: Mapping[str, Place], names: Names, subject: Subj
     for parameter, change in carried.found():
         changes.setdefault(parameter, []).append(change)
     try:
-        for parameter, asked in _asked(config, own, tensors, names, subject):
+        copies = {name: one.values for name, one in carried.found() if isinstance(one, Whole) and one.shared}
+        for parameter, asked in _asked(config, own, tensors, names, subject, copies):
             changes.setdefault(parameter, []).append(asked)
     except NoUnmerged as error:
         problems.append(str(error))
@@ -79,7 +80,12 @@ def _unknown_settings(config: Json) -> list[str]:
 
 
 def _asked(
-    config: Json, own: set[str], tensors: Mapping[str, Place], names: Names, subject: Subject
+    config: Json,
+    own: set[str],
+    tensors: Mapping[str, Place],
+    names: Names,
+    subject: Subject,
+    copies: Mapping[str, Place],
 ) -> list[tuple[str, Asked]]:
     skeleton = names.skeleton
     if skeleton is None:
@@ -91,7 +97,8 @@ def _asked(
 
     def values(parameter: str) -> Tensor | None:
         key = skeleton.key_of.get(parameter)
-        place = names.base.tensors.get(key or "")
+        # A copy of the base's own weight that PEFT has saved along is loaded over the base's.
+        place = copies.get(parameter) or names.base.tensors.get(key or "")
         if place is None:
             return None
         with Opened() as opened:

@@ -53,7 +53,7 @@ class PeftLayers:
         self, *, base: Path, adapter: Path, config: Json, adapter_config: Json, ops: Sequence[PeftMerge],
         trust_remote_code: bool = False,
     ) -> None:  # fmt: skip
-        self._base, self._config = base, adapter_config
+        self._base, self._adapter = base, adapter
         self._ops: dict[str, dict[str, PeftMerge]] = {}
         for op in ops:
             self._ops.setdefault(op.module, {})[op.parameter] = op
@@ -109,7 +109,7 @@ class PeftLayers:
             yield from ((op.module, op.parameter, op.source) for op in own.values())
 
     def _read(self, stored: Stored) -> Tensor:
-        """A base tensor, float32 (exact for 16-bit and packed ones) or float64, by byte range."""
+        """A base tensor (or the adapter's copy of one), float32, exact for 16-bit and packed ones, or float64."""
         if stored.packed is not None:
             rows = stored.shape[0] if len(stored.shape) < 3 else math.prod(stored.shape[:-1])
             values = formats.open_packed(stored, self._bytes).rows(0, rows)
@@ -121,7 +121,8 @@ class PeftLayers:
     def _bytes(self, stored: Stored, start: int, count: int) -> Array:
         """`count` bytes of a stored tensor, from its byte `start` on."""
         raw = np.empty(count, np.uint8)
-        with (self._base / stored.file).open("rb", buffering=0) as file:
+        folder = self._adapter if stored.owner else self._base
+        with (folder / stored.file).open("rb", buffering=0) as file:
             view, offset = raw.data, stored.start + start
             while view.nbytes:
                 if not (read := os.preadv(file.fileno(), [view], offset)):

@@ -160,9 +160,11 @@ def _draft(adapter: Source, stored: Mapping[str, Stored], config: Json, wanted: 
         method=name,
         engine=engine,
         claims=layers.claims,
-        decisions=Decisions(wanted=wanted, peft=layers.layers),
+        decisions=Decisions(wanted=wanted, peft=layers.layers, untied=layers.untied),
+        edits=tying.edits(config) if layers.untied else {},
         used=layers.used,
         refusals=[*refusals, *layers.refusals, *layers.claims.refusals()],
+        notes=(tying.UNTIED,) if layers.untied else (),
     )
 
 
@@ -202,7 +204,7 @@ def _draft_streaming(
         decisions=decisions,
         edits={**edits, **head_edits},
         refusals=[*refusals, *unread, *changes.refusals, *misplaced, *claims.refusals()],
-        notes=("The adapter unties the head from the embedding: both are written.",) if untie else (),
+        notes=(tying.UNTIED,) if untie else (),
     )
 
 

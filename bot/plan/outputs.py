@@ -84,11 +84,11 @@ class _Maker:
         if claimed in claims.rows:
             tokens = claims.rows[claimed]
             return SetRows(source=source, target=target, rows=tokens.rows, values=tokens.values, module=tokens.module)
+        if key in self.decisions.peft:  # an adapter's own copy of the weight, where it brings one, is the W
+            module, parameter = self.decisions.peft[key]
+            return PeftMerge(source=source, target=target, module=module, parameter=parameter)
         if whole:
             return Replace(source=base, target=target, values=whole.values, module=whole.parameter)
-        if key in self.decisions.peft:
-            module, parameter = self.decisions.peft[key]
-            return PeftMerge(source=base, target=target, module=module, parameter=parameter)
         plain = dtype == base.dtype and base.packed is None
         return Copy(source=base, target=target) if plain else Cast(source=base, target=target)
 

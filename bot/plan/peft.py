@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bot.plan import tying
 from bot.plan.claims import Claims, claim
 from bot.plan.patches import WEIGHTS
 from bot.plan.replicas import Replicas
@@ -21,6 +22,7 @@ class Layers:
     claims: Claims
     layers: dict[str, tuple[str, str]] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    untied: tuple[str, str] | None = None  # (embedding's key, head's key), where the head is written apart
     refusals: list[Refusal] = field(default_factory=list)
 
 
@@ -66,4 +68,6 @@ def claim_layers(said: Json, tensors: Sequence[Stored], names: Names, stored: Ma
     clash = layers.layers.keys() & (layers.claims.patches.keys() | layers.claims.values.keys())
     for key in sorted(clash & {key for key, whole_ in layers.claims.values.items() if whole_.trained}):
         layers.claims.refuse("claimed-twice", key)
+    if tying.settle(layers.claims, settings, names, stored, layers.layers.keys()) and names.embedding and names.head:
+        layers.untied = names.embedding, names.head
     return layers

@@ -6,7 +6,7 @@ tensors, and a config that says so. Trained tokens and `ensure_weight_tying` mov
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bot.plan.claims import Claims
@@ -15,10 +15,16 @@ from bot.weights.adapter import Settings, Whole
 from bot.weights.places import Names
 
 FLAG = "tie_word_embeddings"
+UNTIED = "The adapter unties the head from the embedding: both are written."
 
 
-def settle(claims: Claims, settings: Settings, names: Names, stored: Mapping[str, Stored]) -> bool:
-    """Whether the head must be written apart from the embedding. Changes the claims so that they say the same."""
+def settle(
+    claims: Claims, settings: Settings, names: Names, stored: Mapping[str, Stored], layers: Collection[str] = ()
+) -> bool:
+    """Whether the head must be written apart from the embedding. Changes the claims so that they say the same.
+
+    `layers`: keys that PEFT's own layers change, beside what is claimed.
+    """
     embedding, head = names.embedding, names.head
     if not names.tied or embedding is None or head is None or embedding == head or embedding not in stored:
         return False
@@ -27,7 +33,7 @@ def settle(claims: Claims, settings: Settings, names: Names, stored: Mapping[str
         return False
     if claims.rows.get(embedding) and not claims.changes(head):
         return False
-    if not claims.changes(embedding) and not claims.changes(head):
+    if not claims.changes(embedding) and not claims.changes(head) and not {embedding, head} & set(layers):
         claims.move(head)
         return False
     if names.scaled_by_tying:

@@ -73,3 +73,16 @@ def test_a_layer_left_unmerged_is_found(merged: tuple[Path, Path, Path], tmp_pat
 def test_another_layers_weight_is_found(merged: tuple[Path, Path, Path], tmp_path: Path) -> None:
     other = {Q_PROJ: load_file(merged[2] / WEIGHTS)[Q_PROJ.replace("layers.0", "layers.1")]}
     assert "touched" in failed(prove(merged, damaged(merged, tmp_path / "other", other)))
+
+
+@pytest.mark.parametrize("method", ["HIRA", "OFT"])
+def test_a_changed_embedding_leaves_a_tied_head_as_it_was(method: str, tmp_path: Path) -> None:
+    """PEFT's unmerged model runs the adapter on the embedding only, and saves a copy of the base's along."""
+    model = base("llama-tied", tmp_path / "base", torch.bfloat16)
+    adapter(Case(method, "llama-tied", targets=("embed_tokens", "q_proj")), model, tmp_path / "adapter")
+    merge_folders(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    before, after = load_file(tmp_path / "base" / WEIGHTS), load_file(tmp_path / "merged" / WEIGHTS)
+    assert torch.equal(after["lm_head.weight"], before["model.embed_tokens.weight"])
+    assert not torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
+    report = prove((tmp_path / "base", tmp_path / "adapter", tmp_path / "merged"), tmp_path / "merged", level="full")
+    assert not failed(report), [one for one in report.findings if one.status == "fail"]

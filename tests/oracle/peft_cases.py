@@ -52,11 +52,11 @@ def _short(value: Any) -> str:
     return str(value) if isinstance(value, str | int | float | bool) else type(value).__name__
 
 
-def _llama() -> PreTrainedModel:
+def _llama(tied: bool = False) -> PreTrainedModel:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, tie_word_embeddings=False, attention_bias=True,
+            num_key_value_heads=2, tie_word_embeddings=tied, attention_bias=True,
         )
     )  # fmt: skip
 
@@ -97,6 +97,7 @@ def _t5() -> PreTrainedModel:
 # name → (how it is built, layers that are adapted, norms, layers that IA³ takes for feed-forward ones)
 MODELS: dict[str, tuple[Any, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "llama": (_llama, ("q_proj", "k_proj", "down_proj"), ("input_layernorm",), ("down_proj",)),
+    "llama-tied": (lambda: _llama(tied=True), ("q_proj",), ("input_layernorm",), ()),
     "gpt2": (_gpt2, ("c_attn", "c_fc", "mlp.c_proj"), ("ln_1",), ("mlp.c_proj",)),
     "bert": (_bert, ("query", "value", "intermediate.dense"), ("attention.output.LayerNorm",), ("intermediate.dense",)),
     "vit": (_vit, ("projection", "fc1"), ("layernorm_before",), ("fc1",)),
