@@ -346,6 +346,20 @@ def _layers(model: Any, config: Json, given: Mapping[str, Tensor], shared: set[i
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     tuned = PeftModel(model, _made(config), autocast_adapter_dtype=False).eval()
+    _double_own(tuned, shared)
+    result = set_peft_model_state_dict(tuned, dict(given))
+    _double_own(tuned, shared)  # AdaLoRA makes its tensors anew where ranks were cut
+    if result.unexpected_keys:
+        raise ValueError(f"no layer takes {result.unexpected_keys[0]}")
+    return {
+        name.removeprefix(PREFIX): owner
+        for name, owner in tuned.named_modules()
+        if isinstance(owner, BaseTunerLayer) and hasattr(owner, "base_layer")
+    }
+
+
+def _double_own(tuned: nn.Module, shared: set[int]) -> None:
+    """The layers' own numbers in float64; what several share, once."""
     done: dict[int, Tensor] = {}
     for owner in tuned.modules():
         for weight in owner._parameters.values():
@@ -356,14 +370,6 @@ def _layers(model: Any, config: Json, given: Mapping[str, Tensor], shared: set[i
                 owner._buffers[name] = done.setdefault(id(buffer), buffer.double())
         if "dtype" in owner.__dict__:
             owner.__dict__["dtype"] = torch.float64
-    result = set_peft_model_state_dict(tuned, dict(given))
-    if result.unexpected_keys:
-        raise ValueError(f"no layer takes {result.unexpected_keys[0]}")
-    return {
-        name.removeprefix(PREFIX): owner
-        for name, owner in tuned.named_modules()
-        if isinstance(owner, BaseTunerLayer) and hasattr(owner, "base_layer")
-    }
 
 
 BYTES = (torch.frombuffer, torch.asarray, Tensor.view)  # here a dtype says what bytes mean: files are read inside

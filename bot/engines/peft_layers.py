@@ -231,6 +231,7 @@ def _load(tuned: Any, base_tensors: Any, adapter: Path, config: Json) -> None:
     except PEFT_ERRORS as error:
         reason = f"The adapter's tensors do not fit its config: {' '.join(str(error).split())[:400]}."
         raise Refused(reason, remedy=SAVE_AGAIN) from error
+    _widen_own(tuned, base_tensors)  # again: AdaLoRA makes its tensors anew where ranks were cut
     if found.unexpected_keys:
         reason = f"{len(found.unexpected_keys)} adapter tensors are used by no layer, e.g. {found.unexpected_keys[0]}."
         raise Refused(reason, remedy=SAVE_AGAIN)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AdaLoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -169,6 +169,37 @@ def test_a_float32_base_stays_float32(method: str, bases: dict[tuple[str, torch.
         assert torch.allclose(
             after[op.target.key].double(), asked.exact(f"{op.module}.{op.parameter}"), rtol=1e-7, atol=1e-9
         )
+
+
+def test_an_adalora_whose_ranks_were_cut_in_training(
+    bases: dict[tuple[str, torch.dtype], Path], tmp_path: Path
+) -> None:
+    """Its tensors are smaller than its config's first rank says, some of them empty; `rank_pattern` says which."""
+    folder, case = bases["llama", torch.bfloat16], Case("ADALORA", "llama")
+    cut = AdaLoraConfig(
+        init_r=6, target_r=3, tinit=2, tfinal=4, total_step=12, deltaT=1, target_modules=["q_proj", "down_proj"]
+    )
+    torch.manual_seed(0)
+    tuned = get_peft_model(loaded(case, folder), cut)
+    optimizer = torch.optim.AdamW([one for one in tuned.parameters() if one.requires_grad], lr=5e-2)
+    tokens = torch.randint(3, 90, (4, 12))
+    for step in range(12):
+        tuned(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        tuned.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+    tuned.save_pretrained(str(tmp_path))
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    kept = {sum(ranks) for ranks in config["rank_pattern"].values()}
+    assert min(kept) < 6
+    ops = merges(case, config, folder, tmp_path, loaded(case, folder))
+    layers, asked = layers_of(folder, tmp_path, config, ops), asking(case, config, folder, tmp_path)
+    reference = unmerged(case, folder, tmp_path)
+    for op in ops:
+        found = layers.merge(op.module)[op.parameter]
+        assert torch.allclose(found, asked.exact(f"{op.module}.{op.parameter}"), rtol=0, atol=1e-13)
+        layer = reference.get_submodule(f"base_model.model.{op.module}")
+        assert torch.allclose(found, layer.get_base_layer().weight + layer.get_delta_weight("default"), atol=1e-9)
 
 
 # --- faults -------------------------------------------------------------------------------------------------------
