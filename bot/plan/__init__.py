@@ -164,7 +164,7 @@ def _draft(adapter: Source, stored: Mapping[str, Stored], config: Json, wanted: 
         edits=tying.edits(config) if layers.untied else {},
         used=layers.used,
         refusals=[*refusals, *layers.refusals, *layers.claims.refusals()],
-        notes=(tying.UNTIED,) if layers.untied else (),
+        notes=(*methods.notes_for(said), *((tying.UNTIED,) if layers.untied else ())),
     )
 
 

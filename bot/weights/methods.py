@@ -444,6 +444,19 @@ def _from_chance(peft_type: str, config: Json) -> list[Refusal]:
     return [Refusal(code="not-rebuildable", reason=what, remedy=remedy)]
 
 
+def notes_for(config: Json) -> tuple[str, ...]:
+    """What a reader of the plan should know about a merge that PEFT's unmerged model decides on this machine."""
+    match config.get("peft_type"):
+        case "PSOFT":
+            what = "its factors are not in the adapter; they are the base's singular vectors, whose signs"
+        case "ADAMSS":
+            what = "its blocks of rows are not in the adapter; they are clusters of the base's rows, which"
+        case _:
+            return ()
+    name = METHODS[str(config["peft_type"])].name
+    return (f"{name}: {what} are found again here, as PEFT would; another machine's SVD may give others.",)
+
+
 # --- which modules ------------------------------------------------------------------------------------------------
 
 
