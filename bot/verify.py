@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bot.checks import CHECKS
 from bot.checks.case import Case
-from bot.checks.document import canonical, document
+from bot.checks.document import Measured, canonical, document
 from bot.checks.finding import Check, finding
 from bot.checks.hashing import REPORT
 from bot.checks.subject import Subject
@@ -33,7 +33,9 @@ def verify(subject: Subject, emit: Emit) -> Report:
     case = Case(subject, emit)
     findings: dict[str, Finding] = {}
     for check in CHECKS:
-        if (check.combined and subject.combination is None) or (check.quantised and subject.quantize == "none"):
+        if check.combined and subject.combination is None:
+            continue
+        if check.quantised is not None and check.quantised == (subject.quantize == "none"):
             continue
         if DEPTH[check.level] <= DEPTH[subject.level]:
             findings[check.id] = _run(check, case, findings)
@@ -47,7 +49,9 @@ def verify(subject: Subject, emit: Emit) -> Report:
         not_run=subject.not_run,
         noise_floor=floor,
         verdict="verified" if verdict == "verified" else "not-verified",
-        document=document(subject, case.sha256, found, floor, verdict),
+        document=document(
+            subject, case.sha256, found, Measured(noise_floor=floor, comparison=case.comparison), verdict
+        ),
     )
 
 

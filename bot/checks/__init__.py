@@ -16,6 +16,12 @@ def _quantised(case: Case) -> Finding:
     return quantised(case)
 
 
+def _requantised(case: Case) -> Finding:
+    from bot.checks.comparison import requantised
+
+    return requantised(case)
+
+
 CHECKS: tuple[Check, ...] = (
     Check(id="headers", level="files", run=files.headers),
     Check(id="index", level="files", run=files.index, needs=("headers",)),
@@ -39,5 +45,6 @@ CHECKS: tuple[Check, ...] = (
     Check(id="finite", level="weights", run=weights.finite, needs=("headers", "method")),
     Check(id="retention", level="weights", run=weights.retention, needs=("headers", "method")),
     Check(id="loads", level="full", run=loads, needs=("headers",)),
-    Check(id="behaviour", level="full", run=behaviour, needs=("headers", "method", "loads")),
+    Check(id="behaviour", level="full", run=behaviour, needs=("headers", "method", "loads"), quantised=False),
+    Check(id="requantised", level="full", run=_requantised, needs=("headers", "method", "quantised"), quantised=True),
 )

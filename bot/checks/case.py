@@ -131,6 +131,12 @@ class Case:
         """What the trial measured, if it was held; asking does not hold it."""
         return self.trial.noise_floor if "trial" in self.__dict__ else None
 
+    @property
+    def comparison(self) -> list[Json] | None:
+        """The ways to use a quantised base or result, if the trial was held; asking does not hold it."""
+        found = self.trial.comparison if "trial" in self.__dict__ else None
+        return (found or {}).get("rows")
+
 
 def list_files(folder: Path) -> tuple[str, ...]:
     """Files below a folder as sorted posix paths; links count as the files they lead to."""

@@ -56,7 +56,7 @@ def _round_all(
     rounded: dict[Tensor, nn.Parameter] = {}
     replaced: Replaced = []
     with torch.no_grad():
-        for path, owner, name, weight in list(_parameters(model)):
+        for path, owner, name, weight in list(parameters(model)):
             one = found.get((owner, name))
             if one is not None:
                 fresh = _rounded(one.exact(), dtype, generator, weight.dtype)
@@ -72,7 +72,7 @@ def _round_all(
     return replaced
 
 
-def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
     """Every floating-point parameter that is the model's own: the module that it hangs on, by path and itself, and its name."""
     asked = tuple(f"{path}." for path, layer in model.named_modules() if has_own_merge(layer))
     for path, owner in model.named_modules():

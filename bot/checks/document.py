@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,14 +14,27 @@ from bot.checks.subject import Subject
 from bot.records import Finding, Json
 
 SCHEMA = 1
-PACKAGES = ("torch", "transformers", "peft", "safetensors")
+PACKAGES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes", "compressed-tensors")
 DIGITS = 6  # significant digits of every float: more would differ from machine to machine
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured of the models as they run. `comparison`: one entry for each way to use a quantised base or result."""
+
+    noise_floor: Json | None
+    comparison: list[Json] | None = None
+
+
 def document(
-    subject: Subject, files: dict[str, str], findings: Iterable[Finding], noise_floor: Json | None, verdict: str
+    subject: Subject,
+    files: dict[str, str],
+    findings: Iterable[Finding],
+    measured: Measured,
+    verdict: str,
 ) -> Json:
     """The report as the folder's verification.json; no host names, no paths, no user names."""
+    compared = {} if measured.comparison is None else {"comparison": measured.comparison}
     return {
         "schema": SCHEMA,
         "subject": {"files": files},
@@ -28,7 +42,8 @@ def document(
         "environment": environment(),
         "merge": subject.merge,
         "checks": [_entry(one) for one in findings],
-        "noise_floor": noise_floor,
+        "noise_floor": measured.noise_floor,
+        **compared,
         "not_run": [{"id": id, "reason": reason} for id, reason in subject.not_run],
         "verdict": verdict,
     }

@@ -19,7 +19,8 @@ WORST_SHOWN = 8
 class Check:
     """One entry of CHECKS. It runs from `level` on, and only where every check named in `needs` has not failed.
 
-    `combined`: it is for merges of several adapters only; `quantised`: for those that are stored quantised.
+    `combined`: it is for merges of several adapters only; `quantised`: for those that are stored quantised (True), or for
+    those that are not (False).
     """
 
     id: str
@@ -27,7 +28,7 @@ class Check:
     run: Callable[[Case], Finding]
     needs: tuple[str, ...] = ()
     combined: bool = False
-    quantised: bool = False
+    quantised: bool | None = None
 
 
 def finding(id: str, status: Status, measured: str, allowed: str, why: str, worst: Iterable[str] = ()) -> Finding:

@@ -22,6 +22,16 @@ class Distance(TypedDict):
     agree: int
 
 
+class Sums(TypedDict):
+    """Over all prompts and texts. `loss`: −log p of each next token, in nats, over the `predicted` ones."""
+
+    far: float
+    positions: int
+    agree: int
+    loss: float
+    predicted: int
+
+
 class Widened(TorchFunctionMode):
     """float32 becomes float64 wherever a model asks for it by name (norms and softmax do, "for precision")."""
 
@@ -67,6 +77,17 @@ def distance(kind: str, wanted: Tensor, found: Tensor) -> Distance:
     agree = int((wanted.argmax(-1) == found.argmax(-1)).sum())
     far = _kl(wanted, found) if kind == "kl" else float((found.double() - wanted.double()).square().sum())
     return Distance(far=far, size=float(wanted.double().square().sum()), positions=wanted.shape[0], agree=agree)
+
+
+def next_token_loss(model: Any, inputs: dict[str, Tensor], logits: Tensor) -> tuple[float, int]:
+    """(Σ −log p of the next token, how many) of a model that predicts it; (0, 0) of others."""
+    ids = inputs.get("input_ids")
+    causal = any(word in type(model).__name__ for word in ("CausalLM", "LMHead", "ForConditionalGeneration"))
+    causal = causal and not getattr(model.config, "is_encoder_decoder", False)
+    if ids is None or not causal or logits.shape[0] != ids.shape[1] or logits.shape[0] < 2:
+        return 0.0, 0
+    loss = torch.nn.functional.cross_entropy(logits[:-1].double(), ids[0, 1:].long(), reduction="sum")
+    return float(loss), ids.shape[1] - 1
 
 
 def average(distances: Sequence[Distance]) -> Distance:

@@ -12,6 +12,9 @@ from torch import Tensor
 LENGTH = 64  # tokens per text
 COUNT = 8  # texts, pictures or sounds
 LOGITS = 160 << 20  # bytes of saved logits at most: 32 positions per text at 150,000 tokens
+WINDOW = 256  # tokens of a longer text at a time
+WINDOWED = 4096  # and in all
+TEXT_LOGITS = 640 << 20  # bytes of their saved logits at most
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -71,12 +74,36 @@ def build_inputs(model: Any, job: dict[str, Any]) -> list[dict[str, Tensor]]:
     return [{name: value for name, value in one.items() if name in accepted} for one in built]
 
 
+def text_windows(model: Any, job: dict[str, Any]) -> list[dict[str, Tensor]]:
+    """The text of `--eval-text` in windows of WINDOW tokens, as many as may be saved; [] without one, or a tokenizer."""
+    owner = _owner(job)
+    if not job["text"] or owner is None or model.main_input_name != "input_ids":
+        return []
+    config = model.config.get_text_config()
+    vocabulary = int(getattr(config, "vocab_size", 0) or 256)
+    longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or WINDOW
+    length = max(2, min(WINDOW, int(longest) - 4))
+    text = Path(job["text"]).read_text(encoding="utf-8", errors="replace")
+    ids = load_tokenizer(owner, job["trust"])(text, return_tensors="pt", verbose=False)["input_ids"]
+    ids = ids[:, : min(WINDOWED, TEXT_LOGITS // (4 * vocabulary))]
+    if not ids.numel() or int(ids.max()) >= vocabulary:
+        return []
+    windows = [one for one in torch.split(ids, length, dim=1) if one.shape[1] > 1]
+    accepted = inspect.signature(model.forward).parameters
+    built = [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in windows]
+    return [{name: value for name, value in one.items() if name in accepted} for one in built]
+
+
+def _owner(job: dict[str, Any]) -> Path | None:
+    return next((Path(job[role]) for role in ("adapter", "base") if has_tokenizer(Path(job[role]))), None)
+
+
 def _tokens(model: Any, job: dict[str, Any], generator: torch.Generator) -> list[Tensor]:
     text = model.config.get_text_config()
     vocabulary = int(getattr(text, "vocab_size", 0) or 256)
     longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or LENGTH
     length = max(1, min(LENGTH, int(longest) - 4, LOGITS // (4 * vocabulary * COUNT)))
-    owner = next((Path(job[role]) for role in ("adapter", "base") if has_tokenizer(Path(job[role]))), None)
+    owner = _owner(job)
     if owner is not None:
         tokenizer = load_tokenizer(owner, job["trust"])
         ids = [tokenizer(text, return_tensors="pt")["input_ids"][:, :length] for text in TEXTS]

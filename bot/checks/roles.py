@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,62 @@ from safetensors.torch import load_file, save_file
 from bot.checks import measure
 from bot.checks.case import read_json
 from bot.checks.control import controls
-from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer
-from bot.checks.skeleton import NEEDS_CODE, model_class
+from bot.checks.nearest import merge_to_nearest, quantised_again
+from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer, text_windows
+from bot.checks.skeleton import NEEDS_CODE, build, model_class
 from bot.checks.unmerged import loading, mend
 
 Job = dict[str, Any]
+PROMPTS, TEXT = "reference", "text"  # what the reference's outputs were saved for
 COMPLAINTS = ("newly initialized", "not initialized from", "MISSING", "UNEXPECTED", "MISMATCH")
 UNLOADED = ("missing adapter keys", "unexpected keys", "not been loaded")
 
 
 def reference(job: Job) -> Job:
     """The base with the adapter beside it: its outputs are saved, then the base and the control are held to them."""
+    tuned = _tuned(job)
+    if isinstance(tuned, dict):
+        return tuned
+    plain = tuned.get_base_model()
+    inputs = build_inputs(plain, job)
+    kind = _save_reference(plain, inputs, job)
+    measured = {}
+    if job["rows"] is not None:
+        _save_reference(plain, text_windows(plain, job), job, TEXT)
+        measured["as-trained"] = _sums(plain, job, itself=True)
+    with tuned.disable_adapter():
+        base = _compare(plain, job)
+        if job["rows"] is not None:
+            measured["base"] = _sums(plain, job)
+        drawn = [(layers, _compare(plain, job)) for layers in controls(plain, job)]
+    control = [measure.average(one) for one in zip(*(found for _, found in drawn), strict=True)]
+    return {"kind": kind, "base": base, "control": control, "layers": sorted(drawn[0][0]), "measured": measured}
+
+
+def comparison(job: Job) -> Job:
+    """Other ways to use base and adapter, each held to the unmerged model on the same texts."""
+    return {"measured": {row["id"]: _one_way(row, job) for row in job["rows"]}}
+
+
+def _one_way(row: Job, job: Job) -> measure.Sums:
+    if not row["merge"]:
+        model, _ = _load(Path(row["folder"]), job)
+        return _sums(_prepared(model, job), job)
+    tuned = _tuned({**job, "base": row["folder"]})
+    assert not isinstance(tuned, dict), tuned
+    plain = tuned.get_base_model()
+    again = quantised_again(plain, row["again"], _skeleton(Path(row["folder"]), job)) if row["again"] else {}
+    with tuned.disable_adapter():
+        merge_to_nearest(plain, getattr(torch, job["storage"]), again)
+        return _sums(plain, job)
+
+
+def _skeleton(folder: Path, job: Job) -> Any:
+    return build(folder, model_class(read_json(folder / "config.json") or {}, job["trust"]), job["trust"])
+
+
+def _tuned(job: Job) -> Any:
+    """The base with PEFT's own adapter, ready to run; {"skip": …} where that cannot be had."""
     from peft import PeftModel
 
     model = _load_base(job)
@@ -38,14 +84,7 @@ def reference(job: Job) -> Job:
         return {"skip": f"PEFT did not load the whole adapter: {lost[0][:300]}"}
     tuned = _prepared(tuned, job)
     mend(tuned, wide=job["compute"] == "float64")
-    plain = tuned.get_base_model()
-    inputs = build_inputs(plain, job)
-    kind = _save_reference(plain, inputs, job)
-    with tuned.disable_adapter():
-        base = _compare(plain, job)
-        drawn = [(layers, _compare(plain, job)) for layers in controls(plain, job)]
-    control = [measure.average(one) for one in zip(*(found for _, found in drawn), strict=True)]
-    return {"kind": kind, "base": base, "control": control, "layers": sorted(drawn[0][0])}
+    return tuned
 
 
 def _load_base(job: Job) -> Any:
@@ -91,11 +130,11 @@ def merged(job: Job) -> Job:
     }
     if has_tokenizer(folder):
         loads["tokenizer"] = type(load_tokenizer(folder, job["trust"])).__name__
-    compared = _compare(_prepared(model, job), job) if (Path(job["work"]) / "reference.json").exists() else None
-    return {"loads": loads, "merged": compared}
+    runs = not job["quantised"] and (Path(job["work"]) / "reference.json").exists()
+    return {"loads": loads, "merged": _compare(_prepared(model, job), job) if runs else None}
 
 
-ROLES = {"reference": reference, "merged": merged}
+ROLES = {"reference": reference, "merged": merged, "comparison": comparison}
 
 
 def _load(folder: Path, job: Job) -> tuple[Any, Job]:
@@ -117,29 +156,50 @@ def _prepared(model: Any, job: Job) -> Any:
     return model.double() if job["compute"] == "float64" else model
 
 
-def _save_reference(model: Any, inputs: list[dict[str, torch.Tensor]], job: Job) -> str:
+def _save_reference(model: Any, inputs: list[dict[str, torch.Tensor]], job: Job, what: str = PROMPTS) -> str:
     kind = ""
     for number, one in enumerate(inputs):
         kind, found = measure.outputs(model, one, job["compute"])
-        save_file({"found": found, **{f"input.{name}": value for name, value in one.items()}}, _at(job, number))
+        save_file({"found": found, **{f"input.{name}": value for name, value in one.items()}}, _at(job, number, what))
     return kind
+
+
+def _saved(job: Job, what: str) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """What the reference gave, and to which inputs."""
+    for number in range(10_000):
+        if not _at(job, number, what).exists():
+            break
+        saved = load_file(_at(job, number, what))
+        wanted = saved.pop("found")
+        yield wanted, {name.removeprefix("input."): value for name, value in saved.items()}
+
+
+def _sums(model: Any, job: Job, itself: bool = False) -> measure.Sums:
+    """Prompts and text together. `itself`: the model is the reference."""
+    total = measure.Sums(far=0.0, positions=0, agree=0, loss=0.0, predicted=0)
+    for what in (PROMPTS, TEXT):
+        for wanted, inputs in _saved(job, what):
+            kind, found = ("kl", wanted) if itself else measure.outputs(model, inputs, job["compute"])
+            distance = measure.distance(kind, wanted, found)
+            loss, predicted = measure.next_token_loss(model, inputs, found)
+            total["far"] += distance["far"] if not itself else 0.0
+            total["positions"] += distance["positions"]
+            total["agree"] += distance["agree"]
+            total["loss"] += loss
+            total["predicted"] += predicted
+    return total
 
 
 def _compare(model: Any, job: Job) -> list[measure.Distance]:
     distances = []
-    for number in range(10_000):
-        if not _at(job, number).exists():
-            break
-        saved = load_file(_at(job, number))
-        wanted = saved.pop("found")
-        inputs = {name.removeprefix("input."): value for name, value in saved.items()}
+    for wanted, inputs in _saved(job, PROMPTS):
         kind, found = measure.outputs(model, inputs, job["compute"])
         distances.append(measure.distance(kind, wanted, found))
     return distances
 
 
-def _at(job: Job, number: int) -> Path:
-    return Path(job["work"]) / f"reference-{number:04}.safetensors"
+def _at(job: Job, number: int, what: str) -> Path:
+    return Path(job["work"]) / f"{what}-{number:04}.safetensors"
 
 
 class _Heard(logging.Handler):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bot.checks import stored_bnb
 from bot.checks.checkpoint import Checkpoint
-from bot.checks.fourbit import BLOCK, dequantised, quantised
+from bot.checks.fourbit import BLOCK, OUTER, dequantised, quantised
 from bot.checks.linears import converted
 from bot.checks.packed import Packed, read_part
 from bot.checks.stored import logical
@@ -33,7 +33,7 @@ def as_simulated(base: Checkpoint, subject: Subject) -> Checkpoint:
     for key, turned in found.items():
         place = tensors[key]
         packed = Packed(dense=dense, parts={"weight": place}, shape=place.stored.shape, dtype=place.stored.dtype,
-                        settings={"turned": turned, **settings})  # fmt: skip
+                        settings={"turned": turned, "held": held(place.elements, settings), **settings})  # fmt: skip
         tensors[key] = logical(key, packed, place)
     return replace(base, tensors=tensors, dense=base.main)
 
@@ -43,6 +43,12 @@ def settings_of(said: Json) -> Json:
     skip = said.get(SKIP)
     names = [one.strip() for one in skip.split(",")] if isinstance(skip, str) else skip
     return {**USUAL, **said, SKIP: names}
+
+
+def held(numbers: int, said: Json) -> int:
+    """The bytes that bitsandbytes would take for so many numbers: half a byte each, and one absmax for each block."""
+    blocks = -(-numbers // int(said.get("blocksize", BLOCK)))
+    return -(-numbers // 2) + (blocks + 4 * -(-blocks // OUTER) if said["bnb_4bit_use_double_quant"] else 4 * blocks)
 
 
 def dense(packed: Packed, slab: int) -> Tensor:

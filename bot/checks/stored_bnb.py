@@ -6,14 +6,14 @@ float32, whatever dtype the quantisation state names: that one is for computing,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bot.checks.checkpoint import Place
-from bot.checks.fourbit import dequantised, exact_mean, is_a_mean, quantised
+from bot.checks.fourbit import BLOCK, dequantised, exact_mean, is_a_mean, quantised
 from bot.checks.packed import Packed, read_part
 from bot.checks.skeleton import IN_BY_OUT
 from bot.records import Json
@@ -104,6 +104,16 @@ def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
     state.dtype = getattr(torch, said["dtype"])  # what the state computes in is its writer's choice
     found: dict[str, Tensor] = {"weight": codes, **state.as_dict(packed=True)}
     return found
+
+
+def there_and_back(said: Json) -> Callable[[Tensor], Tensor]:
+    """float32 weights quantised as BitsAndBytesConfig's fields say, and dequantised."""
+    from bitsandbytes import functional
+
+    if said.get("load_in_8bit"):
+        return lambda weight: functional.int8_vectorwise_dequant(*functional.int8_vectorwise_quant(weight.half())[:2])
+    kind, double = str(said.get("bnb_4bit_quant_type", "fp4")), bool(said.get("bnb_4bit_use_double_quant"))
+    return lambda weight: dequantised(*quantised(weight, kind, double, said.get("blocksize", BLOCK)))
 
 
 def _four(key: str, tensors: Mapping[str, Place], config: Json, dtype: str) -> Packed:

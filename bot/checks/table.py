@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import textwrap
 
-from bot.records import Finding, Report
+from bot.records import Finding, Json, Report
 
 WIDTH = 100
 GAP = "  "
 LONGEST = {"measured": 24, "allowed": 14}
+COLUMNS = ("KL ratio", "perplexity", "top-1", "size")
 HEADING = Finding(id="check", status="pass", measured="measured", allowed="allowed", why="why")
 
 
@@ -26,7 +27,53 @@ def table(report: Report) -> str:
     lines = [_row(widths, ("check", "", "measured", "allowed"), "why")]
     for one in found:
         lines += _lines(widths, one)
-    return "\n".join([*lines, "", f"{report.verdict} at level {report.level}"])
+    compared = comparison_lines(report.document.get("comparison") or [])
+    return "\n".join([*lines, *compared, "", f"{report.verdict} at level {report.level}"])
+
+
+def comparison_lines(rows: list[Json]) -> list[str]:
+    """The ways to use a quantised base or result, side by side; [] where nothing was compared."""
+    if not rows:
+        return []
+    cells = [("way", *COLUMNS), *comparison_cells(rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))]
+    lines = [
+        GAP.join(
+            [f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in cells
+    ]
+    notes = [f"{row['id']}: not run, {row['not_run']}" for row in rows if row.get("not_run")]
+    return ["", *(line.rstrip() for line in lines), *notes]
+
+
+def comparison_cells(rows: list[Json]) -> list[tuple[str, ...]]:
+    """(way, KL ratio, perplexity, top-1 agreement, size) of each row, as text; the published one is marked."""
+    return [
+        (
+            str(row.get("what")) + (" (this model)" if row.get("published") else ""),
+            _shown(row.get("kl_ratio"), "{:.2g}"),
+            _shown(row.get("perplexity"), "{:.4g}"),
+            _shown(row.get("top1_agreement"), "{:.1%}"),
+            _size(row.get("bytes")),
+        )
+        for row in rows
+    ]
+
+
+def _shown(value: object, form: str) -> str:
+    return form.format(value) if isinstance(value, int | float) else "–"
+
+
+def _size(value: object) -> str:
+    if not isinstance(value, int | float):
+        return "–"
+    size = float(value)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"
 
 
 def _not_run(id: str, reason: str) -> Finding:

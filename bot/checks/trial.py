@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bot.checks import comparison
 from bot.checks.checkpoint import FLOATS
 from bot.events import Note
 from bot.records import Json
@@ -20,16 +21,25 @@ if TYPE_CHECKING:
     from bot.checks.case import Case
 
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+SAID = {
+    "reference": "Running the unmerged model.",
+    "merged": "Running the merged model.",
+    "comparison": "Comparing the ways to use it.",
+}
 SECRET = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")  # a model's own code has no business with these
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What the two workers answered: {"error"}, {"skip"}, or what their role found."""
+    """What the workers answered: {"error"}, {"skip"}, or what their role found.
+
+    `comparison`: {"rows"} of the ways to use a quantised base or result; None where neither is.
+    """
 
     reference: Json
     merged: Json
     expected: frozenset[str]  # parameters that the adapter's method changes, by this verifier's own reading
+    comparison: Json | None = None
 
     @property
     def noise_floor(self) -> Json | None:
@@ -75,18 +85,38 @@ def _sum(distances: list[Json]) -> float:
 def hold_trial(case: Case) -> Trial:
     """The reference first, then the merged folder: one model in memory at a time, none in this process."""
     with tempfile.TemporaryDirectory(prefix="adapter-merge-") as work:
-        job = _job(case, _base(case, Path(work)))
+        base = _base(case, Path(work))
+        job = _job(case, base)
+        rows = _rows(case, base, Path(work), job["storage"])
+        job["rows"] = None if rows is None else comparison.as_job(rows)
         reference = (
             _work(case, job, "reference", Path(work)) if not case.claims.problems else {"skip": "not understood"}
         )
         if "control" not in reference:
             (Path(work) / "reference.json").unlink(missing_ok=True)
         merged = _work(case, job, "merged", Path(work))
-    return Trial(reference=reference, merged=merged, expected=case.claims.layers)
+        compared = None if rows is None else _compared(case, job, rows, reference, Path(work))
+    return Trial(reference=reference, merged=merged, expected=case.claims.layers, comparison=compared)
+
+
+def _rows(case: Case, base: Path, work: Path, storage: str) -> list[comparison.Row] | None:
+    """The ways to compare; None where nothing is quantised, or nothing that can be read."""
+    if case.claims.problems or case.unreadable or not comparison.applies(case):
+        return None
+    return comparison.rows(case, base, work, storage)
+
+
+def _compared(case: Case, job: Json, rows: list[comparison.Row], reference: Json, work: Path) -> Json:
+    if "measured" not in reference:
+        return reference
+    answer = _work(case, job, "comparison", work)
+    if "measured" not in answer:
+        return answer
+    return {"rows": comparison.table_of(case, rows, reference["measured"] | answer["measured"])}
 
 
 def _work(case: Case, job: Json, role: str, work: Path) -> Json:
-    case.emit(Note(text=f"Running the {'unmerged' if role == 'reference' else 'merged'} model."))
+    case.emit(Note(text=SAID[role]))
     path = work / f"{role}-job.json"
     path.write_text(json.dumps({**job, "role": role, "work": str(work)}))
     with (work / f"{role}.log").open("wb") as log:
@@ -116,11 +146,16 @@ def _job(case: Case, base: Path) -> Json:
     stored = [merged[key].stored.dtype for key in case.claims.touches if key in merged and merged[key].packed is None]
     dtypes = Counter(one for one in stored if one in FLOATS)
     storage = TORCH_NAMES[dtypes.most_common(1)[0][0]] if dtypes else "float32"
+    quantised = subject.quantize != "none"
+    if quantised:
+        storage = subject.dtype if subject.dtype != "auto" else TORCH_NAMES[case.base.main]
     return {
         "base": str(base.resolve()),
         "adapter": str(subject.adapter.resolve()),
         "folder": str(subject.folder.resolve()),
         "storage": storage,
+        "quantised": quantised,
+        "text": str(subject.eval_text.resolve()) if subject.eval_text else None,
         # float32's own rounding would drown in float32 compute: then everything is computed in float64.
         "compute": "float64" if {"F32", "F64"} & dtypes.keys() else "float32",
         "cast_all": any(_cast(case, key) for key in merged),
