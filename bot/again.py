@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bot import formats
 from bot.assets import files_to_prove, read_json
 from bot.budget import choose_level, verify_memory
 from bot.card import retarget
@@ -21,16 +22,16 @@ from bot.machine import look
 from bot.pipeline import one_adapter, publish_made, target_of
 from bot.plan import pin_of
 from bot.pull import fetch, pin
-from bot.records import Combination, Json, Options, Publication, Ref, Report, Request, Role, Sources
+from bot.records import Combination, Json, Options, Publication, Ref, Report, Request, Role, Source, Sources, Stored
 from bot.verify import Subject, verify
 
 
 def verify_again(
-    merged: Ref, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit
+    merged: Ref, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit, **measuring: Any
 ) -> Report:
     """Re-prove a merged repo or folder. Inputs that are not given are those that its verification.json names.
 
-    Several adapters are combined again, as that file says.
+    `measuring`: Subject's `eval_text` and `force`. Several adapters are combined again, as that file says.
     """
     emit(Stage(name="pull", title="Reading the merged model and its inputs"))
     folder = whole_folder(merged, hub)
@@ -49,7 +50,7 @@ def verify_again(
     if together is not None and together.refusals:
         raise Refused(together.refusals[0].reason, remedy=together.refusals[0].remedy)
     config = read_json(sources.base, "config.json")
-    memory = verify_memory(tensor for header in sources.base.headers for tensor in header.tensors)
+    memory = verify_memory(_tensors(sources.base, config))
     level, not_run, refusals = choose_level(options, config, memory, look(folder))
     for refusal in refusals:
         kind = MachineTooSmall if refusal.exit_code == MachineTooSmall.exit_code else Refused
@@ -69,10 +70,35 @@ def verify_again(
             level=level,
             not_run=not_run,
             trust_remote_code=options.trust_remote_code,
+            **_how_quantised(facts.get("options") or {}, options),
+            **measuring,
             adapters=local.adapters if together else (),
             combination=notation.to_json(together.how) if together else None,
         )
         return verify(subject, emit)
+
+
+def _tensors(base: Source, config: Json) -> list[Stored]:
+    """The base's own tensors, whatever its files hold."""
+    stored = {tensor.key: tensor for header in base.headers for tensor in header.tensors}
+    if formats.quantization_of(config) is not None:
+        stored = dict(formats.unpack(stored, config, base.small, base.card).tensors)
+    return list(stored.values())
+
+
+def _how_quantised(recorded: Json, options: Options) -> Json:
+    """What was merged into, and in what form the result is stored: as the file says, else as given."""
+    said = recorded or {
+        "base_weights": options.base_weights,
+        "quantization": dict(options.quantization),
+        "quantize": options.quantize,
+    }
+    simulated = said.get("base_weights") == "simulate-nf4"
+    return {
+        "base_weights": "simulate-nf4" if simulated else "stored",
+        "quantization": said.get("quantization") or {},
+        "quantize": said.get("quantize", "none"),
+    }
 
 
 def _pins(sources: Sources, together: Predicted | None) -> Json:

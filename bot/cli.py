@@ -229,8 +229,13 @@ def run(adapters: tuple[str, ...], each: bool, as_json: bool, quiet: bool, **cho
     multiple=True,
     help="The adapter; of several, each in turn. Default: those that verification.json names.",
 )
+@BASE_WEIGHTS
+@QUANTIZATION
 @DTYPE
+@QUANTIZE
 @VERIFY
+@EVAL_TEXT
+@FORCE
 @PICKLE
 @REMOTE_CODE
 @SPEAKING
@@ -243,7 +248,8 @@ def verify(
 
     console = Console(quiet=quiet)
     given = [_ref(adapter) for adapter in adapters]
-    report = verify_again(_ref(merged), _maybe(base), given, _chosen_options(chosen), _hub(), console)
+    measuring = {name: chosen.pop(name) for name in ("eval_text", "force")}
+    report = verify_again(_ref(merged), _maybe(base), given, _chosen_options(chosen), _hub(), console, **measuring)
     console.close()
     if as_json:
         click.echo(canonical(report.document).decode(), nl=False)

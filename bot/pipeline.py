@@ -91,7 +91,7 @@ def make(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -
     together = joined(sources, request.combination)
     inputs = fetch(sources, plan, hub, emit)
     with one_adapter(together, inputs, hub, emit) as inputs, place(output, plan.fingerprint) as partial:
-        report = prove(merge(plan, inputs, partial, emit), inputs, sources, target, emit)
+        report = prove(merge(plan, inputs, partial, emit), inputs, sources, request, emit)
         card = render(
             report.document,
             target=target,
@@ -134,9 +134,10 @@ def plan_merge(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] 
     return sources, plan
 
 
-def prove(merged: Merged, inputs: Local, sources: Sources, target: str | None, emit: Emit) -> Report:
+def prove(merged: Merged, inputs: Local, sources: Sources, request: Request, emit: Emit) -> Report:
     """Verify a merge of ours and put its verification.json into the folder."""
     plan = merged.plan
+    target = None if request.publish == "none" else target_of(request)
     subject = Subject(
         folder=merged.folder,
         base=inputs.base,
@@ -153,6 +154,8 @@ def prove(merged: Merged, inputs: Local, sources: Sources, target: str | None, e
         base_weights=plan.base_weights,
         quantization=dict(plan.options.quantization),
         quantize=plan.options.quantize,
+        eval_text=request.eval_text,
+        force=request.force,
         adapters=inputs.adapters if plan.combination else (),
         combination=plan.combination,
     )

@@ -11,7 +11,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from bot.card import evidence, loading, metadata
+from bot.card import comparison, evidence, loading, metadata
 from bot.card.markdown import cell, link, pinned
 from bot.records import Json, Source
 
@@ -44,6 +44,7 @@ def render(
         summary=_summary(document, base, given, metadata.license_words(base, adapter, license)),
         loading=loading.snippet(target or UNNAMED, tag, base),
         advice=_advice(document, merge, base, given),
+        comparison=comparison.section(document),
         evidence=evidence.section(document),
         reproduce=evidence.reproduce(document, merge, target or UNNAMED, base, given),
         about="\n\n".join(dict.fromkeys(map(_about, given))),

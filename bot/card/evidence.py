@@ -16,6 +16,9 @@ def section(document: Json) -> str:
     """The table of checks, a word on those that did not simply pass, and what was not run."""
     checks = document.get("checks", [])
     proof = "Every merged weight was computed again from base and adapter, and compared: it is `round(W + s·BA)`, "
+    if any(check.get("id") == "quantised" and check.get("status") == "pass" for check in checks):
+        proof = "Every merged weight was computed again from base and adapter, and quantised by the library that defines its "
+        proof += "form: every stored byte is that. What is not quantised is "
     lines = [
         (proof + "rounded once. " if recomputed(document) else "") + "`verification.json` has the whole report.",
         "",
