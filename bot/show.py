@@ -19,6 +19,7 @@ from bot.records import (
     PeftMerge,
     Plan,
     Publication,
+    Quantize,
     Replace,
     SetRows,
     Term,
@@ -50,13 +51,13 @@ def plan_table(plan: Plan) -> str:
 
 def merged_terms(plan: Plan) -> list[Term]:
     """Every low-rank term of the plan that has two factors."""
-    patches = [patch for op in plan.ops if isinstance(op, AddDelta) for patch in op.patches]
+    patches = [patch for op in map(_made, plan.ops) if isinstance(op, AddDelta) for patch in op.patches]
     return [term for patch in patches for term in patch.terms if term.right is not None]
 
 
 def tensor_counts(plan: Plan) -> dict[str, int]:
     """How many tensors of the output are what: merged, replaced, copied, cast; and how many of the base are dropped."""
-    kinds = Counter(type(op).__name__ for op in plan.ops)
+    kinds = Counter(type(_made(op)).__name__ for op in plan.ops)
     return {
         "merged": kinds["AddDelta"] + kinds["PeftMerge"],
         "replaced": kinds["Replace"] + kinds["SetRows"],
@@ -64,6 +65,11 @@ def tensor_counts(plan: Plan) -> dict[str, int]:
         "cast": kinds["Cast"],
         "dropped": len(plan.drops),
     }
+
+
+def _made(op: Op) -> Op:
+    """What an op makes, however that is stored."""
+    return op.make if isinstance(op, Quantize) else op
 
 
 def refusal_lines(plan: Plan) -> list[str]:

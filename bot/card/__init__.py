@@ -91,11 +91,18 @@ def _summary(document: Json, base: Source, adapters: Sequence[Source], licenses:
         ("combined", cell(_combined(document))),
         ("base", pinned(base)),
         ("method", cell(_method(merge))),
-        ("weights", cell(f"{merge.get('dtype', '?')}; {counts}" if tensors else str(merge.get("dtype", "?")))),
+        ("weights", cell(f"{_stored(merge)}; {counts}" if tensors else _stored(merge))),
         ("verdict", cell(str(document.get("verdict", "?")))),
         ("license", cell(licenses)),
     ]
     return "\n".join(f"| {name} | {text} |" for name, text in rows if text)
+
+
+def _stored(merge: Json) -> str:
+    """The dtype, and the form that the merged weights are stored in."""
+    form = (merge.get("options") or {}).get("quantize", "none")
+    dtype = str(merge.get("dtype", "?"))
+    return dtype if form == "none" else f"{'the form of the base' if form == 'same' else form}, the rest {dtype}"
 
 
 def _combined(document: Json) -> str:

@@ -7,6 +7,7 @@ that variation; where it was, the stored one is taken, if it does too.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -18,9 +19,17 @@ OUTER = 256
 SMALL_SUM = 32  # float32 sums of so many terms, and then of pairs: torch's own way
 
 
+def library() -> Any:
+    """bitsandbytes.functional, without the advice that it logs while it is imported."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from bitsandbytes import functional
+
+    return functional
+
+
 def quantised(weight: Tensor, kind: str, double: bool, size: int, offset: Tensor | None = None) -> tuple[Tensor, Any]:
     """bitsandbytes' quantize_4bit on the CPU: (codes, state). `offset`: the mean that double quantisation takes off."""
-    from bitsandbytes import functional
+    functional = library()
 
     codes, state = functional.quantize_4bit(weight, blocksize=size, quant_type=kind, compress_statistics=False)
     if double:
@@ -36,7 +45,7 @@ def dequantised(codes: Tensor, state: Any) -> Tensor:
 
     Where a row is no whole number of blocks, by its plain kernel: the one for AVX512 takes wrong blocks there.
     """
-    from bitsandbytes import functional
+    functional = library()
     from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
 
     codes = codes.view(torch.uint8).reshape(-1, 1)

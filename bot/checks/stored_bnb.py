@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bot.checks.checkpoint import Place
-from bot.checks.fourbit import BLOCK, dequantised, exact_mean, is_a_mean, quantised
+from bot.checks.fourbit import BLOCK, dequantised, exact_mean, is_a_mean, library, quantised
 from bot.checks.packed import Packed, read_part
 from bot.checks.skeleton import IN_BY_OUT
 from bot.records import Json
@@ -55,7 +55,7 @@ def extras(keys: Collection[str]) -> set[str]:
 
 def dense(packed: Packed, slab: int) -> Tensor:
     """bitsandbytes' own dequantisation."""
-    from bitsandbytes import functional
+    functional = library()
 
     parts = {role: read_part(place) for role, place in packed.parts.items()}
     weight = parts.pop("weight")
@@ -69,6 +69,7 @@ def dense(packed: Packed, slab: int) -> Tensor:
 
 def modules(model: Any, said: Json) -> list[str]:
     """Those that transformers' quantizer turns into bitsandbytes' own."""
+    library()
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
     from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
@@ -87,7 +88,7 @@ def name_of(packed: Packed) -> str:
 
 def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
     """bitsandbytes' own parts. Its 8 bits are of float16 numbers: it rounds to those first."""
-    from bitsandbytes import functional
+    functional = library()
 
     said = packed.settings
     exact = exact.T.contiguous() if said["turned"] else exact
@@ -108,7 +109,7 @@ def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
 
 def there_and_back(said: Json) -> Callable[[Tensor], Tensor]:
     """float32 weights quantised as BitsAndBytesConfig's fields say, and dequantised."""
-    from bitsandbytes import functional
+    functional = library()
 
     if said.get("load_in_8bit"):
         return lambda weight: functional.int8_vectorwise_dequant(*functional.int8_vectorwise_quant(weight.half())[:2])
@@ -117,6 +118,7 @@ def there_and_back(said: Json) -> Callable[[Tensor], Tensor]:
 
 
 def _four(key: str, tensors: Mapping[str, Place], config: Json, dtype: str) -> Packed:
+    library()
     from bitsandbytes.utils import unpack_tensor_to_dict
 
     own = f"{key}."

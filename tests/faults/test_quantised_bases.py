@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bot.records import Report
 from bot.verify import table
@@ -102,3 +102,125 @@ def test_it_is_caught(made: Callable[[str], Quantised], tmp_path: Path, fault: s
     report = proven(one, folder)
     assert report.verdict == "not-verified"
     assert {id: named(report, id).status for id in expected} == dict.fromkeys(expected, "fail"), table(report)
+
+
+# --- simulate-nf4 -----------------------------------------------------------------------------------------------------------
+
+SIMULATED = {"base_weights": "simulate-nf4", "quantization": {}}
+
+
+def simulated(one: Quantised, folder: Path, keys: Callable[[str], bool] = lambda key: ".layers." in key) -> Path:
+    """The merge into the original, where bitsandbytes has held the matrices named."""
+    tensors = {
+        key: quantised.nf4(key, weight)[1] if keys(key) and weight.dim() == 2 else weight.float()
+        for key, weight in load_file(one.original / "model.safetensors").items()
+    }
+    dense = quantised.copied(one.original, folder.with_name(f"{folder.name}-dense"), tensors)
+    return quantised.merge(one, dense, folder)
+
+
+def proven_simulated(one: Quantised, folder: Path, **changes: object) -> Report:
+    return prove(one.as_built(), folder, **{"base": one.original, "dtype": "auto", **SIMULATED, **changes})
+
+
+def test_a_simulation_of_what_bitsandbytes_would_hold_passes(made: Callable[[str], Quantised], tmp_path: Path):
+    report = proven_simulated(made("nf4"), simulated(made("nf4"), tmp_path / "merged"))
+    assert report.verdict == "verified", table(report)
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.embed_tokens.weight"])
+def test_a_simulation_of_what_bitsandbytes_would_leave_alone_is_caught(
+    made: Callable[[str], Quantised], tmp_path: Path, name: str
+):
+    folder = simulated(made("nf4"), tmp_path / "merged", lambda key: ".layers." in key or key == name)
+    report = proven_simulated(made("nf4"), folder)
+    assert named(report, "untouched").status == "fail", table(report)
+    assert name in named(report, "untouched").why
+
+
+def test_a_module_that_was_to_be_skipped_and_was_not_is_caught(made: Callable[[str], Quantised], tmp_path: Path):
+    folder = simulated(made("nf4"), tmp_path / "merged")
+    settings = {"llm_int8_skip_modules": "lm_head, model.layers.1"}
+    report = proven_simulated(made("nf4"), folder, quantization=settings)
+    assert named(report, "touched").status == "fail", table(report)
+    right = simulated(made("nf4"), tmp_path / "right", lambda key: ".layers.0." in key)
+    assert proven_simulated(made("nf4"), right, quantization=settings).verdict == "verified"
+
+
+def test_single_quantisation_where_double_was_claimed_is_caught(made: Callable[[str], Quantised], tmp_path: Path):
+    folder = simulated(made("nf4"), tmp_path / "merged")
+    report = proven_simulated(made("nf4"), folder, quantization={"bnb_4bit_use_double_quant": False})
+    assert named(report, "touched").status == named(report, "untouched").status == "fail", table(report)
+
+
+def test_a_merge_into_the_plain_base_where_a_simulation_was_claimed_is_caught(
+    made: Callable[[str], Quantised], tmp_path: Path
+):
+    folder = quantised.merge(made("nf4"), made("nf4").original, tmp_path / "merged")
+    assert named(proven_simulated(made("nf4"), folder), "touched").status == "fail"
+
+
+def test_the_mean_is_within_what_threads_make_of_it():
+    """bitsandbytes' own, on any number of threads, differs from the exact one by less than is allowed."""
+    from bot.checks.fourbit import exact_mean, is_a_mean
+
+    torch.manual_seed(0)
+    absmax = torch.rand(3_000_001) * 0.1
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert is_a_mean(float(absmax.mean()), absmax)
+    finally:
+        torch.set_num_threads(before)
+    assert not is_a_mean(float(exact_mean(absmax)) * (1 + 1e-5), absmax)
+
+
+# --- forms that a tiny Llama has not ------------------------------------------------------------------------------------
+
+
+def test_blocks_that_end_inside_a_row_are_taken_in_order(tmp_path: Path):
+    """bitsandbytes' AVX512 kernel takes wrong ones there; its plain kernel is asked."""
+    from bitsandbytes import functional
+
+    from bot.checks.checkpoint import read_checkpoint
+    from bot.checks.packed import SHELF
+    from bot.checks.stored import as_model
+
+    torch.manual_seed(0)
+    weight = torch.randn(6, 96)
+    codes, state = functional.quantize_4bit(weight, quant_type="nf4")
+    tensors = {"a.weight": codes, **{f"a.weight.{name}": one for name, one in state.as_dict(packed=True).items()}}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    place = as_model(read_checkpoint(tmp_path), {"quantization_config": quantised.NF4}, "base").tensors["a.weight"]
+    assert place.packed is not None
+    found = SHELF.take(place.packed).view(6, 96)
+    levels = state.code[torch.stack([codes.view(-1) >> 4, codes.view(-1) & 15], 1).view(-1).int()]
+    assert torch.equal(found.view(-1), (levels.view(-1, 64) * state.absmax[:, None]).view(-1))
+
+
+def test_an_expert_of_mxfp4_is_what_transformers_makes_of_it(tmp_path: Path):
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    from bot.checks.checkpoint import read_checkpoint
+    from bot.checks.rows import Opened
+    from bot.checks.stored import as_model
+
+    torch.manual_seed(0)
+    blocks = torch.randint(0, 256, (3, 64, 2, 16), dtype=torch.uint8)
+    scales = torch.randint(110, 130, (3, 64, 2), dtype=torch.uint8)
+    tensors = {
+        "mlp.experts.down_proj_blocks": blocks,
+        "mlp.experts.down_proj_scales": scales,
+        "n.weight": torch.ones(3),
+    }
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    said = {"quantization_config": {"quant_method": "mxfp4"}}
+    model = as_model(read_checkpoint(tmp_path), said, "base")
+    assert set(model.tensors) == {"mlp.experts.down_proj", "n.weight"}
+    whole = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+    with Opened() as opened:
+        found = opened.rows(
+            model.tensors["mlp.experts.down_proj"], 50, 150, (3 * 64, 64)
+        )  # across the seam of two experts
+    assert torch.equal(found, whole.reshape(3 * 64, 64)[50:150])
