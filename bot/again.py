@@ -11,7 +11,7 @@ from typing import Any
 
 from bot import formats
 from bot.assets import files_to_prove, read_json
-from bot.budget import choose_level, verify_memory
+from bot.budget import choose_level, verify_disk, verify_memory
 from bot.card import retarget
 from bot.combine import Predicted, notation
 from bot.combine.joined import joined
@@ -50,12 +50,15 @@ def verify_again(
     if together is not None and together.refusals:
         raise Refused(together.refusals[0].reason, remedy=together.refusals[0].remedy)
     config = read_json(sources.base, "config.json")
-    memory = verify_memory(_tensors(sources.base, config))
-    level, not_run, refusals = choose_level(options, config, memory, look(folder))
+    facts = (recorded or {}).get("merge") or {}
+    form = _how_quantised(facts.get("options") or {}, options)
+    tensors = _tensors(sources.base, config)
+    packed = form["base_weights"] == "simulate-nf4" or formats.quantization_of(config) is not None
+    disk = verify_disk(tensors, base=packed, result=form["quantize"] != "none")
+    level, not_run, refusals = choose_level(options, config, verify_memory(tensors), look(folder), disk)
     for refusal in refusals:
         kind = MachineTooSmall if refusal.exit_code == MachineTooSmall.exit_code else Refused
         raise kind(refusal.reason, remedy=refusal.remedy)
-    facts = (recorded or {}).get("merge") or {}
     local = fetch(sources, files_to_prove(sources), hub, emit)
     with one_adapter(together, local, hub, emit) as local:
         subject = Subject(
@@ -70,7 +73,7 @@ def verify_again(
             level=level,
             not_run=not_run,
             trust_remote_code=options.trust_remote_code,
-            **_how_quantised(facts.get("options") or {}, options),
+            **form,
             **measuring,
             adapters=local.adapters if together else (),
             combination=notation.to_json(together.how) if together else None,

@@ -16,6 +16,7 @@ from bot.records import (
     Options,
     Patch,
     PeftMerge,
+    Quantize,
     Refusal,
     Shard,
     Source,
@@ -40,7 +41,8 @@ def make_budget(
     """Predict downloads (of files not here yet), output, memory and disk."""
     output = sum(shard.size for shard in shards) + _asset_bytes(sources, assets)
     # A and B as stored and as float32 or float64, for the tensors in work at once.
-    patches = (patch for op in ops if isinstance(op, AddDelta) for patch in op.patches)
+    made = [op.make if isinstance(op, Quantize) else op for op in ops]
+    patches = (patch for op in made if isinstance(op, AddDelta) for patch in op.patches)
     working = sum(sorted(map(_patch_bytes, patches), reverse=True)[:WORKERS])
     if engine != "streaming":
         layers = [op for op in ops if isinstance(op, PeftMerge)]
@@ -56,6 +58,11 @@ def make_budget(
         peak_memory=IMPORTED + BLOCKS + working,
         disk=output + download,
         verify_memory=verify_memory([op.target for op in ops]),
+        verify_disk=verify_disk(
+            [op.target for op in ops],
+            base=any(op.source is not None and op.source.packed is not None for op in ops),
+            result=any(isinstance(op, Quantize) for op in ops),
+        ),
     )
 
 
@@ -64,6 +71,11 @@ def verify_memory(tensors: Iterable[Stored]) -> int:
     sizes = [(_numel(tensor.shape), tensor.dtype) for tensor in tensors]
     width = 8 if any(dtype == "F32" and numel > MIB for numel, dtype in sizes) else 4
     return LOADED + int(sum(numel for numel, _ in sizes) * width * 1.25)
+
+
+def verify_disk(tensors: Iterable[Stored], *, base: bool, result: bool) -> int:
+    """What the full verification writes of a quantised base, and of a quantised result: each as float32, at the most."""
+    return 4 * (base + result) * sum(_numel(tensor.shape) for tensor in tensors)
 
 
 def machine_refusals(budget: Budget, machine: Machine) -> list[Refusal]:
@@ -84,11 +96,11 @@ def machine_refusals(budget: Budget, machine: Machine) -> list[Refusal]:
 
 
 def choose_level(
-    options: Options, config: Json, memory: int, machine: Machine
+    options: Options, config: Json, memory: int, machine: Machine, disk: int = 0
 ) -> tuple[Level, tuple[tuple[str, str], ...], list[Refusal]]:
     """(level, what will not be run and why, refusals). `auto` takes the highest level that fits this machine.
 
-    `memory`: bytes that the full verification would hold.
+    `memory`: bytes that the full verification would hold; `disk`: that it would have written, with the output.
     """
     if options.verify in ("files", "weights"):
         skipped = ("weights", "full") if options.verify == "files" else ("full",)
@@ -97,8 +109,16 @@ def choose_level(
         reason = "The base brings Python code of its own, which the full verification would run (auto_map)."
         remedy = "Read that code, then pass --trust-remote-code; or pass --verify weights, which runs none."
         return "weights", (), [Refusal(code="custom-code", reason=reason, remedy=remedy)]
-    if memory > machine.memory_available:
-        needs = f"needs {readable(memory)} of memory, {readable(machine.memory_available)} are available"
+    lacking = [
+        f"needs {readable(wanted)} of {what}, {readable(has)} are {how}"
+        for wanted, has, what, how in (
+            (memory, machine.memory_available, "memory", "available"),
+            (disk, machine.disk_free, "disk", "free"),
+        )
+        if wanted > has
+    ]
+    if lacking:
+        needs = lacking[0]
         if options.verify == "full":
             reason = f"The full verification {needs}."
             remedy = "Use a larger machine, or pass --verify weights."

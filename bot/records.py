@@ -346,6 +346,9 @@ class Budget:
     peak_memory: int
     disk: int
     verify_memory: int  # what `--verify full` needs
+    verify_disk: int = (
+        0  # the same, beside the output: plain copies of a quantised base and result, while they are measured
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,7 +405,9 @@ class Local:
     base: Path
     adapter: Path
     adapters: tuple[Path, ...] = ()
-    changed: dict[str, int] = field(default_factory=dict)  # when a base file in a folder was last changed, ns, as pinned
+    changed: dict[str, int] = field(
+        default_factory=dict
+    )  # when a base file in a folder was last changed, ns, as pinned
 
 
 # --- the result ---------------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def _sum(distances: list[Json]) -> float:
 
 def hold_trial(case: Case) -> Trial:
     """The reference first, then the merged folder: one model in memory at a time, none in this process."""
-    with tempfile.TemporaryDirectory(prefix="adapter-merge-") as work:
+    with tempfile.TemporaryDirectory(prefix=".adapter-merge-", dir=_place(case)) as work:
         base = _base(case, Path(work))
         job = _job(case, base)
         rows = _rows(case, base, Path(work), job["storage"])
@@ -97,6 +97,13 @@ def hold_trial(case: Case) -> Trial:
         merged = _work(case, job, "merged", Path(work))
         compared = None if rows is None else _compared(case, job, rows, reference, Path(work))
     return Trial(reference=reference, merged=merged, expected=case.claims.layers, comparison=compared)
+
+
+def _place(case: Case) -> Path | None:
+    """Plain copies of quantised weights are large: they go where the merge has room. None: the system's own place."""
+    beside = case.subject.folder.resolve().parent
+    large = not case.claims.problems and comparison.applies(case)
+    return beside if large and os.access(beside, os.W_OK) else None
 
 
 def _rows(case: Case, base: Path, work: Path, storage: str) -> list[comparison.Row] | None:
@@ -134,7 +141,7 @@ def _work(case: Case, job: Json, role: str, work: Path) -> Json:
 
 def _base(case: Case, work: Path) -> Path:
     """The base as plain numbers: its own folder, or what its quantised weights mean in a folder of the work's own."""
-    if not any(place.packed for place in case.base.tensors.values()):
+    if case.claims.problems or not any(place.packed for place in case.base.tensors.values()):
         return case.subject.base
     from bot.checks.plain import write_plain
 

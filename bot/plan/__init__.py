@@ -78,7 +78,9 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
     edits = {**basis.edits, **draft.edits, **quantised.edits}
     chosen, changes = assets.choose_assets(base, adapter, wanted, edits)
     budget = make_budget(sources, layout.shards, layout.ops, chosen, draft.engine)
-    level, not_run, level_refusals = choose_level(options, config, budget.verify_memory, machine)
+    level, not_run, level_refusals = choose_level(
+        options, config, budget.verify_memory, machine, budget.verify_disk and budget.disk + budget.verify_disk
+    )
     device, no_device = choose_device(options, layout.ops, machine)
     refusals += [*level_refusals, *machine_refusals(budget, machine), *no_device]
     if not any(is_change(op) for op in layout.ops) and not refusals:
