@@ -21,7 +21,7 @@ from bot.hub import Hub
 from bot.machine import look
 from bot.pipeline import one_adapter, publish_made, target_of
 from bot.plan import pin_of
-from bot.pull import fetch, pin
+from bot.pull import fetch, original_at_hand, pin
 from bot.records import Combination, Json, Options, Publication, Ref, Report, Request, Role, Source, Sources, Stored
 from bot.verify import Subject, verify
 
@@ -74,6 +74,7 @@ def verify_again(
             not_run=not_run,
             trust_remote_code=options.trust_remote_code,
             **form,
+            original=original_at_hand(sources.base, hub),
             **measuring,
             adapters=local.adapters if together else (),
             combination=notation.to_json(together.how) if together else None,

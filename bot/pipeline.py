@@ -25,7 +25,7 @@ from bot.machine import look
 from bot.merge import left_behind, merge, place
 from bot.plan import is_change, make_plan, pin_of
 from bot.publish import already, carry_tag, publish, require_reach
-from bot.pull import fetch, pin
+from bot.pull import fetch, original_at_hand, pin
 from bot.records import (
     RECIPE,
     Json,
@@ -91,7 +91,7 @@ def make(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -
     together = joined(sources, request.combination)
     inputs = fetch(sources, plan, hub, emit)
     with one_adapter(together, inputs, hub, emit) as inputs, place(output, plan.fingerprint) as partial:
-        report = prove(merge(plan, inputs, partial, emit), inputs, sources, request, emit)
+        report = prove(merge(plan, inputs, partial, emit), inputs, sources, request, hub, emit)
         card = render(
             report.document,
             target=target,
@@ -134,7 +134,7 @@ def plan_merge(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] 
     return sources, plan
 
 
-def prove(merged: Merged, inputs: Local, sources: Sources, request: Request, emit: Emit) -> Report:
+def prove(merged: Merged, inputs: Local, sources: Sources, request: Request, hub: Hub, emit: Emit) -> Report:
     """Verify a merge of ours and put its verification.json into the folder."""
     plan = merged.plan
     target = None if request.publish == "none" else target_of(request)
@@ -154,6 +154,7 @@ def prove(merged: Merged, inputs: Local, sources: Sources, request: Request, emi
         base_weights=plan.base_weights,
         quantization=dict(plan.options.quantization),
         quantize=plan.options.quantize,
+        original=original_at_hand(sources.base, hub),
         eval_text=request.eval_text,
         force=request.force,
         adapters=inputs.adapters if plan.combination else (),

@@ -117,6 +117,18 @@ class Reading(Door):
             online=False,
         )
 
+    def at_hand(self, repo: str) -> Path | None:
+        """The folder of a repo that lies in the cache with every weight; None where it does not. Nobody is asked."""
+        try:
+            pinned = self._pin_cached(repo, None, Outside(f"{repo} is not in the cache.", remedy="Download it."))
+        except Outside:
+            return None
+        weights = [
+            entry.here for entry in pinned.files if entry.name.endswith(".safetensors") and "/" not in entry.name
+        ]
+        whole = bool(weights) and all(weights) and self.cached(repo, pinned.sha, "config.json") is not None
+        return self._storage(repo) / "snapshots" / pinned.sha if whole else None
+
     def _storage(self, repo: str) -> Path:
         return self.cache_dir / f"models--{repo.replace('/', '--')}"
 

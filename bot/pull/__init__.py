@@ -16,6 +16,7 @@ from bot.hub import is_repo_id
 from bot.pull import pickles, quantised, weights
 from bot.pull.folders import pin_folder
 from bot.pull.hashes import Hashes
+from bot.pull.quantised import original_at_hand as original_at_hand
 from bot.pull.repos import pin_repo
 from bot.pull.texts import read_json
 from bot.records import Local, Plan, Ref, Request, Role, Source, Sources

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot import formats
@@ -35,6 +36,15 @@ def settle(base: Source, asked: str, pin: Callable[[Ref], Source], hub: Hub, emi
     with ThreadPoolExecutor(max_workers=8) as pool:
         contents = list(pool.map(lambda tensor: read_span(base, tensor.file, tensor.start, tensor.stop, hub), wanted))
     return replace(base, small={tensor.key: content for tensor, content in zip(wanted, contents, strict=True)})
+
+
+def original_at_hand(base: Source, hub: Hub) -> Path | None:
+    """The 16-bit model that a quantised base was made from, where all of it lies in the Hub's cache; else None."""
+    config = read_json(base, "config.json")
+    name = formats.parent_of(config, base.card, base.repo) if formats.quantization_of(config) is not None else None
+    folder = hub.at_hand(name) if name else None
+    plain = folder is not None and b'"quantization_config"' not in (folder / "config.json").read_bytes()
+    return folder if plain else None
 
 
 def _parent(base: Source, pin: Callable[[Ref], Source], emit: Emit) -> Source:
