@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bot.checks import stored_bnb, stored_compressed, stored_fp8, stored_mxfp4
+from bot.checks import stored_bnb, stored_compressed, stored_fp8, stored_mxfp4, stored_torchao
 from bot.checks.checkpoint import Checkpoint, Place, quantization_of
 from bot.checks.packed import Form, Packed
 from bot.errors import Refused
 from bot.records import Json, Stored
 
-FORMS: tuple[Form, ...] = (stored_bnb, stored_fp8, stored_mxfp4, stored_compressed)
+FORMS: tuple[Form, ...] = (stored_bnb, stored_fp8, stored_mxfp4, stored_compressed, stored_torchao)
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -37,7 +37,10 @@ def as_model(checkpoint: Checkpoint, config: Json, role: str) -> Checkpoint:
     form = next((one for one in FORMS if one.recognises(said)), None)
     if form is None:
         what = f"The {role} is stored in a form that the verifier does not read ({said.get('quant_method')})."
-        raise Refused(what, remedy="Name a base that is stored as plain numbers, or as bitsandbytes, FP8 or MXFP4.")
+        raise Refused(
+            what,
+            remedy="Name a base that is stored as plain numbers, or as bitsandbytes, FP8, MXFP4, compressed-tensors or torchao.",
+        )
     dtype = dense_dtype(config)
     try:
         packed = form.unpack(checkpoint.tensors, said, config, dtype)

@@ -224,3 +224,25 @@ def test_an_expert_of_mxfp4_is_what_transformers_makes_of_it(tmp_path: Path):
             model.tensors["mlp.experts.down_proj"], 50, 150, (3 * 64, 64)
         )  # across the seam of two experts
     assert torch.equal(found, whole.reshape(3 * 64, 64)[50:150])
+
+
+TORCHAO = Path(__file__).parents[1] / "formats" / "torchao"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in TORCHAO.iterdir()))
+def test_weights_of_torchao_are_what_torchao_made_of_them(name: str):
+    import hashlib
+
+    from bot.checks.checkpoint import read_checkpoint
+    from bot.checks.packed import SHELF
+    from bot.checks.stored import as_model
+
+    folder = TORCHAO / name
+    model = as_model(read_checkpoint(folder), json.loads((folder / "config.json").read_text()), "base")
+    found = {
+        key: hashlib.sha256(SHELF.take(place.packed).numpy().tobytes()).hexdigest()
+        for key, place in model.tensors.items()
+        if place.packed
+    }
+    assert found == json.loads((folder / "expected.json").read_text())
+    assert not any("._weight" in key for key in model.tensors)
