@@ -88,15 +88,22 @@ class Reading(Door):
             ref.write_text(sha)
 
     def _pin_cached(self, repo: str, revision: str | None, away: Outside) -> Pinned:
+        found = self._in_cache(repo, revision)
+        if found is None:
+            raise away from away.__cause__
+        return found
+
+    def _in_cache(self, repo: str, revision: str | None) -> Pinned | None:
+        """What the cache has of a repo; None where it has nothing."""
         try:
             resolved = self.inputs.resolve_revision(
                 repo, revision=revision, cache_dir=self.cache_dir, local_files_only=True
             )
         except RevisionResolutionError:
-            raise away from away.__cause__
+            return None
         folder = self._storage(repo) / "snapshots" / resolved.resolved
         if not folder.is_dir():
-            raise away
+            return None
         try:
             listed = get_cached_repo_tree(repo, revision=resolved.resolved, cache_dir=self.cache_dir)
         except CachedRepoTreeNotFoundError:
@@ -119,9 +126,8 @@ class Reading(Door):
 
     def at_hand(self, repo: str) -> Path | None:
         """The folder of a repo that lies in the cache with every weight; None where it does not. Nobody is asked."""
-        try:
-            pinned = self._pin_cached(repo, None, Outside(f"{repo} is not in the cache.", remedy="Download it."))
-        except Outside:
+        pinned = self._in_cache(repo, None)
+        if pinned is None:
             return None
         weights = [
             entry.here for entry in pinned.files if entry.name.endswith(".safetensors") and "/" not in entry.name
