@@ -177,5 +177,5 @@ def test_the_known_order_of_a_qlora_adapter(trained: Quantised, tmp_path: Path):
     found = {id: row.get("kl_ratio") for id, row in rows(report).items()}
     assert found["dequantise-merged"] < 1e-3, table(report)
     assert 20 * found["dequantise-merged"] < found["original-merged"] < found["re-quantised"] / 2, table(report)
-    assert found["re-quantised"] > 0.5, table(report)
+    assert found["re-quantised"] > 0.3, table(report)
     assert rows(report)["base"]["perplexity"] > rows(report)["as-trained"]["perplexity"]
