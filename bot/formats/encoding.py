@@ -15,7 +15,7 @@ from bot.formats.grid import Grid
 Array = NDArray[Any]
 Take = Callable[[int, int], Array]
 STRIP = 1 << 20  # elements of a weight that are held at a time, or one line of rectangles where that is more
-TWICE = 1 << 24  # a line of more elements than this is read twice instead: for its largest values first
+TWICE = 1 << 22  # a line of more elements than this is read twice instead: for its largest values first
 
 
 @dataclass(frozen=True, kw_only=True)
