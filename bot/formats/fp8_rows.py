@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bot.records import Json
+from bot.weights.families import family_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 NAME = "fp8"
+EXPERTS = r"re:.*\.experts\..*"
 EMPTY = 2.0**-7  # the scale of a row of zeros: bfloat16's eps, as in compressed-tensors
 
 
@@ -47,7 +49,10 @@ def quantise(
 
 
 def quantization_config(config: Json, left: Iterable[str] = ("lm_head",)) -> Json:
-    """What config.json gets. `left`: the Linear modules that stay as they are: a reader expects scales for all others."""
+    """What config.json gets. `left`: the Linear modules that stay as they are: a reader expects scales for all others.
+
+    Stacked experts stay as they are too. transformers has no Linear layers there, but vLLM looks for those of every expert.
+    """
     args = {"num_bits": 8, "type": "float", "symmetric": True, "group_size": None}
     return {
         "quant_method": "compressed-tensors",
@@ -62,10 +67,17 @@ def quantization_config(config: Json, left: Iterable[str] = ("lm_head",)) -> Jso
                 "output_activations": None,
             }
         },
-        "ignore": sorted(left),
+        "ignore": sorted({*left, *([EXPERTS] if _stacks_experts(config) else [])}),
         "kv_cache_scheme": None,
         "global_compression_ratio": None,
     }
+
+
+def _stacks_experts(config: Json) -> bool:
+    """Whether the architecture keeps its experts in stacks, which are never quantised here."""
+    return any(
+        "experts" in name or name.endswith(("input_linear", "output_linear")) for name in family_of(config).experts
+    )
 
 
 def _scales(largest: NDArray[Any]) -> NDArray[Any]:

@@ -11,6 +11,7 @@ import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
 from compressed_tensors.quantization.utils import calculate_qparams
+from compressed_tensors.utils.match import match_name
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.finegrained_fp8 import Fp8Quantize
 
@@ -76,6 +77,16 @@ def test_the_config_is_one_that_compressed_tensors_reads() -> None:
     assert group.weights.strategy == "channel"
     assert group.input_activations.dynamic is True
     assert read.ignore == ["lm_head", "model.layers.0.mlp.gate"]
+
+
+def test_stacked_experts_are_named_for_vllm() -> None:
+    """It asks of the layers `….experts.0.gate_proj`, and would wait for their scales."""
+    moe = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}
+    read = QuantizationConfig.model_validate(fp8_rows.quantization_config(moe, ["lm_head"]))
+    assert any(match_name("model.layers.0.mlp.experts.0.gate_proj", one) for one in read.ignore)
+    assert not any(match_name("model.layers.0.mlp.shared_experts.gate_proj", one) for one in read.ignore)
+    dense = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    assert fp8_rows.quantization_config(dense, ["lm_head"])["ignore"] == ["lm_head"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
