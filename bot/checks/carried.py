@@ -34,10 +34,7 @@ class Carried:
                 return self._tokens(named.module, place)
             case "saved" | "copy" | "plain":
                 saved = named.part == "saved" or (named.part == "plain" and self._is_saved(named.module))
-                change = Whole(module=named.module, values=place, shared=not saved)
-                if any(one == parameter and getattr(other, "shared", None) is not saved for one, other in self.changes):
-                    return f"{parameter} is brought twice by the adapter."
-                self.changes.append((parameter, change))
+                return self._whole(parameter, Whole(module=named.module, values=place, shared=not saved))
             case _:
                 return f"{place.stored.key} is no tensor that this verifier knows."
         return None
@@ -45,6 +42,19 @@ class Carried:
     def found(self) -> Iterable[tuple[str, Change]]:
         """(parameter, change), the copies that stand for the base's own first."""
         return sorted(self.changes, key=lambda one: not (isinstance(one[1], Whole) and one[1].shared))
+
+    def _whole(self, parameter: str, change: Whole) -> str | None:
+        """PEFT itself writes some tensors twice (a saved module that was resized): then they must be the same."""
+        from bot.checks.rows import same_values
+
+        for one, other in self.changes:
+            if one == parameter and isinstance(other, Whole) and other.shared == change.shared:
+                if not same_values(other.values, change.values):
+                    return f"{parameter} is brought twice by the adapter, and differs."
+                self.unused.append(change.values.stored.key)
+                return None
+        self.changes.append((parameter, change))
+        return None
 
     def _is_saved(self, module: str) -> bool:
         """Whether modules_to_save names the module or one that it lies in. PEFT compares the ends of names."""

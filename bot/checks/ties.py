@@ -78,14 +78,15 @@ def _is_shared(
 ) -> bool:
     """Loaded over the base's parameter, which all share; or tokens of the embedding, which PEFT hands on to the head.
 
-    Tokens of the head are its own, and so are those of an embedding whose head has others.
+    Tokens of the head alone are its own, and so are those of an embedding whose head has others.
     """
     if isinstance(change, Whole):
         return change.shared
-    if not isinstance(change, Tokens) or parameter != group[0]:
+    if not isinstance(change, Tokens):
         return False
-    return not any(isinstance(one, Tokens) for name, several in changes.items() for one in several
-                   if own.get(name, name) in group[1:])  # fmt: skip
+    others = [one for name, several in changes.items() for one in several
+              if isinstance(one, Tokens) and one is not change and own.get(name, name) in group]  # fmt: skip
+    return all(_same(one, change) for one in others) and (bool(others) or parameter == group[0])
 
 
 def _share(shared: list[Change], change: Change, problems: list[str]) -> set[str]:

@@ -66,7 +66,8 @@ def parse_header(head: bytes, *, file: str, file_size: int, owner: int = 0) -> H
         raise _corrupt(file, "its metadata is not a map of strings")
     data_start = PREFIX + length
     tensors = sorted(
-        (_tensor(key, entry, file, data_start, owner) for key, entry in entries.items()), key=lambda t: (t.start, t.stop)
+        (_tensor(key, entry, file, data_start, owner) for key, entry in entries.items()),
+        key=lambda t: (t.start, t.stop),
     )
     _tile(tensors, file, data_start, file_size)
     raw = head[:data_start]
