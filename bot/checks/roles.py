@@ -16,7 +16,8 @@ from bot.checks.case import read_json
 from bot.checks.control import controls
 from bot.checks.nearest import merge_to_nearest, quantised_again
 from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer, text_windows
-from bot.checks.skeleton import NEEDS_CODE, build, model_class
+from bot.checks.respelled import respelled
+from bot.checks.skeleton import NEEDS_CODE, Skeleton, build, model_class
 from bot.checks.unmerged import loading, mend
 
 Job = dict[str, Any]
@@ -78,13 +79,25 @@ def _tuned(job: Job) -> Any:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         with loading(read_json(Path(job["adapter"]) / "adapter_config.json") or {}):
-            tuned = PeftModel.from_pretrained(model, job["adapter"], autocast_adapter_dtype=False)
+            tuned = PeftModel.from_pretrained(model, _readable(model, job), autocast_adapter_dtype=False)
     lost = [str(one.message) for one in said if any(word in str(one.message) for word in UNLOADED)]
     if lost:
         return {"skip": f"PEFT did not load the whole adapter: {lost[0][:300]}"}
     tuned = _prepared(tuned, job)
     mend(tuned, wide=job["compute"] == "float64")
     return tuned
+
+
+def _readable(model: Any, job: Job) -> Path:
+    """The adapter under the names that PEFT and this model have for its modules."""
+    skeleton, modules = Skeleton(model, {}), dict(model.named_modules())
+
+    def rename(module: str) -> str:
+        own, pattern = skeleton.rename(f"{module}.weight")
+        renamed = own.removesuffix(".weight")
+        return renamed if pattern is None and renamed in modules else module
+
+    return respelled(Path(job["adapter"]), Path(job["work"]), modules, rename)
 
 
 def _load_base(job: Job) -> Any:

@@ -28,7 +28,8 @@ def settle(
     embedding, head = names.embedding, names.head
     if not names.tied or embedding is None or head is None or embedding == head or embedding not in stored:
         return False
-    if settings.tying and claims.changes(embedding) and claims.changes(head):
+    both = claims.changes(embedding) and claims.changes(head)
+    if both and (settings.tying or _shared_tokens(claims, embedding, head)):
         _same(claims, embedding, head)
         return False
     if claims.rows.get(embedding) and not claims.changes(head):
@@ -49,6 +50,12 @@ def edits(config: Json) -> dict[str, Any]:
         if isinstance(value, dict) and value.get(FLAG):
             found[f"{name}.{FLAG}"] = False
     return found
+
+
+def _shared_tokens(claims: Claims, embedding: str, head: str) -> bool:
+    """Tokens of the same rows of both: PEFT trains one tensor for them, and saves it under two names."""
+    mine, theirs = claims.rows.get(embedding), claims.rows.get(head)
+    return mine is not None and theirs is not None and mine.rows == theirs.rows
 
 
 def _same(claims: Claims, embedding: str, head: str) -> None:
