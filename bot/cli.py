@@ -403,7 +403,9 @@ def _quantization(path: Path, asked: dict[str, Any]) -> tuple[tuple[str, str | i
         fields = None
     if fields is None:
         raise Usage(f"{path} is not a JSON object.", remedy="Write BitsAndBytesConfig's fields, as in a config.json.")
-    return tuple(sorted((name, value) for name, value in fields if isinstance(value, str | int | bool)))
+    # Lists of names (llm_int8_skip_modules) as one text: what decides the bytes must be hashable, and as JSON.
+    said = {name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in fields}
+    return tuple(sorted((name, value) for name, value in said.items() if isinstance(value, str | int | bool)))
 
 
 def _combination(chosen: dict[str, Any]) -> Combination | None:
