@@ -31,7 +31,7 @@ MIB = 1 << 20
 IMPORTED = 90 * MIB  # resident memory of this program once numpy is imported; bench/merge.py measures the whole
 WITH_PEFT = 700 * MIB  # the same with torch, transformers and peft, and a model without weights
 WORKERS = 4  # at most, in the streaming engine
-BLOCKS = WORKERS * 12 * MIB  # their row blocks, the float32 twins, and the elements decided in float64
+BLOCKS = WORKERS * 20 * MIB  # their row blocks, the float32 twins, and the elements decided in float64
 LOADED = 900 * MIB  # the same with transformers and peft imported, and the activations of the fixed prompts
 
 

@@ -46,7 +46,7 @@ from bot.weights.delta import Delta, Product, Rounder
 from bot.weights.headers import TORCH_NAMES
 from bot.weights.rounding import RAW, Array, narrow, widen
 
-BLOCK = 1 << 18  # elements in a block of rows: 1 MiB of float32; smaller ones cost more calls, larger ones the cache
+BLOCK = 1 << 19  # elements in a block of rows: 2 MiB of float32; smaller ones cost more calls, larger ones the cache
 PIECE = 1 << 22  # elements of a tensor that one worker takes at a time
 Moved = Callable[[int], None]
 FillLater = Callable[[Sequence[PeftMerge], int], list[Measured]]
