@@ -282,7 +282,8 @@ class Rounder:
 
 def _surely(found: Array, error: Array) -> tuple[Array, Array]:
     """(which float64 values float32's bits decide, their bfloat16 bits): those two of float32's units and more from a
-    tie, where a unit is more than the error of the value and of its rounding together. Nearly all that step 2 gets: step 1's error is a bound, not what happened."""
+    tie, where a unit is more than the error of the value and of its rounding together. Nearly all that step 2 gets are
+    such: step 1's error is a bound, not what happened."""
     near = found.astype(np.float32)
     bits = near.view(np.uint32)
     from_tie = np.abs((bits & np.uint32(0xFFFF)).astype(np.int32) - 0x8000)
