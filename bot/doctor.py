@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,13 @@ def _machine(machine: Machine) -> Iterator[Line]:
     yield _amount("memory", available, LITTLE_MEMORY, "available", "Close other programs, or take a larger machine.")
     gpu = machine.gpu or "none; a merge does not need one, and gives the same bytes without"
     yield Line("gpu", "ok", f"GPU: {gpu}.")
+    if importlib.util.find_spec("bot.weights._exact"):
+        yield Line("compiled", "ok", "The inner loop of the merge is compiled.")
+    else:
+        remedy = "Install a C compiler, then adapter-merge again; or let it be: the bytes are the same."
+        yield Line(
+            "compiled", "warn", "The inner loop of the merge is not compiled: merges take about twice as long.", remedy
+        )
 
 
 def _amount(topic: str, amount: int, little: int, word: str, remedy: str) -> Line:

@@ -103,6 +103,40 @@ class Follower:
                 done += part.nbytes
 
 
+class Output:
+    """A file that several threads write by offset, and its sha256. One writes at a time: where writers of one file meet
+    in the kernel, they wait by spinning, on the core that a worker or the hash could use."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        """Makes the file `size` bytes long. `stop` ends its thread."""
+        os.truncate(descriptor, size)
+        self.descriptor = descriptor
+        self._follower = Follower(descriptor, size)
+        self._writing = Lock()
+
+    def write(self, content: bytes | memoryview, offset: int) -> None:
+        """Write all of it at the offset."""
+        with self._writing:
+            write_all(self.descriptor, content, offset)
+
+    def copy(self, source: int, start: int, position: int, length: int) -> None:
+        """Copy bytes of another file, from its byte `start` to this one's `position`."""
+        with self._writing:
+            copy_range(source, self.descriptor, start, position, length)
+
+    def written(self, start: int, stop: int) -> None:
+        """Bytes `start` to `stop` are final now."""
+        self._follower.written(start, stop)
+
+    def digest(self) -> str:
+        """The sha256 of the whole file, once it is written and hashed."""
+        return self._follower.digest()
+
+    def stop(self) -> None:
+        """End the hash's thread, whatever is still missing."""
+        self._follower.stop()
+
+
 def copy_range(source: int, target: int, start: int, position: int, length: int) -> None:
     """Copy bytes from file to file, inside the kernel where it can; filesystems with reflinks share the blocks."""
     while length:

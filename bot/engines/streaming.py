@@ -24,7 +24,7 @@ import numpy as np
 
 from bot import formats
 from bot.engines.deltas import Deltas
-from bot.engines.files import COPY_RUN, Follower, Inputs, copy_range, opened, write_all
+from bot.engines.files import COPY_RUN, Inputs, Output, opened
 from bot.engines.reading import Buffers, TensorReader
 from bot.errors import Refused
 from bot.records import (
@@ -95,31 +95,30 @@ def write_shard(
     Raises Refused for a NaN or Inf in what is merged, for a result too large for its dtype, or for an input that changes
     meanwhile, and OSError.
     """
-    with Inputs(inputs) as files, opened(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as out:
-        os.truncate(out, shard.size)
-        follower = Follower(out, shard.size)
+    with Inputs(inputs) as files, opened(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as descriptor:
+        out = Output(descriptor, shard.size)
         try:
-            write_all(out, shard.header, 0)
-            follower.written(0, len(shard.header))
+            out.write(shard.header, 0)
+            out.written(0, len(shard.header))
             moved(len(shard.header))
-            measured = _Run(files, out, follower, moved, product).do(ops)
+            measured = _Run(files, out, moved, product).do(ops)
             peft = [op for op in ops if isinstance(op, PeftMerge)]
             if peft:
                 assert later is not None
-                measured += later(peft, out)
+                measured += later(peft, descriptor)
                 for op in peft:
-                    follower.written(op.target.start, op.target.stop)
+                    out.written(op.target.start, op.target.stop)
             files.unchanged()
-            return Written(measured=tuple(measured), sha256=follower.digest())
+            return Written(measured=tuple(measured), sha256=out.digest())
         finally:
-            follower.stop()
+            out.stop()
 
 
 class _Run:
     """The work on one shard."""
 
-    def __init__(self, files: Inputs, out: int, follower: Follower, moved: Moved, product: Product) -> None:
-        self.files, self.out, self.follower, self.moved = files, out, follower, moved
+    def __init__(self, files: Inputs, out: Output, moved: Moved, product: Product) -> None:
+        self.files, self.out, self.moved = files, out, moved
         self.worker, self.buffers = Worker(product), Buffers()
         self.reader = TensorReader(files, self.buffers)
         self.deltas = Deltas(files)
@@ -146,7 +145,7 @@ class _Run:
             case None:
                 assert piece.source is not None
                 source = self.files.descriptor(piece.source.owner, piece.source.file)
-                copy_range(source, self.out, piece.first, piece.start, piece.length)
+                self.out.copy(source, piece.first, piece.start, piece.length)
             case AddDelta() as op:
                 self._add_delta(op, piece)
             case Quantize() as op:
@@ -157,7 +156,7 @@ class _Run:
                 self._cast(op.values, op.target, piece)
             case Cast() as op:
                 self._cast(op.source, op.target, piece)
-        self.follower.written(piece.start, piece.start + piece.length)
+        self.out.written(piece.start, piece.start + piece.length)
         self.moved(piece.length)
 
     def _add_delta(self, op: AddDelta, piece: Piece) -> None:
@@ -165,7 +164,7 @@ class _Run:
         before = tally.float64, tally.rational
         for first, count in _blocks(piece):
             block = self._delta_block(op, first, count, piece.columns)
-            write_all(self.out, block.data.cast("B"), _offset(op.target, first, piece.columns))
+            self.out.write(block.data.cast("B"), _offset(op.target, first, piece.columns))
         self._measure(op, piece, tally.float64 - before[0], tally.rational - before[1])
 
     def _delta_block(self, op: AddDelta, first: int, count: int, columns: int) -> Array:
@@ -188,7 +187,7 @@ class _Run:
         writer = formats.writer_of(op)
         take = partial(self._float32_rows, make, piece.columns)
         for key, offset, content in writer.quantise(op.target.key, take, op.target.shape):
-            write_all(self.out, np.ascontiguousarray(content).data.cast("B"), parts[key].start + offset)
+            self.out.write(np.ascontiguousarray(content).data.cast("B"), parts[key].start + offset)
         if isinstance(make, AddDelta):
             self._measure(make, piece, tally.float64 - before[0], tally.rational - before[1])
 
@@ -227,7 +226,7 @@ class _Run:
     def _set_rows(self, op: SetRows, piece: Piece) -> None:
         for first, count in _blocks(piece):
             block = self._rows_block(op, first, count, piece.columns)
-            write_all(self.out, block.data.cast("B"), _offset(op.target, first, piece.columns))
+            self.out.write(block.data.cast("B"), _offset(op.target, first, piece.columns))
 
     def _rows_block(self, op: SetRows, first: int, count: int, columns: int) -> Array:
         places = {row: at for at, row in enumerate(op.rows)}
@@ -241,7 +240,7 @@ class _Run:
     def _cast(self, source: Stored, target: Stored, piece: Piece) -> None:
         for first, count in _blocks(piece):
             block = self._cast_block(source, target, first, count, piece.columns)
-            write_all(self.out, block.data.cast("B"), _offset(target, first, piece.columns))
+            self.out.write(block.data.cast("B"), _offset(target, first, piece.columns))
 
     def _cast_block(self, source: Stored, target: Stored, first: int, count: int, columns: int) -> Array:
         values = self.reader.rows(source, first, count, columns)

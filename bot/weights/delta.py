@@ -1,4 +1,4 @@
-"""round(W + s·B·A) with one rounding: the exact result, rounded to nearest, ties to even, on any machine. numpy only.
+"""round(W + s·B·A) with one rounding: the exact result, rounded to nearest, ties to even, on any machine.
 
 Three steps, each only for the elements that the one before could not decide:
 
@@ -11,6 +11,9 @@ The error bound of a sum of k products in any order is γ_k·Σ|b||a|, γ_k = k�
 Numerical Algorithms, §3.1); Σ|b_ik||a_kj| ≤ ‖b_i‖·‖a_j‖ by Cauchy-Schwarz, so one number per row bounds the whole row,
 and the largest of them a block of rows. DoRA (Liu et al. 2024, arXiv 2402.09353, as PEFT computes it) is m·V/‖V‖ with
 V = W + s·B·A: computed in float64, settled by the same three steps.
+
+numpy does all of this; for bfloat16, `_exact.c` does steps 1 and 2 in one pass, where the package was built with a C
+compiler. Which of them ran cannot be seen in the result.
 """
 
 from __future__ import annotations
@@ -25,6 +28,12 @@ import numpy as np
 
 from bot.weights.rounding import LARGEST, SMALLEST, UNIT, Array, narrow, round_rational, widen
 
+try:
+    from bot.weights import _exact
+except ImportError:  # installed where there is no C compiler
+    _exact = None  # type: ignore[assignment]
+
+COMPILED = _exact is not None
 SLICE = 1 << 17  # numbers that step 2 gathers at a time: 1 MiB of float64 for each of its few arrays
 SAFETY = 1.0625  # covers the rounding of the bound's own evaluation
 UNIT64 = 2.0**-53
@@ -89,7 +98,7 @@ def make_delta(
         scale=scale,
         compute=compute,
         scaled_left=np.ascontiguousarray(scaled, dtype=compute),
-        right_cast=right.astype(compute, copy=False).T,
+        right_cast=np.ascontiguousarray(right.T, dtype=compute),
         row_bound=bound,
         magnitude=magnitude,
         along=along,
@@ -105,9 +114,9 @@ def frobenius(delta: Delta) -> float:
 class Rounder:
     """Adds deltas to blocks of rows, with buffers that are used again for every block. One per thread."""
 
-    def __init__(self, product: Product = np.matmul) -> None:
+    def __init__(self, product: Product = np.matmul, *, compiled: bool = COMPILED) -> None:
         """`product`: (left, right, out=) → out = left @ right, for instance on another device."""
-        self._product = product
+        self._product, self._is_compiled = product, compiled
         self._buffers: dict[tuple[str, np.dtype[np.generic]], Array] = {}
         self.tally = Tally()
 
@@ -117,23 +126,53 @@ class Rounder:
         Raises OverflowError when a result is too large for `out_dtype`, ValueError when `weight` has a NaN or Inf (or a
         row that DoRA would divide by zero for).
         """
+        if self._is_compiled and dtype == out_dtype == "BF16" and delta.compute == np.float32:
+            return self._add_compiled(weight, delta, first, out)
         value = self._sum(weight, dtype, delta, first)
-        largest = _largest(value, weight, dtype)
+        largest = _finite(_largest(value), weight, dtype)
         rows = slice(first, first + weight.shape[0])
         error = self._error(delta, rows, largest)
         if delta.magnitude is not None:
             factor, relative = self._scale(value, delta, rows, largest)
             value *= factor
             error *= float(np.abs(factor).max(initial=0.0)) * SAFETY
-            largest = _largest(value, weight, dtype)
+            largest = _finite(_largest(value), weight, dtype)
             error += relative * largest
         with np.errstate(over="ignore"):
             places = self._settle(value, error, largest, out, out_dtype)
-        for part in np.array_split(places, max(1, -(-places.size * delta.left.shape[1] // SLICE))):
-            if part.size:
-                self._decide(part, weight, dtype, delta, first, (value, error), out, out_dtype)
-        if largest + 2 * error > LARGEST[out_dtype] and not bool(np.isfinite(widen(out, out_dtype)).all()):
-            raise OverflowError(f"a merged weight is too large for {out_dtype}")
+        self._decide_all(places, weight, dtype, delta, first, (value, error), out, out_dtype)
+        _check_range(out, out_dtype, largest + 2 * error)
+        return None
+
+    def _add_compiled(self, weight: Array, delta: Delta, first: int, out: Array) -> None:
+        """bfloat16, no magnitude: the product and steps 1 and 2 in C, whose error bound is each element's own."""
+        rows, rank = slice(first, first + weight.shape[0]), delta.left.shape[1]
+        product = None
+        if self._product is not np.matmul:  # on another device
+            product = self._buffer("value", weight.shape, delta.compute)
+            self._product(delta.scaled_left[rows], delta.right_cast, out=product)
+        weight, bound = np.ascontiguousarray(weight), delta.row_bound[rows]
+        rest = self._buffer("rest", (weight.size,), np.dtype(np.uint32))
+        unit, least = UNIT[delta.compute], (rank + 8) * SMALLEST[delta.compute]
+        row_error = (bound * ((rank + 4) * unit * SAFETY) + least).astype(np.float32)
+        largest, recomputed, still_open = _exact.settle(
+            weight,
+            product,
+            delta.scaled_left[rows],
+            delta.right_cast,
+            out,
+            rest,
+            row_error,
+            delta.left[rows],
+            delta.right,
+            delta.scale,
+            bound,
+            2 * unit * SAFETY,
+        )
+        _finite(largest, weight, "BF16")
+        self.tally.float64 += recomputed - still_open
+        self._decide_all(rest[:still_open], weight, "BF16", delta, first, None, out, "BF16")
+        _check_range(out, "BF16", largest * (1 + 4 * unit) + 4 * float(row_error.max(initial=0.0)))
 
     def squares(self, weight: Array, dtype: str, delta: Delta, first: int, total: Array) -> None:
         """total[j] += Σ_i V_ij² over this block of rows, for a DoRA norm along columns."""
@@ -221,6 +260,22 @@ class Rounder:
         np.copyto(low, np.subtract(value, error, out=wide), casting="same_kind")
         return np.flatnonzero(low.view(np.uint32) != out.view(np.uint32))
 
+    def _decide_all(
+        self,
+        places: Array,
+        weight: Array,
+        dtype: str,
+        delta: Delta,
+        first: int,
+        dora: tuple[Array, float] | None,
+        out: Array,
+        kind: str,
+    ) -> None:
+        """Steps 2 and 3 for the elements at `places` (flat). `dora`: DoRA's values, in float64, and their error."""
+        if places.size:
+            for part in np.array_split(places, -(-places.size * delta.left.shape[1] // SLICE)):
+                self._decide(part, weight, dtype, delta, first, dora, out, kind)
+
     def _decide(
         self,
         places: Array,
@@ -228,11 +283,10 @@ class Rounder:
         dtype: str,
         delta: Delta,
         first: int,
-        dora: tuple[Array, float],
+        dora: tuple[Array, float] | None,
         out: Array,
         kind: str,
     ) -> None:
-        """Steps 2 and 3 for the elements at `places` (flat). `dora`: DoRA's values, in float64, and their error."""
         row, column = np.divmod(places, weight.shape[1])
         if delta.magnitude is None:
             w = widen(weight[row, column], dtype).astype(np.float64)
@@ -241,6 +295,7 @@ class Rounder:
             # With float64 adapters the products themselves are rounded too: one unit more, inside the constant.
             error = (np.abs(w) + delta.row_bound[row + first]) * ((delta.scale.size + 6) * UNIT64 * SAFETY)
         else:
+            assert dora is not None
             found, error = dora[0].reshape(-1)[places], np.asarray(dora[1])
         self.tally.float64 += places.size
         if delta.magnitude is None and kind == "BF16":
@@ -301,14 +356,24 @@ def _nonzero(flags: Array) -> Array:
     return np.asarray(places[flat[places] != 0])
 
 
-def _largest(value: Array, weight: Array, dtype: str) -> float:
-    """max |value|. Raises ValueError for a NaN or Inf in the weight, OverflowError for one that the sum made."""
-    largest = max(abs(float(value.max(initial=0.0))), abs(float(value.min(initial=0.0))))  # NaN and Inf come through
+def _largest(value: Array) -> float:
+    """max |value|; NaN and Inf come through."""
+    return max(abs(float(value.max(initial=0.0))), abs(float(value.min(initial=0.0))))
+
+
+def _finite(largest: float, weight: Array, dtype: str) -> float:
+    """`largest`, of W + D. Raises ValueError for a NaN or Inf in the weight, OverflowError for one that the sum made."""
     if not math.isfinite(largest):
         if not bool(np.isfinite(widen(weight, dtype)).all()):
             raise ValueError("the weight holds a NaN or Inf")
         raise OverflowError("a merged weight is too large for its dtype")
     return largest
+
+
+def _check_range(out: Array, dtype: str, largest: float) -> None:
+    """Raises OverflowError for a result that rounded to Inf; `largest` bounds them all before they are rounded."""
+    if largest > LARGEST[dtype] and not bool(np.isfinite(widen(out, dtype)).all()):
+        raise OverflowError(f"a merged weight is too large for {dtype}")
 
 
 def _rational(row: int, column: int, weight: Array, dtype: str, delta: Delta, first: int) -> Fraction:

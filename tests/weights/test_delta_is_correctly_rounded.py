@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from fractions import Fraction
 
 import numpy as np
@@ -11,12 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from bot.weights.delta import Delta, Rounder, Tally, frobenius, make_delta
+from bot.weights.delta import COMPILED, Delta, Rounder, Tally, frobenius, make_delta
 from bot.weights.rounding import narrow, round_rational, widen
 
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+WAYS = [
+    pytest.param(False, id="numpy"),
+    pytest.param(True, id="compiled", marks=pytest.mark.skipif(not COMPILED, reason="built without a C compiler")),
+]
 LIMITS = {torch.bfloat16: 3.3e38, torch.float16: 60000.0, torch.float32: 3.3e38}
+
+
+@pytest.fixture(params=WAYS)
+def compiled(request: pytest.FixtureRequest) -> bool:
+    return request.param
 
 
 def raw(tensor: torch.Tensor) -> np.ndarray:
@@ -33,13 +43,22 @@ def low_rank(a: torch.Tensor, b: torch.Tensor, scaling: float, *, out: torch.dty
     return make_delta([left], [right], [scaling], out=NAMES[out])
 
 
-def add(weight: torch.Tensor, delta: Delta, first: int, out: torch.Tensor, rounder: Rounder | None = None) -> None:
-    (rounder or Rounder()).add(raw(weight), NAMES[weight.dtype], delta, first, raw(out), NAMES[out.dtype])
+def add(weight: torch.Tensor, delta: Delta, first: int, out: torch.Tensor, rounder: Rounder) -> None:
+    rounder.add(raw(weight), NAMES[weight.dtype], delta, first, raw(out), NAMES[out.dtype])
 
 
-def merged(weight, a, b, scaling: float, out: torch.dtype, rows: int = 7) -> tuple[torch.Tensor, Tally]:
+def merged(
+    weight: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scaling: float,
+    out: torch.dtype,
+    rows: int = 7,
+    *,
+    compiled: bool,
+) -> tuple[torch.Tensor, Tally]:
     delta = low_rank(a, b, scaling, out=out)
-    rounder, result = Rounder(), torch.empty(weight.shape, dtype=out)
+    rounder, result = Rounder(compiled=compiled), torch.empty(weight.shape, dtype=out)
     for first in range(0, weight.shape[0], rows):
         add(weight[first : first + rows], delta, first, result[first : first + rows], rounder)
     return result, rounder.tally
@@ -68,23 +87,23 @@ def nearest(value: Fraction, dtype: torch.dtype) -> Fraction:
 @pytest.mark.parametrize("stored", DTYPES)
 @pytest.mark.parametrize("out", DTYPES)
 @pytest.mark.parametrize("adapter", [*DTYPES, torch.float64])
-def test_random_matrices_are_rounded_correctly(stored, out, adapter) -> None:
+def test_random_matrices_are_rounded_correctly(stored, out, adapter, compiled: bool) -> None:
     torch.manual_seed(0)
     weight = (torch.randn(40, 33) * 0.02).to(stored)
     a, b = torch.randn(5, 33).to(adapter), (torch.randn(40, 5) * 0.01).to(adapter)
-    result, _ = merged(weight, a, b, 0.7, out)
+    result, _ = merged(weight, a, b, 0.7, out, compiled=compiled)
     for i in range(40):
         for j in range(33):
             assert Fraction(float(result[i, j])) == nearest(exact(weight, a, b, 0.7, i, j), out)
 
 
 @pytest.mark.parametrize("out", DTYPES)
-def test_true_ties_go_to_even(out) -> None:
+def test_true_ties_go_to_even(out, compiled: bool) -> None:
     """W = 1, 1 + ulp, …; the delta is exactly half an ulp."""
     half = torch.finfo(out).eps / 2
     weight = (1 + torch.arange(8, dtype=torch.float64) * torch.finfo(out).eps).to(out).view(1, 8)
     a, b = torch.ones(1, 8), torch.full((1, 1), half)
-    result, tally = merged(weight, a, b, 1.0, out)
+    result, tally = merged(weight, a, b, 1.0, out, compiled=compiled)
     expected = [float(nearest(Fraction(float(w)) + Fraction(half), out)) for w in weight[0]]
     assert result[0].tolist() == expected
     assert tally.rational == 8
@@ -92,27 +111,27 @@ def test_true_ties_go_to_even(out) -> None:
 
 @pytest.mark.parametrize("out", DTYPES)
 @pytest.mark.parametrize("side", [1, -1])
-def test_a_hair_beside_a_tie_does_not_go_to_even(out, side) -> None:
+def test_a_hair_beside_a_tie_does_not_go_to_even(out, side, compiled: bool) -> None:
     """Half an ulp ± 2^-80: beyond float64, which sees a tie."""
     half = torch.finfo(out).eps / 2
     weight = (1 + torch.arange(8, dtype=torch.float64) * torch.finfo(out).eps).to(out).view(1, 8)
     a = torch.stack([torch.ones(8), torch.full((8,), 2.0**-40)])
     b = torch.tensor([[half, side * 2.0**-40]])
-    result, tally = merged(weight, a, b, 1.0, out)
+    result, tally = merged(weight, a, b, 1.0, out, compiled=compiled)
     for j in range(8):
         step = 2 * half if side > 0 else 0.0
         assert float(result[0, j]) == float(weight[0, j]) + step
     assert tally.rational == 8
 
 
-def test_the_answer_does_not_depend_on_the_size_of_the_blocks_or_on_threads() -> None:
+def test_the_answer_does_not_depend_on_the_size_of_the_blocks_or_on_threads(compiled: bool) -> None:
     torch.manual_seed(1)
     weight = (torch.randn(257, 130) * 0.02).bfloat16()
     a, b = torch.randn(16, 130), torch.randn(257, 16) * 0.01
     found = []
     for threads in (1, 2):
         with threadpool_limits(threads):
-            found += [merged(weight, a, b, 2.0, torch.bfloat16, rows)[0] for rows in (1, 3, 64, 257)]
+            found += [merged(weight, a, b, 2.0, torch.bfloat16, rows, compiled=compiled)[0] for rows in (1, 3, 64, 257)]
     assert all(torch.equal(found[0].view(torch.int16), other.view(torch.int16)) for other in found)
 
 
@@ -121,26 +140,49 @@ def test_a_transposed_weight_gets_the_transposed_delta() -> None:
     weight, a, b = torch.randn(6, 9), torch.randn(2, 6), torch.randn(9, 2)
     delta = low_rank(a, b, 1.5, transposed=True, out=torch.float32)
     result = torch.empty(6, 9)
-    add(weight, delta, 0, result)
+    add(weight, delta, 0, result, Rounder())
     assert torch.equal(result, (weight.double() + 1.5 * (b.double() @ a.double()).T).float())
     assert frobenius(delta) == pytest.approx(float((1.5 * (b.double() @ a.double())).norm()))
 
 
 def test_a_nan_in_the_weight_is_told_from_an_overflow() -> None:
+    rounder = Rounder()
     a, b, out = torch.ones(1, 3), torch.ones(2, 1), torch.empty(2, 3, dtype=torch.float16)
     delta = low_rank(a, b, 1.0, out=torch.float16)
     with pytest.raises(ValueError, match="NaN or Inf"):
-        add(torch.tensor([[1.0, float("nan"), 1], [0, 0, 0]]), delta, 0, out)
+        add(torch.tensor([[1.0, float("nan"), 1], [0, 0, 0]]), delta, 0, out, rounder)
     with pytest.raises(OverflowError):
-        add(torch.full((2, 3), 65519.5), delta, 0, out)
-    add(torch.full((2, 3), 65518.0), delta, 0, out)
+        add(torch.full((2, 3), 65519.5), delta, 0, out, rounder)
+    add(torch.full((2, 3), 65518.0), delta, 0, out, rounder)
     assert out.tolist() == [[65504.0] * 3] * 2
 
 
-def test_rows_of_zeros_stay_positive_zeros() -> None:
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+def test_a_bfloat16_weight_with_a_nan_or_inf_is_named(odd: float, compiled: bool) -> None:
+    weight, out = torch.ones(3, 200).bfloat16(), torch.empty(3, 200, dtype=torch.bfloat16)
+    weight[1, 150] = odd
+    delta = low_rank(torch.ones(1, 200), torch.ones(3, 1), 1.0, out=torch.bfloat16)
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        add(weight, delta, 0, out, Rounder(compiled=compiled))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_bfloat16_result_overflows_from_half_a_unit_beyond_the_largest_number(sign: int, compiled: bool) -> None:
+    largest = torch.finfo(torch.bfloat16).max
+    weight, out = torch.full((1, 2), sign * largest).bfloat16(), torch.empty(1, 2, dtype=torch.bfloat16)
+    rounder, half = Rounder(compiled=compiled), sign * 2.0**119
+    below = low_rank(torch.tensor([[1.0, 1 - 2.0**-20]]), torch.tensor([[half * (1 - 2.0**-20)]]), 1.0, out=out.dtype)
+    add(weight, below, 0, out, rounder)
+    assert out.tolist() == [[sign * largest] * 2]
+    for more in (half, 2 * half):
+        with pytest.raises(OverflowError):
+            add(weight, low_rank(torch.ones(1, 2), torch.tensor([[more]]), 1.0, out=out.dtype), 0, out, rounder)
+
+
+def test_rows_of_zeros_stay_positive_zeros(compiled: bool) -> None:
     weight, out = torch.tensor([[0.0, -0.0], [1.0, -0.0]]).bfloat16(), torch.empty(2, 2, dtype=torch.bfloat16)
     delta = low_rank(torch.ones(1, 2), torch.zeros(2, 1), 1.0, out=torch.bfloat16)
-    add(weight, delta, 0, out)
+    add(weight, delta, 0, out, Rounder(compiled=compiled))
     assert out.view(torch.int16).tolist() == [[0, 0], [0x3F80, 0]]
 
 
@@ -165,9 +207,10 @@ def test_rationals_are_rounded_once_down_to_the_subnormals(dtype, value: Fractio
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("compiled", WAYS)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_short_mantissas_full_of_ties_are_rounded_correctly(stored, data) -> None:
+def test_short_mantissas_full_of_ties_are_rounded_correctly(stored, compiled: bool, data) -> None:
     """Small whole numbers over powers of two meet rounding boundaries all the time."""
     small = st.integers(-9, 9)
     rank, rows, columns = data.draw(st.integers(1, 4)), 2, 3
@@ -176,7 +219,50 @@ def test_short_mantissas_full_of_ties_are_rounded_correctly(stored, data) -> Non
     a = draw(rank * columns).view(rank, columns) * 2.0 ** data.draw(st.integers(-9, 0))
     b = draw(rows * rank).view(rows, rank)
     scaling = data.draw(st.sampled_from([1.0, 2.0, 0.5, -0.25, 1 / 3, 0.1]))
-    result, _ = merged(weight, a, b, scaling, stored)
+    result, _ = merged(weight, a, b, scaling, stored, compiled=compiled)
     for i in range(rows):
         for j in range(columns):
             assert Fraction(float(result[i, j])) == nearest(exact(weight, a, b, scaling, i, j), stored)
+
+
+@pytest.mark.skipif(not COMPILED, reason="built without a C compiler")
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(st.integers(1, 9), st.sampled_from([1, 63, 64, 65, 200, 600]), st.integers(1, 20)),
+    sizes=st.tuples(st.integers(-140, 60), st.integers(-140, 60)),
+    zeros=st.booleans(),
+)
+def test_numpy_and_c_give_the_same_bits(seed: int, shape: tuple[int, int, int], sizes: tuple[int, int], zeros: bool):
+    """From subnormal numbers to large ones, with the rows and elements of zeros that pruning leaves."""
+    (rows, columns, rank), draw = shape, torch.Generator().manual_seed(seed)
+    weight = (torch.randn(rows, columns, generator=draw, dtype=torch.float64) * 2.0 ** sizes[0]).bfloat16()
+    a = torch.randn(rank, columns, generator=draw).bfloat16()
+    b = (torch.randn(rows, rank, generator=draw, dtype=torch.float64) * 2.0 ** sizes[1]).float()
+    if zeros:
+        weight[:, ::3], a[:, ::2], b[::2] = 0.0, 0.0, 0.0
+    by_numpy, _ = merged(weight, a, b, 0.5, torch.bfloat16, compiled=False)
+    by_c, tally = merged(weight, a, b, 0.5, torch.bfloat16, rows=9, compiled=True)
+    assert torch.equal(by_numpy.view(torch.int16), by_c.view(torch.int16))
+    assert tally.rational <= tally.float64 <= rows * columns
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+def test_it_is_compiled_where_there_is_a_compiler() -> None:
+    assert COMPILED
+
+
+@pytest.mark.skipif(not COMPILED, reason="built without a C compiler")
+def test_c_refuses_buffers_that_do_not_fit_together() -> None:
+    from bot.weights import _exact
+
+    half, single, double = np.zeros((2, 4), np.uint16), np.zeros((2, 4), np.float32), np.ones(1)
+    rest, row, bound = np.zeros(8, np.uint32), np.zeros(2, np.float32), np.zeros(2)
+    left, right = np.zeros((2, 1), np.float32), np.zeros((4, 1), np.float32)
+    fitting = [half, single, left, right, half, rest, row, left, right, double, bound]
+    assert _exact.settle(*fitting, 0.0) == (0.0, 0, 0)
+    for place in (0, 1, 2, 3, 5, 7, 8, 10):
+        given = list(fitting)
+        given[place] = given[place][:-1]
+        with pytest.raises(ValueError, match="do not fit"):
+            _exact.settle(*given, 0.0)
