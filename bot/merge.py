@@ -183,6 +183,8 @@ def _compare_twins(plan: Plan, inputs: Local) -> None:
 
 
 def _write_rest(plan: Plan, inputs: Local, partial: Path) -> None:
+    for name in ("README.md", "verification.json"):  # of a run that was killed before the folder got its name
+        (partial / name).unlink(missing_ok=True)
     roots = {"base": inputs.base, "adapter": inputs.adapter}
     for asset in plan.assets:
         target = partial / asset.name

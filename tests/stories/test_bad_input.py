@@ -391,10 +391,13 @@ def test_a_killed_merge_goes_on_from_its_finished_shards(
     running.kill()
     running.communicate()
     assert not (tmp_path / "merged").exists()
+    (partial,) = tmp_path.glob(".merged.partial-*")
+    for name in ("README.md", "verification.json"):  # as after a kill just before the folder gets its name
+        (partial / name).write_text("of an earlier run")
     ran = adapter_merge(*asked, tmp_path / "merged")
     assert ran.code == 0, ran.err
     assert "is there from an earlier run" in ran.err
-    for path in (tmp_path / "whole").glob("model*"):
+    for path in [tmp_path / "whole" / "README.md", *(tmp_path / "whole").glob("model*")]:
         assert path.read_bytes() == (tmp_path / "merged" / path.name).read_bytes()
     assert not list(tmp_path.glob(".merged*"))
 
