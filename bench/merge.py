@@ -2,10 +2,11 @@
 
     python bench/merge.py [--shape NAME] [--runs 5] [--folder DIR] [--peers DIR] [--only WORD …] [--differences]
 
-Every figure is a whole process, start to exit, warm page cache. The contenders take turns, so that a slow moment of the
-machine meets all of them; medians are printed, and the ratio to `cp` and to PEFT. Memory is the peak resident set of the
-largest process (wait4). `python bench/peers.py` installs the other tools. A first turn, not counted, warms the cache and
-shows that each result differs from the base: a merge that changed nothing is no contender.
+Every figure is a whole process, start to exit, warm page cache, memory that was in use a moment ago. The contenders take
+turns, so that a slow moment of the machine meets all of them; medians are printed, and the ratio to `cp` and to PEFT.
+Memory is the peak resident set of the largest process (wait4). `python bench/peers.py` installs the other tools. A first
+turn, not counted, warms the cache and shows that each result differs from the base: a merge that changed nothing is no
+contender.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ import peers
 from shapes import SHAPES, make
 
 HERE = Path(__file__).parent
+# Some virtual machines hand free memory back to their host, and pay for it when it is used again: several seconds for a
+# few gigabytes, whoever comes first. So that much is in use right before each run.
+TOUCH = "import numpy; numpy.empty({}, 'u1')[::4096] = 1"
 Figure = tuple[float, float]  # seconds, MiB
 CP, PEFT, OURS = "cp", "PEFT load-merge-save", "adapter-merge --verify files"
 UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # a machine's workaround; it picks slow kernels
@@ -52,6 +56,8 @@ def contenders(base: Path, adapter: Path, output: Path, environments: Path) -> d
 def measure(command: list[str], base: Path, output: Path) -> Figure:
     """Run one command to its end. Raises RuntimeError when it fails or leaves no weights."""
     shutil.rmtree(output, ignore_errors=True)
+    size = sum(path.stat().st_size for path in base.iterdir())
+    subprocess.run([sys.executable, "-c", TOUCH.format(size * 5 // 4 + (1 << 30))], check=True)
     for path in base.iterdir():  # the contender before may have driven the base out of the page cache
         with path.open("rb", buffering=0) as file:
             while file.read(1 << 20):
