@@ -25,12 +25,15 @@ RUN python -m venv --without-pip /opt/adapter-merge \
  && pip install --no-compile --no-deps --extra-index-url "$TORCH_INDEX" -c constraints.txt torch
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > wanted.txt \
  && pip install --no-compile -c constraints.txt -r wanted.txt
-# Leave out what no merge reads: C++ headers, cmake files and torch's test programs; the tests of others.
+# Leave out what no merge reads: C++ headers, cmake files and torch's test programs; the tests of others; and what
+# bitsandbytes has for GPUs, where torch is a build that has none.
 # The import at the end compiles what every merge imports: the root is read-only, so that each start would do it again.
 # All of it compiled would be 200 MB. `kernels` must not be here: with it, transformers runs code that it fetches.
 WORKDIR /opt/adapter-merge
 RUN rm -rf lib/python3.*/site-packages/torch/include lib/python3.*/site-packages/torch/share lib/python3.*/site-packages/torch/test \
  && find lib/python3.*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete \
+ && { python -c "import sys, torch; sys.exit(torch.version.cuda is None)" \
+      || find lib/python3.*/site-packages/bitsandbytes -name 'libbitsandbytes_*.so' ! -name '*_cpu.so' -delete; } \
  && find lib -type d -name tests -path '*/site-packages/*' ! -path '*/torch/*' -prune -exec rm -rf {} + \
  && python -c "import torch, peft, huggingface_hub.hf_api, starlette.applications, uvicorn; from transformers import AutoModel, AutoTokenizer" \
  && python -c "import importlib.util; assert importlib.util.find_spec('kernels') is None"
@@ -39,11 +42,14 @@ FROM dependencies AS product
 WORKDIR /build
 COPY LICENSE README.md ./
 COPY bot bot
-# The compiler of this stage is not shipped. The import shows that it did its work: without it, merges take twice as long.
+# The compiler of this stage is not shipped; Debian's own Python keeps its headers in a package beside it. The import shows
+# that the inner loop was compiled: without it, merges take twice as long.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
+ && { test -e "$(python -c "import sysconfig; print(sysconfig.get_path('include'))")/Python.h" \
+      || apt-get install -y --no-install-recommends libpython3-dev; } \
  && pip install --compile --no-deps --root /product . \
- && PYTHONPATH="$(dirname "$(find /product -name bot -type d)")" python -c "import bot.weights._exact"
+ && PYTHONSAFEPATH=1 PYTHONPATH="$(dirname "$(find /product -path '*/site-packages/bot')")" python -c "import bot.weights._exact"
 
 # Two layers over the base: the dependencies, and our own code, which is all that a runner pulls for most releases.
 FROM python

@@ -32,6 +32,7 @@ IMPORTED = 90 * MIB  # resident memory of this program once numpy is imported; b
 WITH_PEFT = 700 * MIB  # the same with torch, transformers and peft, and a model without weights
 WORKERS = 4  # at most, in the streaming engine
 BLOCKS = WORKERS * 20 * MIB  # their row blocks, the float32 twins, and the elements decided in float64
+PROVING = 450 * MIB  # at the level weights, whatever the model's size: most of it is torch (bench/RESULTS.md)
 LOADED = 900 * MIB  # the same with transformers and peft imported, and the activations of the fixed prompts
 
 
@@ -102,9 +103,10 @@ def choose_level(
 
     `memory`: bytes that the full verification would hold; `disk`: that it would have written, with the output.
     """
-    if options.verify in ("files", "weights"):
-        skipped = ("weights", "full") if options.verify == "files" else ("full",)
-        return options.verify, tuple((name, f"--verify {options.verify} was asked for") for name in skipped), []
+    if options.verify == "files":
+        return "files", tuple((name, "--verify files was asked for") for name in ("weights", "full")), []
+    if options.verify == "weights":
+        return "weights", (("full", "--verify weights was asked for"),), _too_little_to_prove(machine)
     if _runs_own_code(config) and not options.trust_remote_code:
         reason = "The base brings Python code of its own, which the full verification would run (auto_map)."
         remedy = "Read that code, then pass --trust-remote-code; or pass --verify weights, which runs none."
@@ -123,8 +125,20 @@ def choose_level(
             reason = f"The full verification {needs}."
             remedy = "Use a larger machine, or pass --verify weights."
             return "full", (), [Refusal(code="verify-memory", reason=reason, remedy=remedy, exit_code=6)]
-        return "weights", (("full", needs),), []
+        return "weights", (("full", needs),), _too_little_to_prove(machine)
     return "full", (), []
+
+
+def _too_little_to_prove(machine: Machine) -> list[Refusal]:
+    """What the weights verification lacks, which is to be known before a merge and not after it."""
+    if machine.memory_available >= PROVING:
+        return []
+    reason = (
+        f"The proof of the weights needs {readable(PROVING)} of memory and "
+        f"{readable(machine.memory_available)} are available."
+    )
+    remedy = "Close other programs, raise the container's memory limit, or pass --verify files."
+    return [Refusal(code="verify-memory", reason=reason, remedy=remedy, exit_code=6)]
 
 
 def choose_device(options: Options, ops: Iterable[Op], machine: Machine) -> tuple[Device, list[Refusal]]:

@@ -308,7 +308,7 @@ def test_a_machine_that_is_too_small_says_what_is_needed(
     assert_nothing_left(tmp_path)
 
 
-def test_memory_for_a_full_proof_is_a_level_lower_or_a_refusal(
+def test_too_little_memory_for_a_proof_is_a_level_lower_or_a_refusal(
     folders: Folders, adapter_merge: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, adapter = folders
@@ -318,6 +318,11 @@ def test_memory_for_a_full_proof_is_a_level_lower_or_a_refusal(
     assert plan["verify"]["level"] == "weights"
     assert "memory" in plan["verify"]["not_run"][0]["reason"]
     assert_said(adapter_merge("plan", adapter, "--base", base, "--verify", "full"), 6, "memory")
+    monkeypatch.setattr(pipeline, "look", lambda folder: replace(look(folder), memory_available=300 << 20))
+    for level in ("auto", "weights"):
+        ran = adapter_merge("plan", adapter, "--base", base, "--verify", level)
+        assert_said(ran, 6, "The proof of the weights needs 471.9 MB of memory and 314.6 MB are available.")
+    assert adapter_merge("plan", adapter, "--base", base, "--verify", "files").code == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
