@@ -54,11 +54,18 @@ class Inputs:
                 raise Refused(f"{file} changed while it was read.", remedy=AGAIN)
 
 
-class Follower:
-    """Hashes a file from its start while others write it in any order, as far as it is whole; one thread."""
+class Output:
+    """A file that several threads write by offset, in any order; one thread hashes it from its start, as far as it is whole.
+
+    One writes at a time: where writers of one file meet in the kernel, they wait by spinning, on a core that another
+    thread could use.
+    """
 
     def __init__(self, descriptor: int, size: int) -> None:
+        """Makes the file `size` bytes long. `stop` ends its thread."""
+        os.truncate(descriptor, size)
         self._descriptor, self._size = descriptor, size
+        self._writing = Lock()
         self._whole = 0  # bytes from the start that are written
         self._beyond: dict[int, int] = {}  # start → stop of what is written behind that
         self._changed = Condition()
@@ -67,8 +74,18 @@ class Follower:
         self._thread = Thread(target=self._follow, name="sha256")
         self._thread.start()
 
+    def write(self, content: bytes | memoryview, offset: int) -> None:
+        """Write all of it at the offset."""
+        with self._writing:
+            write_all(self._descriptor, content, offset)
+
+    def copy(self, source: int, start: int, position: int, length: int) -> None:
+        """Copy bytes of another file, from its byte `start` to this one's `position`."""
+        with self._writing:
+            copy_range(source, self._descriptor, start, position, length)
+
     def written(self, start: int, stop: int) -> None:
-        """Bytes `start` to `stop` are in the file now."""
+        """Bytes `start` to `stop` are final now."""
         with self._changed:
             self._beyond[start] = stop
             while self._whole in self._beyond:
@@ -101,40 +118,6 @@ class Follower:
                 read_all(self._descriptor, part, done)
                 self._digest.update(part)
                 done += part.nbytes
-
-
-class Output:
-    """A file that several threads write by offset, and its sha256. One writes at a time: where writers of one file meet
-    in the kernel, they wait by spinning, on the core that a worker or the hash could use."""
-
-    def __init__(self, descriptor: int, size: int) -> None:
-        """Makes the file `size` bytes long. `stop` ends its thread."""
-        os.truncate(descriptor, size)
-        self.descriptor = descriptor
-        self._follower = Follower(descriptor, size)
-        self._writing = Lock()
-
-    def write(self, content: bytes | memoryview, offset: int) -> None:
-        """Write all of it at the offset."""
-        with self._writing:
-            write_all(self.descriptor, content, offset)
-
-    def copy(self, source: int, start: int, position: int, length: int) -> None:
-        """Copy bytes of another file, from its byte `start` to this one's `position`."""
-        with self._writing:
-            copy_range(source, self.descriptor, start, position, length)
-
-    def written(self, start: int, stop: int) -> None:
-        """Bytes `start` to `stop` are final now."""
-        self._follower.written(start, stop)
-
-    def digest(self) -> str:
-        """The sha256 of the whole file, once it is written and hashed."""
-        return self._follower.digest()
-
-    def stop(self) -> None:
-        """End the hash's thread, whatever is still missing."""
-        self._follower.stop()
 
 
 def copy_range(source: int, target: int, start: int, position: int, length: int) -> None:

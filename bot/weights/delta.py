@@ -140,7 +140,8 @@ class Rounder:
             error += relative * largest
         with np.errstate(over="ignore"):
             places = self._settle(value, error, largest, out, out_dtype)
-        self._decide_all(places, weight, dtype, delta, first, (value, error), out, out_dtype)
+        for part in _parts(places, delta):
+            self._decide(part, weight, dtype, delta, first, (value, error), out, out_dtype)
         _check_range(out, out_dtype, largest + 2 * error)
         return None
 
@@ -171,7 +172,8 @@ class Rounder:
         )
         _finite(largest, weight, "BF16")
         self.tally.float64 += recomputed - still_open
-        self._decide_all(rest[:still_open], weight, "BF16", delta, first, None, out, "BF16")
+        for part in _parts(rest[:still_open], delta):
+            self._decide(part, weight, "BF16", delta, first, None, out, "BF16")
         _check_range(out, "BF16", largest * (1 + 4 * unit) + 4 * float(row_error.max(initial=0.0)))
 
     def squares(self, weight: Array, dtype: str, delta: Delta, first: int, total: Array) -> None:
@@ -260,22 +262,6 @@ class Rounder:
         np.copyto(low, np.subtract(value, error, out=wide), casting="same_kind")
         return np.flatnonzero(low.view(np.uint32) != out.view(np.uint32))
 
-    def _decide_all(
-        self,
-        places: Array,
-        weight: Array,
-        dtype: str,
-        delta: Delta,
-        first: int,
-        dora: tuple[Array, float] | None,
-        out: Array,
-        kind: str,
-    ) -> None:
-        """Steps 2 and 3 for the elements at `places` (flat). `dora`: DoRA's values, in float64, and their error."""
-        if places.size:
-            for part in np.array_split(places, -(-places.size * delta.left.shape[1] // SLICE)):
-                self._decide(part, weight, dtype, delta, first, dora, out, kind)
-
     def _decide(
         self,
         places: Array,
@@ -287,6 +273,7 @@ class Rounder:
         out: Array,
         kind: str,
     ) -> None:
+        """Steps 2 and 3 for the elements at `places` (flat). `dora`: DoRA's values, in float64, and their error."""
         row, column = np.divmod(places, weight.shape[1])
         if delta.magnitude is None:
             w = widen(weight[row, column], dtype).astype(np.float64)
@@ -333,6 +320,11 @@ class Rounder:
         if buffer is None or buffer.size < wanted:
             buffer = self._buffers[name, dtype] = np.empty(wanted, dtype=dtype)
         return buffer[:wanted].reshape(shape)
+
+
+def _parts(places: Array, delta: Delta) -> list[Array]:
+    """Places to decide together: as many as SLICE numbers of the factors belong to."""
+    return np.array_split(places, -(-places.size * delta.left.shape[1] // SLICE)) if places.size else []
 
 
 def _surely(found: Array, error: Array) -> tuple[Array, Array]:

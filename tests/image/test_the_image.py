@@ -112,6 +112,12 @@ def test_what_no_merge_reads_is_left_out(saved: Path) -> None:
     assert not [name for name in packages if name.startswith(("pip/", "kernels/", "torch/include/", "torch/test/"))]
     assert not [name for name in packages if name.startswith(("numpy/_core/tests/", "sympy/core/tests/"))]
     assert [name for name in packages if name == "torch/bin/torch_shm_manager"]
+    libraries = {name for name in packages if name.startswith("bitsandbytes/libbitsandbytes_")}
+    assert libraries == {"bitsandbytes/libbitsandbytes_cpu.so"}, "a CPU build of torch has no use for the others"
+
+
+def test_the_inner_loop_is_compiled(saved: Path) -> None:
+    assert [name for name in layers(saved) if re.search(r"/bot/weights/_exact\.\S+\.so$", name)]
 
 
 def test_it_stays_small(engine: Engine, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
