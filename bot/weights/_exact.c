@@ -98,14 +98,14 @@ static inline uint32_t settle_row(Block *b, Py_ssize_t row, Py_ssize_t start, Py
 {
     const uint16_t *weight = b->weight + row * b->columns + start;
     uint16_t *out = b->out + row * b->columns + start;
-    /* A row that nothing is added to is exact as it is. */
-    const float least = b->row_bound[row] > 0 ? b->row_error[row] : 0, slope = b->row_bound[row] > 0 ? b->slope : 0;
+    /* Where nothing is added to a row, its zeros (pruned weights, padding) would all be within this of another number. */
+    const float least = b->row_bound[row] > 0 ? b->row_error[row] : 0;
     uint16_t differ[GROUP], any = 0;
     uint32_t largest = 0;
     for (Py_ssize_t j = 0; j < count; j++) {
         const float value = widened(weight[j]) + delta[j];
         const uint32_t size = as_bits(value) & 0x7FFFFFFFu;
-        const float error = least + as_float(size) * slope;
+        const float error = least + as_float(size) * b->slope;
         const uint16_t top = rounded(value + error);
         largest = size > largest ? size : largest;
         differ[j] = top ^ rounded(value - error);

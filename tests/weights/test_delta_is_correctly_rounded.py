@@ -124,6 +124,25 @@ def test_a_hair_beside_a_tie_does_not_go_to_even(out, side, compiled: bool) -> N
     assert tally.rational == 8
 
 
+@pytest.mark.parametrize(("hair", "expected"), [(-(2.0**-40), 3), (0.0, 4), (2.0**-40, 4)])
+def test_subnormal_ties_too(hair: float, expected: int, compiled: bool) -> None:
+    """Three of bfloat16's smallest numbers and a half, and a hair less or more, which float32 cannot hold."""
+    smallest = 2.0**-133
+    weight = torch.full((1, 70), 3 * smallest, dtype=torch.float64).bfloat16()
+    a, b = torch.tensor([[0.5], [hair]]).expand(2, 70), torch.tensor([[smallest, smallest]])
+    result, _ = merged(weight, a, b, 1.0, torch.bfloat16, compiled=compiled)
+    assert set(result.view(torch.int16)[0].tolist()) == {expected}
+
+
+@pytest.mark.skipif(not COMPILED, reason="built without a C compiler")
+def test_zeros_that_nothing_is_added_to_are_settled_at_once() -> None:
+    weight = torch.zeros(3, 70).bfloat16()
+    b = torch.tensor([[0.0], [0.0], [1.0]])
+    result, tally = merged(weight, torch.ones(1, 70), b, 1.0, torch.bfloat16, compiled=True)
+    assert result.sum(1).tolist() == [0.0, 0.0, 70.0]
+    assert tally.float64 == 0
+
+
 def test_the_answer_does_not_depend_on_the_size_of_the_blocks_or_on_threads(compiled: bool) -> None:
     torch.manual_seed(1)
     weight = (torch.randn(257, 130) * 0.02).bfloat16()
