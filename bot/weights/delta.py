@@ -40,6 +40,7 @@ UNIT64 = 2.0**-53
 TIE = {"BF16": np.uint32(0x8000), "F16": np.uint32(0x1000)}  # half a unit of the last kept bit, in float32's bits
 DROPPED = {"BF16": np.uint32(16), "F16": np.uint32(13)}  # bits of float32's fraction that the format has not
 SMALL_HALF = np.uint32(113 << 23)  # 2⁻¹⁴, float16's smallest normal number, as float32's bits
+HALF_INFINITY = np.uint32(0x7C00)  # as float16's bits
 
 
 Product = Callable[..., object]
@@ -246,6 +247,7 @@ class Rounder:
         sign &= np.uint32(0x8000)
         size >>= np.uint32(13)
         size -= np.uint32(112 << 10)
+        np.minimum(size, HALF_INFINITY, out=size)  # larger numbers have exponents that float16 has not
         size |= sign
         np.copyto(out.view(np.uint16), size, casting="unsafe")
         if small.size:

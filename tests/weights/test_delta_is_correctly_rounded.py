@@ -176,6 +176,16 @@ def test_a_nan_in_the_weight_is_told_from_an_overflow() -> None:
     assert out.tolist() == [[65504.0] * 3] * 2
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("size", [65530.0, 1e5, 2.0**17, 2e5, 2.0**18, 1e6, 1e30])
+def test_a_single_number_beyond_float16_overflows_however_large_it_is(size: float, sign: int) -> None:
+    a, b, out = torch.full((2, 8), 1e-3), torch.full((4, 2), 1e-3), torch.empty(4, 8, dtype=torch.float16)
+    weight = torch.zeros(4, 8)
+    weight[1, 5] = sign * size
+    with pytest.raises(OverflowError):
+        add(weight, low_rank(a, b, 1.0, out=torch.float16), 0, out, Rounder())
+
+
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
 def test_a_bfloat16_weight_with_a_nan_or_inf_is_named(odd: float, compiled: bool) -> None:
     weight, out = torch.ones(3, 200).bfloat16(), torch.empty(3, 200, dtype=torch.bfloat16)
