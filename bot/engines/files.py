@@ -7,14 +7,16 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Condition, Lock, Thread
+from threading import Lock
 
 from bot.errors import Refused
 from bot.records import Local, Stored
 
-COPY_RUN = 32 << 20  # bytes per copy call, so that progress moves and the hash can follow
-HASHED = 1 << 20  # bytes hashed at a time: they are still in the processor's cache when they are hashed
+COPY_RUN = 4 << 20  # bytes per copy call: they are still in the processor's cache when they are hashed
+HASHED = 1 << 20  # bytes read at a time to be hashed
+HELD = 16  # buffers that may wait to be hashed
 AGAIN = "Run the merge again, with nothing else writing there."
 
 
@@ -54,70 +56,105 @@ class Inputs:
                 raise Refused(f"{file} changed while it was read.", remedy=AGAIN)
 
 
-class Output:
-    """A file that several threads write by offset, in any order; one thread hashes it from its start, as far as it is whole.
+@dataclass(frozen=True, kw_only=True)
+class Final:
+    """Bytes of an output that are final and not yet hashed: in a buffer, or else where they can be read."""
 
-    One writes at a time: where writers of one file meet in the kernel, they wait by spinning, on a core that another
-    thread could use.
+    stop: int  # in the output
+    buffer: bytearray | None = None
+    descriptor: int = -1
+    at: int = 0
+
+
+class Output:
+    """A file that several threads write by offset, in any order, and its sha256.
+
+    Whoever writes the bytes that the hash has come to goes on hashing, as far as the file is final: out of the buffers
+    that others have left, while those are in the processor's cache, or where they are too many, out of the file. So no
+    thread waits for the hash, and no core is set aside for it. One writes at a time: where writers of one file meet in
+    the kernel, they wait by spinning, on a core that another thread could use.
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
-        """Makes the file `size` bytes long. `stop` ends its thread."""
+        """Makes the file `size` bytes long."""
         os.truncate(descriptor, size)
         self._descriptor, self._size = descriptor, size
-        self._writing = Lock()
-        self._whole = 0  # bytes from the start that are written
-        self._beyond: dict[int, int] = {}  # start → stop of what is written behind that
-        self._changed = Condition()
-        self._ended = False
-        self._digest = hashlib.sha256()
-        self._thread = Thread(target=self._follow, name="sha256")
-        self._thread.start()
+        self._writing, self._lock = Lock(), Lock()
+        self._digest, self._hashed = hashlib.sha256(), 0  # bytes from the start
+        self._is_hashing = False
+        self._final: dict[int, Final] = {}  # by where they start
+        self._spare: list[bytearray] = []
+        self._held = 0  # buffers that wait to be hashed
+
+    def buffer(self, size: int) -> bytearray:
+        """At least `size` bytes to fill, for `put`."""
+        with self._lock:
+            found = self._spare.pop() if self._spare else b""
+        return found if isinstance(found, bytearray) and len(found) >= size else bytearray(size)
+
+    def put(self, buffer: bytearray, size: int, offset: int) -> None:
+        """Write the buffer's first `size` bytes at the offset, as final. The buffer is this object's from now on."""
+        self.write(memoryview(buffer)[:size], offset)
+        with self._lock:
+            is_kept = self._held < HELD
+            if is_kept:
+                self._held += 1
+            else:
+                self._spare.append(buffer)
+        kept = buffer if is_kept else None
+        self._mark(offset, Final(stop=offset + size, buffer=kept, descriptor=self._descriptor, at=offset))
+
+    def copy(self, source: int, start: int, position: int, length: int) -> None:
+        """Copy bytes of another file, from its byte `start` to this one's `position`, as final."""
+        with self._writing:
+            copy_range(source, self._descriptor, start, position, length)
+        self._mark(position, Final(stop=position + length, descriptor=source, at=start))
 
     def write(self, content: bytes | memoryview, offset: int) -> None:
-        """Write all of it at the offset."""
+        """Write all of it at the offset; `written` says when that is final."""
         with self._writing:
             write_all(self._descriptor, content, offset)
 
-    def copy(self, source: int, start: int, position: int, length: int) -> None:
-        """Copy bytes of another file, from its byte `start` to this one's `position`."""
-        with self._writing:
-            copy_range(source, self._descriptor, start, position, length)
-
     def written(self, start: int, stop: int) -> None:
         """Bytes `start` to `stop` are final now."""
-        with self._changed:
-            self._beyond[start] = stop
-            while self._whole in self._beyond:
-                self._whole = self._beyond.pop(self._whole)
-            self._changed.notify()
+        self._mark(start, Final(stop=stop, descriptor=self._descriptor, at=start))
 
     def digest(self) -> str:
-        """The sha256 of the whole file, once it is written and hashed."""
-        self._thread.join()
+        """The sha256 of the whole file, once all of it is final."""
+        if self._hashed != self._size:
+            raise RuntimeError(f"bytes {self._hashed} and on were never written")
         return self._digest.hexdigest()
 
-    def stop(self) -> None:
-        """End the thread, whatever is still missing."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify()
-        self._thread.join()
+    def _mark(self, start: int, final: Final) -> None:
+        with self._lock:
+            self._final[start] = final
+            if self._is_hashing:
+                return  # whoever does will come to it
+            self._is_hashing = True
+        while (found := self._next()) is not None:
+            self._hash(found)
 
-    def _follow(self) -> None:
-        buffer, done = memoryview(bytearray(HASHED)), 0
-        while done < self._size:
-            with self._changed:
-                while not self._ended and self._whole <= done:
-                    self._changed.wait()
-                if self._ended:
-                    return
-                whole = self._whole
-            while done < whole and not self._ended:
-                part = buffer[: min(HASHED, whole - done)]
-                read_all(self._descriptor, part, done)
+    def _next(self) -> Final | None:
+        with self._lock:
+            found = self._final.pop(self._hashed, None)
+            self._is_hashing = found is not None
+            return found
+
+    def _hash(self, final: Final) -> None:
+        size = final.stop - self._hashed
+        if final.buffer is not None:
+            self._digest.update(memoryview(final.buffer)[:size])
+        else:
+            buffer = memoryview(bytearray(min(size, HASHED)))
+            for at in range(0, size, HASHED):
+                part = buffer[: min(HASHED, size - at)]
+                read_all(final.descriptor, part, final.at + at)
                 self._digest.update(part)
-                done += part.nbytes
+        with self._lock:
+            self._hashed = final.stop
+            if final.buffer is not None:
+                self._held -= 1
+                self._spare.append(final.buffer)
 
 
 def copy_range(source: int, target: int, start: int, position: int, length: int) -> None:

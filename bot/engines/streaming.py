@@ -1,8 +1,8 @@
 """The streaming engine: read a block of rows by offset, add, round, write by offset. No model code, bounded memory.
 
 Untouched ranges go from file to file inside the kernel (`copy_file_range`; filesystems with reflinks share the blocks).
-A few workers take pieces of the shard's tensors in file order, and a thread behind them hashes what is written; each
-worker owns its buffers, so memory does not grow with the model. numpy only: importing torch would take longer than
+A few workers take blocks of the shard's tensors in file order, and hash what is written while it is in the cache; buffers
+are used again, so memory does not grow with the model. numpy only: importing torch would take longer than
 merging a gigabyte.
 """
 
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from threading import Lock, local
 
@@ -47,7 +48,6 @@ from bot.weights.headers import TORCH_NAMES
 from bot.weights.rounding import RAW, Array, narrow, widen
 
 BLOCK = 1 << 19  # elements in a block of rows: 2 MiB of float32; smaller ones cost more calls, larger ones the cache
-PIECE = 1 << 22  # elements of a tensor that one worker takes at a time
 Moved = Callable[[int], None]
 FillLater = Callable[[Sequence[PeftMerge], int], list[Measured]]
 
@@ -97,21 +97,18 @@ def write_shard(
     """
     with Inputs(inputs) as files, opened(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as descriptor:
         out = Output(descriptor, shard.size)
-        try:
-            out.write(shard.header, 0)
-            out.written(0, len(shard.header))
-            moved(len(shard.header))
-            measured = _Run(files, out, moved, product).do(ops)
-            peft = [op for op in ops if isinstance(op, PeftMerge)]
-            if peft:
-                assert later is not None
-                measured += later(peft, descriptor)
-                for op in peft:
-                    out.written(op.target.start, op.target.stop)
-            files.unchanged()
-            return Written(measured=tuple(measured), sha256=out.digest())
-        finally:
-            out.stop()
+        out.write(shard.header, 0)
+        out.written(0, len(shard.header))
+        moved(len(shard.header))
+        measured = _Run(files, out, moved, product).do(ops)
+        peft = [op for op in ops if isinstance(op, PeftMerge)]
+        if peft:
+            assert later is not None
+            measured += later(peft, descriptor)
+            for op in peft:
+                out.written(op.target.start, op.target.stop)
+        files.unchanged()
+        return Written(measured=tuple(measured), sha256=out.digest())
 
 
 class _Run:
@@ -123,14 +120,14 @@ class _Run:
         self.reader = TensorReader(files, self.buffers)
         self.deltas = Deltas(files)
         self._measured: dict[str, Measured] = {}
-        self._lock = Lock()
+        self._lock, self._ended = Lock(), False
 
     def do(self, ops: Sequence[Op]) -> list[Measured]:
         """Run every op; in file order, so that the hash can follow."""
-        pieces = sorted(_pieces(ops), key=lambda piece: piece.start)
-        pool = ThreadPoolExecutor(max_workers=max(1, min(4, _processors())))
+        pieces, workers = _pieces(ops), max(1, min(4, _processors()))
+        pool = ThreadPoolExecutor(max_workers=workers)
         try:
-            futures: list[Future[None]] = [pool.submit(self._piece, piece) for piece in pieces]
+            futures: list[Future[None]] = [pool.submit(self._work, pieces) for _ in range(workers)]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()  # raises what went wrong
@@ -138,38 +135,70 @@ class _Run:
             norms = {op.target.key: self.deltas.norm(op) for op in deltas if isinstance(op, AddDelta)}
             return [replace(found, delta_norm=norms[key]) for key, found in self._measured.items()]
         finally:
-            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, only what is in work is waited for
+            self._ended = True  # after an error or Ctrl-C, only what is in work is waited for
+            pool.shutdown()
+
+    def _work(self, pieces: Iterator[Piece]) -> None:
+        """One worker: takes piece after piece."""
+        while not self._ended:
+            with self._lock:
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            self._piece(piece)
+            self.moved(piece.length)
 
     def _piece(self, piece: Piece) -> None:
-        match piece.op:
-            case None:
-                assert piece.source is not None
-                source = self.files.descriptor(piece.source.owner, piece.source.file)
-                self.out.copy(source, piece.first, piece.start, piece.length)
-            case AddDelta() as op:
-                self._add_delta(op, piece)
-            case Quantize() as op:
-                self._quantize(op, piece)
-            case SetRows() as op:
-                self._set_rows(op, piece)
-            case Replace() as op:
-                self._cast(op.values, op.target, piece)
-            case Cast() as op:
-                self._cast(op.source, op.target, piece)
-        self.out.written(piece.start, piece.start + piece.length)
-        self.moved(piece.length)
-
-    def _add_delta(self, op: AddDelta, piece: Piece) -> None:
-        tally = self.worker.rounder.tally
+        if piece.op is None:
+            assert piece.source is not None
+            source = self.files.descriptor(piece.source.owner, piece.source.file)
+            self.out.copy(source, piece.first, piece.start, piece.length)
+            return
+        tally, make = self.worker.rounder.tally, piece.op.make if isinstance(piece.op, Quantize) else piece.op
         before = tally.float64, tally.rational
-        for first, count in _blocks(piece):
-            block = self._delta_block(op, first, count, piece.columns)
-            self.out.write(block.data.cast("B"), _offset(op.target, first, piece.columns))
-        self._measure(op, piece, tally.float64 - before[0], tally.rational - before[1])
+        if isinstance(piece.op, Quantize):
+            self._quantize(piece.op, piece)
+        else:
+            self._plain(piece.op, piece)
+        if isinstance(make, AddDelta):
+            self._measure(make, piece, tally.float64 - before[0], tally.rational - before[1])
 
-    def _delta_block(self, op: AddDelta, first: int, count: int, columns: int) -> Array:
+    def _plain(self, op: PlainOp, piece: Piece) -> None:
+        for first, count in _blocks(piece):
+            offset = _offset(op.target, first, piece.columns)
+            size = _offset(op.target, first + count, piece.columns) - offset
+            buffer = self.out.buffer(size)
+            self._fill(op, first, _numbers(buffer, op.target.dtype, count, piece.columns))
+            self.out.put(buffer, size, offset)
+
+    def _quantize(self, op: Quantize, piece: Piece) -> None:
+        """One whole tensor: its rows are made in float32, for the writer to store."""
+        parts = {part.key: part for part in op.parts}
+        take = partial(self._float32_rows, op.make, piece.columns)
+        for key, offset, content in formats.writer_of(op).quantise(op.target.key, take, op.target.shape):
+            self.out.write(np.ascontiguousarray(content).data.cast("B"), parts[key].start + offset)
+        self.out.written(piece.start, piece.start + piece.length)
+
+    def _float32_rows(self, op: PlainOp, columns: int, first: int, count: int) -> Array:
+        block = self.buffers.array("out", op.target.dtype, count * columns).reshape(count, columns)
+        self._fill(op, first, block)
+        return block
+
+    def _fill(self, op: PlainOp, first: int, block: Array) -> None:
+        """block ← the rows from `first` on of what the op makes."""
+        match op:
+            case AddDelta():
+                self._add_delta(op, first, block)
+            case SetRows():
+                self._set_rows(op, first, block)
+            case Replace():
+                self._cast(op.values, op.target, first, block)
+            case Cast() | Copy():
+                self._cast(op.source, op.target, first, block)
+
+    def _add_delta(self, op: AddDelta, first: int, block: Array) -> None:
+        count, columns = block.shape
         weight = self.reader.rows(op.source, first, count, columns)
-        block = self.buffers.array("out", op.target.dtype, count * columns).reshape(weight.shape)
         patches = self.deltas.between(op, first, first + count)
         if sum((high - low) * (p.columns[1] - p.columns[0]) for p, low, high in patches) < weight.size:
             _convert(weight, op.source, block, op.target)  # no patch covers all of it
@@ -177,28 +206,6 @@ class _Run:
             inside = slice(low - first, high - first), slice(*patch.columns)
             delta = self.deltas.prepared(op, patch, self.reader.rows)
             self._round(weight[inside], op.source.dtype, delta, low - patch.rows[0], block[inside], op)
-        return block
-
-    def _quantize(self, op: Quantize, piece: Piece) -> None:
-        """One whole tensor: its rows are made in float32, for the writer to store."""
-        make, tally = op.make, self.worker.rounder.tally
-        before = tally.float64, tally.rational
-        parts = {part.key: part for part in op.parts}
-        writer = formats.writer_of(op)
-        take = partial(self._float32_rows, make, piece.columns)
-        for key, offset, content in writer.quantise(op.target.key, take, op.target.shape):
-            self.out.write(np.ascontiguousarray(content).data.cast("B"), parts[key].start + offset)
-        if isinstance(make, AddDelta):
-            self._measure(make, piece, tally.float64 - before[0], tally.rational - before[1])
-
-    def _float32_rows(self, op: PlainOp, columns: int, first: int, count: int) -> Array:
-        match op:
-            case AddDelta():
-                return self._delta_block(op, first, count, columns)
-            case SetRows():
-                return self._rows_block(op, first, count, columns)
-        source = op.values if isinstance(op, Replace) else op.source
-        return self._cast_block(source, op.target, first, count, columns)
 
     def _round(self, weight: Array, dtype: str, delta: Delta, first: int, block: Array, op: AddDelta) -> None:
         result = block if block.flags.c_contiguous else np.empty(block.shape, block.dtype)
@@ -223,51 +230,46 @@ class _Run:
                 by_rational=(before.by_rational if before else 0) + rational,
             )
 
-    def _set_rows(self, op: SetRows, piece: Piece) -> None:
-        for first, count in _blocks(piece):
-            block = self._rows_block(op, first, count, piece.columns)
-            self.out.write(block.data.cast("B"), _offset(op.target, first, piece.columns))
-
-    def _rows_block(self, op: SetRows, first: int, count: int, columns: int) -> Array:
+    def _set_rows(self, op: SetRows, first: int, block: Array) -> None:
+        count, columns = block.shape
         places = {row: at for at, row in enumerate(op.rows)}
-        block = self.buffers.array("out", op.target.dtype, count * columns).reshape(count, columns)
         _convert(self.reader.rows(op.source, first, count, columns), op.source, block, op.target)
         for row in sorted(places.keys() & set(range(first, first + count))):
             values = self.reader.rows(op.values, places[row], 1, columns, name="values")
             _convert(values, op.values, block[row - first : row - first + 1], op.target, finite=True)
-        return block
 
-    def _cast(self, source: Stored, target: Stored, piece: Piece) -> None:
-        for first, count in _blocks(piece):
-            block = self._cast_block(source, target, first, count, piece.columns)
-            self.out.write(block.data.cast("B"), _offset(target, first, piece.columns))
-
-    def _cast_block(self, source: Stored, target: Stored, first: int, count: int, columns: int) -> Array:
-        values = self.reader.rows(source, first, count, columns)
-        block = self.buffers.array("out", target.dtype, count * columns).reshape(values.shape)
+    def _cast(self, source: Stored, target: Stored, first: int, block: Array) -> None:
+        values = self.reader.rows(source, first, *block.shape)
         _convert(values, source, block, target, finite=source.owner != 0)
-        return block
 
 
 # --- pieces of work -----------------------------------------------------------------------------------------------
 
 
 def _pieces(ops: Sequence[Op]) -> Iterator[Piece]:
-    yield from _copy_runs([op for op in ops if isinstance(op, Copy)])
-    for op in ops:
-        if isinstance(op, Copy | PeftMerge):
+    """In file order; neighbouring copies in one."""
+    ordered = sorted((op for op in ops if not isinstance(op, PeftMerge)), key=_start)
+    for are_copies, some in groupby(ordered, key=lambda op: isinstance(op, Copy)):
+        if are_copies:
+            yield from _copy_runs(op for op in some if isinstance(op, Copy))
             continue
-        if isinstance(op, Quantize):
-            yield _whole(op)
-            continue
-        rows, columns = op.view if isinstance(op, AddDelta) else _view(op.target)
-        step = max(1, PIECE // max(1, columns))
-        if isinstance(op, AddDelta) and any(patch.along == "columns" and patch.magnitude for patch in op.patches):
-            step = rows or 1  # its norms need the whole tensor first: one worker reads it twice
-        for first in range(0, rows, step):
-            stop = min(rows, first + step)
-            start, end = _offset(op.target, first, columns), _offset(op.target, stop, columns)
-            yield Piece(op=op, first=first, stop=stop, columns=columns, start=start, length=end - start)
+        for op in some:
+            yield from [_whole(op)] if isinstance(op, Quantize) else _cut(op)
+
+
+def _start(op: Op) -> int:
+    return op.parts[0].start if isinstance(op, Quantize) else op.target.start
+
+
+def _cut(op: PlainOp) -> Iterator[Piece]:
+    rows, columns = op.view if isinstance(op, AddDelta) else _view(op.target)
+    step = _block_rows(columns)
+    if isinstance(op, AddDelta) and any(patch.along == "columns" and patch.magnitude for patch in op.patches):
+        step = rows or 1  # its norms need the whole tensor first: one worker reads it twice
+    for first in range(0, rows, step):
+        stop = min(rows, first + step)
+        start, end = _offset(op.target, first, columns), _offset(op.target, stop, columns)
+        yield Piece(op=op, first=first, stop=stop, columns=columns, start=start, length=end - start)
 
 
 def _whole(op: Quantize) -> Piece:
@@ -285,24 +287,29 @@ def _view(stored: Stored) -> tuple[int, int]:
     return stored.shape[0], math.prod(stored.shape[1:])
 
 
-def _copy_runs(copies: list[Copy]) -> Iterator[Piece]:
-    """Join neighbouring copies, then cut them into runs of at most COPY_RUN bytes."""
+def _copy_runs(copies: Iterable[Copy]) -> Iterator[Piece]:
+    """Join neighbouring copies (they come in file order), then cut them into pieces."""
     run: list[int] = []  # source offset, target offset, length
     source: Stored | None = None
-    for op in [*sorted(copies, key=lambda op: op.target.start), None]:
+    for op in [*copies, None]:
         if op is not None and op.source.start == op.source.stop:
             continue
         if op is not None and source is not None and _joins(source, run, op):
             run[2] += op.source.stop - op.source.start
             continue
         if source is not None:
-            for at in range(0, run[2], COPY_RUN):
-                length = min(COPY_RUN, run[2] - at)
-                yield Piece(
-                    op=None, first=run[0] + at, stop=0, columns=0, start=run[1] + at, length=length, source=source
-                )
+            yield from _cut_run(source, *run)
         if op is not None:
             source, run = op.source, [op.source.start, op.target.start, op.source.stop - op.source.start]
+
+
+def _cut_run(source: Stored, start: int, position: int, length: int) -> Iterator[Piece]:
+    """Pieces that end where the file's blocks do, so that a filesystem can share those."""
+    stop = position + length
+    while position < stop:
+        end = min(stop, (position // COPY_RUN + 1) * COPY_RUN)
+        yield Piece(op=None, first=start, stop=0, columns=0, start=position, length=end - position, source=source)
+        start, position = start + end - position, end
 
 
 def _joins(source: Stored, run: list[int], op: Copy) -> bool:
@@ -311,10 +318,18 @@ def _joins(source: Stored, run: list[int], op: Copy) -> bool:
 
 
 def _blocks(piece: Piece) -> Iterator[tuple[int, int]]:
-    """(first row, rows) of about BLOCK elements."""
-    step = max(1, BLOCK // max(1, piece.columns))
+    """(first row, rows) of a block each."""
+    step = _block_rows(piece.columns)
     for first in range(piece.first, piece.stop, step):
         yield first, min(step, piece.stop - first)
+
+
+def _block_rows(columns: int) -> int:
+    return max(1, BLOCK // max(1, columns))
+
+
+def _numbers(buffer: bytearray, dtype: str, rows: int, columns: int) -> Array:
+    return np.frombuffer(buffer, dtype=RAW[dtype], count=rows * columns).reshape(rows, columns)
 
 
 def _offset(target: Stored, row: int, columns: int) -> int:

@@ -1,0 +1,130 @@
+"""An output file that several threads write in any order: its bytes, its sha256, and the blocks it shares with its source."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bot.engines import files
+from bot.engines.files import Output, opened
+from bot.engines.streaming import _cut_run
+from bot.records import Stored
+from tests.factory import save_adapter, save_base
+from tests.steps import merge_folders
+
+SIZE = 200_000
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Iterator[tuple[Output, Path]]:
+    with opened(tmp_path / "out", os.O_RDWR | os.O_CREAT) as descriptor:
+        yield Output(descriptor, SIZE), tmp_path / "out"
+
+
+def filled(out: Output, content: bytes) -> bytearray:
+    buffer = out.buffer(len(content))
+    buffer[: len(content)] = content
+    return buffer
+
+
+@pytest.mark.parametrize("held", [0, 1, 16])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_hash_is_the_files_in_whatever_order_threads_write(
+    output, held: int, seed: int, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(files, "HELD", held)
+    monkeypatch.setattr(files, "HASHED", 700)
+    out, path = output
+    dice = random.Random(seed)
+    content = dice.randbytes(SIZE)
+    (tmp_path / "source").write_bytes(content)
+    edges = [0, *sorted(dice.sample(range(1, SIZE), 300)), SIZE]
+    ranges = list(pairwise(edges))
+    dice.shuffle(ranges)
+    with opened(tmp_path / "source", os.O_RDONLY) as source, ThreadPoolExecutor(4) as pool:
+
+        def write(at: int, stop: int) -> None:
+            match at % 3:
+                case 0:
+                    out.put(filled(out, content[at:stop]), stop - at, at)
+                case 1:
+                    out.copy(source, at, at, stop - at)
+                case 2:
+                    out.write(content[at:stop], at)
+                    out.written(at, stop)
+
+        list(pool.map(lambda given: write(*given), ranges))
+        assert out.digest() == hashlib.sha256(content).hexdigest()
+    assert path.read_bytes() == content
+
+
+def test_buffers_are_used_again_however_far_the_hash_is_behind(output) -> None:
+    out, _ = output
+    seen = []
+    for at in range(1000, SIZE, 1000):  # the first thousand bytes are missing
+        seen.append(filled(out, bytes(1000)))
+        out.put(seen[-1], 1000, at)
+    assert len({id(buffer) for buffer in seen}) <= files.HELD + 1
+    out.put(filled(out, bytes(1000)), 1000, 0)
+    assert out.digest() == hashlib.sha256(bytes(SIZE)).hexdigest()
+
+
+def test_a_file_with_a_hole_has_no_hash(output) -> None:
+    out, _ = output
+    out.put(filled(out, bytes(1000)), 1000, 0)
+    out.put(filled(out, bytes(1000)), 1000, 2000)
+    with pytest.raises(RuntimeError, match="bytes 1000 and on were never written"):
+        out.digest()
+
+
+@pytest.mark.parametrize(("start", "position", "length"), [(100, 100, 10_000_000), (0, 4 << 20, 4 << 20), (7, 9, 1)])
+def test_a_copy_is_cut_where_the_targets_blocks_end(start: int, position: int, length: int) -> None:
+    source = Stored(key="k", owner=0, file="f", dtype="U8", shape=(length,), start=start, stop=start + length)
+    pieces = list(_cut_run(source, start, position, length))
+    assert [piece.start for piece in pieces][1:] == [piece.start + piece.length for piece in pieces][:-1]
+    assert all(piece.start % files.COPY_RUN == 0 for piece in pieces[1:])
+    assert all(piece.first - piece.start == start - position for piece in pieces)
+    assert (pieces[0].start, sum(piece.length for piece in pieces)) == (position, length)
+
+
+@pytest.fixture
+def sharing_disk(tmp_path: Path) -> Iterator[Path]:
+    """An xfs of 400 MB, where files can share blocks."""
+    disk, image = tmp_path / "disk", tmp_path / "image"
+    disk.mkdir()
+    with image.open("wb") as opened_image:
+        opened_image.truncate(400 << 20)
+    if shutil.which("mkfs.xfs") is None:
+        pytest.skip("no mkfs.xfs here")
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", image], check=True)
+    mounted = subprocess.run(["mount", "-o", "loop", image, disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no xfs can be mounted here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_untouched_ranges_share_the_bases_blocks_where_the_filesystem_can(sharing_disk: Path, tmp_path: Path) -> None:
+    made = save_base("llama", tmp_path / "base")
+    weights = load_file(made / "model.safetensors") | {"model.layers.0.padding": torch.randn(16 << 20)}
+    save_file(weights, made / "model.safetensors", metadata={"format": "pt"})
+    adapter = save_adapter(made, "llama", tmp_path / "adapter")
+    base = Path(shutil.copytree(made, sharing_disk / "base"))
+    os.sync()
+    before = shutil.disk_usage(sharing_disk).used
+    merged = merge_folders(base, adapter, sharing_disk / "merged")
+    os.sync()
+    size = (merged / "model.safetensors").stat().st_size
+    assert size > 64 << 20
+    assert shutil.disk_usage(sharing_disk).used - before < size // 4
