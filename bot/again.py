@@ -96,12 +96,14 @@ def _how_quantised(recorded: Json, options: Options) -> Json:
         "base_weights": options.base_weights,
         "quantization": dict(options.quantization),
         "quantize": options.quantize,
+        "overflow": options.overflow,
     }
     simulated = said.get("base_weights") == "simulate-nf4"
     return {
         "base_weights": "simulate-nf4" if simulated else "stored",
         "quantization": said.get("quantization") or {},
         "quantize": said.get("quantize", "none"),
+        "clamps": said.get("overflow") == "clamp",
     }
 
 

@@ -74,6 +74,14 @@ QUANTIZE = click.option(
     show_default=True,
     help="Store the merged weights quantised, from their exact values; same: in the base's own form.",
 )
+OVERFLOW = click.option(
+    "--overflow",
+    type=click.Choice(["refuse", "clamp"]),
+    default="refuse",
+    show_default=True,
+    help="What to do with a number too large for the storage dtype (float16 ends at 65504): refuse the merge, or clamp it to "
+    "the largest there is.",
+)
 EVAL_TEXT = click.option(
     "--eval-text",
     metavar="FILE",
@@ -144,7 +152,7 @@ COMBINING = _options(
     ),
 )
 MERGING = _options(
-    BASE, BASE_WEIGHTS, QUANTIZATION, DTYPE, QUANTIZE, ENGINE, DEVICE, VERIFY, EVAL_TEXT, PICKLE, REMOTE_CODE
+    BASE, BASE_WEIGHTS, QUANTIZATION, DTYPE, QUANTIZE, OVERFLOW, ENGINE, DEVICE, VERIFY, EVAL_TEXT, PICKLE, REMOTE_CODE
 )
 SPEAKING = _options(JSON, QUIET, DEBUG)
 
@@ -233,6 +241,7 @@ def run(adapters: tuple[str, ...], each: bool, as_json: bool, quiet: bool, **cho
 @QUANTIZATION
 @DTYPE
 @QUANTIZE
+@OVERFLOW
 @VERIFY
 @EVAL_TEXT
 @FORCE
@@ -385,7 +394,17 @@ def _maybe(text: str | None) -> Ref | None:
 def _chosen_options(chosen: dict[str, Any]) -> Options:
     from bot.records import Options
 
-    names = ("base_weights", "quantize", "dtype", "engine", "device", "verify", "allow_pickle", "trust_remote_code")
+    names = (
+        "base_weights",
+        "quantize",
+        "overflow",
+        "dtype",
+        "engine",
+        "device",
+        "verify",
+        "allow_pickle",
+        "trust_remote_code",
+    )
     asked = {name: chosen[name] for name in names if name in chosen}
     if chosen.get("quantization_config"):
         asked["quantization"] = _quantization(chosen["quantization_config"], asked)

@@ -107,7 +107,10 @@ class _Work:
 
         in_work = finished.with_name(finished.name + ".part")
         in_work.parent.mkdir(parents=True, exist_ok=True)
-        written = write_shard(shard, ops, self.inputs, in_work, self.progress.add, self._peft, **self._product)
+        clamps = self.plan.options.overflow == "clamp"
+        written = write_shard(
+            shard, ops, self.inputs, in_work, self.progress.add, self._peft, clamps=clamps, **self._product
+        )
         self.measured += written.measured
         self.sha256[shard.name] = written.sha256
         os.replace(in_work, finished)
@@ -128,7 +131,8 @@ class _Work:
         """What PEFT's own layers make, written into the open shard."""
         from bot.engines.peft_layers import write_peft_ops
 
-        return write_peft_ops(ops, self._layers, lambda _: descriptor, self.progress.add)
+        clamps = self.plan.options.overflow == "clamp"
+        return write_peft_ops(ops, self._layers, lambda _: descriptor, self.progress.add, clamps)
 
     @cached_property
     def _product(self) -> dict[str, Product]:

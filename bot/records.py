@@ -37,6 +37,7 @@ class Options:
     base_weights: Literal["auto", "stored", "original", "simulate-nf4"] = "auto"
     quantization: tuple[tuple[str, str | int | bool], ...] = ()  # how simulate-nf4 quantises; (): as QLoRA usually does
     quantize: Literal["none", "nf4", "fp4", "int8", "fp8", "same"] = "none"
+    overflow: Literal["refuse", "clamp"] = "refuse"  # what is too large for the dtype: an error, or its largest number
     engine: Literal["auto", "streaming", "phantom", "in-memory"] = "auto"
     verify: Literal["auto", "files", "weights", "full"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -18,6 +18,7 @@ CHOICES = {
     "dtype": ("auto", "bfloat16", "float16", "float32"),
     "base-weights": ("auto", "stored", "original", "simulate-nf4"),
     "quantize": ("none", "nf4", "fp4", "int8", "fp8", "same"),
+    "overflow": ("refuse", "clamp"),
     "verify": ("auto", "files", "weights", "full"),
     "private": ("auto", "true", "false"),
 }
@@ -60,7 +61,7 @@ def _request(asked: _Asked, adapter: Ref, target: str | None) -> Request:
         raise Usage("base-revision is given without base-model.", remedy="Name the base with base-model, too.")
     choice = asked.choice
     chosen: dict[str, Any] = {name: choice(name) for name in ("publish", "private")}
-    options: dict[str, Any] = {name: choice(name) for name in ("dtype", "verify", "quantize")}
+    options: dict[str, Any] = {name: choice(name) for name in ("dtype", "verify", "quantize", "overflow")}
     options["base_weights"] = choice("base-weights")
     return Request(
         adapter=adapter,

@@ -88,7 +88,7 @@ def _combination(document: Json) -> Iterator[str]:
 def _options(merge: Json) -> Iterator[str]:
     """The options that differ from their defaults."""
     options = merge.get("options") or {}
-    for key, default in (("dtype", "auto"), ("base_weights", "auto"), ("quantize", "none")):
+    for key, default in (("dtype", "auto"), ("base_weights", "auto"), ("quantize", "none"), ("overflow", "refuse")):
         value = str(options.get(key, default))
         if value != default and re.fullmatch(r"[a-z0-9-]+", value):
             yield f"--{key.replace('_', '-')} {value}"

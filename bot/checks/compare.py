@@ -12,7 +12,7 @@ from torch import Tensor
 from bot.checks import arithmetic
 from bot.checks.arithmetic import Sizes, Terms
 from bot.checks.checkpoint import FLOATS, Place
-from bot.checks.rounding import round_once
+from bot.checks.rounding import clamp, round_once
 from bot.checks.rows import TORCH, Opened
 from bot.checks.steps import Parts, Ready
 from bot.checks.tally import Tally
@@ -33,13 +33,14 @@ class Part:
 
 
 def compare_touched(
-    wanted: Expected, merged: Place, steps: Steps, ranges: Ranges, opened: Opened, tally: Tally
+    wanted: Expected, merged: Place, steps: Steps, ranges: Ranges, opened: Opened, tally: Tally, clamps: bool
 ) -> None:
     """Every element against the source's, changed by every step and rounded once; evaluated in float64."""
     for low, high in ranges:
         found = opened.rows(merged, low, high, wanted.view)
         weight = opened.rows(wanted.source, low, high, wanted.view).to(torch.float64)
-        part = Part(low=low, high=high, weight=weight, exact=_exact(weight, steps, low, high, opened))
+        exact = _exact(weight, steps, low, high, opened)
+        part = Part(low=low, high=high, weight=weight, exact=_clamped(exact, found.dtype, tally) if clamps else exact)
         right = round_once(part.exact, found.dtype)
         tally.elements += found.numel()
         if not torch.equal(right, found):
@@ -50,6 +51,12 @@ def compare_touched(
             tally.changed += found.numel()
         else:
             _retain(tally, before, found, part.exact - before)
+
+
+def _clamped(exact: Tensor, dtype: torch.dtype, tally: Tally) -> Tensor:
+    """What the merge was asked to store of numbers that are too large for their dtype."""
+    tally.clamped += int((round_once(exact, dtype).isinf() & exact.isfinite()).sum())
+    return clamp(exact, dtype)
 
 
 def exact_rows(wanted: Expected, steps: Steps, low: int, high: int, opened: Opened) -> tuple[Tensor, Tensor]:
@@ -153,11 +160,12 @@ def _count_differing_bytes(tally: Tally, stored: bytearray, found: bytearray, me
     tally.changed += count
 
 
-def compare_cast(base: Place, merged: Place, ranges: Ranges, opened: Opened, tally: Tally) -> None:
+def compare_cast(base: Place, merged: Place, ranges: Ranges, opened: Opened, tally: Tally, clamps: bool) -> None:
     """Another floating-point dtype: every element must be the base's, correctly rounded."""
     for low, high in ranges:
         stored, found = opened.rows(base, low, high), opened.rows(merged, low, high)
-        right = round_once(stored.to(torch.float64), found.dtype)
+        exact = stored.to(torch.float64)
+        right = round_once(_clamped(exact, found.dtype, tally) if clamps else exact, found.dtype)
         differs = (right != found) & ~(right.isnan() & found.isnan())
         count = int(differs.sum())
         tally.elements += found.numel()

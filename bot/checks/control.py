@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bot.checks.adapted import Adapted, adapted
-from bot.checks.rounding import round_stochastically
+from bot.checks.rounding import clamp, round_stochastically
 from bot.checks.unmerged import has_own_merge
 
 CHUNK = 1 << 17  # elements that are rounded at once
@@ -59,11 +59,11 @@ def _round_all(
         for path, owner, name, weight in list(parameters(model)):
             one = found.get((owner, name))
             if one is not None:
-                fresh = _rounded(one.exact(), dtype, generator, weight.dtype)
+                fresh = _rounded(one.exact(), dtype, generator, weight.dtype, job["clamps"])
             elif weight in rounded:
                 fresh = rounded[weight]  # tied weights stay tied
             elif job["cast_all"] or f"{path}.{name}" in whole:
-                fresh = rounded[weight] = _rounded(weight, dtype, generator, weight.dtype)
+                fresh = rounded[weight] = _rounded(weight, dtype, generator, weight.dtype, job["clamps"])
             else:
                 continue
             if keep:
@@ -85,12 +85,15 @@ def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Param
                     yield bare, owner, name, weight
 
 
-def _rounded(exact: Tensor, dtype: torch.dtype, generator: torch.Generator, kept: torch.dtype) -> nn.Parameter:
+def _rounded(
+    exact: Tensor, dtype: torch.dtype, generator: torch.Generator, kept: torch.dtype, clamps: bool
+) -> nn.Parameter:
     """Stochastically rounded to `dtype`, and held in the weight's own (wider) dtype."""
     result = torch.empty_like(exact, dtype=kept, memory_format=torch.contiguous_format)
     count = exact.shape[0] if exact.dim() else 1
     rows = max(1, CHUNK * count // max(1, exact.numel()))
     for low in range(0, count, rows):
         part = slice(low, low + rows) if exact.dim() else ...
-        result[part] = round_stochastically(exact[part].double().contiguous(), dtype, generator).to(kept)
+        wide = exact[part].double().contiguous()
+        result[part] = round_stochastically(clamp(wide, dtype) if clamps else wide, dtype, generator).to(kept)
     return nn.Parameter(result, requires_grad=False)

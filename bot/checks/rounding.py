@@ -26,6 +26,12 @@ def round_once(exact: Tensor, dtype: torch.dtype) -> Tensor:
     return _to_odd(exact, near).to(dtype)
 
 
+def clamp(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """Finite numbers that are too large for `dtype`, as its largest; any shape, float64 → float64."""
+    largest = torch.finfo(dtype).max
+    return torch.where(exact.isfinite(), exact.clamp(-largest, largest), exact)
+
+
 def _on_a_midpoint(near: Tensor) -> bool:
     """Whether any float32 lies exactly between two bfloat16 neighbours: the dropped 16 bits are 1000…0."""
     return bool((near.view(torch.int32).bitwise_and(0xFFFF) == 0x8000).any())

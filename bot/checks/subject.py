@@ -21,6 +21,7 @@ class Subject:
     `hashed`: the sha256 of files that were hashed while they were written, moments ago.
     `base_weights`: `stored` (the base's own, dequantised where they are quantised) or `simulate-nf4`, with
     `quantization`: how, as BitsAndBytesConfig has it. `quantize`: the form that the merged weights are stored in.
+    `clamps`: numbers too large for their dtype are stored as its largest.
     `original`: the 16-bit model that a quantised base was made from, where that lies here; `eval_text`: what to compare
     on beside the prompts; `force`: a quantised result that has lost the tune is a remark, not a failure.
     `ours`: the folder claims to be this bot's work and must be exact; else any named arithmetic is a mere warning.
@@ -43,6 +44,7 @@ class Subject:
     base_weights: str = "stored"
     quantization: Json = field(default_factory=dict)
     quantize: str = "none"
+    clamps: bool = False
     original: Path | None = None
     eval_text: Path | None = None
     force: bool = False

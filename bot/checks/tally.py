@@ -14,7 +14,7 @@ class Tally:
     `wrong`: elements that are not the correctly rounded result (touched) or not the base's bytes (untouched).
     `undecided`: of the touched, those that differ from the float64 result within float64's own error; not in `wrong`.
     `changed`: elements that differ from the base. `bad`: NaN or infinity where the base is finite, `inherited`: where
-    it is not.
+    it is not. `clamped`: numbers too large for their dtype, where the merge was asked to clamp those.
     `kept` and `power` are <W'−W, D> and <D, D>. `arithmetic` is the loosest that some part of the tensor needs.
     """
 
@@ -26,6 +26,7 @@ class Tally:
     changed: int = 0
     bad: int = 0
     inherited: int = 0
+    clamped: int = 0
     kept: float = 0.0
     power: float = 0.0
     arithmetic: int = 0
@@ -33,7 +34,7 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Join the counts of another part of the same tensor."""
-        for name in ("elements", "wrong", "undecided", "changed", "bad", "inherited", "kept", "power"):
+        for name in ("elements", "wrong", "undecided", "changed", "bad", "inherited", "clamped", "kept", "power"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.arithmetic = max(self.arithmetic, other.arithmetic)
         self.example = self.example or other.example
@@ -54,6 +55,11 @@ class Swept:
     tallies: dict[str, Tally]
     skipped: tuple[str, ...] = field(default=())
     packed: frozenset[str] = frozenset()
+
+    @property
+    def clamped(self) -> int:
+        """Numbers that were too large for their dtype."""
+        return sum(tally.clamped for tally in self.tallies.values())
 
     @property
     def touched(self) -> list[Tally]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -42,9 +43,21 @@ class Trial:
     comparison: Json | None = None
 
     @property
+    def lost(self) -> str | None:
+        """The model whose outputs are NaN or infinite, if one's are."""
+        if not all(math.isfinite(one["size"]) for one in self.reference.get("control", ())):
+            return "unmerged"
+        sums = {
+            "base": self.reference.get("base"),
+            "control": self.reference.get("control"),
+            "merged": self.merged.get("merged"),
+        }
+        return next((who for who, some in sums.items() if not math.isfinite(_sum(some or []))), None)
+
+    @property
     def noise_floor(self) -> Json | None:
-        """What the document says about the size of things; None where nothing was measured."""
-        if not self.merged.get("merged") or "control" not in self.reference:
+        """What the document says about the size of things; None where nothing was measured, or nothing that is finite."""
+        if not self.merged.get("merged") or "control" not in self.reference or self.lost:
             return None
         merged, control, base = self.merged["merged"], self.reference["control"], self.reference["base"]
         positions = sum(one["positions"] for one in merged)
@@ -119,7 +132,10 @@ def _compared(case: Case, job: Json, rows: list[comparison.Row], reference: Json
     answer = _work(case, job, "comparison", work)
     if "measured" not in answer:
         return answer
-    return {"rows": comparison.table_of(case, rows, reference["measured"] | answer["measured"])}
+    measured = reference["measured"] | answer["measured"]
+    if lost := [id for id, sums in measured.items() if not math.isfinite(sums["far"])]:
+        return {"error": f"the outputs of {', '.join(sorted(lost))} are NaN or infinite"}
+    return {"rows": comparison.table_of(case, rows, measured)}
 
 
 def _work(case: Case, job: Json, role: str, work: Path) -> Json:
@@ -165,6 +181,7 @@ def _job(case: Case, base: Path) -> Json:
         "text": str(subject.eval_text.resolve()) if subject.eval_text else None,
         # float32's own rounding would drown in float32 compute: then everything is computed in float64.
         "compute": "float64" if {"F32", "F64"} & dtypes.keys() else "float32",
+        "clamps": subject.clamps,
         "cast_all": any(_cast(case, key) for key in merged),
         "trust": subject.trust_remote_code,
         "whole": sorted(case.claims.whole),

@@ -176,7 +176,7 @@ def _same_as_before(tally: Tally) -> bool:
 
 
 def finite(case: Case) -> Finding:
-    """No NaN and no infinity in any merged weight."""
+    """No NaN and no infinity in any merged weight; where that took clamping, how often."""
     tallies = list(case.swept.tallies.values())
     fails = [f"{one.key} has {counted(one.bad, 'value')} that are NaN or infinite." for one in tallies if one.bad]
     inherited = [one for one in tallies if one.inherited]
@@ -184,6 +184,13 @@ def finite(case: Case) -> Finding:
         f"{one.key} has {counted(one.inherited, 'value')} that are NaN or infinite, as the base has."
         for one in inherited
     ]
+    clamped = [(one.key, one.clamped) for one in tallies if one.clamped]
+    if clamped and not fails:
+        total = counted(sum(count for _, count in clamped), "value")
+        why = f"{total} too large for the dtype, stored as its largest number, as asked."
+        return finding(
+            "finite", "warn", f"{total} clamped", "none clamped", why, [f"{key}: {count:,}" for key, count in clamped]
+        )
     right = ("0 non-finite", "Every weight is a finite number.")
     return graded("finite", "0 non-finite", right, fails=fails)
 

@@ -27,9 +27,9 @@ from bot.engines.probing import probe_for, same_output
 from bot.engines.widened import all_widened, casts_widened
 from bot.errors import Refused
 from bot.records import Json, Measured, PeftMerge, Stored
-from bot.weights.headers import read_header
+from bot.weights.headers import TORCH_NAMES, read_header
 from bot.weights.methods import METHODS, PREFIX, engine_for, modules_of
-from bot.weights.rounding import LARGEST, RAW, Array, narrow, widen
+from bot.weights.rounding import RAW, Array, clamp, narrow, widen
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 NAME = "default"
@@ -139,12 +139,17 @@ class PeftLayers:
 
 
 def write_peft_ops(
-    ops: Sequence[PeftMerge], layers: PeftLayers, out_of: Callable[[str], int], moved: Callable[[int], None]
+    ops: Sequence[PeftMerge],
+    layers: PeftLayers,
+    out_of: Callable[[str], int],
+    moved: Callable[[int], None],
+    clamps: bool = False,
 ) -> list[Measured]:
     """Merge the modules of `ops` and write each target by offset; `out_of`: a weight file's name → its descriptor.
 
     The files must have their full size already. Parameters of one module that lie in different shards may come in
-    different calls. Raises Refused, for a result that is too large for its dtype too, and OSError.
+    different calls. `clamps`: a result that is too large for its dtype becomes that dtype's largest number. Raises
+    Refused, for such a result too, and OSError.
     """
     measured = []
     by_module: dict[str, list[PeftMerge]] = {}
@@ -157,17 +162,21 @@ def write_peft_ops(
             if tuple(value.shape) != op.target.shape:
                 reason = f"PEFT makes {tuple(value.shape)} of {op.source.key}, which is {op.target.shape}."
                 raise Refused(reason, remedy="Keep the adapter separate.")
-            measured.append(_write(op, value, layers, out_of(op.target.file)))
+            measured.append(_write(op, value, layers, out_of(op.target.file), clamps))
             moved(op.target.stop - op.target.start)
     return measured
 
 
-def _write(op: PeftMerge, value: Tensor, layers: PeftLayers, descriptor: int) -> Measured:
-    if value.numel() and float(value.abs().max()) > LARGEST[op.target.dtype]:
-        reason = f"{op.target.key} holds values that are too large for {op.target.dtype}."
-        raise Refused(reason, remedy="Choose --dtype bfloat16 or float32.")
+def _write(op: PeftMerge, value: Tensor, layers: PeftLayers, descriptor: int, clamps: bool) -> Measured:
     change = float(torch.linalg.vector_norm(value - layers._read(op.source).double()))
-    content = memoryview(narrow(value.contiguous().numpy(), op.target.dtype).tobytes())
+    found = narrow(value.contiguous().numpy(), op.target.dtype)
+    is_finite = np.isfinite(value.numpy())
+    if clamps:
+        clamp(found, op.target.dtype, where=is_finite)
+    elif bool((is_finite & ~np.isfinite(widen(found, op.target.dtype))).any()):
+        reason = f"{op.target.key} holds values that are too large for {TORCH_NAMES[op.target.dtype]}."
+        raise Refused(reason, remedy="Choose --dtype bfloat16 or float32, or --overflow clamp.")
+    content = memoryview(found.tobytes())
     offset = op.target.start
     while content.nbytes:
         count = os.pwrite(descriptor, content, offset)

@@ -45,7 +45,7 @@ from bot.records import (
 )
 from bot.weights.delta import Delta, Product, Rounder
 from bot.weights.headers import TORCH_NAMES
-from bot.weights.rounding import RAW, Array, narrow, widen
+from bot.weights.rounding import RAW, Array, clamp, narrow, widen
 
 BLOCK = 1 << 19  # elements in a block of rows: 2 MiB of float32; smaller ones cost more calls, larger ones the cache
 Moved = Callable[[int], None]
@@ -76,8 +76,8 @@ class Written:
 class Worker(local):
     """One thread's rounder, and what it needs to make rows for a writer of another form."""
 
-    def __init__(self, product: Product) -> None:
-        self.rounder = Rounder(product)
+    def __init__(self, product: Product, clamps: bool) -> None:
+        self.rounder = Rounder(product, clamps=clamps)
 
 
 def write_shard(
@@ -88,19 +88,20 @@ def write_shard(
     moved: Moved,
     later: FillLater | None = None,
     product: Product = np.matmul,
+    clamps: bool = False,
 ) -> Written:
     """Write one weight file whole. `ops` are the shard's; `moved` is told of bytes written.
 
-    `later` fills in what PEFT's own layers make (PeftMerge ops); `product` multiplies, perhaps on another device.
-    Raises Refused for a NaN or Inf in what is merged, for a result too large for its dtype, or for an input that changes
-    meanwhile, and OSError.
+    `later` fills in what PEFT's own layers make (PeftMerge ops); `product` multiplies, perhaps on another device. `clamps`:
+    a result too large for its dtype becomes that dtype's largest number. Raises Refused for a NaN or Inf in what is merged,
+    for a result too large for its dtype, or for an input that changes meanwhile, and OSError.
     """
     with Inputs(inputs) as files, opened(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as descriptor:
         out = Output(descriptor, shard.size)
         out.write(shard.header, 0)
         out.written(0, len(shard.header))
         moved(len(shard.header))
-        measured = _Run(files, out, moved, product).do(ops)
+        measured = _Run(files, out, moved, product, clamps).do(ops)
         peft = [op for op in ops if isinstance(op, PeftMerge)]
         if peft:
             assert later is not None
@@ -114,9 +115,9 @@ def write_shard(
 class _Run:
     """The work on one shard."""
 
-    def __init__(self, files: Inputs, out: Output, moved: Moved, product: Product) -> None:
-        self.files, self.out, self.moved = files, out, moved
-        self.worker, self.buffers = Worker(product), Buffers()
+    def __init__(self, files: Inputs, out: Output, moved: Moved, product: Product, clamps: bool) -> None:
+        self.files, self.out, self.moved, self.clamps = files, out, moved, clamps
+        self.worker, self.buffers = Worker(product, clamps), Buffers()
         self.reader = TensorReader(files, self.buffers)
         self.deltas = Deltas(files)
         self._measured: dict[str, Measured] = {}
@@ -201,7 +202,7 @@ class _Run:
         weight = self.reader.rows(op.source, first, count, columns)
         patches = self.deltas.between(op, first, first + count)
         if sum((high - low) * (p.columns[1] - p.columns[0]) for p, low, high in patches) < weight.size:
-            _convert(weight, op.source, block, op.target)  # no patch covers all of it
+            self._convert(weight, op.source, block, op.target)  # no patch covers all of it
         for patch, low, high in patches:
             inside = slice(low - first, high - first), slice(*patch.columns)
             delta = self.deltas.prepared(op, patch, self.reader.rows)
@@ -233,14 +234,30 @@ class _Run:
     def _set_rows(self, op: SetRows, first: int, block: Array) -> None:
         count, columns = block.shape
         places = {row: at for at, row in enumerate(op.rows)}
-        _convert(self.reader.rows(op.source, first, count, columns), op.source, block, op.target)
+        self._convert(self.reader.rows(op.source, first, count, columns), op.source, block, op.target)
         for row in sorted(places.keys() & set(range(first, first + count))):
             values = self.reader.rows(op.values, places[row], 1, columns, name="values")
-            _convert(values, op.values, block[row - first : row - first + 1], op.target, finite=True)
+            self._convert(values, op.values, block[row - first : row - first + 1], op.target, finite=True)
 
     def _cast(self, source: Stored, target: Stored, first: int, block: Array) -> None:
         values = self.reader.rows(source, first, *block.shape)
-        _convert(values, source, block, target, finite=source.owner != 0)
+        self._convert(values, source, block, target, finite=source.owner != 0)
+
+    def _convert(self, values: Array, source: Stored, out: Array, target: Stored, *, finite: bool = False) -> None:
+        """out ← values, rounded once. `finite`: the source may hold no NaN or Inf. Raises Refused."""
+        wide = widen(np.ascontiguousarray(values), source.dtype)
+        is_finite = np.isfinite(wide)
+        if finite and not bool(is_finite.all()):
+            raise _unusable(source, ValueError("NaN or Inf"))
+        if source.dtype == target.dtype:
+            out[...] = values
+            return
+        found = narrow(wide, target.dtype)
+        if self.clamps:
+            clamp(found, target.dtype, where=is_finite)
+        elif bool((is_finite & ~np.isfinite(widen(found, target.dtype))).any()):
+            raise _too_large(target)
+        out[...] = found
 
 
 # --- pieces of work -----------------------------------------------------------------------------------------------
@@ -336,22 +353,6 @@ def _offset(target: Stored, row: int, columns: int) -> int:
     return target.start + row * columns * int(np.dtype(RAW[target.dtype]).itemsize)
 
 
-def _convert(values: Array, source: Stored, out: Array, target: Stored, *, finite: bool = False) -> None:
-    """out ← values, rounded once. `finite`: the source may hold no NaN or Inf. Raises Refused."""
-    wide = widen(np.ascontiguousarray(values), source.dtype)
-    whole = bool(np.isfinite(wide).all())
-    if finite and not whole:
-        raise _unusable(source, ValueError("NaN or Inf"))
-    if source.dtype == target.dtype:
-        out[...] = values
-        return
-    found = narrow(wide, target.dtype)
-    after = np.isfinite(widen(found, target.dtype))
-    if not bool(after.all()) and bool((np.isfinite(wide) & ~after).any()):
-        raise _too_large(target)
-    out[...] = found
-
-
 def _unusable(stored: Stored, error: ValueError) -> Refused:
     if "norm of zero" in str(error):
         return Refused(
@@ -366,7 +367,8 @@ def _unusable(stored: Stored, error: ValueError) -> Refused:
 def _too_large(target: Stored) -> Refused:
     dtype = TORCH_NAMES.get(target.dtype, target.dtype)
     return Refused(
-        f"{target.key} holds values that are too large for {dtype}.", remedy="Choose --dtype bfloat16 or float32."
+        f"{target.key} holds values that are too large for {dtype}.",
+        remedy="Choose --dtype bfloat16 or float32, or --overflow clamp.",
     )
 
 

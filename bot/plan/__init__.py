@@ -133,6 +133,8 @@ def fingerprint(base_sha: str, adapter_sha: str, options: Options, how: str) -> 
             "quantize": options.quantize,
         },
     }
+    if options.overflow != "refuse":
+        decides["overflow"] = options.overflow
     if options.quantization and how == "simulate-nf4":
         decides["quantization"] = dict(options.quantization)
     return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

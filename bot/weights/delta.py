@@ -26,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 
-from bot.weights.rounding import LARGEST, SMALLEST, UNIT, Array, narrow, round_rational, widen
+from bot.weights.rounding import LARGEST, SMALLEST, UNIT, Array, clamp, narrow, round_rational, widen
 
 try:
     from bot.weights import _exact
@@ -115,17 +115,18 @@ def frobenius(delta: Delta) -> float:
 class Rounder:
     """Adds deltas to blocks of rows, with buffers that are used again for every block. One per thread."""
 
-    def __init__(self, product: Product = np.matmul, *, compiled: bool = COMPILED) -> None:
-        """`product`: (left, right, out=) → out = left @ right, for instance on another device."""
-        self._product, self._is_compiled = product, compiled
+    def __init__(self, product: Product = np.matmul, *, compiled: bool = COMPILED, clamps: bool = False) -> None:
+        """`product`: (left, right, out=) → out = left @ right, for instance on another device. `clamps`: a result that is
+        too large for its dtype (but not for float32) becomes its largest number."""
+        self._product, self._is_compiled, self._clamps = product, compiled, clamps
         self._buffers: dict[tuple[str, np.dtype[np.generic]], Array] = {}
         self.tally = Tally()
 
     def add(self, weight: Array, dtype: str, delta: Delta, first: int, out: Array, out_dtype: str) -> None:
         """out ← round(weight + delta[first : first + rows]), or its DoRA form; both rows × columns, as stored.
 
-        Raises OverflowError when a result is too large for `out_dtype`, ValueError when `weight` has a NaN or Inf (or a
-        row that DoRA would divide by zero for).
+        Raises OverflowError when a result is too large for `out_dtype` (and not clamped), ValueError when `weight` has a NaN
+        or Inf (or a row that DoRA would divide by zero for).
         """
         if self._is_compiled and dtype == out_dtype == "BF16" and delta.compute == np.float32:
             return self._add_compiled(weight, delta, first, out)
@@ -143,7 +144,7 @@ class Rounder:
             places = self._settle(value, error, largest, out, out_dtype)
         for part in _parts(places, delta):
             self._decide(part, weight, dtype, delta, first, (value, error), out, out_dtype)
-        _check_range(out, out_dtype, largest + 2 * error)
+        self._limit(out, out_dtype, largest + 2 * error)
         return None
 
     def _add_compiled(self, weight: Array, delta: Delta, first: int, out: Array) -> None:
@@ -175,7 +176,16 @@ class Rounder:
         self.tally.float64 += recomputed - still_open
         for part in _parts(rest[:still_open], delta):
             self._decide(part, weight, "BF16", delta, first, None, out, "BF16")
-        _check_range(out, "BF16", largest * (1 + 4 * unit) + 4 * float(row_error.max(initial=0.0)))
+        self._limit(out, "BF16", largest * (1 + 4 * unit) + 4 * float(row_error.max(initial=0.0)))
+
+    def _limit(self, out: Array, dtype: str, largest: float) -> None:
+        """What became Inf is clamped, or raises OverflowError; `largest` bounds them all before they are rounded."""
+        if largest <= LARGEST[dtype]:
+            return
+        if self._clamps:
+            clamp(out, dtype)
+        elif not bool(np.isfinite(widen(out, dtype)).all()):
+            raise OverflowError(f"a merged weight is too large for {dtype}")
 
     def squares(self, weight: Array, dtype: str, delta: Delta, first: int, total: Array) -> None:
         """total[j] += Σ_i V_ij² over this block of rows, for a DoRA norm along columns."""
@@ -362,12 +372,6 @@ def _finite(largest: float, weight: Array, dtype: str) -> float:
             raise ValueError("the weight holds a NaN or Inf")
         raise OverflowError("a merged weight is too large for its dtype")
     return largest
-
-
-def _check_range(out: Array, dtype: str, largest: float) -> None:
-    """Raises OverflowError for a result that rounded to Inf; `largest` bounds them all before they are rounded."""
-    if largest > LARGEST[dtype] and not bool(np.isfinite(widen(out, dtype)).all()):
-        raise OverflowError(f"a merged weight is too large for {dtype}")
 
 
 def _rational(row: int, column: int, weight: Array, dtype: str, delta: Delta, first: int) -> Fraction:

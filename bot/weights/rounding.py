@@ -26,6 +26,7 @@ LARGEST = {
     "F32": float(np.finfo(np.float32).max),
     "F64": math.inf,
 }
+INFINITY = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F80_0000}  # as bits
 HALF_SIGN, HALF_REST = np.uint32(0x8000), np.uint32(0x7FFF)
 
 
@@ -70,6 +71,13 @@ def narrow(values: Array, dtype: str) -> Array:
     return np.where(lost, (bits >> np.uint32(16)).astype(np.uint16) | np.uint16(0x40), found) if lost.any() else found
 
 
+def clamp(stored: Array, dtype: str, where: Array | bool = True) -> None:
+    """Infinities (only those in `where`, a mask of stored's shape) become the largest number of their sign, in place."""
+    bits = stored.view(f"u{stored.itemsize}")
+    infinite = bits << bits.dtype.type(1) == bits.dtype.type(2 * INFINITY[dtype])
+    bits -= infinite & where  # the largest number's bits are the ones before infinity's
+
+
 def to_odd(values: Array) -> Array:
     """float64 → float32, where an inexact result takes the neighbour whose last bit is 1."""
     with np.errstate(over="ignore"):
@@ -83,14 +91,12 @@ def to_odd(values: Array) -> Array:
 
 
 def round_rational(value: Fraction, dtype: str) -> float:
-    """A rational number rounded to nearest, ties to even, in BF16, F16 or F32. OverflowError beyond its largest."""
+    """A rational number rounded to nearest, ties to even, in BF16, F16 or F32; infinity beyond its largest."""
     if value == 0:
         return 0.0
     quantum = quantum_of(value, dtype)
     result = float(round(abs(value) / quantum) * quantum)  # Python rounds a Fraction's ties to even
-    if result > LARGEST[dtype]:
-        raise OverflowError(f"a merged weight is too large for {dtype}")
-    return math.copysign(result, value.numerator)
+    return math.copysign(result if result <= LARGEST[dtype] else math.inf, value.numerator)
 
 
 def quantum_of(value: Fraction, dtype: str) -> Fraction:

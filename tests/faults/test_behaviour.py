@@ -7,12 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from bot.checks.measure import distance
 from bot.records import Report
 from bot.verify import canonical, table
+from tests.factory import save_adapter, save_base
 from tests.faults import damage
 from tests.faults.conftest import Builder, named, prove
 from tests.faults.models import Built
+from tests.steps import merge_folders
 
 pytestmark = pytest.mark.slow
 
@@ -81,3 +85,38 @@ def test_a_folder_that_cannot_be_read_is_not_run(llama: Built, copy: Path):
     report = full(llama, copy)
     assert named(report, "loads").status == named(report, "behaviour").status == "skip"
     assert report.noise_floor is None
+
+
+def test_outputs_that_are_not_finite_are_a_finding_not_a_crash(llama: Built, tmp_path: Path):
+    """A base whose last norm is so large that its logits overflow float32."""
+    folder = tmp_path / "inputs"
+    base = save_base("llama", folder / "base")
+    adapter = save_adapter(base, "llama", folder / "adapter")
+
+    def enlarge(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.norm.weight"].fill_(3e38)
+
+    damage.rewrite(base / "model.safetensors", enlarge)
+    merged = merge_folders(base, adapter, tmp_path / "merged")
+    report = prove(llama, merged, base=base, adapter=adapter, dtype="auto", level="full")
+    assert (
+        named(report, "behaviour").why
+        == "The unmerged model's outputs are NaN or infinite: there is nothing to compare."
+    )
+    assert (named(report, "behaviour").status, report.verdict, report.noise_floor) == ("fail", "not-verified", None)
+    assert json.loads(canonical(report.document))["noise_floor"] is None
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-3, 1.0, 30.0])
+def test_the_distance_is_the_kl_divergence(size: float):
+    torch.manual_seed(0)
+    wanted = torch.randn(40, 64, dtype=torch.float64)
+    found = wanted + size * torch.randn(40, 64, dtype=torch.float64)
+    p, q = (one.log_softmax(-1) for one in (wanted, found))
+    textbook = float((p.exp() * (p - q)).sum())
+    assert distance("kl", wanted, found)["far"] == pytest.approx(textbook, rel=1e-3 if size < 1e-6 else 1e-9)
+
+
+def test_the_distance_of_certain_and_opposite_answers_is_finite():
+    wanted, found = torch.tensor([[0.0, 3000.0]]), torch.tensor([[3000.0, 0.0]])
+    assert distance("kl", wanted, found)["far"] == pytest.approx(3000.0)

@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 # Each input and the field of Request or Options that it sets; None where it is the launcher's or the reports' own.
 FIELDS = {
     "adapter": "adapter", "adapter-revision": "adapter", "base-model": "base", "base-revision": "base",
-    "target-repo": "target", "publish": "publish", "dtype": "dtype", "base-weights": "base_weights",
+    "target-repo": "target", "publish": "publish", "dtype": "dtype", "base-weights": "base_weights", "overflow": "overflow",
     "quantize": "quantize", "verify": "verify", "private": "private", "license": "license", "force": "force",
     "trust-remote-code": "trust_remote_code", "allow-pickle": "allow_pickle", "hf-token": None, "hf-read-token": None,
     "github-token": None, "report": None, "runtime": None, "gpus": None, "image": None, "cache-dir": None,
@@ -35,7 +35,7 @@ def test_an_input_sets_a_field_that_exists(name: str) -> None:
     assert FIELDS[name] in Request.__dataclass_fields__ | Options.__dataclass_fields__
 
 
-@pytest.mark.parametrize("name", ["publish", "dtype", "base-weights", "quantize", "verify", "private"])
+@pytest.mark.parametrize("name", ["publish", "dtype", "base-weights", "quantize", "overflow", "verify", "private"])
 def test_an_inputs_default_is_the_command_lines_and_its_values_are_told(name: str) -> None:
     option = next(p for p in cli.commands["run"].params if p.name == FIELDS[name])
     assert isinstance(option.type, click.Choice)

@@ -186,6 +186,31 @@ def test_a_single_number_beyond_float16_overflows_however_large_it_is(size: floa
         add(weight, low_rank(a, b, 1.0, out=torch.float16), 0, out, Rounder())
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("out_dtype", DTYPES)
+def test_a_clamped_result_is_the_largest_number_and_the_rest_is_as_ever(sign: int, out_dtype, compiled: bool) -> None:
+    torch.manual_seed(5)
+    largest = float(torch.finfo(out_dtype).max)
+    a, b = torch.randn(2, 70), torch.randn(5, 2)
+    weight = torch.randn(5, 70).to(torch.bfloat16 if out_dtype == torch.bfloat16 else torch.float32)
+    expected, out = torch.empty(5, 70, dtype=out_dtype), torch.empty(5, 70, dtype=out_dtype)
+    delta = low_rank(a, b, 1.0, out=out_dtype)
+    add(weight, delta, 0, expected, Rounder(compiled=compiled))
+    # float32's own largest number cannot be passed in float32: its half is added to it.
+    huge = {torch.float16: [65519.0, 65525.0, 2.0**17, 1e30], torch.bfloat16: [largest], torch.float32: [largest]}[
+        out_dtype
+    ]
+    far = {torch.float16: 0.0, torch.bfloat16: 2.0**119, torch.float32: 1e38}[out_dtype]
+    columns = list(range(3, 3 + 16 * len(huge), 16))
+    for at, value in zip(columns, huge, strict=True):
+        weight[2, at] = sign * value
+    a, b = torch.cat([a, torch.zeros(1, 70)]), torch.cat([b, torch.zeros(5, 1)], dim=1)
+    a[2, columns], b[2, 2] = 1.0, sign * far
+    add(weight, low_rank(a, b, 1.0, out=out_dtype), 0, out, Rounder(compiled=compiled, clamps=True))
+    expected[2, columns] = sign * largest
+    assert torch.equal(out, expected)
+
+
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
 def test_a_bfloat16_weight_with_a_nan_or_inf_is_named(odd: float, compiled: bool) -> None:
     weight, out = torch.ones(3, 200).bfloat16(), torch.empty(3, 200, dtype=torch.bfloat16)
