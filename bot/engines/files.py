@@ -102,10 +102,9 @@ class Output:
         """Write the buffer's first `size` bytes at the offset, as final. The buffer is this object's from now on."""
         self.write(memoryview(buffer)[:size], offset)
         with self._lock:
-            is_kept = 0 < size and self._held < HELD
-            if is_kept:
-                self._held += 1
-            else:
+            is_kept = size > 0 and self._held < HELD
+            self._held += is_kept
+            if not is_kept:
                 self._spare.append(buffer)
         kept = buffer if is_kept else None
         self._mark(offset, Final(stop=offset + size, buffer=kept, descriptor=self._descriptor, at=offset))

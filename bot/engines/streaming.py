@@ -2,8 +2,8 @@
 
 Untouched ranges go from file to file inside the kernel (`copy_file_range`; filesystems with reflinks share the blocks).
 A few workers take blocks of the shard's tensors in file order, and hash what is written while it is in the cache; buffers
-are used again, so memory does not grow with the model. numpy only: importing torch would take longer than
-merging a gigabyte.
+are used again, so memory does not grow with the model. numpy only: importing torch would take longer than merging a
+gigabyte.
 """
 
 from __future__ import annotations

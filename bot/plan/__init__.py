@@ -107,7 +107,7 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
         assets=chosen,
         config_changes=changes,
         refusals=tuple(refusals),
-        notes=(*_notes(main, wanted, outputs), *filter(None, (basis.why,)), *draft.notes, *quantised.notes),
+        notes=(*_notes(main, wanted, outputs, options), *filter(None, (basis.why,)), *draft.notes, *quantised.notes),
         budget=budget,
         fingerprint=fingerprint(base.sha, adapter.sha, options, basis.how),
     )
@@ -279,10 +279,12 @@ def _base_refusals(base: Source, config: Json) -> list[Refusal]:
     return refusals
 
 
-def _notes(main: str, wanted: str | None, outputs: Outputs) -> tuple[str, ...]:
+def _notes(main: str, wanted: str | None, outputs: Outputs, options: Options) -> tuple[str, ...]:
     notes = []
     if wanted:
         notes.append(f"Every {torch_name(main)} tensor is rounded once to {wanted}.")
+    if options.overflow == "clamp":
+        notes.append("Numbers that are too large for the dtype become its largest, as asked.")
     if outputs.drops:
         shown = ", ".join(drop.source.key for drop in outputs.drops[:SHOWN])
         notes.append(f"{len(outputs.drops)} base tensors are left out ({outputs.drops[0].why}): {shown}.")

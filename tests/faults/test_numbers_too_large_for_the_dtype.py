@@ -136,6 +136,7 @@ def test_the_choice_is_in_the_fingerprint_and_another_dtype_needs_none(inputs, t
         plan_folders(base, lora, Options(dtype="float16", overflow=how)).fingerprint for how in ("refuse", "clamp")
     }
     assert len(prints) == 2
+    assert "become its largest, as asked" in plan_folders(base, lora, CLAMP).notes[1]
     plain = merge_folders(base, lora, tmp_path / "plain", Options())
     same = merge_folders(base, lora, tmp_path / "same", Options(overflow="clamp"))
     assert (plain / "model.safetensors").read_bytes() == (same / "model.safetensors").read_bytes()
