@@ -50,6 +50,8 @@ def compare_touched(
             _count_bad(tally, weight, found)
             tally.changed += found.numel()
         else:
+            if clamps:  # a clamped number says nothing of how much of the delta is left
+                before = torch.where(part.exact == exact, before, part.exact)
             _retain(tally, before, found, part.exact - before)
 
 

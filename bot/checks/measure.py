@@ -105,7 +105,8 @@ def _kl(wanted: Tensor, found: Tensor) -> float:
     for p, q in zip(torch.split(wanted, 16), torch.split(found, 16), strict=True):  # 20 MB at a large vocabulary
         log_p = p.double().log_softmax(-1)
         log_q = q.double().log_softmax(-1)
-        d, chance = log_q - log_p, log_p.exp()
+        # Of what p excludes only q is left: any d that is not small will do.
+        d, chance = torch.where(log_p == -torch.inf, 1.0, log_q - log_p), log_p.exp()
         small = d.square() / 2 * (1 + d / 3 + d.square() / 12)  # the series, where eᵈ − 1 − d would cancel
         total += float(torch.where(d.abs() < 1e-3, chance * small, log_q.exp() - chance * (1 + d)).sum())
     return total

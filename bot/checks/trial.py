@@ -45,14 +45,13 @@ class Trial:
     @property
     def lost(self) -> str | None:
         """The model whose outputs are NaN or infinite, if one's are."""
-        if not all(math.isfinite(one["size"]) for one in self.reference.get("control", ())):
-            return "unmerged"
-        sums = {
-            "base": self.reference.get("base"),
-            "control": self.reference.get("control"),
-            "merged": self.merged.get("merged"),
+        given = {name: self.reference.get(name) or [] for name in ("base", "control")} | {
+            "merged": self.merged.get("merged") or []
         }
-        return next((who for who, some in sums.items() if not math.isfinite(_sum(some or []))), None)
+        lost = [name for name, some in given.items() if not math.isfinite(_sum(some))]
+        # What the unmerged model gave is in every distance.
+        wanted = [one["size"] for one in given["control"]] if self.reference.get("kind") == "squared" else []
+        return "unmerged" if len(lost) == len(given) or not all(map(math.isfinite, wanted)) else next(iter(lost), None)
 
     @property
     def noise_floor(self) -> Json | None:

@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
@@ -17,7 +16,7 @@ from bot.records import Local, Stored
 
 COPY_RUN = 4 << 20  # bytes per copy call: they are still in the processor's cache when they are hashed
 HASHED = 1 << 20  # bytes read at a time to be hashed
-HELD = 16  # buffers that may wait to be hashed
+HELD = 16 << 20  # bytes that may wait to be hashed in the buffers that they were written from
 AGAIN = "Run the merge again, with nothing else writing there."
 
 
@@ -57,14 +56,7 @@ class Inputs:
                 raise Refused(f"{file} changed while it was read.", remedy=AGAIN)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Final:
-    """Bytes of an output that are final and not yet hashed: in a buffer, or else where they can be read."""
-
-    stop: int  # in the output
-    buffer: bytearray | None = None
-    descriptor: int = -1
-    at: int = 0
+Final = tuple[int, bytearray | None]  # where final bytes stop, and the buffer that they still are in
 
 
 class Output:
@@ -82,10 +74,10 @@ class Output:
         self._descriptor, self._size = descriptor, size
         self._writing, self._lock = Lock(), Lock()
         self._digest, self._hashed = hashlib.sha256(), 0  # bytes from the start
-        self._is_hashing = False
-        self._final: dict[int, Final] = {}  # by where they start
+        self._is_hashing, self._ended = False, False
+        self._final: dict[int, Final] = {}  # what is not hashed yet, by where it starts
         self._spare: list[bytearray] = []
-        self._held = 0  # buffers that wait to be hashed
+        self._held = 0  # bytes of buffers that wait to be hashed
 
     def reserve(self, start: int, stop: int) -> None:
         """Bytes `start` to `stop` will be written, not copied: have their blocks set aside. Writing costs a third less then,
@@ -102,18 +94,18 @@ class Output:
         """Write the buffer's first `size` bytes at the offset, as final. The buffer is this object's from now on."""
         self.write(memoryview(buffer)[:size], offset)
         with self._lock:
-            is_kept = size > 0 and self._held < HELD
-            self._held += is_kept
-            if not is_kept:
+            is_kept = size > 0 and self._held + size <= HELD
+            if is_kept:
+                self._held += size
+            else:
                 self._spare.append(buffer)
-        kept = buffer if is_kept else None
-        self._mark(offset, Final(stop=offset + size, buffer=kept, descriptor=self._descriptor, at=offset))
+        self._mark(offset, offset + size, buffer if is_kept else None)
 
     def copy(self, source: int, start: int, position: int, length: int) -> None:
         """Copy bytes of another file, from its byte `start` to this one's `position`, as final."""
         with self._writing:
             copy_range(source, self._descriptor, start, position, length)
-        self._mark(position, Final(stop=position + length, descriptor=source, at=start))
+        self._mark(position, position + length)
 
     def write(self, content: bytes | memoryview, offset: int) -> None:
         """Write all of it at the offset; `written` says when that is final."""
@@ -122,7 +114,11 @@ class Output:
 
     def written(self, start: int, stop: int) -> None:
         """Bytes `start` to `stop` are final now."""
-        self._mark(start, Final(stop=stop, descriptor=self._descriptor, at=start))
+        self._mark(start, stop)
+
+    def stop(self) -> None:
+        """No more is hashed: the rest of the work is given up."""
+        self._ended = True
 
     def digest(self) -> str:
         """The sha256 of the whole file, once all of it is final."""
@@ -130,38 +126,38 @@ class Output:
             raise RuntimeError(f"bytes {self._hashed} and on were never written")
         return self._digest.hexdigest()
 
-    def _mark(self, start: int, final: Final) -> None:
-        if start == final.stop:
+    def _mark(self, start: int, stop: int, buffer: bytearray | None = None) -> None:
+        if start == stop:
             return  # an empty tensor, which has its place in common with another
         with self._lock:
-            self._final[start] = final
+            self._final[start] = stop, buffer
             if self._is_hashing:
                 return  # whoever does will come to it
             self._is_hashing = True
         while (found := self._next()) is not None:
-            self._hash(found)
+            self._hash(*found)
 
     def _next(self) -> Final | None:
         with self._lock:
-            found = self._final.pop(self._hashed, None)
+            found = None if self._ended else self._final.pop(self._hashed, None)
             self._is_hashing = found is not None
             return found
 
-    def _hash(self, final: Final) -> None:
-        size = final.stop - self._hashed
-        if final.buffer is not None:
-            self._digest.update(memoryview(final.buffer)[:size])
+    def _hash(self, stop: int, buffer: bytearray | None) -> None:
+        start = self._hashed
+        if buffer is not None:
+            self._digest.update(memoryview(buffer)[: stop - start])
         else:
-            buffer = memoryview(bytearray(min(size, HASHED)))
-            for at in range(0, size, HASHED):
-                part = buffer[: min(HASHED, size - at)]
-                read_all(final.descriptor, part, final.at + at)
+            read = memoryview(bytearray(min(stop - start, HASHED)))
+            for at in range(start, stop, HASHED):
+                part = read[: min(HASHED, stop - at)]
+                read_all(self._descriptor, part, at)
                 self._digest.update(part)
         with self._lock:
-            self._hashed = final.stop
-            if final.buffer is not None:
-                self._held -= 1
-                self._spare.append(final.buffer)
+            self._hashed = stop
+            if buffer is not None:
+                self._held -= stop - start
+                self._spare.append(buffer)
 
 
 def reserve(descriptor: int, start: int, length: int) -> None:

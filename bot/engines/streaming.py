@@ -137,8 +137,11 @@ class _Run:
             deltas = [op.make if isinstance(op, Quantize) else op for op in ops]
             norms = {op.target.key: self.deltas.norm(op) for op in deltas if isinstance(op, AddDelta)}
             return [replace(found, delta_norm=norms[key]) for key, found in self._measured.items()]
+        except BaseException:  # after an error or Ctrl-C, only what is in work is waited for
+            self._ended = True
+            self.out.stop()
+            raise
         finally:
-            self._ended = True  # after an error or Ctrl-C, only what is in work is waited for
             pool.shutdown()
 
     def _work(self, pieces: Iterator[Piece]) -> None:
@@ -207,7 +210,8 @@ class _Run:
             self._convert(weight, op.source, block, op.target)  # no patch covers all of it
         for patch, low, high in patches:
             inside = slice(low - first, high - first), slice(*patch.columns)
-            delta = self.deltas.prepared(op, patch, self.reader.rows)
+            # A pass before this one must not read into the buffer that `weight` lies in.
+            delta = self.deltas.prepared(op, patch, partial(self.reader.rows, name="squares"))
             self._round(weight[inside], op.source.dtype, delta, low - patch.rows[0], block[inside], op)
 
     def _round(self, weight: Array, dtype: str, delta: Delta, first: int, block: Array, op: AddDelta) -> None:

@@ -117,7 +117,7 @@ class Rounder:
 
     def __init__(self, product: Product = np.matmul, *, compiled: bool = COMPILED, clamps: bool = False) -> None:
         """`product`: (left, right, out=) → out = left @ right, for instance on another device. `clamps`: a result that is
-        too large for its dtype (but not for float32) becomes its largest number."""
+        too large for its dtype becomes its largest number."""
         self._product, self._is_compiled, self._clamps = product, compiled, clamps
         self._buffers: dict[tuple[str, np.dtype[np.generic]], Array] = {}
         self.tally = Tally()
@@ -128,8 +128,21 @@ class Rounder:
         Raises OverflowError when a result is too large for `out_dtype` (and not clamped), ValueError when `weight` has a NaN
         or Inf (or a row that DoRA would divide by zero for).
         """
-        if self._is_compiled and dtype == out_dtype == "BF16" and delta.compute == np.float32:
-            return self._add_compiled(weight, delta, first, out)
+        try:
+            if self._is_compiled and dtype == out_dtype == "BF16" and delta.compute == np.float32:
+                self._add_compiled(weight, delta, first, out)
+            else:
+                self._add(weight, dtype, delta, first, out, out_dtype)
+        except OverflowError:
+            if not self._clamps or delta.compute == np.float64:
+                raise
+            # A sum is too large for float32 itself: each element by the later steps, and clamped.
+            for part in _parts(np.arange(weight.size), delta):
+                self._decide(part, weight, dtype, delta, first, None, out, out_dtype)
+            clamp(out, out_dtype)
+
+    def _add(self, weight: Array, dtype: str, delta: Delta, first: int, out: Array, out_dtype: str) -> None:
+        """Any dtypes, DoRA too; in numpy."""
         value = self._sum(weight, dtype, delta, first)
         largest = _finite(_largest(value), weight, dtype)
         rows = slice(first, first + weight.shape[0])
@@ -145,7 +158,6 @@ class Rounder:
         for part in _parts(places, delta):
             self._decide(part, weight, dtype, delta, first, (value, error), out, out_dtype)
         self._limit(out, out_dtype, largest + 2 * error)
-        return None
 
     def _add_compiled(self, weight: Array, delta: Delta, first: int, out: Array) -> None:
         """bfloat16, no magnitude: the product and steps 1 and 2 in C, whose error bound is each element's own."""
@@ -198,7 +210,8 @@ class Rounder:
         value = self._buffer("value", weight.shape, delta.compute)
         self._product(delta.scaled_left[first : first + weight.shape[0]], delta.right_cast, out=value)
         wide = self._buffer("wide", weight.shape, np.dtype(np.float64 if dtype == "F64" else np.float32))
-        value += widen(weight, dtype, wide)
+        with np.errstate(over="ignore", invalid="ignore"):  # _finite tells
+            value += widen(weight, dtype, wide)
         return value
 
     def _scale(self, value: Array, delta: Delta, rows: slice, largest: float) -> tuple[Array, float]:

@@ -26,7 +26,7 @@ LARGEST = {
     "F32": float(np.finfo(np.float32).max),
     "F64": math.inf,
 }
-INFINITY = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F80_0000}  # as bits
+INFINITY = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F80_0000, "F64": 0x7FF0 << 48}  # as bits
 HALF_SIGN, HALF_REST = np.uint32(0x8000), np.uint32(0x7FFF)
 
 

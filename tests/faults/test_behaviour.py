@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -115,6 +116,12 @@ def test_the_distance_is_the_kl_divergence(size: float):
     p, q = (one.log_softmax(-1) for one in (wanted, found))
     textbook = float((p.exp() * (p - q)).sum())
     assert distance("kl", wanted, found)["far"] == pytest.approx(textbook, rel=1e-3 if size < 1e-6 else 1e-9)
+
+
+def test_answers_that_are_ruled_out_count_by_what_the_other_gives_them():
+    wanted, found = torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([[0.0, 0.0, 0.0]])
+    assert distance("kl", wanted, found)["far"] == pytest.approx(math.log(1.5))
+    assert distance("kl", wanted, wanted)["far"] == 0.0
 
 
 def test_the_distance_of_certain_and_opposite_answers_is_finite():

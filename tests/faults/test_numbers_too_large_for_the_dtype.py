@@ -8,14 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from bot.engines.streaming import write_shard
 from bot.errors import Refused
 from bot.events import silent
-from bot.records import Options, Report
+from bot.records import Local, Options, Replace, Report, Shard, Stored
 from bot.verify import Subject, verify
+from bot.weights.rounding import RAW
 from tests.factory import save_adapter, save_base
 from tests.faults.conftest import INPUTS, named
 from tests.faults.damage import rewrite
@@ -128,6 +131,34 @@ def test_an_infinity_of_the_bases_is_not_clamped(inputs, tmp_path: Path) -> None
     rewrite(base / "model.safetensors", lambda tensors: tensors.update({UNTOUCHED: norm}))
     merged = merge_folders(base, inputs["lora"], tmp_path / "merged", CLAMP)
     assert load_file(merged / "model.safetensors")[UNTOUCHED][7].item() == float("inf")
+
+
+def test_retention_and_coverage_look_past_what_is_clamped(inputs, tmp_path: Path) -> None:
+    """A merge that has only the clamping: a clamped number's distance from the base's would outweigh any delta."""
+    merged = merge_folders(inputs["base"], inputs["lora"], tmp_path / "merged", CLAMP)
+
+    def unmerge(weights: dict[str, torch.Tensor]) -> None:
+        plain = load_file(inputs["base"] / "model.safetensors")[TOUCHED]
+        weights[TOUCHED] = plain.float().clamp(-LARGEST, LARGEST).half()
+
+    rewrite(merged / "model.safetensors", unmerge)
+    report = proven(inputs, "lora", merged)
+    assert named(report, "coverage").why == f"{TOUCHED} is still the base's: it was not merged."
+    assert f"{TOUCHED} keeps" in named(report, "retention").worst[0]
+
+
+@pytest.mark.parametrize("stored", ["F32", "F64"])
+def test_what_replaces_a_tensor_may_be_stored_wider(stored: str, tmp_path: Path) -> None:
+    """A base tensor of float64 stays that, whatever may be clamped."""
+    values = np.array([1.5, -2.0, 1e30, 0.25], np.float32)
+    (tmp_path / "base").write_bytes(np.zeros(4, RAW[stored]).tobytes())
+    (tmp_path / "adapter").write_bytes(values.tobytes())
+    target = Stored(key="k", file="base", dtype=stored, shape=(4,), start=0, stop=4 * np.dtype(RAW[stored]).itemsize)
+    given = Stored(key="v", file="adapter", dtype="F32", shape=(4,), start=0, stop=16, owner=1)
+    op = Replace(source=target, target=target, values=given, module="m")
+    shard = Shard(name="base", size=target.stop, header=b"", same_as_base=False)
+    write_shard(shard, [op], Local(base=tmp_path, adapter=tmp_path), tmp_path / "out", lambda _: None, clamps=True)
+    assert np.fromfile(tmp_path / "out", RAW[stored]).tolist() == values.tolist()
 
 
 def test_the_choice_is_in_the_fingerprint_and_another_dtype_needs_none(inputs, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
+from bot.checks.rounding import round_once
 from bot.weights.delta import COMPILED, Delta, Rounder, Tally, frobenius, make_delta
 from bot.weights.rounding import narrow, round_rational, widen
 
@@ -209,6 +210,22 @@ def test_a_clamped_result_is_the_largest_number_and_the_rest_is_as_ever(sign: in
     add(weight, low_rank(a, b, 1.0, out=out_dtype), 0, out, Rounder(compiled=compiled, clamps=True))
     expected[2, columns] = sign * largest
     assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float16])
+def test_a_sum_beyond_float32_is_clamped_too(sign: int, out_dtype, compiled: bool) -> None:
+    """1e19 · 1e19 on a weight of 3e38, beside elements that cancel or are as small as ever."""
+    weight = torch.tensor([[sign * 3e38, -sign * 0.9e38, 1.0, 0.0]] * 2)
+    weight = weight.bfloat16() if out_dtype == torch.bfloat16 else weight
+    a, b = torch.tensor([[1e19, 1e19, 1e-19, 0.0]]), torch.tensor([[sign * 1e19], [0.0]])
+    delta, out = low_rank(a, b, 1.0, out=out_dtype), torch.empty(2, 4, dtype=out_dtype)
+    with pytest.raises(OverflowError):
+        add(weight, delta, 0, out, Rounder(compiled=compiled))
+    add(weight, delta, 0, out, Rounder(compiled=compiled, clamps=True))
+    exact = weight.double() + b.double() @ a.double()
+    largest = torch.finfo(out_dtype).max
+    assert out.double().tolist() == round_once(exact.clamp(-largest, largest), out_dtype).double().tolist()
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])

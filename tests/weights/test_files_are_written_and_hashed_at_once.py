@@ -38,7 +38,7 @@ def filled(out: Output, content: bytes) -> bytearray:
     return buffer
 
 
-@pytest.mark.parametrize("held", [0, 1, 16])
+@pytest.mark.parametrize("held", [0, 1000, 1 << 20])
 @pytest.mark.parametrize("seed", range(5))
 def test_the_hash_is_the_files_in_whatever_order_threads_write(
     output, held: int, seed: int, tmp_path, monkeypatch
@@ -69,15 +69,25 @@ def test_the_hash_is_the_files_in_whatever_order_threads_write(
     assert path.read_bytes() == content
 
 
-def test_buffers_are_used_again_however_far_the_hash_is_behind(output) -> None:
+def test_buffers_are_used_again_however_far_the_hash_is_behind(output, monkeypatch) -> None:
+    monkeypatch.setattr(files, "HELD", 16_500)
     out, _ = output
     seen = []
     for at in range(1000, SIZE, 1000):  # the first thousand bytes are missing
         seen.append(filled(out, bytes(1000)))
         out.put(seen[-1], 1000, at)
-    assert len({id(buffer) for buffer in seen}) <= files.HELD + 1
+    assert len({id(buffer) for buffer in seen}) == 17
     out.put(filled(out, bytes(1000)), 1000, 0)
     assert out.digest() == hashlib.sha256(bytes(SIZE)).hexdigest()
+
+
+def test_an_output_that_is_given_up_hashes_no_more(output) -> None:
+    out, _ = output
+    out.put(filled(out, bytes(1000)), 1000, 0)
+    out.stop()
+    out.put(filled(out, bytes(SIZE)), SIZE - 1000, 1000)
+    with pytest.raises(RuntimeError, match="bytes 1000 and on"):
+        out.digest()
 
 
 def test_a_file_with_a_hole_has_no_hash(output) -> None:

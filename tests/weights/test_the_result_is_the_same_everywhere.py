@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bot.engines import streaming
+from bot.engines import deltas, streaming
 from tests.factory import save_adapter, save_base
 from tests.steps import merge_folders
 
@@ -29,10 +29,29 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     return base, adapter, sha256(merge_folders(base, adapter, folder / "merged"))
 
 
+@pytest.fixture(scope="module")
+def along_columns(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """The same of a DoRA whose norms run along columns: every tensor is read twice."""
+    folder = tmp_path_factory.mktemp("columns")
+    base = save_base("gpt2", folder / "base")
+    adapter = save_adapter(base, "gpt2", folder / "adapter", use_dora=True)
+    return base, adapter, sha256(merge_folders(base, adapter, folder / "merged"))
+
+
 @pytest.mark.parametrize("block", [1, 64, 1000, 1 << 22])
 def test_block_sizes_do_not_show(inputs, block: int, tmp_path: Path, monkeypatch) -> None:
     base, adapter, expected = inputs
     monkeypatch.setattr(streaming, "BLOCK", block)
+    assert sha256(merge_folders(base, adapter, tmp_path / "merged")) == expected
+
+
+@pytest.mark.parametrize(("block", "first_pass"), [(64, 64), (1000, 300), (1 << 22, 1000), (1000, 1 << 22)])
+def test_block_sizes_of_either_pass_do_not_show(
+    along_columns, block: int, first_pass: int, tmp_path, monkeypatch
+) -> None:
+    base, adapter, expected = along_columns
+    monkeypatch.setattr(streaming, "BLOCK", block)
+    monkeypatch.setattr(deltas, "BLOCK", first_pass)
     assert sha256(merge_folders(base, adapter, tmp_path / "merged")) == expected
 
 
