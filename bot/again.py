@@ -51,7 +51,7 @@ def verify_again(
         raise Refused(together.refusals[0].reason, remedy=together.refusals[0].remedy)
     config = read_json(sources.base, "config.json")
     facts = (recorded or {}).get("merge") or {}
-    form = _how_quantised(facts.get("options") or {}, options)
+    form = _form(facts.get("options") or {}, options)
     tensors = _tensors(sources.base, config)
     packed = form["base_weights"] == "simulate-nf4" or formats.quantization_of(config) is not None
     disk = verify_disk(tensors, base=packed, result=form["quantize"] != "none")
@@ -90,7 +90,7 @@ def _tensors(base: Source, config: Json) -> list[Stored]:
     return list(stored.values())
 
 
-def _how_quantised(recorded: Json, options: Options) -> Json:
+def _form(recorded: Json, options: Options) -> Json:
     """What was merged into, and in what form the result is stored: as the file says, else as given."""
     said = recorded or {
         "base_weights": options.base_weights,

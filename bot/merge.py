@@ -107,7 +107,7 @@ class _Work:
 
         in_work = finished.with_name(finished.name + ".part")
         in_work.parent.mkdir(parents=True, exist_ok=True)
-        clamps = self.plan.options.overflow == "clamp"
+        clamps = self.plan.options.clamps
         written = write_shard(
             shard, ops, self.inputs, in_work, self.progress.add, self._peft, clamps=clamps, **self._product
         )
@@ -131,7 +131,7 @@ class _Work:
         """What PEFT's own layers make, written into the open shard."""
         from bot.engines.peft_layers import write_peft_ops
 
-        clamps = self.plan.options.overflow == "clamp"
+        clamps = self.plan.options.clamps
         return write_peft_ops(ops, self._layers, lambda _: descriptor, self.progress.add, clamps)
 
     @cached_property

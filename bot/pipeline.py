@@ -154,7 +154,7 @@ def prove(merged: Merged, inputs: Local, sources: Sources, request: Request, hub
         base_weights=plan.base_weights,
         quantization=dict(plan.options.quantization),
         quantize=plan.options.quantize,
-        clamps=plan.options.overflow == "clamp",
+        clamps=plan.options.clamps,
         original=original_at_hand(sources.base, hub),
         eval_text=request.eval_text,
         force=request.force,

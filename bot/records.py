@@ -44,6 +44,11 @@ class Options:
     allow_pickle: bool = False
     trust_remote_code: bool = False
 
+    @property
+    def clamps(self) -> bool:
+        """Whether numbers too large for their dtype become its largest."""
+        return self.overflow == "clamp"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Combination:

@@ -8,13 +8,11 @@ gigabyte.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from threading import Lock, local
 
@@ -25,8 +23,9 @@ import numpy as np
 
 from bot import formats
 from bot.engines.deltas import Deltas
-from bot.engines.files import COPY_RUN, Inputs, Output, opened
+from bot.engines.files import Inputs, Output, opened
 from bot.engines.reading import Buffers, TensorReader
+from bot.engines.schedule import Piece, blocks, made, offset_of, pieces
 from bot.errors import Refused
 from bot.records import (
     AddDelta,
@@ -47,22 +46,8 @@ from bot.weights.delta import Delta, Product, Rounder
 from bot.weights.headers import TORCH_NAMES
 from bot.weights.rounding import RAW, Array, clamp, narrow, widen
 
-BLOCK = 1 << 19  # elements in a block of rows: 2 MiB of float32; smaller ones cost more calls, larger ones the cache
 Moved = Callable[[int], None]
 FillLater = Callable[[Sequence[PeftMerge], int], list[Measured]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Rows `first` to `stop` of the tensor that `op` makes, seen as rows × columns; for a copy, bytes."""
-
-    op: Op | None
-    first: int
-    stop: int
-    columns: int
-    start: int  # where in the shard it is written
-    length: int  # bytes
-    source: Stored | None = None  # of a run of copies: its first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +83,7 @@ def write_shard(
     """
     with Inputs(inputs) as files, opened(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as descriptor:
         out = Output(descriptor, shard.size)
-        for start, stop in _made(ops):
+        for start, stop in made(ops):
             out.reserve(start, stop)
         out.write(shard.header, 0)
         out.written(0, len(shard.header))
@@ -127,10 +112,10 @@ class _Run:
 
     def do(self, ops: Sequence[Op]) -> list[Measured]:
         """Run every op; in file order, so that the hash can follow."""
-        pieces, workers = _pieces(ops), max(1, min(4, _processors()))
+        todo, workers = pieces(ops), max(1, min(4, _processors()))
         pool = ThreadPoolExecutor(max_workers=workers)
         try:
-            futures: list[Future[None]] = [pool.submit(self._work, pieces) for _ in range(workers)]
+            futures: list[Future[None]] = [pool.submit(self._work, todo) for _ in range(workers)]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()  # raises what went wrong
@@ -144,11 +129,11 @@ class _Run:
         finally:
             pool.shutdown()
 
-    def _work(self, pieces: Iterator[Piece]) -> None:
+    def _work(self, todo: Iterator[Piece]) -> None:
         """One worker: takes piece after piece."""
         while not self._ended:
             with self._lock:
-                piece = next(pieces, None)
+                piece = next(todo, None)
             if piece is None:
                 return
             self._piece(piece)
@@ -170,9 +155,9 @@ class _Run:
             self._measure(make, piece, tally.float64 - before[0], tally.rational - before[1])
 
     def _plain(self, op: PlainOp, piece: Piece) -> None:
-        for first, count in _blocks(piece):
-            offset = _offset(op.target, first, piece.columns)
-            size = _offset(op.target, first + count, piece.columns) - offset
+        for first, count in blocks(piece):
+            offset = offset_of(op.target, first, piece.columns)
+            size = offset_of(op.target, first + count, piece.columns) - offset
             buffer = self.out.buffer(size)
             self._fill(op, first, _numbers(buffer, op.target.dtype, count, piece.columns))
             self.out.put(buffer, size, offset)
@@ -266,109 +251,8 @@ class _Run:
         out[...] = found
 
 
-# --- pieces of work -----------------------------------------------------------------------------------------------
-
-
-def _pieces(ops: Sequence[Op]) -> Iterator[Piece]:
-    """In file order; neighbouring copies in one."""
-    ordered = sorted((op for op in ops if not isinstance(op, PeftMerge)), key=_start)
-    for are_copies, some in groupby(ordered, key=lambda op: isinstance(op, Copy)):
-        if are_copies:
-            yield from _copy_runs(op for op in some if isinstance(op, Copy))
-            continue
-        for op in some:
-            yield from [_whole(op)] if isinstance(op, Quantize) else _cut(op)
-
-
-def _made(ops: Sequence[Op]) -> Iterator[tuple[int, int]]:
-    """(start, stop) of what no copy fills; neighbours in one."""
-    run: tuple[int, int] | None = None
-    for op in sorted((op for op in ops if not isinstance(op, Copy)), key=_start):
-        start, stop = _start(op), op.parts[-1].stop if isinstance(op, Quantize) else op.target.stop
-        if run is not None and run[1] != start:
-            yield run
-        run = (run[0] if run is not None and run[1] == start else start), stop
-    if run is not None:
-        yield run
-
-
-def _start(op: Op) -> int:
-    return op.parts[0].start if isinstance(op, Quantize) else op.target.start
-
-
-def _cut(op: PlainOp) -> Iterator[Piece]:
-    rows, columns = op.view if isinstance(op, AddDelta) else _view(op.target)
-    step = _block_rows(columns)
-    if isinstance(op, AddDelta) and any(patch.along == "columns" and patch.magnitude for patch in op.patches):
-        step = rows or 1  # its norms need the whole tensor first: one worker reads it twice
-    for first in range(0, rows, step):
-        stop = min(rows, first + step)
-        start, end = _offset(op.target, first, columns), _offset(op.target, stop, columns)
-        yield Piece(op=op, first=first, stop=stop, columns=columns, start=start, length=end - start)
-
-
-def _whole(op: Quantize) -> Piece:
-    """A tensor that is stored quantised: its scales are known only when all of it is, so that one worker makes it."""
-    rows, columns = op.make.view if isinstance(op.make, AddDelta) else _view(op.target)
-    start, stop = op.parts[0].start, op.parts[-1].stop
-    return Piece(op=op, first=0, stop=rows, columns=columns, start=start, length=stop - start)
-
-
-def _view(stored: Stored) -> tuple[int, int]:
-    if not stored.shape:
-        return 1, 1
-    if len(stored.shape) == 3:  # as readers of packed stacks of experts see them
-        return stored.shape[0] * stored.shape[1], stored.shape[2]
-    return stored.shape[0], math.prod(stored.shape[1:])
-
-
-def _copy_runs(copies: Iterable[Copy]) -> Iterator[Piece]:
-    """Join neighbouring copies (they come in file order), then cut them into pieces."""
-    run: list[int] = []  # source offset, target offset, length
-    source: Stored | None = None
-    for op in [*copies, None]:
-        if op is not None and op.source.start == op.source.stop:
-            continue
-        if op is not None and source is not None and _joins(source, run, op):
-            run[2] += op.source.stop - op.source.start
-            continue
-        if source is not None:
-            yield from _cut_run(source, *run)
-        if op is not None:
-            source, run = op.source, [op.source.start, op.target.start, op.source.stop - op.source.start]
-
-
-def _cut_run(source: Stored, start: int, position: int, length: int) -> Iterator[Piece]:
-    """Pieces that end where the file's blocks do, so that a filesystem can share those."""
-    stop = position + length
-    while position < stop:
-        end = min(stop, (position // COPY_RUN + 1) * COPY_RUN)
-        yield Piece(op=None, first=start, stop=0, columns=0, start=position, length=end - position, source=source)
-        start, position = start + end - position, end
-
-
-def _joins(source: Stored, run: list[int], op: Copy) -> bool:
-    same_file = (source.owner, source.file) == (op.source.owner, op.source.file)
-    return same_file and (run[0] + run[2], run[1] + run[2]) == (op.source.start, op.target.start)
-
-
-def _blocks(piece: Piece) -> Iterator[tuple[int, int]]:
-    """(first row, rows) of a block each."""
-    step = _block_rows(piece.columns)
-    for first in range(piece.first, piece.stop, step):
-        yield first, min(step, piece.stop - first)
-
-
-def _block_rows(columns: int) -> int:
-    return max(1, BLOCK // max(1, columns))
-
-
 def _numbers(buffer: bytearray, dtype: str, rows: int, columns: int) -> Array:
     return np.frombuffer(buffer, dtype=RAW[dtype], count=rows * columns).reshape(rows, columns)
-
-
-def _offset(target: Stored, row: int, columns: int) -> int:
-    return target.start + row * columns * int(np.dtype(RAW[target.dtype]).itemsize)
 
 
 def _unusable(stored: Stored, error: ValueError) -> Refused:

@@ -283,7 +283,7 @@ def _notes(main: str, wanted: str | None, outputs: Outputs, options: Options) ->
     notes = []
     if wanted:
         notes.append(f"Every {torch_name(main)} tensor is rounded once to {wanted}.")
-    if options.overflow == "clamp":
+    if options.clamps:
         notes.append("Numbers that are too large for the dtype become its largest, as asked.")
     if outputs.drops:
         shown = ", ".join(drop.source.key for drop in outputs.drops[:SHOWN])

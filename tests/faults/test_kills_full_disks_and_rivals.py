@@ -158,7 +158,6 @@ def test_a_full_disk_is_noticed_before_the_work_of_a_shard(inputs, small_disk: P
         merge(plan, Local(base=inputs[0], adapter=inputs[1]), partial, emit)
     finished = 0
     wholes = [finished := finished + shard.size for shard in plan.shards]
-    assert max(begun) <= 17 << 20
     assert min(abs(max(begun) - whole) for whole in wholes) < plan.budget.output // 50, "it stopped inside a shard"
 
 

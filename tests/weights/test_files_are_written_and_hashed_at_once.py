@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from bot.engines import files
 from bot.engines.files import Output, opened, reserve
-from bot.engines.streaming import _cut_run, _made
+from bot.engines.schedule import cut_run, made
 from bot.records import Copy, Stored
 from tests.factory import save_adapter, save_base
 from tests.steps import merge_folders, plan_folders
@@ -101,7 +101,7 @@ def test_a_file_with_a_hole_has_no_hash(output) -> None:
 @pytest.mark.parametrize(("start", "position", "length"), [(100, 100, 10_000_000), (0, 4 << 20, 4 << 20), (7, 9, 1)])
 def test_a_copy_is_cut_where_the_targets_blocks_end(start: int, position: int, length: int) -> None:
     source = Stored(key="k", owner=0, file="f", dtype="U8", shape=(length,), start=start, stop=start + length)
-    pieces = list(_cut_run(source, start, position, length))
+    pieces = list(cut_run(source, start, position, length))
     assert [piece.start for piece in pieces][1:] == [piece.start + piece.length for piece in pieces][:-1]
     assert all(piece.start % files.COPY_RUN == 0 for piece in pieces[1:])
     assert all(piece.first - piece.start == start - position for piece in pieces)
@@ -112,12 +112,12 @@ def test_what_is_computed_is_reserved_and_what_is_copied_is_not(tmp_path: Path) 
     base = save_base("llama", tmp_path / "base")
     plan = plan_folders(base, save_adapter(base, "llama", tmp_path / "adapter", target_modules=["q_proj", "o_proj"]))
     (shard,) = plan.shards
-    made = list(_made(plan.ops))
+    computed = list(made(plan.ops))
     copied = [(op.target.start, op.target.stop) for op in plan.ops if isinstance(op, Copy)]
-    ranges = sorted([(0, len(shard.header)), *made, *copied])
+    ranges = sorted([(0, len(shard.header)), *computed, *copied])
     assert [start for start, _ in ranges][1:] == [stop for _, stop in ranges][:-1]
     assert ranges[-1][1] == shard.size
-    assert 0 < len(made) < len(plan.ops) - len(copied), "no neighbours were joined"
+    assert 0 < len(computed) < len(plan.ops) - len(copied), "no neighbours were joined"
 
 
 def test_reserved_blocks_are_the_files_and_it_reads_as_zeros(tmp_path: Path) -> None:

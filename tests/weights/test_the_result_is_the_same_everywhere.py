@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bot.engines import deltas, streaming
+from bot.engines import deltas, schedule, streaming
 from tests.factory import save_adapter, save_base
 from tests.steps import merge_folders
 
@@ -41,7 +41,7 @@ def along_columns(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path,
 @pytest.mark.parametrize("block", [1, 64, 1000, 1 << 22])
 def test_block_sizes_do_not_show(inputs, block: int, tmp_path: Path, monkeypatch) -> None:
     base, adapter, expected = inputs
-    monkeypatch.setattr(streaming, "BLOCK", block)
+    monkeypatch.setattr(schedule, "BLOCK", block)
     assert sha256(merge_folders(base, adapter, tmp_path / "merged")) == expected
 
 
@@ -50,7 +50,7 @@ def test_block_sizes_of_either_pass_do_not_show(
     along_columns, block: int, first_pass: int, tmp_path, monkeypatch
 ) -> None:
     base, adapter, expected = along_columns
-    monkeypatch.setattr(streaming, "BLOCK", block)
+    monkeypatch.setattr(schedule, "BLOCK", block)
     monkeypatch.setattr(deltas, "BLOCK", first_pass)
     assert sha256(merge_folders(base, adapter, tmp_path / "merged")) == expected
 
