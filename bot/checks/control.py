@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,11 +44,22 @@ def controls(model: nn.Module, job: dict[str, Any]) -> Iterator[frozenset[str]]:
             setattr(owner, name, original)
 
 
+@contextmanager
+def clamped(model: nn.Module, job: dict[str, Any]) -> Iterator[None]:
+    """For as long as the block runs, the base model inside is the exact merge, of which only what is too large for the
+    storage dtype is changed: what a merge that clamps is held to. Its adapters must be off."""
+    found = {(one.owner, one.name): one for one in adapted(model)}
+    replaced = _round_all(model, found, job, None, keep=True)
+    yield
+    for owner, name, original in replaced:
+        setattr(owner, name, original)
+
+
 def _round_all(
     model: nn.Module,
     found: dict[tuple[nn.Module, str], Adapted],
     job: dict[str, Any],
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     keep: bool,
 ) -> Replaced:
     """New parameters throughout, never new values: a weight tied to a merged one keeps its own. Returns the old ones."""
@@ -86,14 +98,15 @@ def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Param
 
 
 def _rounded(
-    exact: Tensor, dtype: torch.dtype, generator: torch.Generator, kept: torch.dtype, clamps: bool
+    exact: Tensor, dtype: torch.dtype, generator: torch.Generator | None, kept: torch.dtype, clamps: bool
 ) -> nn.Parameter:
-    """Stochastically rounded to `dtype`, and held in the weight's own (wider) dtype."""
+    """Stochastically rounded to `dtype` (without a generator not at all), and held in the weight's own (wider) dtype."""
     result = torch.empty_like(exact, dtype=kept, memory_format=torch.contiguous_format)
     count = exact.shape[0] if exact.dim() else 1
     rows = max(1, CHUNK * count // max(1, exact.numel()))
     for low in range(0, count, rows):
         part = slice(low, low + rows) if exact.dim() else ...
         wide = exact[part].double().contiguous()
-        result[part] = round_stochastically(clamp(wide, dtype) if clamps else wide, dtype, generator).to(kept)
+        wide = clamp(wide, dtype) if clamps else wide
+        result[part] = (round_stochastically(wide, dtype, generator) if generator else wide).to(kept)
     return nn.Parameter(result, requires_grad=False)

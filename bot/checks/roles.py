@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from bot.checks import measure
 from bot.checks.case import read_json
-from bot.checks.control import controls
+from bot.checks.control import clamped, controls
 from bot.checks.nearest import merge_to_nearest, quantised_again
 from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer, text_windows
 from bot.checks.respelled import respelled
@@ -39,6 +39,9 @@ def reference(job: Job) -> Job:
         _save_reference(plain, text_windows(plain, job), job, TEXT)
         measured["as-trained"] = _sums(plain, job, itself=True)
     with tuned.disable_adapter():
+        if job["clamps"]:
+            with clamped(plain, job):
+                _save_reference(plain, inputs, job)
         base = _compare(plain, job)
         if job["rows"] is not None:
             measured["base"] = _sums(plain, job)

@@ -174,6 +174,28 @@ def test_the_choice_is_in_the_fingerprint_and_another_dtype_needs_none(inputs, t
 
 
 @pytest.mark.slow
+def test_a_clamped_merge_without_one_module_shows_in_what_it_says(inputs, tmp_path: Path) -> None:
+    """One value beyond float16, in a weight of the last layer; what is left of the model still counts."""
+    base = save_base("llama", tmp_path / "base")
+
+    def enlarge(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.layers.1.mlp.up_proj.weight"][3, 5] = 3e5
+
+    rewrite(base / "model.safetensors", enlarge)
+    merged = merge_folders(base, inputs["lora"], tmp_path / "merged", CLAMP)
+    right = proven(inputs, "lora", merged, base=base, level="full")
+    assert named(right, "behaviour").status == "pass"
+
+    def unmerge(weights: dict[str, torch.Tensor]) -> None:
+        plain = load_file(base / "model.safetensors")
+        for name in ("v_proj", "o_proj"):
+            weights[f"model.layers.0.self_attn.{name}.weight"] = plain[f"model.layers.0.self_attn.{name}.weight"].half()
+
+    rewrite(merged / "model.safetensors", unmerge)
+    assert named(proven(inputs, "lora", merged, base=base, level="full"), "behaviour").status == "fail"
+
+
+@pytest.mark.slow
 def test_the_whole_command_says_so_in_card_and_report_and_proves_it_again(inputs, tmp_path: Path) -> None:
     given = [str(inputs["lora"]), "--base", str(inputs["base"]), "--dtype", "float16", "--overflow", "clamp"]
     output = tmp_path / "merged"
