@@ -77,7 +77,7 @@ class Derivation:
         changes = self.reading.changes
         self.names.settle([self.replicas.original(name) for name in changes])
         own = {name: parameter for name in changes if (parameter := self._own(name))}
-        ties = tie(self.names, own, changes, self.reading.follows)
+        ties = tie(self.names, own, self.reading)
         self.problems += ties.problems
         self.twins, self.changes = ties.twins, ties.changes
         back = {parameter: name for name, parameter in own.items()}

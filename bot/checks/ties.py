@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bot.checks.names import Names
-from bot.checks.touch import Change, LowRank, Tokens, Whole
+from bot.checks.touch import Change, LowRank, Reading, Tokens, Whole
 
 Changes = dict[str, tuple[Change, ...]]
 
@@ -39,9 +39,10 @@ def groups(names: Names) -> dict[str, tuple[str, ...]]:
     return {member: tuple(group) for group in found.values() for member in group}
 
 
-def tie(names: Names, own: Mapping[str, str], changes: Mapping[str, tuple[Change, ...]], follows: bool) -> Ties:
+def tie(names: Names, own: Mapping[str, str], reading: Reading) -> Ties:
     """`own`: the adapter's name for a parameter → the model's. Changes of tied parameters are shared out or keep apart."""
     of = groups(names)
+    changes = _second_copies(reading, own, of) if reading.follows else reading.changes
     shared: dict[tuple[str, ...], list[Change]] = {}
     apart: dict[str, list[Change]] = {}
     problems: list[str] = []
@@ -52,7 +53,7 @@ def tie(names: Names, own: Mapping[str, str], changes: Mapping[str, tuple[Change
         for change in several:
             if group is None:
                 apart.setdefault(parameter, []).append(change)
-            elif follows or _is_shared(change, group, parameter, changes, own):
+            elif _is_shared(change, group, parameter, changes, own, reading.follows):
                 twins |= _share(shared.setdefault(group, []), change, problems)
             else:
                 apart.setdefault(parameter, []).append(change)
@@ -62,6 +63,8 @@ def tie(names: Names, own: Mapping[str, str], changes: Mapping[str, tuple[Change
             problems.append(
                 f"{' and '.join(group)} are one tensor, and the adapter changes one of them: that has no merge."
             )
+    for group in dict.fromkeys(of.values()):
+        problems += _contradictions(group, shared.get(group, []), apart, reading)
     done = {name: tuple(several) for name, several in apart.items()}
     for group, common in shared.items():
         for one in group:
@@ -75,18 +78,50 @@ def _is_shared(
     parameter: str,
     changes: Mapping[str, tuple[Change, ...]],
     own: Mapping[str, str],
+    follows: bool,
 ) -> bool:
     """Loaded over the base's parameter, which all share; or tokens of the embedding, which PEFT hands on to the head.
 
-    Tokens of the head alone are its own, and so are those of an embedding whose head has others.
+    Tokens of the head alone are its own, and so are those of an embedding whose head has others; `follows`
+    (ensure_weight_tying) is about all that is not tokens.
     """
-    if isinstance(change, Whole):
-        return change.shared
     if not isinstance(change, Tokens):
-        return False
+        return follows or (isinstance(change, Whole) and change.shared)
     others = [one for name, several in changes.items() for one in several
               if isinstance(one, Tokens) and one is not change and own.get(name, name) in group]  # fmt: skip
     return all(_same(one, change) for one in others) and (bool(others) or parameter == group[0])
+
+
+def _second_copies(
+    reading: Reading, own: Mapping[str, str], of: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, tuple[Change, ...]]:
+    """With ensure_weight_tying PEFT takes the head out of modules_to_save and saves it all the same: its tensor is the
+    trained module's again, and not a copy of the base's own numbers."""
+    trained = {
+        of.get(own.get(name, name)): name
+        for name, several in reading.changes.items()
+        if any(isinstance(one, Whole) and not one.shared for one in several)
+    }
+    found = dict(reading.changes)
+    for name, several in reading.changes.items():
+        group = of.get(own.get(name, name))
+        if group and trained.get(group, name) != name:
+            found[name] = tuple(replace(one, shared=False) if isinstance(one, Whole) else one for one in several)
+    return found
+
+
+def _contradictions(
+    group: tuple[str, ...], shared: list[Change], apart: Mapping[str, list[Change]], reading: Reading
+) -> list[str]:
+    """Tokens that all members follow, beside a change of one of them as a whole: PEFT has no such model."""
+    loose = [change for one in group for change in apart.get(one, ())]
+    whole = [one for one in shared if isinstance(one, LowRank) or (isinstance(one, Whole) and not one.shared)]
+    common = any(isinstance(one, Tokens) for one in shared)
+    saved = [str(name) for name in reading.config.get("modules_to_save") or ()]
+    named = any(one.rpartition(".")[0].endswith(name) for one in group for name in saved)
+    if (common and (loose or whole or named)) or (whole and any(isinstance(one, Tokens) for one in loose)):
+        return [f"{' and '.join(group)} are one tensor, and the adapter has tokens of it beside a change of all of it."]
+    return []
 
 
 def _share(shared: list[Change], change: Change, problems: list[str]) -> set[str]:

@@ -175,6 +175,9 @@ class _Claimer:
         if key in self.claims.rows:
             self.claims.refuse("claimed-twice", key, tokens.values)
             return
+        if is_saved(self.settings, f"{tokens.module}.weight"):
+            self.claims.refuse("tokens-and-weight", key, tokens.values)
+            return
         self.claims.used.add(tokens.values.key)
         self.claims.rows[key] = tokens
 

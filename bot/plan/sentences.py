@@ -47,6 +47,16 @@ SENTENCES = {
         "The adapter changes an embedding that this architecture ties to its head and scales by that: {shown}.",
         SEPARATE,
     ),
+    "tokens-and-weight": (
+        "The adapter trains some tokens of a weight that it changes as a whole too: {shown}.",
+        "Train either the tokens or the weight, or keep the adapter separate.",
+    ),
+    "tied-by-half": (
+        "The adapter ties what it learnt of the embedding and of the head (ensure_weight_tying), and holds one of the two "
+        "only: {shown}.",
+        "Save the adapter again, or set ensure_weight_tying to false in adapter_config.json if the other did not follow it "
+        "while it was trained.",
+    ),
     "vocabulary": ("The adapter resizes one of the two embeddings only: {shown}.", "Save the adapter with both."),
     "new-head": ("The adapter brings {n} tensors that the base's architecture does not have: {shown}.", OTHER_BASE),
 }

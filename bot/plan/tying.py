@@ -11,7 +11,7 @@ from typing import Any
 
 from bot.plan.claims import Claims
 from bot.records import Json, Stored
-from bot.weights.adapter import Settings, Whole
+from bot.weights.adapter import Settings, Whole, is_saved
 from bot.weights.places import Names
 
 FLAG = "tie_word_embeddings"
@@ -28,8 +28,10 @@ def settle(
     embedding, head = names.embedding, names.head
     if not names.tied or embedding is None or head is None or embedding == head or embedding not in stored:
         return False
-    both = claims.changes(embedding) and claims.changes(head)
-    if both and (settings.tying or _shared_tokens(claims, embedding, head)):
+    if code := _contradiction(claims, settings, embedding, head):
+        claims.refuse(code, f"{embedding} and {head}")
+        return False
+    if _is_shared(claims, settings, embedding, head):
         _same(claims, embedding, head)
         return False
     if claims.rows.get(embedding) and not claims.changes(head):
@@ -52,10 +54,34 @@ def edits(config: Json) -> dict[str, Any]:
     return found
 
 
-def _shared_tokens(claims: Claims, embedding: str, head: str) -> bool:
-    """Tokens of the same rows of both: PEFT trains one tensor for them, and saves it under two names."""
+def _is_shared(claims: Claims, settings: Settings, embedding: str, head: str) -> bool:
+    """Whether PEFT trained one tensor for both: with `ensure_weight_tying`, or as tokens of the same rows.
+
+    With `ensure_weight_tying` PEFT takes the head out of `modules_to_save`, and saves the shared module under both names:
+    the head's is no copy of the base's then, whatever the list says.
+    """
     mine, theirs = claims.rows.get(embedding), claims.rows.get(head)
-    return mine is not None and theirs is not None and mine.rows == theirs.rows
+    if mine or theirs:
+        return mine is not None and theirs is not None and mine.rows == theirs.rows
+    return settings.tying and claims.changes(embedding) and (claims.changes(head) or _is_trained(claims, embedding))
+
+
+def _contradiction(claims: Claims, settings: Settings, embedding: str, head: str) -> str | None:
+    """The code of what PEFT's own unmerged model cannot be, or cannot be told to be."""
+    tokens, other = claims.rows.get(embedding), claims.rows.get(head)
+    if tokens and not other and (claims.changes(head) or is_saved(settings, head)):
+        return "tokens-and-weight"  # the head is to follow the tokens, and to be something else
+    if settings.tying and (tokens or other) and (_is_trained(claims, embedding) or _is_trained(claims, head)):
+        return "tokens-and-weight"
+    alone = claims.changes(embedding) != claims.changes(head)
+    if settings.tying and alone and not (tokens or other or _is_trained(claims, embedding)):
+        return "tied-by-half"
+    return None
+
+
+def _is_trained(claims: Claims, key: str) -> bool:
+    """Whether the adapter brings the whole weight, trained."""
+    return key in claims.values and claims.values[key].trained
 
 
 def _same(claims: Claims, embedding: str, head: str) -> None:

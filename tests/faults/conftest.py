@@ -47,14 +47,20 @@ def copy(llama: Built, tmp_path: Path) -> Path:
     return llama.fresh(tmp_path / "merged")
 
 
-def subject(built: Built, folder: Path, **changes: Any) -> Subject:
-    """A claim to be ours, at level weights."""
+def claim(base: Path, adapter: Path, folder: Path, **changes: Any) -> Subject:
+    """A merge of two folders that claims to be ours, at level weights."""
     given = {
-        "folder": folder, "base": built.base, "adapter": built.adapter, "inputs": INPUTS, "recorded": None,
-        "merge": {"method": "LoRA"}, "dtype": built.recipe.to, "ours": True, "level": "weights", "not_run": (),
+        "folder": folder, "base": base, "adapter": adapter, "inputs": INPUTS, "recorded": None,
+        "merge": {"method": "LoRA"}, "dtype": "auto", "ours": True, "level": "weights", "not_run": (),
         "trust_remote_code": False,
     }  # fmt: skip
     return Subject(**(given | changes))
+
+
+def subject(built: Built, folder: Path, **changes: Any) -> Subject:
+    """The same of what was built by a recipe."""
+    given = {"base": built.base, "adapter": built.adapter, "folder": folder, "dtype": built.recipe.to}
+    return claim(**(given | changes))
 
 
 def prove(built: Built, folder: Path, **changes: Any) -> Report:
