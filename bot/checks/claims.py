@@ -14,7 +14,7 @@ from bot.checks.case import read_json
 from bot.checks.checkpoint import Checkpoint, Place
 from bot.checks.declared import Declared
 from bot.checks.derive import Derivation
-from bot.checks.heads import declare_heads, trained_skeleton
+from bot.checks.heads import declare_heads, nobody_saved, trained_skeleton
 from bot.checks.names import Names
 from bot.checks.skeleton import BUILD_ERRORS, NEEDS_CODE, Skeleton, build, model_class
 from bot.checks.subject import Subject
@@ -81,6 +81,8 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
     derivation = Derivation(reading, names, config, found)
     expected = derivation.run()
     declared, dropped, problems = declare_heads(derivation.new, names, config, subject.base, subject.trust_remote_code)
+    given = derivation.new.keys() | derivation.changes.keys()
+    problems += nobody_saved(adapter, names, given, subject.base, subject.trust_remote_code)
     used = {key for one in expected.values() for uses in (one.uses, *(step.uses for step in one.steps)) for key in uses}
     idle = [
         f"{key} is used for nothing."

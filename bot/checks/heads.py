@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,34 @@ def trained_skeleton(
         return Skeleton(build(folder, chosen, trust), shapes)
     except BUILD_ERRORS:
         return None
+
+
+def nobody_saved(adapter: Json, names: Names, given: Collection[str], folder: Path, trust: bool) -> list[str]:
+    """Parameters of the class that the adapter was trained with, which neither the base nor the adapter (`given`) has: they
+    were random in training, and are random again at every load."""
+    if not names.skeletons or not _says_its_class(adapter):
+        return []
+    skeleton = names.skeletons[-1]
+    if len(names.skeletons) == 1 and type(skeleton.model) is not trained_class(adapter):
+        skeleton = trained_skeleton(folder, adapter, names.stored, trust) or skeleton
+    fed = skeleton.traces.keys() | skeleton.unfollowed.keys() | set(given)
+    ignored = [re.compile(one) for one in skeleton.model._keys_to_ignore_on_load_missing or ()]
+    lost = [
+        name
+        for name, _ in skeleton.model.named_parameters(remove_duplicate=False)
+        if name not in fed and name not in skeleton.tied and not any(one.search(name) for one in ignored)
+    ]
+    if not lost:
+        return []
+    return [f"{type(skeleton.model).__name__} has {', '.join(lost[:3])}{' …' if len(lost) > 3 else ''}, which neither the "
+            "base nor the adapter has: random when the adapter was trained, and lost."]  # fmt: skip
+
+
+def _says_its_class(adapter: Json) -> bool:
+    """Whether it names the class, or a task whose classes have heads of their own. CAUSAL_LM stands for too many."""
+    mapping = adapter.get("auto_mapping")
+    named = isinstance(mapping, Mapping) and bool(mapping.get("base_model_class"))
+    return named or adapter.get("task_type") in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 def declare_heads(

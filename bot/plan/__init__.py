@@ -18,6 +18,7 @@ from bot.plan.outputs import Decisions, Outputs, make_outputs
 from bot.plan.peft import claim_layers
 from bot.plan.quantize import quantize
 from bot.plan.sentences import OTHER_BASE, SHOWN
+from bot.plan.unsaved import unsaved_modules
 from bot.records import (
     RECIPE,
     AddDelta,
@@ -70,6 +71,9 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
     wanted = None if options.dtype in ("auto", torch_name(main)) else options.dtype
     draft = _draft(adapter, stored, config, wanted, options)
     refusals = [*draft.refusals, *_base_refusals(base, config), *basis.refusals]
+    if not refusals:
+        said = assets.read_json(adapter, "adapter_config.json")
+        refusals += unsaved_modules(said, config, stored, draft.claims)
     outputs = make_outputs(basis.headers, draft.claims, draft.decisions, main)
     head: Json = {name: draft.edits[name] for name in ("architectures", "tie_word_embeddings") if name in draft.edits}
     quantised = quantize(outputs.ops, options, {**config, **head})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,11 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from tests.factory import ALL_ARCHITECTURES, model_inputs, save_base
+from bot.checks.case import Case
+from bot.events import silent
+from tests.factory import ALL_ARCHITECTURES, TEXT, model_inputs, save_base
+from tests.faults.conftest import claim
+from tests.make_heads import TARGET, rows, written
 from tests.oracle.unmerged import distance
 from tests.steps import merge_folders, plan_folders
 
@@ -113,3 +118,51 @@ def test_a_head_of_no_known_class_is_refused(tmp_path: Path) -> None:
     said = json.loads(path.read_text())
     path.write_text(json.dumps(said | {"auto_mapping": {"base_model_class": "NoSuchClass"}, "task_type": None}))
     assert [refusal.code for refusal in plan_folders(base, tmp_path / "adapter").refusals] == ["new-head"]
+
+
+XLNET = {"d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 128, "vocab_size": 128}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "of_base", "task", "settings", "lost"),
+    [
+        ("deberta-v2", "AutoModelForMaskedLM", "SEQ_CLS", TEXT, "pooler.dense"),
+        ("bert", "AutoModelForMaskedLM", "SEQ_CLS", TEXT, "bert.pooler.dense"),
+        ("xlnet", "AutoModelForCausalLM", "SEQ_CLS", XLNET, "logits_proj"),
+        ("llama", "AutoModelForCausalLM", None, TEXT, "score"),  # auto_mapping names the class
+        ("bert", "AutoModel", "SEQ_CLS", TEXT, None),  # this base has the pooler
+        ("deberta-v2", "AutoModelForMaskedLM", "TOKEN_CLS", TEXT, None),  # whose class has none
+        ("llama", "AutoModelForCausalLM", "CAUSAL_LM", TEXT, None),
+    ],
+)
+def test_modules_that_nobody_saved(
+    model_type: str, of_base: str, task: str | None, settings: dict[str, Any], lost: str | None, tmp_path: Path
+) -> None:
+    """Random while the adapter was trained, and lost: refused by the plan and, on its own account, by the verifier."""
+    config = transformers.AutoConfig.for_model(model_type, **settings)
+    getattr(transformers, of_base).from_config(config).save_pretrained(tmp_path / "base")
+    kinds = {"TOKEN_CLS": "AutoModelForTokenClassification", "CAUSAL_LM": "AutoModelForCausalLM"}
+    chosen = getattr(transformers, kinds.get(str(task), "AutoModelForSequenceClassification"))
+    model = chosen.from_pretrained(tmp_path / "base")
+    names = ["query_proj", "query", "q_proj", "layer_1"]
+    randomised(get_peft_model(model, LoraConfig(task_type=task, target_modules=names))).save_pretrained(
+        tmp_path / "adapter"
+    )
+    plan = plan_folders(tmp_path / "base", tmp_path / "adapter")
+    problems = Case(claim(tmp_path / "base", tmp_path / "adapter", tmp_path / "base"), silent).claims.problems
+    if lost is None:
+        assert not plan.refusals
+        assert not problems
+    else:
+        assert [one.code for one in plan.refusals] == ["unsaved-modules"]
+        assert lost in plan.refusals[0].reason
+        assert lost in problems[0]
+        assert "lost" in problems[0]
+
+
+@pytest.mark.parametrize("name", ["DebertaV2ForSequenceClassification", "RobertaForSequenceClassification"])
+def test_the_table_of_heads_is_the_pinned_transformers(name: str) -> None:
+    """Two classes, built again; `python -m tests.make_heads` writes the whole."""
+    table = json.loads(TARGET.read_text())
+    assert table["transformers"] in written({})
+    assert table["rows"][table["classes"][name]] == rows([name])[name]
