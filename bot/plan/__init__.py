@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bot import assets
@@ -46,6 +46,7 @@ from bot.weights.shards import INDEX_NAME, lay_out, stored_targets, torch_name
 
 # A sentence-transformers module, e.g. 2_Dense, beside the transformer.
 MODULE_WEIGHTS = re.compile(r"\d+_\w+/(model\.safetensors|pytorch_model\.bin)")
+NEW_ROWS = "new_embeddings.safetensors"
 
 
 @dataclass(kw_only=True)
@@ -82,6 +83,7 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
     edits = {**basis.edits, **draft.edits, **quantised.edits}
     chosen, changes = assets.choose_assets(base, adapter, wanted, edits)
     budget = make_budget(sources, layout.shards, layout.ops, chosen, draft.engine)
+    refusals = [_with_new_rows(refusal, adapter) for refusal in refusals]
     level, not_run, level_refusals = choose_level(
         options, config, budget.verify_memory, machine, budget.verify_disk and budget.disk + budget.verify_disk
     )
@@ -281,6 +283,15 @@ def _base_refusals(base: Source, config: Json) -> list[Refusal]:
             refusals.append(Refusal(code="index-lies", reason=reason, remedy="Take another revision of the base."))
             break
     return refusals
+
+
+def _with_new_rows(refusal: Refusal, adapter: Source) -> Refusal:
+    """Some trainers put the rows of new tokens into a file of their own; say so where they are missed."""
+    there = any(entry.name == NEW_ROWS for entry in adapter.files)
+    if refusal.code != "rows-not-saved" or not there:
+        return refusal
+    said = f"{refusal.reason} (Rows of new tokens lie in {NEW_ROWS}, which this version does not read.)"
+    return replace(refusal, reason=said)
 
 
 def _notes(main: str, wanted: str | None, outputs: Outputs, options: Options) -> tuple[str, ...]:

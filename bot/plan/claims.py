@@ -170,7 +170,8 @@ class _Claimer:
                 detail = (
                     f"{key} is {shape_of(base)}, the adapter sets row {max(tokens.rows)} of {shape_of(tokens.values)}"
                 )
-                self.claims.refuse("shape", detail, tokens.values)
+                code = "shape" if base.shape[1:] != tokens.values.shape[1:] else "rows-not-saved"
+                self.claims.refuse(code, detail, tokens.values)
                 return
         if key in self.claims.rows:
             self.claims.refuse("claimed-twice", key, tokens.values)
@@ -207,7 +208,8 @@ class _Claimer:
                 dora=self.settings.dora,
             )
         except Misfit as misfit:
-            self.claims.refuse(misfit.code, misfit.detail, *tensors)
+            code = "rows-not-saved" if misfit.code == "shape" and self._is_resized(pair, place) else misfit.code
+            self.claims.refuse(code, misfit.detail, *tensors)
             return
         targets = [(key or self.replicas.renumbered(piece_key, new), view, patch) for piece_key, view, patch in found]
         for target, _, patch in targets:
@@ -254,6 +256,13 @@ class _Claimer:
         ]
         at = len(targeted) - 1 - pair.depth
         return f"{pair.module}.{targeted[at]}" if 0 <= at < len(targeted) else f"{pair.module}.weight"
+
+    def _is_resized(self, pair: Pair, place: Placement) -> bool:
+        """Whether it would fit the embedding or the head, but for the number of rows: a vocabulary of another size."""
+        a, b, stored = pair.a.shape, pair.b.shape, self.stored[place.pieces[0].key].shape
+        rows, width = (a[1:], b[:1]) if pair.kind == "embedding" else (b[:1], a[1:])
+        ours = place.pieces[0].key in (self.names.embedding, self.names.head)
+        return ours and width == stored[1:] and rows != stored[:1]
 
     def _is_parameter(self, parameter: str) -> bool:
         return any(parameter == one or parameter.endswith(f".{one}") for one in self.settings.parameters)

@@ -57,6 +57,10 @@ SENTENCES = {
         "Save the adapter again, or set ensure_weight_tying to false in adapter_config.json if the other did not follow it "
         "while it was trained.",
     ),
+    "rows-not-saved": (
+        "The adapter was trained on a vocabulary of another size, whose rows it does not hold: {shown}.",
+        "Save it again with save_embedding_layers=True, or name the base whose embeddings were resized with --base.",
+    ),
     "vocabulary": ("The adapter resizes one of the two embeddings only: {shown}.", "Save the adapter with both."),
     "new-head": ("The adapter brings {n} tensors that the base's architecture does not have: {shown}.", OTHER_BASE),
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bot.checks.case import Case
 from bot.events import silent
@@ -56,6 +56,27 @@ def test_a_vocabulary_of_another_size(name: str, how: str, rows: int, tmp_path: 
     assert merged.config.vocab_size == rows
     with torch.no_grad():
         assert distance(merged(**tokens).logits, expected) < 2e-6
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [5, 130]},
+    ],
+)
+def test_rows_of_a_resized_vocabulary_that_nobody_saved(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The remedy is to save them, and not another base."""
+    base = save_base("llama", tmp_path / "base", dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(132, mean_resizing=False)
+    adapted = randomised(get_peft_model(model, LoraConfig(r=4, **settings)))
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    save_file({"input_embeddings": torch.randn(4, 64)}, tmp_path / "adapter" / "new_embeddings.safetensors")
+    (refusal,) = plan_folders(base, tmp_path / "adapter").refusals
+    assert refusal.code == "rows-not-saved"
+    assert "save_embedding_layers" in refusal.remedy
+    assert "new_embeddings.safetensors" in refusal.reason
 
 
 @pytest.mark.parametrize(
