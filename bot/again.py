@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +18,18 @@ from bot.combine import Predicted, notation
 from bot.combine.joined import joined
 from bot.errors import MachineTooSmall, NotFound, NotVerified, Refused, Usage
 from bot.events import Emit, Stage
-from bot.hub import Hub
+from bot.hub import Hub, is_repo_id
 from bot.machine import look
 from bot.pipeline import one_adapter, publish_made, target_of
 from bot.plan import pin_of
-from bot.pull import fetch, original_at_hand, pin
+from bot.pull import card_of, fetch, original_at_hand, pin, vouch
 from bot.records import Combination, Json, Options, Publication, Ref, Report, Request, Role, Source, Sources, Stored
 from bot.verify import Subject, verify
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REPORTED = "verification.json"
+LONGEST_CARD = 1_000_000  # bytes of a README that are looked through for its metadata
+SHOWN = 3  # models that a card may name as its base
 
 
 def verify_again(
@@ -46,6 +52,11 @@ def verify_again(
         options=options,
     )
     sources = pin(request, hub, emit, afresh=True)
+    if base is None:
+        vouch(sources.base, hub, emit, REPORTED)
+    if not adapters:
+        for source in sources.adapters:
+            vouch(source, hub, emit, REPORTED)
     together = joined(sources, request.combination)
     if together is not None and together.refusals:
         raise Refused(together.refusals[0].reason, remedy=together.refusals[0].remedy)
@@ -66,6 +77,7 @@ def verify_again(
             base=local.base,
             adapter=local.adapter,
             inputs={**_pins(sources, together), "recipe": inputs.get("recipe")},
+            card_bases=_card_bases(folder, sources, hub),
             recorded=recorded,
             merge=facts,
             dtype=(facts.get("options") or {}).get("dtype", options.dtype),
@@ -80,6 +92,22 @@ def verify_again(
             combination=notation.to_json(together.how) if together else None,
         )
         return verify(subject, emit)
+
+
+def _card_bases(folder: Path, sources: Sources, hub: Hub) -> tuple[str, ...]:
+    """The models that the folder's card names as its base, as the Hub spells them today, where none of them is an input;
+    () where the base is a folder, which no card can name."""
+    readme = folder / "README.md"
+    if sources.base.repo is None or not readme.is_file():
+        return ()
+    with readme.open("rb") as opened:
+        said = card_of({"README.md": opened.read(LONGEST_CARD)}).get("base_model")
+    named = [one for one in (said if isinstance(said, list) else [said]) if isinstance(one, str) and is_repo_id(one)]
+    own = {str(source.repo).casefold() for source in (sources.base, *sources.adapters)}
+    if own & {one.casefold() for one in named}:
+        return ()
+    today = tuple(hub.spelled(one) for one in named[:SHOWN])
+    return () if own & {one.casefold() for one in today} else today
 
 
 def _tensors(base: Source, config: Json) -> list[Stored]:
@@ -158,7 +186,7 @@ def read_report(folder: Path) -> Json | None:
 def _recorded_ref(pinned: Any, role: Role) -> Ref:
     pinned = pinned if isinstance(pinned, dict) else {}
     repo, sha = pinned.get("repo"), pinned.get("sha")
-    if not isinstance(repo, str) or not isinstance(sha, str):
+    if not (isinstance(repo, str) and is_repo_id(repo) and isinstance(sha, str) and COMMIT.fullmatch(sha)):
         raise Usage(f"No verification.json names a Hub repo as the {role}.", remedy=f"Name it with --{role}.")
     return Ref(text=f"{repo}@{sha}", repo=repo, revision=sha)
 

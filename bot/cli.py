@@ -253,6 +253,7 @@ def verify(
 ) -> int:
     """Re-prove a merged repo or folder, ours or anybody's."""
     from bot.again import verify_again
+    from bot.show import held_against
     from bot.verify import canonical, table
 
     console = Console(quiet=quiet)
@@ -263,7 +264,7 @@ def verify(
     if as_json:
         click.echo(canonical(report.document).decode(), nl=False)
     else:
-        click.echo(table(report))
+        click.echo("\n".join(["held against:", *held_against(report.document["inputs"]), "", table(report)]))
     return 0 if report.verdict == "verified" else NotVerified.exit_code
 
 

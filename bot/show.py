@@ -152,6 +152,13 @@ def not_verified(outcome: Outcome) -> NotVerified:
     )
 
 
+def held_against(inputs: Json) -> list[str]:
+    """What a merged model was verified against: every input with its commit."""
+    adapters = inputs.get("adapters") or [inputs.get("adapter")]
+    named = [("base", inputs.get("base")), *(("adapter", one) for one in adapters)]
+    return [f"  {role:<12} {pin.get('repo') or 'a folder'} @ {pin.get('sha')}" for role, pin in named if pin]
+
+
 def _several(plan: Plan) -> Json:
     """What `adapter` is the combination of, where it is one."""
     return {"adapters": list(plan.adapters), "combination": plan.combination} if plan.combination else {}

@@ -157,12 +157,14 @@ def metadata(case: Case) -> Finding:
 
 
 def pins(case: Case) -> Finding:
-    """The inputs and the files are those that the folder's own report names."""
-    recorded = case.subject.recorded
-    if recorded is None:
+    """The inputs and the files are those that the folder's own report names, and the base is the card's."""
+    recorded, named = case.subject.recorded, case.subject.card_bases
+    fails = [f"The card names {' and '.join(named)} as its base, which is none of the inputs."] if named else []
+    if recorded is not None:
+        fails += _other_inputs(recorded.get("inputs"), case.subject.inputs)
+        fails += _other_files((recorded.get("subject") or {}).get("files"), case.sha256)
+    elif not fails:
         return finding("pins", "pass", "no report", "same pins", "No earlier report to hold it to.")
-    fails = _other_inputs(recorded.get("inputs"), case.subject.inputs)
-    fails += _other_files((recorded.get("subject") or {}).get("files"), case.sha256)
     return graded("pins", "same pins", ("same pins", "Inputs and files are as reported."), fails=fails)
 
 

@@ -24,6 +24,7 @@ class Subject:
     `clamps`: numbers too large for their dtype are stored as its largest.
     `original`: the 16-bit model that a quantised base was made from, where that lies here; `eval_text`: what to compare
     on beside the prompts; `force`: a quantised result that has lost the tune is a remark, not a failure.
+    `card_bases`: the base models that the folder's card names, where none of them is among the inputs.
     `ours`: the folder claims to be this bot's work and must be exact; else any named arithmetic is a mere warning.
     """
 
@@ -38,6 +39,7 @@ class Subject:
     level: Level
     not_run: tuple[tuple[str, str], ...]
     trust_remote_code: bool
+    card_bases: tuple[str, ...] = ()
     hashed: dict[str, str] = field(default_factory=dict)
     adapters: tuple[Path, ...] = ()
     combination: Json | None = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bot.hub.history import History
 from bot.hub.pulls import Proposing
 from bot.hub.read import Reading
 
 
-class Hub(Reading, Proposing):
+class Hub(Reading, History, Proposing):
     """One Hub, its two tokens (read the inputs, write the target) and the download cache."""

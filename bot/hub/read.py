@@ -59,7 +59,7 @@ class Reading(Door):
         try:
             found = self.patiently(where, lambda: self.inputs.model_info(repo, revision=revision))
         except Outside as away:
-            if not _nobody_answered(away):
+            if not nobody_answered(away):
                 raise
             return self._pin_cached(repo, revision, away)
         assert found.sha is not None
@@ -191,7 +191,8 @@ class Reading(Door):
         return folder
 
 
-def _nobody_answered(error: Outside) -> bool:
+def nobody_answered(error: Outside) -> bool:
+    """Whether a failure says nothing of the repo: the Hub was busy or out of reach, or we are to stay offline."""
     return isinstance(error, Busy) or isinstance(error.__cause__, OfflineModeIsEnabled)
 
 

@@ -18,7 +18,9 @@ from bot.pull.folders import pin_folder
 from bot.pull.hashes import Hashes
 from bot.pull.quantised import original_at_hand as original_at_hand
 from bot.pull.repos import pin_repo
+from bot.pull.texts import card_of as card_of
 from bot.pull.texts import read_json
+from bot.pull.whose import vouch as vouch
 from bot.records import Local, Plan, Ref, Request, Role, Source, Sources
 
 if TYPE_CHECKING:
@@ -79,7 +81,8 @@ def pin(
 def _pin_base(ref: Ref, named: bool, hub: Hub, emit: Emit, hashes: Hashes) -> Source:
     """The base. `named`: by the adapter's config, and not by a person."""
     try:
-        return _pin_one("base", ref, hub, emit, hashes)
+        base = _pin_one("base", ref, hub, emit, hashes)
+        return vouch(base, hub, emit, "The adapter's config") if named else base
     except NotFound as missing:
         if not named:
             raise
@@ -95,18 +98,19 @@ def base_of(adapter: Source) -> Ref:
     name = config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name.strip():
         raise Refused("The adapter's config names no base model.", remedy="Name it with --base owner/name.")
+    if not is_repo_id(name):
+        # Followed, a path would read this machine's files for whoever wrote the adapter, in a folder as on the Hub.
+        raise Refused(
+            f"The adapter's config names {name[:200]!r} as its base, which is not a Hub repo's name.",
+            remedy="Name the base with --base owner/name (or --base ./folder).",
+        )
     revision = config.get("revision")
-    revision = revision if isinstance(revision, str) and REVISION.fullmatch(revision) else None
-    if adapter.repo is None and Path(name).expanduser().is_dir():
-        return Ref(text=name, folder=Path(name).expanduser())
-    if is_repo_id(name):
-        return Ref(text=f"{name}@{revision}" if revision else name, repo=name, revision=revision)
-    # Untrusted: followed, a path would read this machine's files for whoever wrote the adapter.
-    place = "does not exist here" if adapter.repo is None else "is not a Hub repo's name"
-    raise Refused(
-        f"The adapter's config names {name[:200]!r} as its base, which {place}.",
-        remedy="Name the base with --base owner/name (or --base ./folder).",
-    )
+    if revision and not (isinstance(revision, str) and REVISION.fullmatch(revision)):
+        raise Refused(
+            f"The adapter's config names {str(revision)[:200]!r} as its base's revision, which cannot be one.",
+            remedy="Name the base with --base owner/name@revision.",
+        )
+    return Ref(text=f"{name}@{revision}" if revision else name, repo=name, revision=revision or None)
 
 
 def _pin_one(role: Role, ref: Ref, hub: Hub, emit: Emit, hashes: Hashes) -> Source:

@@ -84,6 +84,29 @@ def test_the_config_may_name_the_bases_revision(dev, hub, pair, tmp_path):
     assert pin(asked("demo/old", "demo/base"), hub, silent).base.sha != pair["base"]
 
 
+def test_the_config_may_name_any_commit_of_main_and_any_branch(dev, hub, pair, tmp_path):
+    write_base(tmp_path / "base", shards=1)
+    new = put(dev, "demo/base", tmp_path / "base")
+    api = HfApi(dev.url, dev.token)
+    api.create_branch("demo/base", branch="half")
+    for revision, sha in ((pair["base"], pair["base"]), ("half", new), ("main", new)):
+        put(dev, f"demo/of-{revision[:4]}", write_adapter(tmp_path / revision, revision=revision))
+        assert pin(asked(f"demo/of-{revision[:4]}"), hub, silent).base.sha == sha
+
+
+def test_offline_it_is_said_that_nobody_vouches_for_a_revision(dev, pair, tmp_path):
+    HfApi(dev.url, dev.token).create_tag("demo/base", tag="v1")
+    put(dev, "demo/old", write_adapter(tmp_path / "old", revision="v1"))
+    door_ = door(dev, tmp_path)
+    first = pin(asked("demo/old"), door_, silent)
+    weights = {"base": [h.file for h in first.base.headers], "adapter": ["adapter_model.safetensors"]}
+    fetch(first, weights, door_, silent)
+    dev.close()
+    said: list = []
+    assert pin(asked("demo/old"), door_, said.append).base.sha == pair["base"]
+    assert any("cannot be looked up" in getattr(one, "text", "") for one in said)
+
+
 def test_a_missing_named_base_says_that_base_may_be_given(dev, hub, tmp_path):
     put(dev, "demo/lost", write_adapter(tmp_path / "lost", base="demo/gone"))
     with pytest.raises(NotFound) as caught:
@@ -135,12 +158,6 @@ def test_links_into_the_hubs_cache_are_not_hashed_again(hub, pair, tmp_path):
     again = pin(asked(str(local.adapter), str(local.base)), hub, silent)
     known = {entry.name: entry.sha256 for entry in again.base.files}
     assert known[shard.name] == blob.name
-
-
-def test_a_local_adapter_may_name_a_local_base(hub, tmp_path):
-    base = write_base(tmp_path / "base")
-    adapter = write_adapter(tmp_path / "adapter", base=str(base))
-    assert pin(asked(str(adapter)), hub, silent).base.ref.folder == base
 
 
 def test_a_local_adapter_may_name_a_base_on_the_hub(hub, pair, tmp_path):

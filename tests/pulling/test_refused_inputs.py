@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 
 from bot.errors import NotFound, Refused
 from bot.events import silent
@@ -39,9 +41,32 @@ def test_an_adapter_that_names_no_base_needs_one(hub, tmp_path, named):
     two_sentences(refused(hub, adapter), what="names no base model", do="--base")
 
 
-def test_a_local_path_that_is_gone_is_refused(hub, tmp_path):
-    adapter = write_adapter(tmp_path / "a", base="/home/somebody/models/llama")
-    two_sentences(refused(hub, adapter), what="does not exist here", do="--base")
+@pytest.mark.parametrize("there", [True, False])
+def test_an_adapter_in_a_folder_names_no_path_either(hub, tmp_path, there):
+    """A clone of somebody's repo is a folder too: followed, its path would publish what lies there."""
+    base = write_base(tmp_path / "base") if there else Path("/home/somebody/models/llama")
+    adapter = write_adapter(tmp_path / "a", base=str(base))
+    two_sentences(refused(hub, adapter), what="is not a Hub repo's name", do="--base ./folder")
+
+
+@pytest.mark.parametrize("by_sha", [False, True])
+def test_a_pull_requests_commit_is_not_the_bases(dev, hub, pair, tmp_path, by_sha):
+    """Anybody may have proposed it; a person can name it."""
+    api = HfApi(dev.url, dev.token)
+    proposed = api.upload_file(
+        path_or_fileobj=b"{}", path_in_repo="generation_config.json", repo_id="demo/base", create_pr=True
+    )
+    revision = proposed.oid if by_sha else proposed.pr_revision
+    put(dev, "demo/sly", write_adapter(tmp_path / "sly", revision=revision))
+    two_sentences(refused(hub, "demo/sly"), what="anybody may have proposed it", do=f"--base demo/base@{revision}")
+    trusted = Request(adapter=parse_ref("demo/sly"), base=parse_ref(f"demo/base@{revision}"))
+    assert pin(trusted, hub, silent).base.sha == proposed.oid
+
+
+@pytest.mark.parametrize("revision", ["../main", "a b", 3, ["main"]])
+def test_a_revision_that_cannot_be_one_is_not_taken_for_main(hub, pair, tmp_path, revision):
+    adapter = write_adapter(tmp_path / "a", revision=revision)
+    two_sentences(refused(hub, adapter), what="cannot be one", do="--base")
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,35 @@ def test_a_published_merge_that_somebody_touched_is_not_proven(
     assert failed & {"touched", "untouched"}
 
 
+def test_it_is_said_whose_base_it_was_held_against(world: World, adapter_merge: Command, tmp_path: Path) -> None:
+    """With the commits, and by nobody's word but that of the repo's owners: no proposal, no path, no other model's card."""
+    out = tmp_path / "out"
+    assert adapter_merge("merge", "demo/adapter", "-o", out, "--verify", "files").code == 0
+    ran = adapter_merge("verify", out, "--verify", "files")
+    assert ran.code == 0, ran.err
+    for repo in ("demo/base", "demo/adapter"):
+        assert f"{repo} @ {world.api.model_info(repo).sha}" in ran.out
+
+    card = (out / "README.md").read_text()
+    (out / "README.md").write_text(card.replace("base_model: demo/base", "base_model: big/name"))
+    ran = adapter_merge("verify", out, "--verify", "files")
+    assert ran.code == 4
+    assert "The card names big/name as its base" in ran.out + ran.err
+    world.api.move_repo("demo/base", "demo/renamed")
+    (out / "README.md").write_text(card)
+    assert adapter_merge("verify", out, "--verify", "files").code == 0
+
+    report = (out / "verification.json").read_text()
+    sha = json.loads(report)["inputs"]["base"]["sha"]
+    proposed = world.api.upload_file(path_or_fileobj=b"x", path_in_repo="x", repo_id="demo/renamed", create_pr=True).oid
+    (out / "verification.json").write_text(report.replace(sha, proposed))
+    ran = adapter_merge("verify", out, "--verify", "files")
+    assert ran.code == 3
+    assert "anybody may have proposed it" in ran.err
+    (out / "verification.json").write_text(report.replace('"repo": "demo/base"', '"repo": "/etc"'))
+    assert adapter_merge("verify", out, "--verify", "files").code == 2
+
+
 def test_merge_and_publish_in_two_steps(world: World, adapter_merge: Command, tmp_path: Path) -> None:
     folder = tmp_path / "merged"
     assert adapter_merge("merge", "demo/adapter", "--output", folder, "--verify", "weights").code == 0

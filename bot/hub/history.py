@@ -1,0 +1,41 @@
+"""Who put a commit there: what lies in main's history, or in a branch or tag, its owners did; a pull request is anybody's."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[attr-defined]  # re-exported lazily
+
+from bot.errors import NotFound, Outside
+from bot.hub.door import Door
+from bot.hub.errors import gate
+from bot.hub.read import nobody_answered
+
+LONGEST = 5_000  # commits of main that are looked through, 50 a request; what is older needs a tag
+
+
+class History(Door):
+    """What the refs and the commits of a repo say of one commit."""
+
+    def is_owners(self, repo: str, sha: str) -> bool | None:
+        """Whether a commit is in main's history, or the end of a branch or a tag. None where nobody can be asked."""
+        where = self.where(f"read the history of {repo}", repo)
+        try:
+            refs = self.patiently(where, lambda: self.inputs.list_repo_refs(repo))
+        except Outside as away:
+            if not nobody_answered(away):
+                raise
+            return None
+        if any(ref.target_commit == sha for ref in (*refs.branches, *refs.tags)):
+            return True
+        headers = build_hf_headers(token=self.inputs.token, library_name="adapter-merge")
+        with gate(where):  # the client itself retries lists that come in pages
+            commits = paginate(f"{self.endpoint}/api/models/{repo}/commits/main", params={}, headers=headers)
+            return any(commit.get("id") == sha for commit in islice(commits, LONGEST))
+
+    def spelled(self, repo: str) -> str:
+        """A repo's name as the Hub has it today: renamed repos answer to their old names. Itself where nobody knows it."""
+        try:
+            return str(self.patiently(self.where(f"look up {repo}", repo), lambda: self.inputs.model_info(repo)).id)
+        except (Outside, NotFound):
+            return repo
