@@ -231,7 +231,7 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """What is added to the rectangle [rows) × [columns) of a tensor viewed as a matrix.
+    """What is added to the rectangle [rows) × [columns) of a tensor viewed as a matrix, to every `step`-th of its rows.
 
     With `magnitude` (DoRA) the rectangle is V = W + Σ terms, and becomes magnitude ⊙ V / ‖V‖, where the norm runs along
     each row (`along` "rows": one magnitude a row) or each column ("columns").
@@ -242,6 +242,7 @@ class Patch:
     terms: tuple[Term, ...]
     magnitude: Factor | None = None
     along: Literal["rows", "columns"] = "rows"
+    step: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -213,6 +213,7 @@ def _patch(patch: Patch) -> Json:
     return {
         "rows": list(patch.rows),
         "columns": list(patch.columns),
+        **({"step": patch.step} if patch.step != 1 else {}),
         "terms": [
             {
                 "module": term.module,

@@ -28,6 +28,7 @@ from transformers import models as families
 from transformers.conversion_mapping import _build_checkpoint_conversion_mapping, get_model_conversion_mapping
 from transformers.core_model_loading import (
     GroupWeightRename,
+    PermuteForRope,
     PrefixChange,
     WeightConverter,
     WeightRenaming,
@@ -259,6 +260,39 @@ def tie_flag(one: type[PreTrainedConfig], given: dict[str, Any]) -> bool | None:
         return None
 
 
+def rope_heads() -> dict[str, dict[str, list[Any]]]:
+    """Model types whose converters deal out the rows of attention heads (PermuteForRope), each with the parts of its
+    config that such a converter names ("": the config itself): [the field of config.json, the class's default]."""
+    parts_of: dict[str, set[str]] = {}
+    for name, transforms in _build_checkpoint_conversion_mapping().items():
+        operations = [o for one in transforms if isinstance(one, WeightConverter) for o in one.operations]
+        asked = {one.subconfig_key or "" for one in operations if isinstance(one, PermuteForRope)}
+        if asked:
+            parts_of[name] = asked
+    found: dict[str, dict[str, list[Any]]] = {}
+    for model_type in sorted(transformers.CONFIG_MAPPING):
+        config = default_config(transformers.CONFIG_MAPPING[model_type])
+        inside = (
+            [config, *(one for one in vars(config).values() if isinstance(one, PreTrainedConfig))] if config else []
+        )
+        for part in sorted({part for one in inside for part in parts_of.get(one.model_type, ())}):
+            inner = getattr(config, part, None) if part else None
+            at, asked_of = (part, inner) if isinstance(inner, PreTrainedConfig) else ("", config)
+            if hasattr(asked_of, "num_attention_heads"):
+                field = asked_of.attribute_map.get("num_attention_heads", "num_attention_heads")
+                found.setdefault(model_type, {})[at] = [field, asked_of.num_attention_heads]
+            else:
+                found.setdefault(model_type, {})[at] = ["num_attention_heads", 1]
+    return found
+
+
+def default_config(one: type[PreTrainedConfig]) -> PreTrainedConfig | None:
+    try:
+        return one()
+    except Exception:  # a config that cannot be made without its parts
+        return None
+
+
 def scaled_by_tying() -> list[str]:
     """Model types whose forward multiplies the head's input by a factor if the tie flag is set (the t5 family)."""
     pattern = re.compile(r"if self\.config\.(scale_decoder_outputs|tie_word_embeddings):\s+(#.*\s+)*\w+ = \w+ \*")
@@ -296,6 +330,7 @@ def conversions() -> dict[str, Any]:
         "models": plain(MODEL_MAPPING_NAMES),
         "causal": plain(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         "tying": tying(),
+        "heads": rope_heads(),
         "scaled": scaled_by_tying(),
     }
 

@@ -16,7 +16,7 @@ from bot.checks.rounding import clamp, round_once
 from bot.checks.rows import TORCH, Opened
 from bot.checks.steps import Parts, Ready
 from bot.checks.tally import Tally
-from bot.checks.touch import Expected, Step
+from bot.checks.touch import Expected, Step, lines_of
 
 Ranges = Iterable[tuple[int, int]]
 Steps = tuple[tuple[Step, Ready], ...]
@@ -76,22 +76,25 @@ def _before(wanted: Expected, low: int, high: int, opened: Opened) -> Tensor | N
 
 def _exact(weight: Tensor, steps: Steps, low: int, high: int, opened: Opened) -> Tensor:
     result = weight
-    for step, ready, top, bottom in _within(steps, low, high):
+    for step, ready, lines in _within(steps, low, high):
         left, right = step.columns
-        if (top, bottom, left, right) == (low, high, 0, weight.shape[1]):
+        if (lines, left, right) == (range(low, high), 0, weight.shape[1]):
             return ready.exact(weight, low, high, opened)  # steps do not overlap: this is the only one here
         if result is weight:
             result = weight.clone()
-        block = slice(top - low, bottom - low), slice(left, right)
-        result[block] = ready.exact(weight[block], top, bottom, opened)
+        block = slice(lines.start - low, lines.stop - low, lines.step), slice(left, right)
+        result[block] = ready.exact(weight[block], lines.start, lines.stop, opened)
     return result
 
 
-def _within(steps: Steps, low: int, high: int) -> Iterable[tuple[Step, Ready, int, int]]:
+def _within(steps: Steps, low: int, high: int) -> Iterable[tuple[Step, Ready, range]]:
+    """The steps that change rows between `low` and `high`, and those rows."""
     for step, ready in steps:
-        top, bottom = max(low, step.rows[0]), min(high, step.rows[1])
-        if top < bottom:
-            yield step, ready, top, bottom
+        lines = lines_of(step)
+        skipped = max(0, -(-(low - lines.start) // lines.step))
+        there = range(lines.start + skipped * lines.step, min(high, lines.stop), lines.step)
+        if there:
+            yield step, ready, there
 
 
 def _terms(part: Part, steps: Steps, opened: Opened, storage: torch.dtype) -> Terms:
@@ -100,9 +103,9 @@ def _terms(part: Part, steps: Steps, opened: Opened, storage: torch.dtype) -> Te
     delta, product, factor = zero.clone(), zero.clone(), torch.ones_like(zero)
     shares = Sizes(weight=zero, delta=zero, product=zero, value=zero).each(torch.clone)
     rank = length = 0
-    for step, ready, top, bottom in _within(steps, part.low, part.high):
-        block = slice(top - part.low, bottom - part.low), slice(*step.columns)
-        found: Parts = ready.parts(part.weight[block], top, bottom, opened)
+    for step, ready, lines in _within(steps, part.low, part.high):
+        block = slice(lines.start - part.low, lines.stop - part.low, lines.step), slice(*step.columns)
+        found: Parts = ready.parts(part.weight[block], lines.start, lines.stop, opened)
         weight[block], delta[block], product[block] = found.weight, found.delta, found.product
         rank, length = max(rank, found.rank), max(length, found.length)
         if found.factor is not None and found.shares is not None:

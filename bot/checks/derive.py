@@ -21,7 +21,7 @@ from bot.checks.placing import (
 )
 from bot.checks.replicas import Replicas
 from bot.checks.ties import Changes, Ties, tie
-from bot.checks.touch import Asked, Change, Expected, LowRank, Reading, Shift, Step, Tokens, View, Whole
+from bot.checks.touch import Asked, Change, Expected, LowRank, Reading, Shift, Step, Tokens, View, Whole, lines_of
 from bot.checks.traced import Traced
 from bot.records import Json
 
@@ -152,7 +152,7 @@ class Derivation:
         if draft.source.stored.dtype not in FLOATS:
             raise Misplaced(f"{step.module} changes {key}, which is stored as {draft.source.stored.dtype}.")
         for other in draft.steps:
-            if _overlap(step.rows, other.rows) and _overlap(step.columns, other.columns):
+            if _meet(lines_of(step), lines_of(other)) and _overlap(step.columns, other.columns):
                 raise Misplaced(f"{step.module} and {other.module} both change {key}.")
         draft.steps.append(step)
         draft.view = view
@@ -261,6 +261,13 @@ class Derivation:
 def _order(change: Change) -> int:
     """Copies of the base's own numbers, then whole replacements, then what is added."""
     return (0 if change.shared else 1) if isinstance(change, Whole) else 2
+
+
+def _meet(one: range, other: range) -> bool:
+    """Whether some row is in both."""
+    if one.step == other.step == 1:
+        return _overlap((one.start, one.stop), (other.start, other.stop))
+    return any(row in other for row in one)
 
 
 def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:

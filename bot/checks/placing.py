@@ -112,7 +112,7 @@ def _product(
     change: LowRank, block: Block, layout: Layout, expert: int, stored: Stored, size: View
 ) -> tuple[str, Step, View]:
     out_span, into_span = block.box[layout.out], _joined(block, layout, size[1])
-    rows, columns, view, turned = rectangle(block, stored[block.key], layout, expert)
+    (rows, every), columns, view, turned = rectangle(block, stored[block.key], layout, expert)
     if change.kind == "parameter" and layout.experts is not None:  # A: (experts · rank) × in; B: out × (rank · experts)
         count = flat(change.a)[0] // change.rank
         from_a = range(expert * change.rank, (expert + 1) * change.rank)
@@ -130,7 +130,7 @@ def _product(
     along: Literal["rows", "columns"] = "columns" if turned else "rows"
     step = Product(
         module=change.module, uses=change.uses, rows=rows, columns=columns, left=left, right=right, scaling=change.scaling,
-        magnitude=_magnitude(change.magnitude, out_span) if change.magnitude else None, along=along,
+        magnitude=_magnitude(change.magnitude, out_span) if change.magnitude else None, along=along, every=every,
     )  # fmt: skip
     return block.key, step, view
 
@@ -153,23 +153,32 @@ def _joined(block: Block, layout: Layout, into: int) -> Span:
     return 0, into
 
 
-def rectangle(block: Block, shape: tuple[int, ...], layout: Layout, expert: int) -> tuple[Span, Span, View, bool]:
-    """(rows, columns, view, turned) of one expert's box in a stored tensor. Raises Misplaced where it is no rectangle.
+Rectangle = tuple[tuple[Span, int], Span, View, bool]
+
+
+def rectangle(block: Block, shape: tuple[int, ...], layout: Layout, expert: int) -> Rectangle:
+    """((rows, every), columns, view, turned) of one expert's box in a stored tensor. Raises Misplaced where it is no
+    rectangle, nor each `every`-th row of one.
 
     `turned`: the stored tensor has the outputs along its columns.
     """
     if len(layout.into) > 1:
-        return (0, shape[0]), (0, math.prod(shape[1:])), view_of(shape), False
-    spans = [(low, high) for _, low, high in block.source]
-    dims = [at for at, _, _ in block.source]
+        if any(step != 1 for *_, step in block.source):
+            raise Misplaced(f"{block.key} holds a convolution's channels in another order.")
+        return ((0, shape[0]), 1), (0, math.prod(shape[1:])), view_of(shape), False
+    spans = [(low, high) for _, low, high, _ in block.source]
+    dims = [at for at, *_ in block.source]
+    if block.source and block.source[-1][-1] != 1:
+        raise Misplaced(f"{block.key} holds columns in another order.")
+    every = block.source[-2][-1] if len(shape) > 1 else 1
     if len(shape) == 3 and dims[0] in (None, layout.experts):
         index = spans[0][0] + (
             expert - block.box[layout.experts][0] if dims[0] is not None and layout.experts is not None else 0
         )
         rows = (index * shape[1] + spans[1][0], index * shape[1] + spans[1][1])
-        return rows, spans[2], view_of(shape, stacked=True), dims[2] == layout.out
+        return (rows, every), spans[2], view_of(shape, stacked=True), dims[2] == layout.out
     if len(shape) == 2:
-        return spans[0], spans[1], view_of(shape), dims[1] == layout.out
+        return (spans[0], every), spans[1], view_of(shape), dims[1] == layout.out
     raise Misplaced(f"{block.key} of {shape} is no stack of matrices.")
 
 
@@ -179,13 +188,13 @@ def place_shift(change: Shift, where: Located, stored: Stored) -> Iterator[tuple
     if shape != change.v.stored.shape or len(shape) != 1:
         raise Misplaced(f"{change.module}: a bias of {change.v.stored.shape} does not fit {where.name} of {shape}.")
     for block in where.traced.blocks:
-        (_, low, high), view = block.source[-1], view_of(stored[block.key])
+        (_, low, high, every), view = block.source[-1], view_of(stored[block.key])
         if view[1] != 1:
             raise Misplaced(f"{block.key} holds more than a bias.")
         left = Matrix(place=change.v, rows=range(*block.box[0]), columns=range(1))
         yield block.key, Product(
             module=change.module, uses=change.uses, rows=(low, high), columns=(0, 1), left=left, right=None,
-            scaling=change.scaling,
+            scaling=change.scaling, every=every,
         ), view  # fmt: skip
 
 
@@ -219,7 +228,7 @@ def place_whole(change: Whole, where: Located, stored: Stored) -> Iterator[tuple
     layout = Layout(experts=0, out=1, into=(2,)) if len(shape) == 3 else Layout(experts=None, out=0, into=(1,))
     for block in where.traced.blocks:
         for at in _experts(block, layout):
-            rows, columns, view, turned = _box(block, stored[block.key], layout, at)
+            (rows, every), columns, view, turned = _box(block, stored[block.key], layout, at)
             low, high = block.box[layout.out]
             above = at * shape[1] if len(shape) == 3 else 0
             across = range(*block.box[layout.into[0]]) if len(shape) > 1 else range(1)
@@ -229,13 +238,14 @@ def place_whole(change: Whole, where: Located, stored: Stored) -> Iterator[tuple
             )  # fmt: skip
             yield (
                 block.key,
-                Given(module=change.module, uses=change.uses, rows=rows, columns=columns, values=values),
+                Given(module=change.module, uses=change.uses, rows=rows, columns=columns, values=values, every=every),
                 view,
             )
 
 
-def _box(block: Block, shape: tuple[int, ...], layout: Layout, expert: int) -> tuple[Span, Span, View, bool]:
+def _box(block: Block, shape: tuple[int, ...], layout: Layout, expert: int) -> Rectangle:
     """As `rectangle`, and for vectors too."""
     if len(shape) == 1:
-        return block.source[0][1:], (0, 1), view_of(shape), False
+        _, low, high, every = block.source[0]
+        return ((low, high), every), (0, 1), view_of(shape), False
     return rectangle(block, shape, layout, expert)

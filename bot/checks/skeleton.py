@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bot.checks.counted import Counted
 from bot.checks.traced import NotFollowed, Traced, through
 from bot.records import Json
 
@@ -127,24 +128,24 @@ class Skeleton:
         from transformers.core_model_loading import dot_natural_key
 
         found: dict[str, Traced | str] = {}
-        running: dict[str, Any] = {}
+        running: dict[str, list[tuple[str, str]]] = {}
         for key in sorted(self.shapes, key=dot_natural_key):
             name, pattern = self.rename(key)
             if name not in self.known:
                 continue
-            stored = Traced.whole(key, self.shapes[key])
             if pattern is None:
-                found[name] = stored
-                continue
-            converter = running.setdefault(name, deepcopy(self._by_pattern[pattern]))
-            converter.add_tensor(name, key, pattern, stored)
-        for name, converter in running.items():
-            found |= self._converted(converter, name)
+                found[name] = Traced.whole(key, self.shapes[key])
+            else:
+                running.setdefault(name, []).append((pattern, key))
+        for name, fed in running.items():
+            found |= self._converted(self._by_pattern[fed[0][0]], name, fed)
         return found
 
-    def _converted(self, converter: Any, name: str) -> dict[str, Traced | str]:
+    def _converted(self, converter: Any, name: str, fed: list[tuple[str, str]]) -> dict[str, Traced | str]:
+        """`fed`: (pattern, stored key) of every tensor that the converter takes."""
+        shapes = {key: self.shapes[key] for _, key in fed}
         try:
-            made = converter.convert(name, model=self.model, config=self.model.config)
+            return {**self._followed(converter, name, fed, shapes)}
         except NotFollowed as error:
             operations = " and ".join(type(one).__name__ for one in converter.operations)
             targets = [name.replace(converter.target_patterns[0], one) for one in converter.target_patterns]
@@ -152,6 +153,23 @@ class Skeleton:
             return dict.fromkeys(targets, reason)
         except Exception as error:  # transformers' own converters raise what they like on an incomplete set of tensors
             return {name: f"transformers cannot convert it ({type(error).__name__}: {error})"}
+
+    def _followed(
+        self, converter: Any, name: str, fed: list[tuple[str, str]], shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, Traced]:
+        """What the converter makes: by boxes, or by the numbers of rows. Raises NotFollowed, and what the converter does."""
+        try:
+            return self._run(converter, name, [(pattern, key, Traced.whole(key, shapes[key])) for pattern, key in fed])
+        except (NotFollowed, AttributeError, TypeError):  # something that stand-ins have not
+            counted = Counted(shapes)
+        made = self._run(converter, name, [(pattern, key, counted.tensor(key)) for pattern, key in fed])
+        return {key: counted.traced(value) for key, value in made.items()}
+
+    def _run(self, converter: Any, name: str, fed: list[tuple[str, str, Any]]) -> dict[str, Any]:
+        fresh = deepcopy(converter)
+        for pattern, key, tensor in fed:
+            fresh.add_tensor(name, key, pattern, tensor)
+        made = fresh.convert(name, model=self.model, config=self.model.config)
         return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
 
     # --- names of an adapter --------------------------------------------------------------------------------------------
@@ -187,18 +205,16 @@ class Skeleton:
     def _undo(self, own: str, forward: Any) -> dict[str, Traced]:
         """What the converter makes the parameter from, as boxes of the parameter: the converter, run backwards."""
         backward = forward.reverse_transform()
-        fed = [own.replace(forward.target_patterns[0], one) for one in forward.target_patterns]
-        for pattern, parameter in zip(backward.source_patterns, fed, strict=True):
-            if parameter not in self.known:
-                return {}
-            traced = Traced.whole(parameter, tuple(self.known[parameter].shape))
-            backward.add_tensor(parameter, parameter, pattern, traced)
+        parameters = [own.replace(forward.target_patterns[0], one) for one in forward.target_patterns]
+        if any(one not in self.known for one in parameters):
+            return {}
+        fed = list(zip(backward.source_patterns, parameters, strict=True))
+        shapes = {one: tuple(self.known[one].shape) for one in parameters}
         first = own.replace(forward.target_patterns[0], backward.target_patterns[0])
         try:
-            made = backward.convert(first, model=self.model, config=self.model.config)
+            return self._followed(backward, first, fed, shapes)
         except (NotFollowed, ValueError):
             return {}
-        return {key: value[0] if isinstance(value, list) else value for key, value in made.items()}
 
     # --- modules --------------------------------------------------------------------------------------------------------
 

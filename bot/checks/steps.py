@@ -17,7 +17,7 @@ from torch import Tensor
 from bot.checks.arithmetic import Sizes
 from bot.checks.checkpoint import Place
 from bot.checks.rows import CHUNK, Opened, chunks
-from bot.checks.touch import Asked, Given, Lines, Matrix, Product, Step, View
+from bot.checks.touch import Asked, Given, Lines, Matrix, Product, Step, View, lines_of
 from bot.checks.unmerged import NoWeight
 
 WIDE = 1 << 22  # elements of a factor that is kept in float64 (32 MB); a larger one stays in its stored dtype
@@ -56,7 +56,8 @@ class Parts:
 class Ready(Protocol):
     """A step with what it needs at hand. Shared by threads: what it computes once, it computes under a lock.
 
-    `low` and `high` are rows of the tensor's view, within the step's rectangle; `weight` is that part of the rectangle.
+    `low` and `high` are rows of the tensor's view, within the step's rectangle, `low` one that it changes; `weight` is
+    that part of the rectangle, less the rows that the step passes over.
     """
 
     def exact(self, weight: Tensor, low: int, high: int, opened: Opened) -> Tensor:
@@ -116,7 +117,7 @@ class ReadyProduct:
             magnitude = self._column(self.step.magnitude, low, high, opened)
             norms, length = sizes.each(lambda one: one.norm(dim=1, keepdim=True)), weight.shape[1]
         else:
-            magnitude, norms, length = self._magnitude_row, self._norms, self.step.rows[1] - self.step.rows[0]
+            magnitude, norms, length = self._magnitude_row, self._norms, len(lines_of(self.step))
         shares = norms.each(lambda one: (one / norms.value).expand_as(weight))
         factor = (magnitude / norms.value).expand_as(weight)
         return Parts(
@@ -130,8 +131,8 @@ class ReadyProduct:
         return self._right.times(left, absolute)
 
     def _column(self, matrix: Matrix, low: int, high: int, opened: Opened) -> Tensor:
-        """Rows of a factor that has as many as the rectangle; `low` and `high` count from the top of the tensor."""
-        low, high = low - self.step.rows[0], high - self.step.rows[0]
+        """Rows of a factor that has as many as the step changes; `low` and `high` count from the top of the tensor."""
+        low, high = _counted(self.step, low, high)
         if matrix.turned:
             part = Matrix(
                 place=matrix.place, rows=matrix.rows, columns=matrix.columns[low:high], turned=True, view=matrix.view
@@ -166,14 +167,15 @@ class ReadyProduct:
     @cached_property
     def _summed(self) -> Sizes:
         """One pass over the rectangle. Sums of squares, blockwise: each block is summed before it is added."""
-        (top, bottom), columns = self.step.rows, self.step.columns
+        lines, columns = lines_of(self.step), self.step.columns
         width = columns[1] - columns[0]
         sums = torch.zeros(4, width, dtype=torch.float64)
         with Opened() as opened:
-            for low, high in chunks((bottom - top, width), 4 * CHUNK):
-                weight = self.source.block(opened, (top + low, top + high), columns)
-                delta = self._delta(top + low, top + high, opened)
-                product = self._delta(top + low, top + high, opened, absolute=True)
+            for first, last in chunks((len(lines), width), 4 * CHUNK):
+                low, high = lines[first], lines[last - 1] + 1
+                weight = self.source.block(opened, (low, high), columns)[:: lines.step]
+                delta = self._delta(low, high, opened)
+                product = self._delta(low, high, opened, absolute=True)
                 for number, one in enumerate((weight, delta, product, weight + delta)):
                     sums[number] += one.square().sum(dim=0)
         weight, delta, product, value = sums.sqrt().unsqueeze(1)
@@ -190,7 +192,7 @@ class ReadyValues:
     def exact(self, weight: Tensor, low: int, high: int, opened: Opened) -> Tensor:
         step = self.step
         if isinstance(step, Given):
-            low, high, values = low - step.rows[0], high - step.rows[0], step.values
+            (low, high), values = _counted(step, low, high), step.values
             rows, columns = (
                 (values.rows, values.columns[low:high]) if values.turned else (values.rows[low:high], values.columns)
             )
@@ -206,6 +208,12 @@ class ReadyValues:
         values = self.exact(weight, low, high, opened)
         nothing = torch.zeros_like(values)
         return Parts(weight=values, delta=nothing, product=nothing, rank=0)
+
+
+def _counted(step: Step, low: int, high: int) -> tuple[int, int]:
+    """Rows of the tensor from `low` to `high`, as numbers among those that the step changes."""
+    lines = lines_of(step)
+    return (low - lines.start) // lines.step, -(-(high - lines.start) // lines.step)
 
 
 class ReadyAsked:

@@ -37,7 +37,10 @@ class Matrix:
 
 
 class Step(Protocol):
-    """One change to the rectangle rows × columns of a tensor's view. `uses`: the adapter tensors that it consists of."""
+    """One change to the rectangle rows × columns of a tensor's view. `uses`: the adapter tensors that it consists of.
+
+    A step with an attribute `every` changes only each `every`-th row of the rectangle, from the first on.
+    """
 
     @property
     def module(self) -> str: ...
@@ -65,6 +68,7 @@ class Product:
     scaling: float
     magnitude: Matrix | None = None
     along: Literal["rows", "columns"] = "rows"
+    every: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,12 @@ class Given:
     rows: Span
     columns: Span
     values: Matrix
+    every: int = 1
+
+
+def lines_of(step: Step) -> range:
+    """The rows that a step changes."""
+    return range(*step.rows, getattr(step, "every", 1))
 
 
 class Asking(Protocol):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 Span = tuple[int, int]
+Source = tuple[int | None, int, int, int]  # dimension of the box, or None; start; stop; step
 
 
 class NotFollowed(Exception):
@@ -23,24 +24,28 @@ class NotFollowed(Exception):
 class Block:
     """A box of a tensor, and the box of the stored tensor `key` that it is.
 
-    `box`: one span per dimension. `source`: one (dimension of the box, or None; start; stop) per dimension of the stored
-    tensor, in stored order; None where the stored dimension is cut down to one index that the box has no dimension for.
+    `box`: one span per dimension. `source`: one (dimension of the box, or None; start; stop; step) per dimension of the
+    stored tensor, in stored order; None where the stored dimension is cut down to one index that the box has no dimension
+    for. From its start on, every step-th index belongs to the box.
     """
 
     key: str
     box: tuple[Span, ...]
-    source: tuple[tuple[int | None, int, int], ...]
+    source: tuple[Source, ...]
 
-    def window(self, dim: int, low: int, high: int) -> Block | None:
-        """What is left of it between `low` and `high` along a dimension, counted from `low`."""
+    def window(self, dim: int, low: int, high: int, step: int = 1) -> Block | None:
+        """What is left of it of every step-th index from `low` to `high` along a dimension, which are counted anew."""
         start, stop = self.box[dim]
-        first, last = max(start, low), min(stop, high)
-        if first >= last:
+        skipped = max(0, -(-(start - low) // step))
+        wanted = range(low + skipped * step, min(stop, high), step)
+        if not wanted:
             return None
-        box = tuple((first - low, last - low) if at == dim else span for at, span in enumerate(self.box))
+        box = tuple((skipped, skipped + len(wanted)) if at == dim else span for at, span in enumerate(self.box))
         source = tuple(
-            (at, begin + first - start, begin + last - start) if at == dim else (at, begin, end)
-            for at, begin, end in self.source
+            (at, begin + (wanted[0] - start) * every, begin + (wanted[-1] - start) * every + 1, every * step)
+            if at == dim
+            else (at, begin, end, every)
+            for at, begin, end, every in self.source
         )
         return replace(self, box=box, source=source)
 
@@ -50,7 +55,7 @@ class Block:
 
     def renumbered(self, order: Sequence[int | None], box: tuple[Span, ...]) -> Block:
         """The same with other dimensions: `order[old]` is the new number of an old dimension, None where it goes."""
-        source = tuple((None if at is None else order[at], a, b) for at, a, b in self.source)
+        source = tuple((None if at is None else order[at], a, b, every) for at, a, b, every in self.source)
         return replace(self, box=box, source=source)
 
 
@@ -64,7 +69,7 @@ class Traced:
     @classmethod
     def whole(cls, key: str, shape: Sequence[int]) -> Traced:
         """The stored tensor itself."""
-        source = tuple((at, 0, extent) for at, extent in enumerate(shape))
+        source = tuple((at, 0, extent, 1) for at, extent in enumerate(shape))
         return cls(shape, [Block(key=key, box=tuple((0, extent) for extent in shape), source=source)])
 
     @property
@@ -83,10 +88,10 @@ class Traced:
     def contiguous(self) -> Traced:
         return self
 
-    def window(self, dim: int, low: int, high: int) -> Traced:
+    def window(self, dim: int, low: int, high: int, step: int = 1) -> Traced:
         """A range of one dimension."""
-        shape = [high - low if at == dim else extent for at, extent in enumerate(self.shape)]
-        return Traced(shape, [left for one in self.blocks if (left := one.window(dim, low, high))])
+        shape = [len(range(low, high, step)) if at == dim else extent for at, extent in enumerate(self.shape)]
+        return Traced(shape, [left for one in self.blocks if (left := one.window(dim, low, high, step))])
 
     def squeeze(self, dim: int) -> Traced:
         if self.shape[dim] != 1:
@@ -163,10 +168,10 @@ def through(outer: Traced, inner: Callable[[str], Traced | None]) -> Traced | No
         found = inner(one.key)
         if found is None:
             return None
-        for dim, (_, low, high) in enumerate(one.source):
-            found = found.window(dim, low, high)
+        for dim, (_, low, high, step) in enumerate(one.source):
+            found = found.window(dim, low, high, step)
         # The dimensions of `found` are those of the tensor in between; bring them into the order of the outer box.
-        order: list[int | None] = [at for at, _, _ in one.source]
+        order: list[int | None] = [at for at, *_ in one.source]
         for block in found.blocks:
             box: list[Span] = [(0, 1)] * len(outer.shape)
             for dim, at in enumerate(order):

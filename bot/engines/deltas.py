@@ -33,8 +33,9 @@ class Deltas:
 
     @staticmethod
     def between(op: AddDelta, first: int, stop: int) -> list[tuple[Patch, int, int]]:
-        """The patches that meet rows `first` to `stop`, each with the rows it shares with them."""
-        met = ((patch, max(first, patch.rows[0]), min(stop, patch.rows[1])) for patch in op.patches)
+        """The patches that meet rows `first` to `stop`, each with the rows it shares with them: from its own first of them
+        on, every step-th."""
+        met = ((patch, _met(patch, first), min(stop, patch.rows[1])) for patch in op.patches)
         return [(patch, low, high) for patch, low, high in met if low < high]
 
     def prepared(self, op: AddDelta, patch: Patch, read: Read) -> Delta:
@@ -70,8 +71,9 @@ class Deltas:
         step = max(1, BLOCK // columns)
         for first in range(patch.rows[0], patch.rows[1], step):
             count = min(step, patch.rows[1] - first)
-            weight = read(op.source, first, count, columns)[:, slice(*patch.columns)].copy()
-            rounder.squares(weight, op.source.dtype, delta, first - patch.rows[0], total)
+            low = _met(patch, first)
+            weight = read(op.source, first, count, columns)[low - first :: patch.step, slice(*patch.columns)].copy()
+            rounder.squares(weight, op.source.dtype, delta, (low - patch.rows[0]) // patch.step, total)
         return replace(delta, squares=total)
 
     def _factor(self, factor: Factor) -> Array:
@@ -102,3 +104,8 @@ class Deltas:
         raw = np.empty((high - low) * size // np.dtype(RAW[stored.dtype]).itemsize, RAW[stored.dtype])
         self._files.read(stored, low * size, raw.data.cast("B"))
         return raw.reshape(high - low, -1)
+
+
+def _met(patch: Patch, first: int) -> int:
+    """The patch's first row from `first` on."""
+    return patch.rows[0] + max(0, -(-(first - patch.rows[0]) // patch.step)) * patch.step

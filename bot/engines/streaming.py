@@ -191,13 +191,14 @@ class _Run:
         count, columns = block.shape
         weight = self.reader.rows(op.source, first, count, columns)
         patches = self.deltas.between(op, first, first + count)
-        if sum((high - low) * (p.columns[1] - p.columns[0]) for p, low, high in patches) < weight.size:
+        if sum(len(range(low, high, p.step)) * (p.columns[1] - p.columns[0]) for p, low, high in patches) < weight.size:
             self._convert(weight, op.source, block, op.target)  # no patch covers all of it
         for patch, low, high in patches:
-            inside = slice(low - first, high - first), slice(*patch.columns)
+            inside = slice(low - first, high - first, patch.step), slice(*patch.columns)
             # A pass before this one must not read into the buffer that `weight` lies in.
             delta = self.deltas.prepared(op, patch, partial(self.reader.rows, name="squares"))
-            self._round(weight[inside], op.source.dtype, delta, low - patch.rows[0], block[inside], op)
+            row = (low - patch.rows[0]) // patch.step
+            self._round(weight[inside], op.source.dtype, delta, row, block[inside], op)
 
     def _round(self, weight: Array, dtype: str, delta: Delta, first: int, block: Array, op: AddDelta) -> None:
         result = block if block.flags.c_contiguous else np.empty(block.shape, block.dtype)

@@ -117,10 +117,10 @@ class _Claimer:
             else:
                 self._missing(whole.parameter, whole.values)
             return
-        if len(place.pieces) != 1 or place.experts != 1:
+        if place.key is None:
             self.claims.refuse("in-pieces", whole.parameter, whole.values)
             return
-        self._take_value(self.replicas.renumbered(place.pieces[0].key, new), whole, self.stored[place.pieces[0].key])
+        self._take_value(self.replicas.renumbered(place.key, new), whole, self.stored[place.key])
 
     def _twin_of(self, whole: Whole) -> Whole | None:
         """BERT's head has its bias twice, `X.decoder.bias` being `X.bias`: one tensor, stored once and saved twice."""
@@ -154,13 +154,14 @@ class _Claimer:
 
     def _tokens(self, tokens: Tokens) -> None:
         place, new = self._place(f"{tokens.module}.weight")
-        if place is None or len(place.pieces) != 1:
-            if self._is_tied_head(f"{tokens.module}.weight") and self.names.head:
-                self._take_rows(self.names.head, tokens, None)
-            else:
-                self._missing(tokens.module, tokens.values)
-            return
-        self._take_rows(self.replicas.renumbered(place.pieces[0].key, new), tokens, self.stored[place.pieces[0].key])
+        if place is not None and place.key is None:
+            self.claims.refuse("in-pieces", f"{tokens.module}.weight", tokens.values)
+        elif place is not None and place.key is not None:
+            self._take_rows(self.replicas.renumbered(place.key, new), tokens, self.stored[place.key])
+        elif self._is_tied_head(f"{tokens.module}.weight") and self.names.head:
+            self._take_rows(self.names.head, tokens, None)
+        else:
+            self._missing(tokens.module, tokens.values)
 
     def _take_rows(self, key: str, tokens: Tokens, base: Stored | None) -> None:
         if base is not None:
@@ -313,7 +314,11 @@ class _Claimer:
 
 def _overlap(one: Patch, other: Patch) -> bool:
     rows = max(one.rows[0], other.rows[0]) < min(one.rows[1], other.rows[1])
-    return rows and max(one.columns[0], other.columns[0]) < min(one.columns[1], other.columns[1])
+    columns = max(one.columns[0], other.columns[0]) < min(one.columns[1], other.columns[1])
+    if not rows or not columns or one.step == other.step == 1:
+        return rows and columns
+    mine, theirs = range(*one.rows, one.step), range(*other.rows, other.step)
+    return any(row in theirs for row in mine)
 
 
 def shape_of(stored: Stored) -> str:

@@ -43,7 +43,7 @@ def patches_of(
             module=pair.module, left=right if turned else left, right=left if turned else right,
             rank=rank, alpha=alpha, scaling=scaling,
         )  # fmt: skip
-        patch = Patch(rows=piece.at_rows, columns=piece.at_columns, terms=(term,))
+        patch = Patch(rows=piece.at_rows, columns=piece.at_columns, terms=(term,), step=piece.step)
         found.append((piece.key, piece.view, _with_magnitude(patch, pair, piece, place)))
     return found
 
@@ -59,7 +59,8 @@ def vector_patch(
             raise Misfit("shape", f"{piece.key} has another length than the adapter's {bias.key}")
         left = Factor(stored=bias, rows=(*piece.out, 1), columns=(0, 1, 1))
         term = Term(module=module, left=left, right=None, rank=1, alpha=alpha, scaling=scaling)
-        found.append((piece.key, piece.view, Patch(rows=piece.at_rows, columns=piece.at_columns, terms=(term,))))
+        patch = Patch(rows=piece.at_rows, columns=piece.at_columns, terms=(term,), step=piece.step)
+        found.append((piece.key, piece.view, patch))
     return found
 
 

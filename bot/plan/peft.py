@@ -56,7 +56,7 @@ def claim_layers(said: Json, tensors: Sequence[Stored], names: Names, stored: Ma
             place = places.get(f"{module}.{parameter}")
             if place is None and (parameter == "weight" or (module, parameter) in found.required):
                 layers.claims.refuse("not-in-base", f"{module}.{parameter}", *own)
-            elif place is not None and (len(place.pieces) != 1 or place.experts != 1):
+            elif place is not None and place.key is None:
                 layers.claims.refuse("in-pieces", f"{module}.{parameter}", *own)
             elif place is not None and stored[place.pieces[0].key].dtype not in WEIGHTS:
                 key = place.pieces[0].key

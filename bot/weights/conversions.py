@@ -118,10 +118,13 @@ class Conversions:
         # Whether some converter leaves a name as it is and changes what stands under it.
         self.in_place = any(set(one.sources) & set(one.targets) for one in self._converters)
         self._spelled = set().union(*(one.spelled_numbers() for one in every)) if every else set()
+        self._counts = any(one.kind.startswith("offset") for one in every)  # numbers are reckoned with, not only moved
         self._templates: dict[tuple[str, ...], _Template] = {}
 
     def route(self, name: str) -> Route:
         """Where `name` leads. Names that differ in a number only are worked out once."""
+        if self._counts:
+            return self._work_out(name)
         parts = NUMBER.split(name)
         key = tuple(parts[::2])
         if self._spelled:

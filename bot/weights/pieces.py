@@ -30,6 +30,8 @@ class Piece:
     out: Span
     into: Span  # rectangle of the logical out×in matrix
     flipped: bool  # the checkpoint stores that rectangle as in×out (Conv1D, some expert stacks)
+    step: int = 1  # of that rectangle, only every step-th row belongs to it (rows that transformers deals out on load)
+    turned: bool = False  # the checkpoint stores it transposed, as the model itself sees it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,15 @@ class Placement:
     pieces: tuple[Piece, ...]  # cover the parameter exactly once
     experts: int  # number of logical matrices (1 for an ordinary layer)
     is_transposed: bool  # 3-D parameter of the v5 module laid out E×in×out (module.is_transposed): PEFT's A/B split
+
+    @property
+    def key(self) -> str | None:
+        """The checkpoint tensor that the parameter is, whole and as it is; else None."""
+        if len(self.pieces) != 1 or self.experts != 1:
+            return None
+        (piece,) = self.pieces
+        all_of_it = (piece.at_rows, piece.at_columns) == ((0, piece.view[0]), (0, piece.view[1]))
+        return piece.key if all_of_it and piece.step == 1 and not piece.turned else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +107,7 @@ def part_of(route: Route, targets: Sequence[Placement]) -> Placement:
     names = [name for name, _ in operations]
     if set(names) <= PASSED_ON:
         return targets[0]
-    if names == ["Chunk"] and operations[0][1] == 0:
+    if names in (["Chunk"], ["Split"]) and operations[0][1] == 0:
         return _one_above_the_other(targets)
     joined = names in (["MergeModulelist", "Concatenate"], ["Concatenate"])
     if len(targets) > 1 or not (joined or names == ["MergeModulelist"]):
@@ -130,21 +141,22 @@ def _stacked(tile: Tile, in_by_out: bool, shape: tuple[int, ...]) -> list[Piece]
     rows_axis = len(shape) - 2
     turned = first != rows_axis  # the parameter's matrix is the tensor's, transposed
     out, into = (tile.at[2], tile.at[1]) if in_by_out else (tile.at[1], tile.at[2])
-    rows, columns = tile.of[rows_axis], tile.of[rows_axis + 1]
+    rows, columns = tile.of[rows_axis], _side_by_side(tile, rows_axis + 1)
     height = shape[rows_axis]
     pieces = []
     for number, expert in enumerate(range(*tile.at[0])):
-        base = (tile.of[0][0] + number) * height if len(shape) == 3 else 0
+        base = tile.of[0][number] * height if len(shape) == 3 else 0
         pieces.append(
             Piece(
                 key=tile.key,
                 view=(prod(shape[:-1]), shape[-1]),
-                at_rows=(base + rows[0], base + rows[1]),
+                at_rows=(base + rows.start, base + rows[-1] + 1),
                 at_columns=columns,
                 expert=expert,
                 out=out,
                 into=into,
                 flipped=in_by_out != turned,
+                step=rows.step,
             )
         )
     assert {first, second} == {rows_axis, rows_axis + 1}
@@ -156,10 +168,12 @@ def _plain(name: str, tile: Tile, layout: Layout, in_by_out: bool, shape: tuple[
     if not turned and tile.axes != tuple(range(len(shape))):
         raise Unmergeable(f"{tile.key} holds {name} in another order.")
     if len(shape) > 2 and (
-        tile.at[1:] != tile.of[1:] or any(span != (0, n) for span, n in zip(tile.of[1:], shape[1:], strict=True))
+        tile.of[1:] != tuple(map(range, shape[1:])) or tile.at[1:] != tuple((0, size) for size in shape[1:])
     ):
         raise Unmergeable(f"{tile.key} holds {name} in parts that are no rows.")
-    view, of = _as_matrix(shape, tile.of)
+    rows = tile.of[0] if shape else range(1)
+    box = ((rows.start, rows[-1] + 1), *(_side_by_side(tile, axis) for axis in range(1, len(shape)))) if shape else ()
+    view, of = _as_matrix(shape, box)
     _, at = _as_matrix(layout.shape, tile.at)
     out, into = (at[1], at[0]) if in_by_out else at
     return Piece(
@@ -171,7 +185,17 @@ def _plain(name: str, tile: Tile, layout: Layout, in_by_out: bool, shape: tuple[
         out=out,
         into=into,
         flipped=in_by_out != turned,
+        step=rows.step,
+        turned=turned,
     )
+
+
+def _side_by_side(tile: Tile, axis: int) -> Span:
+    """What a tile takes of an axis of its tensor, which it must take in one."""
+    taken = tile.of[axis]
+    if taken.step != 1:
+        raise Unmergeable(f"transformers rearranges the columns of {tile.key} on load.")
+    return taken.start, taken.stop
 
 
 def _as_matrix(shape: tuple[int, ...], box: tuple[Span, ...]) -> tuple[tuple[int, int], tuple[Span, Span]]:
@@ -206,8 +230,13 @@ def _clipped(piece: Piece, low: int, high: int, *, by_out: bool) -> Piece | None
     if start >= stop:
         return None
     on_rows = by_out != piece.flipped
-    begin = (piece.at_rows if on_rows else piece.at_columns)[0] - span[0]
-    taken, kept = (begin + start, begin + stop), (start - low, stop - low)
+    kept = (start - low, stop - low)
+    if on_rows:
+        rows = range(*piece.at_rows, piece.step)[start - span[0] : stop - span[0]]
+        taken = (rows.start, rows[-1] + 1)
+    else:
+        begin = piece.at_columns[0] - span[0]
+        taken = (begin + start, begin + stop)
     return replace(
         piece,
         at_rows=taken if on_rows else piece.at_rows,

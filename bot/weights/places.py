@@ -18,6 +18,7 @@ from bot.weights.families import Family, family_of, star
 from bot.weights.layouts import Layout, Span, Unmergeable, convert, whole
 from bot.weights.pieces import Piece, Placement, Seen, part_of, place, place_whole, turn_own
 from bot.weights.prefixes import Ambiguous, Way, choose
+from bot.weights.sizes import ModelSizes
 
 __all__ = ["Ambiguous", "Found", "Names", "Piece", "Placement", "Span"]
 
@@ -50,6 +51,7 @@ class Names:
         self._config = config
         self._family: Family = family_of(config)
         self._placed: dict[str, Placement] = {}
+        self._targets: dict[str, str] = {}  # the one v5 parameter that a name which was found leads to
 
     @cached_property
     def _sources(self) -> dict[str, list[Source]]:
@@ -74,6 +76,8 @@ class Names:
             reached = chosen.reached.get(name)
             if reached is None:
                 continue
+            if chosen.way and len(reached) == 1:
+                self._targets[name] = reached[0]
             try:
                 places[name] = self._place(name, chosen.way, reached)
             except Unmergeable as reason:
@@ -87,12 +91,17 @@ class Names:
         return sorted(name.removesuffix(".weight") for name in names if name.endswith(".weight"))
 
     def beside(self, weight: Placement | None, other: str) -> Placement | None:
-        """Where another parameter of a layer lies (`bias`), by the place of its weight; None where the base has none, or
-        where the weight is in pieces."""
-        if weight is None or len(weight.pieces) != 1 or weight.experts != 1:
+        """Where another parameter of a layer lies (`bias`), by the place of its weight; None where the base has none."""
+        if weight is None or weight.experts != 1:
             return None
-        key = f"{weight.pieces[0].key.removesuffix('.weight')}.{other}"
-        return self.find([key]).places.get(key) if key in self._stored else None
+        if weight.key is not None:
+            key = f"{weight.key.removesuffix('.weight')}.{other}"
+            return self.find([key]).places.get(key) if key in self._stored else None
+        target = f"{self._targets.get(weight.parameter, '').removesuffix('.weight')}.{other}"
+        try:
+            return self._named(target, self._place_parameter(target)) if target in self._sources else None
+        except Unmergeable:
+            return None
 
     def expert_parameters(self, module: str) -> tuple[str, ...]:
         """The stacked parameters of a v5 expert module, in named_parameters() order; () for any other module."""
@@ -208,7 +217,10 @@ class Names:
             if len(members) > 1 and numbers != list(range(len(members))):
                 raise Unmergeable(f"The experts that make up {target} are not numbered from 0 without gaps.")
             layouts[index] = [whole(self._stored[source.key]) for source in members]
-        return convert(converter, layouts, sources[0].chosen, target, self._expected(target))
+        return convert(converter, layouts, sources[0].chosen, target, ModelSizes(self._config, target, self._shape))
+
+    def _shape(self, target: str) -> tuple[int, ...] | None:
+        return self._layout(target).shape if target in self._sources else None
 
     def _seen(self, target: str) -> Seen:
         """How PEFT sees a v5 parameter: as stacked matrices, as a Conv1D's in × out, or as an ordinary out × in."""
@@ -219,13 +231,6 @@ class Names:
         if stack is None and module.endswith("experts") and not leaf.endswith("bias"):
             return Seen(stacked=True, in_by_out=False)
         return Seen(stacked=False, in_by_out=self._family.is_conv1d(target))
-
-    def _expected(self, target: str) -> tuple[int, int]:
-        """The last two sizes that a model gives stacked experts in out × in (what Transpose(check_dims) compares)."""
-        text = self._config.get("text_config")
-        config = text if isinstance(text, dict) else self._config
-        hidden, inner = (int(config.get(key) or 0) for key in ("hidden_size", "moe_intermediate_size"))
-        return (2 * inner, hidden) if target.endswith("gate_up_proj") else (hidden, inner)
 
     @staticmethod
     def _named(name: str, placement: Placement) -> Placement:

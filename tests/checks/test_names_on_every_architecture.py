@@ -36,12 +36,12 @@ def test_every_parameter_is_found_under_the_key_that_it_is_loaded_from(tmp_path:
 
 def gathered(traced: Traced, stored: dict[str, torch.Tensor]) -> torch.Tensor:
     """The numbers that a Traced speaks of, put together."""
-    found = torch.full(tuple(traced.shape), torch.nan, dtype=next(iter(stored.values())).dtype)
+    found = torch.full(tuple(traced.shape), torch.nan, dtype=torch.float32)
     for block in traced.blocks:
-        part = stored[block.key][tuple(slice(low, high) for _, low, high in block.source)]
-        order = [at for at, _, _ in block.source if at is not None]
+        part = stored[block.key][tuple(slice(*span) for _, *span in block.source)]
+        order = [at for at, *_ in block.source if at is not None]
         part = part.reshape(
-            [extent for extent, (at, _, _) in zip(part.shape, block.source, strict=True) if at is not None]
+            [extent for extent, (at, *_) in zip(part.shape, block.source, strict=True) if at is not None]
         )
         part = part.permute([order.index(at) for at in sorted(order)])
         found[tuple(slice(low, high) for low, high in block.box)] = part.reshape(

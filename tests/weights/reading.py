@@ -31,7 +31,7 @@ class Checkpoint:
         whole = torch.full((placement.experts, height, width), torch.nan)
         for piece in placement.pieces:
             seen = self.tensors[piece.key].reshape(piece.view)
-            part = seen[slice(*piece.at_rows), slice(*piece.at_columns)]
+            part = seen[slice(*piece.at_rows, piece.step), slice(*piece.at_columns)]
             place = whole[piece.expert, slice(*piece.out), slice(*piece.into)]
             assert place.isnan().all(), f"two pieces of {placement.parameter} overlap"
             place.copy_(part.T if piece.flipped else part)

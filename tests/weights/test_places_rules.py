@@ -122,17 +122,34 @@ def test_the_decoder_of_a_composite_model_is_of_its_own_kind() -> None:
         assert names.find([key]).places[key].pieces[0].flipped is flipped
 
 
-def test_numbers_in_another_order_are_unmergeable_with_a_reason() -> None:
-    """Inkling interleaves gate and up: no rectangle of the checkpoint is the gate's."""
+def test_interleaved_rows_are_every_second_row() -> None:
+    """Inkling's gate and up lie row by row in one tensor."""
     config = {"architectures": ["InklingForConditionalGeneration"], "model_type": "inkling_mm_model"}
     names = Names(stored({"model.llm.layers.0.mlp.w13_dn.weight": (8, 4)}), config)
-    asked = "model.language_model.layers.0.mlp.gate_proj.weight"
-    found = names.find([asked])
+    gate, up = (f"model.language_model.layers.0.mlp.{one}_proj.weight" for one in ("gate", "up"))
+    places = names.find([gate, up]).places
+    assert [range(*places[one].pieces[0].at_rows, places[one].pieces[0].step) for one in (gate, up)] == [
+        range(0, 7, 2),
+        range(1, 8, 2),
+    ]
+    assert places[gate].key is None
+    own = "model.llm.layers.0.mlp.w13_dn.weight"
+    assert names.find([own]).places[own].key == own
+
+
+def test_what_is_split_at_unknown_rows_is_unmergeable_with_a_reason() -> None:
+    """Molmo2 splits one tensor into queries, keys and values; how many queries there are, the output projection says."""
+    config = {"architectures": ["Molmo2ForConditionalGeneration"], "model_type": "molmo2"}
+    fused = "model.transformer.blocks.0.self_attn.att_proj.weight"
+    own = "model.transformer.blocks.0.self_attn.attn_out.weight"
+    alone = Names(stored({fused: (128, 64)}), config)
+    (asked,) = (one for one in alone._sources if one.endswith("k_proj.weight"))
+    found = alone.find([asked])
     assert not found.places
     assert not found.missing
-    assert "Interleave" in found.unmergeable[asked]
-    own = "model.llm.layers.0.mlp.w13_dn.weight"
-    assert names.find([own]).places[own].pieces[0].key == own
+    assert "parts of unknown sizes" in found.unmergeable[asked]
+    whole = Names(stored({fused: (128, 64), own: (64, 64)}), config).find([asked])
+    assert [piece.at_rows for piece in whole.places[asked].pieces] == [(64, 96)]
 
 
 def test_a_fused_projection_is_split_into_rows_and_put_together_again() -> None:
