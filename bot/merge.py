@@ -21,6 +21,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from bot.budget import readable
+from bot.engines.vocabulary import compare_vocabulary
 from bot.errors import AdapterMergeError, MachineTooSmall, Refused, Usage
 from bot.events import Emit, Moved, Note, Stage
 from bot.records import Local, Measured, Merged, Op, PeftMerge, Plan, Shard, Stored
@@ -66,6 +67,7 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
     work = _Work(plan, inputs, partial, progress, emit)
     try:
         _compare_twins(plan, inputs)
+        compare_vocabulary(plan, inputs, emit)
         for shard in plan.shards:
             work.shard(shard)
         _write_rest(plan, inputs, partial)

@@ -7,6 +7,7 @@ from bot.checks.behaviour import behaviour, loads
 from bot.checks.case import Case
 from bot.checks.combined import combined
 from bot.checks.finding import Check
+from bot.checks.vocabulary import vocabulary
 from bot.records import Finding
 
 
@@ -44,6 +45,7 @@ CHECKS: tuple[Check, ...] = (
     Check(id="quantised", level="weights", run=_quantised, needs=("headers", "method"), quantised=True),
     Check(id="finite", level="weights", run=weights.finite, needs=("headers", "method")),
     Check(id="retention", level="weights", run=weights.retention, needs=("headers", "method")),
+    Check(id="vocabulary", level="weights", run=vocabulary, needs=("headers", "method")),
     Check(id="loads", level="full", run=loads, needs=("headers",)),
     Check(id="behaviour", level="full", run=behaviour, needs=("headers", "method", "loads"), quantised=False),
     Check(id="requantised", level="full", run=_requantised, needs=("headers", "method", "quantised"), quantised=True),

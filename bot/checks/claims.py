@@ -48,6 +48,7 @@ class Claims:
     declared: tuple[Declared, ...] = ()
     layers: frozenset[str] = frozenset()
     whole: frozenset[str] = frozenset()
+    trains_vocabulary: bool = False  # the embedding or the head is among what changes
     problems: tuple[str, ...] = ()
 
     @property
@@ -105,7 +106,17 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
             for one, several in derivation.changes.items()
             if any(isinstance(change, Whole) for change in several)
         ),
+        trains_vocabulary=_trains_vocabulary(derivation, names),
         problems=tuple(problems or idle),
+    )
+
+
+def _trains_vocabulary(derivation: Derivation, names: Names) -> bool:
+    own = {names.skeleton.embedding, names.skeleton.head} if names.skeleton else set()
+    return any(
+        not (isinstance(change, Whole) and change.shared)
+        for one in own
+        for change in derivation.changes.get(one or "", ())
     )
 
 
