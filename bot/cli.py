@@ -12,7 +12,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +19,8 @@ import click
 
 from bot import __version__
 from bot.console import Console
-from bot.errors import OUR_BUG, AdapterMergeError, Interrupted, NotVerified, Usage
+from bot.errors import OUR_BUG, AdapterMergeError, Interrupted, NotVerified, Usage, of_system
+from bot.streams import guard_streams
 
 if TYPE_CHECKING:
     from bot.hub import Hub
@@ -544,14 +544,24 @@ def _print_json(found: Any) -> None:
 
 def main() -> None:
     """Run a command; every failure leaves as a sentence, a remedy and an exit code."""
+    guard_streams()
     signal.signal(signal.SIGTERM, _terminate)
     gc.set_threshold(100_000)  # importing makes objects that stay: collecting in between costs a tenth of a second
-    code = _guarded(sys.argv[1:])
-    with suppress(BrokenPipeError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    code = _flushed(_guarded(sys.argv[1:]))
     # Not sys.exit: taking torch apart again costs half a second, and nothing is left to be closed.
     os._exit(code)
+
+
+def _flushed(code: int) -> int:
+    """The exit code once everything is out: a result that nobody could be told of is no success."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass  # whoever read our output has seen enough
+    except AdapterMergeError as error:
+        code = code or _say(error, False)
+    sys.stderr.flush()
+    return code
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -578,7 +588,9 @@ def _guarded(arguments: list[str]) -> int:
         return _say(error, debug)
     except BrokenPipeError:
         return 0  # whoever read our output has seen enough
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError | MemoryError) and (known := of_system(error)):
+            return _say(known, debug)
         traceback.print_exc()
         click.echo("This is a bug in adapter-merge. Please report it with the lines above.", err=True)
         return OUR_BUG

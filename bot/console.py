@@ -9,6 +9,7 @@ from typing import TextIO
 
 from bot.budget import readable
 from bot.events import Event, Moved, Note, Show, Stage
+from bot.streams import defused, escape
 
 BAR = 24
 REDRAW = 0.1  # seconds between two drawings of the bar
@@ -37,7 +38,7 @@ class Console:
                 self._note(event)
             case Show():
                 if not self._quiet:
-                    self._line(event.text)
+                    self._said(event.text)
 
     def close(self) -> None:
         """End whatever line or group is open."""
@@ -52,7 +53,7 @@ class Console:
         if self._quiet:
             return
         if self._actions:
-            self._line(f"::group::{event.title}")
+            self._line(f"::group::{escape(event.title)}")
             self._grouped = True
         else:
             self._line(f"\n▸ {event.title}")
@@ -92,9 +93,12 @@ class Console:
 
     def _note(self, event: Note) -> None:
         if event.level == "warning":
-            self._line(f"::warning::{event.text}" if self._actions else f"  ! {event.text}")
+            self._line(f"::warning::{escape(event.text)}" if self._actions else f"  ! {event.text}")
         elif not self._quiet:
-            self._line(f"  {event.text}")
+            self._said(f"  {event.text}")
+
+    def _said(self, text: str) -> None:
+        self._line(defused(text) if self._actions else text)
 
     def _line(self, text: str) -> None:
         self._end_drawing()
@@ -104,7 +108,7 @@ class Console:
         try:
             self._stream.write(text)
             self._stream.flush()
-        except BrokenPipeError:
+        except OSError:
             self._stream = open(os.devnull, "w")  # noqa: SIM115, PTH123  nobody listens any more; the work goes on
 
     def _end_drawing(self) -> None:

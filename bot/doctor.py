@@ -84,7 +84,7 @@ def _reach(hub: Hub) -> Line:
         hub.reach()
     except Outside as error:
         return Line("hub", "fail", error.what, error.remedy)
-    return Line("hub", "ok", f"{hub.endpoint} answers.")
+    return Line("hub", "ok", f"{hub.address} answers.")
 
 
 def _token(hub: Hub) -> Line:

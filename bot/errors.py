@@ -17,6 +17,8 @@ Anything else that reaches the door is our bug: exit 70, with its traceback.
 
 from __future__ import annotations
 
+import errno
+
 OUR_BUG = 70
 
 
@@ -72,3 +74,30 @@ class MachineTooSmall(AdapterMergeError):
 
 class Interrupted(AdapterMergeError):
     exit_code = 130
+
+
+# What a system says when it lacks something, or is not allowed; FileNotFoundError and its like are our bugs.
+LACKING = {
+    errno.ENOSPC: "Free some space, or point TMPDIR, HF_HOME and --output at a larger disk.",
+    errno.EDQUOT: "Free some space, or point TMPDIR, HF_HOME and --output at a disk without that quota.",
+    errno.EROFS: "Point TMPDIR, HF_HOME and --output at folders that can be written.",
+    errno.EACCES: "Give this user the right to that file, or point TMPDIR, HF_HOME and --output elsewhere.",
+    errno.EPERM: "Give this user the right to that file, or point TMPDIR, HF_HOME and --output elsewhere.",
+    errno.ENAMETOOLONG: "Rename it, or work in a folder with a shorter path.",
+    errno.ELOOP: "Replace the link by the file that it should lead to.",
+    errno.EMFILE: "Raise the limit of open files (`ulimit -n`).",
+    errno.ENFILE: "Close other programs, or raise the system's limit of open files.",
+    errno.ENOMEM: "Close other programs, or raise the container's memory limit.",
+    errno.EIO: "Check the disk (the system's log says more), then run it again.",
+    errno.ESTALE: "Check the network file system, then run it again.",
+}
+
+
+def of_system(error: OSError | MemoryError) -> MachineTooSmall | None:
+    """The sentence for what this machine lacks; None where it lacks nothing, and the fault is ours."""
+    if isinstance(error, MemoryError):
+        return MachineTooSmall("This machine ran out of memory.", remedy=LACKING[errno.ENOMEM])
+    if error.errno not in LACKING:
+        return None
+    named = f" ({error.filename!r:.200})" if error.filename else ""
+    return MachineTooSmall(f"The system refused a file{named}: {error.strerror}.", remedy=LACKING[error.errno])

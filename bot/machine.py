@@ -28,6 +28,19 @@ def look(folder: Path) -> Machine:
     )
 
 
+# What a process of strangers' code or files needs of the environment: to find programs and libraries, and to be tuned.
+NEEDED = frozenset(
+    {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_ENV"}
+)
+TUNING = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "ATEN_", "MALLOC_", "PYTHONHASHSEED", "PYTORCH_", "TORCH_",
+          "BNB_", "BITSANDBYTES_")  # fmt: skip
+
+
+def bare_environment() -> dict[str, str]:
+    """The environment for a process that must not know a secret: named variables only, never all but some."""
+    return {name: value for name, value in os.environ.items() if name in NEEDED or name.startswith(TUNING)}
+
+
 def _existing(folder: Path) -> Path:
     folder = folder.absolute()
     while not folder.exists():

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from typing import Literal, TextIO
 
+from bot.streams import defused, disclose, escape
+
 MOST = 10  # annotations of one type that GitHub keeps of a step
-COMMAND = re.compile(r"^(\s*):(?=:)|##(?=\[)", re.MULTILINE)
-
-
-def escape(text: str) -> str:
-    """A command's message, as the runner unescapes it."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def escape_property(text: str) -> str:
     """A command's property, where `:` and `,` would end it."""
     return escape(text).replace(":", "%3A").replace(",", "%2C")
-
-
-def plain(text: str) -> str:
-    """Text for the log: words out of other people's repos must not be taken for commands (`::…`, `##[…]`)."""
-    return COMMAND.sub(lambda found: f"{found[1]}: " if found[1] is not None else "# #", text.replace("\r", ""))
 
 
 class Commands:
@@ -40,7 +30,7 @@ class Commands:
         for secret in secrets:
             for line in filter(None, map(str.strip, secret.splitlines())):
                 if self._on:
-                    self._write(f"::add-mask::{escape(line)}")
+                    disclose(self._stream, f"::add-mask::{escape(line)}\n")
 
     def group(self, title: str) -> None:
         """A fold in the log, which the next one ends."""
@@ -69,7 +59,7 @@ class Commands:
 
     def line(self, text: str) -> None:
         """Ordinary text."""
-        self._write(plain(text))
+        self._write(defused(text))
 
     def _write(self, text: str) -> None:
         self._stream.write(text + "\n")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from bot.action.commands import Commands
 from bot.action.tokens import secrets_in
 from bot.action.words import as_inputs
-from bot.errors import OUR_BUG, AdapterMergeError, Interrupted, Usage
+from bot.errors import OUR_BUG, AdapterMergeError, Interrupted, Usage, of_system
+from bot.streams import guard_streams
 
 if TYPE_CHECKING:
     from bot.action.phases import Run
@@ -25,6 +26,7 @@ TITLE = "adapter-merge"
 
 def main() -> None:
     """Run the phase that is named, or all of them."""
+    guard_streams()
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(act(sys.argv[1:], os.environ))
 
@@ -46,7 +48,10 @@ def act(arguments: list[str], env: MutableMapping[str, str]) -> int:
     except AdapterMergeError as error:  # before there was a run to write it down in
         _complain(commands, ((error.what, error.remedy),), "")
         return error.exit_code
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError | MemoryError) and (known := of_system(error)):
+            _complain(commands, ((known.what, known.remedy),), "")
+            return known.exit_code
         _crash(commands)
         return OUR_BUG
     finally:
@@ -125,9 +130,11 @@ def _perform(phase: str, run: Run, env: MutableMapping[str, str], commands: Comm
             PHASES[phase](run)
         except AdapterMergeError as error:
             _fail(error, book, commands, file)
-        except Exception:
-            _crash(commands)
-            _fail(_bug(), book, commands, file)
+        except Exception as error:
+            known = of_system(error) if isinstance(error, OSError | MemoryError) else None
+            if known is None:
+                _crash(commands)
+            _fail(known or _bug(), book, commands, file)
     if not book.state.told and (book.state.failure is not None or phase == "publish"):
         _tell(book, env, summary="summary" in run.inputs.report)
     if phase == "publish":

@@ -13,7 +13,18 @@ from bot.records import Json
 FORK = "the pull request comes from a fork, whose author the secrets of this repository are not for"
 TARGET = "pull_request_target runs with this repository's secrets for a pull request that anybody may open"
 FOREIGN_RUN = "the run that triggered this one belongs to a fork"
+COMMENT = "a comment on a pull request started it, and what was checked out may be anybody's"
+STRANGER = "somebody who is no owner, member or collaborator of this repository started it"
 UNREADABLE = "the event cannot be read, so that nobody knows whose pull request it is"
+
+SPOKEN = (
+    "issue_comment",
+    "issues",
+    "discussion",
+    "discussion_comment",
+    "commit_comment",
+)  # anybody's, in a public repo
+OURS = ("OWNER", "MEMBER", "COLLABORATOR")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +72,21 @@ def _untrusted(name: str, payload: Json) -> str:
         return "" if same else FORK  # a deleted fork has no repo any more
     if name.startswith("pull_request"):
         return UNREADABLE
+    issue = _of(payload, "issue")
+    if name == "issue_comment" and (issue.get("pull_request") or not issue):
+        return COMMENT
+    if name in SPOKEN:
+        return "" if _speaker(payload).get("author_association") in OURS else STRANGER
     run = _of(payload, "workflow_run")
     if run:
         head, own = _of(run, "head_repository"), _of(payload, "repository")
         return "" if head.get("full_name") == own.get("full_name") else FOREIGN_RUN
     return UNREADABLE if name == "workflow_run" else ""
+
+
+def _speaker(payload: Json) -> Json:
+    """What was said, with its author's standing: the comment, else the issue or discussion that it opened."""
+    return next((found for key in ("comment", "issue", "discussion") if (found := _of(payload, key))), {})
 
 
 def _payload(path: str) -> Json:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from bot.action.identity import publishing
 from bot.action.state import Job
-from bot.card.markdown import cell
 from bot.events import Emit, Note
 from bot.hub import Hub
 from bot.hub.errors import gate
+from bot.markdown import cell, code
+from bot.redact import redact
 
 if TYPE_CHECKING:
     from bot.action.phases import Run
@@ -42,10 +43,10 @@ def _tell(hub: Hub, repo: str, job: Job, emit: Emit) -> None:
         if any(discussion.status == "closed" for discussion in ours):
             return
         if ours:
-            hub.outputs.comment_discussion(repo, ours[0].num, _text(job))
+            hub.outputs.comment_discussion(repo, ours[0].num, redact(_text(job)))
             url = ours[0].url
         else:
-            text = f"{_text(job)}\n\n{CLOSING}\n{MARK}"
+            text = redact(f"{_text(job)}\n\n{CLOSING}\n{MARK}")
             url = hub.outputs.create_discussion(repo, TITLE, description=text).url
     emit(Note(text=f"Hub comment: {url}"))
 
@@ -56,6 +57,6 @@ def _text(job: Job) -> str:
     where = found.get("pr_url") or found.get("url")
     how = "proposed to" if found.get("how") == "pr" else "published as"
     return (
-        f"`adapter-merge` merged `{cell(at)}` into its base, proved the merge, and {how} "
+        f"`adapter-merge` merged {code(str(at))} into its base, proved the merge, and {how} "
         f"[{cell(str(found.get('repo')))}]({where}). The evidence is `verification.json` there."
     )

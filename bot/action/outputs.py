@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bot.action.state import CHECKSUMS, REPORT, Book
 from bot.errors import MachineTooSmall, NotVerified, Refused
+from bot.redact import redact
 
 OUTPUTS = (
     "status",
@@ -59,6 +60,6 @@ def write_outputs(path: Path, values: Mapping[str, str]) -> None:
     lines = []
     for name, value in values.items():
         end = f"end_{secrets.token_hex(16)}"
-        lines += [f"{name}<<{end}", value, end]
+        lines += [f"{name}<<{end}", redact(value), end]
     with path.open("a", encoding="utf-8") as opened:
         opened.write("\n".join(lines) + "\n")

@@ -10,6 +10,7 @@ from typing import Any
 from bot.action.memory import Memory
 from bot.errors import AdapterMergeError, Usage
 from bot.records import Json
+from bot.redact import redact
 
 FILE = "state.json"
 SCHEMA = 1
@@ -152,6 +153,5 @@ def _failure(found: Json) -> Failure:
 
 def failure_of(error: AdapterMergeError) -> Failure:
     """An error as the state keeps it."""
-    if isinstance(error, Told):
-        return Failure(exit_code=error.exit_code, sentences=error.sentences)
-    return Failure(exit_code=error.exit_code, sentences=((error.what, error.remedy),))
+    told = error.sentences if isinstance(error, Told) else ((error.what, error.remedy),)
+    return Failure(exit_code=error.exit_code, sentences=tuple((redact(what), redact(do)) for what, do in told))

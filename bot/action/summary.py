@@ -7,8 +7,9 @@ from pathlib import Path
 from bot.action.state import Book, Failure, Job
 from bot.action.words import as_inputs
 from bot.card import evidence
-from bot.card.markdown import cell
+from bot.markdown import cell, code, fenced
 from bot.records import Json, Ref, Role, Source
+from bot.redact import redact
 
 MOST = 1_000_000  # bytes; GitHub drops a step's summary beyond 1 MiB
 CUT = "\n\n… cut here: GitHub shows no more than 1 MiB. The whole report is the output `report-path`.\n"
@@ -45,7 +46,7 @@ def section(book: Book, job: Job, failure: Failure | None) -> str:
     elif job.status == "unchanged" and found.get("why"):
         parts.append(as_inputs(cell(found["why"])))
     elif job.target is None and job.folder:
-        parts.append(f"`publish: none` was asked for; the merged folder is `{job.folder}`.")
+        parts.append(f"`publish: none` was asked for; the merged folder is {code(job.folder)}.")
     link = found.get("pr_url") or found.get("url")
     if link and failure is None:
         parts.append(f"<{link}>")
@@ -72,18 +73,10 @@ def sentences(failure: Failure) -> str:
     return "\n".join(f"- **{as_inputs(cell(what))}** {as_inputs(cell(remedy))}" for what, remedy in failure.sentences)
 
 
-def fenced(text: str) -> str:
-    """Text of any kind as a block; the fence is longer than any inside."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}text\n{text}\n{fence}"
-
-
 def write_summary(path: Path, text: str) -> None:
     """Append to GITHUB_STEP_SUMMARY, cut to what GitHub keeps."""
     room = MOST - (path.stat().st_size if path.exists() else 0)
-    found = text.encode()
+    found = redact(text).encode()
     if len(found) > room:
         found = found[: max(0, room - len(CUT.encode()))].decode(errors="ignore").encode() + CUT.encode()
     with path.open("ab") as opened:

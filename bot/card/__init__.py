@@ -14,6 +14,7 @@ from typing import Any
 from bot.card import comparison, evidence, loading, metadata
 from bot.card.markdown import cell, link, pinned
 from bot.records import Json, Source
+from bot.redact import redact
 
 UNNAMED = "your-name/your-merged-model"  # stands for the target until there is one; `retarget` replaces it
 KEPT_ENOUGH = 0.9  # below, so much of the delta is rounded away that a separate adapter serves better
@@ -37,7 +38,7 @@ def render(
     tag = metadata.pipeline_tag(base, adapter)
     block = metadata.block(merge, base=base, adapter=adapter, license=license, tag=tag)
     template = Template(resources.files("bot").joinpath("templates/card.md").read_text(encoding="utf-8"))
-    return template.substitute(
+    text = template.substitute(
         metadata=metadata.dump(block),
         title=_title(target, base, given),
         headline=_headline(document, base, given),
@@ -49,6 +50,7 @@ def render(
         reproduce=evidence.reproduce(document, merge, target or UNNAMED, base, given),
         about="\n\n".join(dict.fromkeys(map(_about, given))),
     )
+    return redact(text)
 
 
 def retarget(text: str, old: str | None, new: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from bot.card.markdown import cell
+from bot.markdown import cell, fenced
 from bot.records import Json, Source
 
 MARKS = {"pass": "pass", "warn": "remark", "fail": "**FAIL**", "skip": "not run"}
@@ -54,19 +54,15 @@ def reproduce(document: Json, merge: Json, target: str, base: Source, adapters: 
     lines = [
         "The same inputs give the same bytes on any machine:",
         "",
-        "```bash",
-        " ".join(command),
-        f"adapter-merge verify {target}",
-        "```",
+        fenced(f"{' '.join(command)}\nadapter-merge verify {target}", "bash"),
         "",
         *_versions(document),
     ]
     files = (document.get("subject") or {}).get("files") or {}
     weights = {name: sha256 for name, sha256 in sorted(files.items()) if WEIGHTS.fullmatch(name)}
     if weights:
-        lines += ["<details><summary>sha256 of each weight file</summary>", "", "```"]
-        lines += [f"{sha256}  {name}" for name, sha256 in weights.items()]
-        lines += ["```", "", "</details>"]
+        sums = "\n".join(f"{sha256}  {name}" for name, sha256 in weights.items())
+        lines += ["<details><summary>sha256 of each weight file</summary>", "", fenced(sums, ""), "", "</details>"]
     return "\n".join(lines).rstrip()
 
 

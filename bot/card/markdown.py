@@ -1,19 +1,15 @@
-"""Text from elsewhere, made safe for Markdown."""
+"""An input, named and linked in Markdown."""
 
 from __future__ import annotations
 
-import re
-
+from bot.markdown import cell
 from bot.records import Source
 
 HUB = "https://huggingface.co"
 SHOWN = 12  # digits of a sha that a reader needs
 
 
-def cell(text: str) -> str:
-    """Plain text for a line or a table cell: nothing in it is markup."""
-    text = " ".join(text.split())
-    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", text)
+__all__ = ["HUB", "cell", "link", "pinned", "short_sha"]
 
 
 def short_sha(sha: str) -> str:

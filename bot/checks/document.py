@@ -12,6 +12,7 @@ from typing import Any
 from bot import __version__
 from bot.checks.subject import Subject
 from bot.records import Finding, Json
+from bot.redact import redact
 
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes", "compressed-tensors")
@@ -59,7 +60,7 @@ def environment() -> Json:
 def canonical(document: Json) -> bytes:
     """Sorted keys, two spaces, UTF-8, floats of six significant digits, one newline. Raises ValueError for NaN."""
     text = json.dumps(_stable(document), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    return f"{text}\n".encode()
+    return redact(f"{text}\n").encode(errors="backslashreplace")  # a lone surrogate out of somebody's config
 
 
 def _stable(value: Any) -> Any:

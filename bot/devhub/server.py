@@ -226,7 +226,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _open_site(folder: Path, faults: Faults, *, xet: bool, part_size: int) -> Site:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     store = None
     if xet:
         from .xet import Xet

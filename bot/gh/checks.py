@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bot.redact import redact
+
 MOST_ANNOTATIONS = 50  # in one request; more are appended by further ones
 LONGEST = 65_535  # characters of a check run's summary and text, and of a comment
 LONGEST_TITLE = 255
@@ -27,7 +29,7 @@ class Annotation:
             "start_line": 1,
             "end_line": 1,
             "annotation_level": self.level,
-            "title": self.title[:LONGEST_TITLE],
+            "title": redact(self.title)[:LONGEST_TITLE],
             "message": cut(self.message),
         }
 
@@ -50,10 +52,11 @@ class CheckRun:
         """The `output` of each request: title, summary and text, and up to fifty annotations at a time."""
         found = [annotation.as_request() for annotation in self.annotations]
         pieces = [found[start : start + MOST_ANNOTATIONS] for start in range(0, len(found), MOST_ANNOTATIONS)] or [[]]
-        words = {"title": self.title[:LONGEST_TITLE], "summary": cut(self.summary), "text": cut(self.text)}
+        words = {"title": redact(self.title)[:LONGEST_TITLE], "summary": cut(self.summary), "text": cut(self.text)}
         return [words | {"annotations": piece} for piece in pieces]
 
 
 def cut(text: str, limit: int = LONGEST) -> str:
-    """The text, shortened visibly where GitHub would refuse it."""
+    """The text without any secret, shortened visibly where GitHub would refuse it."""
+    text = redact(text)
     return text if len(text) <= limit else text[: limit - len(CUT)] + CUT

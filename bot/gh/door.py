@@ -13,6 +13,7 @@ from github.IssueComment import IssueComment
 
 from bot.gh.checks import CheckRun, cut
 from bot.gh.errors import gate
+from bot.redact import redact
 
 PATIENCE = 60.0  # seconds; a rate limit that asks for more becomes a warning instead
 OURS = ("OWNER", "MEMBER", "COLLABORATOR")
@@ -98,6 +99,7 @@ class GitHub:
         self, sha: str, state: Literal["success", "failure", "error"], *, context: str, text: str, url: str | None
     ) -> None:
         """A commit status; GitHub shows 140 characters of `text`."""
+        text = redact(text)
         short = text if len(text) <= 140 else text[:139] + "…"
         with gate("set the commit status", "statuses"):
             self._repo.get_commit(sha).create_status(
@@ -114,7 +116,7 @@ def _is_ours(comment: IssueComment) -> bool:
 def _section(body: str, marker: str, note: str) -> str:
     """`body` with our part, between two hidden marks, replaced or added at its end."""
     end = marker.replace("<!-- ", "<!-- /", 1)
-    ours = f"{marker}\n{note}\n{end}"
+    ours = f"{marker}\n{redact(note)}\n{end}"
     before, found, rest = body.partition(marker)
     if not found:
         return f"{body.rstrip()}\n\n{ours}".lstrip()

@@ -24,6 +24,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported
 from huggingface_hub.utils._http import default_client_factory
 
 from bot.hub.errors import Busy, Where, gate
+from bot.redact import know, redact
 
 T = TypeVar("T")
 Token = str | bool | None  # None: the ecosystem's own lookup (HF_TOKEN, `hf auth login`, OIDC); False: none at all
@@ -57,8 +58,11 @@ class Door:
         `patience`: seconds to wait before each further attempt of a read, when the Hub is busy or away.
         """
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        self.address = redact(self.endpoint)  # as it may be shown: without a user and a password
         self.cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
         self.patience = patience
+        for token in (read_token, write_token):
+            know(token)
         inputs_token = read_token if read_token is not None else write_token
         self.inputs = HfApi(endpoint=self.endpoint, token=inputs_token, library_name="adapter-merge")
         self.outputs = HfApi(endpoint=self.endpoint, token=write_token, library_name="adapter-merge")
@@ -72,20 +76,22 @@ class Door:
     def signed_in(self, api: HfApi) -> bool:
         """Whether calls of this api carry a token."""
         if api.token is None or api.token is True:
-            with gate(Where(doing="look up the Hub token", endpoint=self.endpoint)):
-                return get_token() is not None
+            with gate(Where(doing="look up the Hub token", endpoint=self.address)):
+                found = get_token()
+            know(found)
+            return found is not None
         return api.token is not False
 
     def where(self, doing: str, repo: str | None = None, revision: str | None = None, file: str | None = None) -> Where:
         """The words for a read by the inputs' token."""
         signed_in = self.signed_in(self.inputs)
-        return Where(doing=doing, endpoint=self.endpoint, repo=repo, revision=revision, file=file, signed_in=signed_in)
+        return Where(doing=doing, endpoint=self.address, repo=repo, revision=revision, file=file, signed_in=signed_in)
 
     def where_writing(self, doing: str, repo: str | None = None, revision: str | None = None) -> Where:
         """The words for a call by the target's token."""
         signed_in = self.signed_in(self.outputs)
         return Where(
-            doing=doing, endpoint=self.endpoint, repo=repo, revision=revision, signed_in=signed_in, writing=True
+            doing=doing, endpoint=self.address, repo=repo, revision=revision, signed_in=signed_in, writing=True
         )
 
     def patiently(self, where: Where, call: Callable[[], T]) -> T:

@@ -10,6 +10,7 @@ from huggingface_hub import DiscussionComment
 
 from bot.hub.errors import gate
 from bot.hub.write import Writing
+from bot.redact import redact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +61,20 @@ class Proposing(Writing):
     def open_draft(self, repo: str, title: str, text: str) -> Pull:
         """A new pull request without commits, in draft."""
         with gate(self.where_writing(f"open a pull request on {repo}", repo)):
-            num = self.outputs.create_pull_request(repo, title=title, description=text).num
+            num = self.outputs.create_pull_request(repo, title=redact(title), description=redact(text)).num
         return self.pull(repo, num)
 
     def rewrite(self, repo: str, pull: Pull, text: str) -> None:
         """Replace the pull request's first comment."""
         with gate(self.where_writing(f"edit pull request {pull.num} of {repo}", repo)):
-            self.outputs.edit_discussion_comment(repo, pull.num, pull.comment_id, text)
+            self.outputs.edit_discussion_comment(repo, pull.num, pull.comment_id, redact(text))
 
     def comment(self, repo: str, num: int, text: str) -> None:
         """Add a comment."""
         with gate(self.where_writing(f"comment on pull request {num} of {repo}", repo)):
-            self.outputs.comment_discussion(repo, num, text)
+            self.outputs.comment_discussion(repo, num, redact(text))
 
     def set_status(self, repo: str, num: int, status: Literal["open", "closed"], comment: str = "") -> None:
         """Take a draft out of draft (`open`), or close it."""
         with gate(self.where_writing(f"mark pull request {num} of {repo} as {status}", repo)):
-            self.outputs.change_discussion_status(repo, num, status, comment=comment)
+            self.outputs.change_discussion_status(repo, num, status, comment=redact(comment))

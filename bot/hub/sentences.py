@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub.errors import HfHubHTTPError
 
 from bot.errors import AdapterMergeError, Forbidden, Gated, MachineTooSmall, Moved, NotFound, Outside, Usage
+from bot.redact import redact
 
 TRY_AGAIN = "Run it again in a few minutes; what was transferred is kept."
 TOKENS = "https://huggingface.co/settings/tokens"
@@ -48,7 +49,7 @@ class Where:
 
 def plain(text: str | None, limit: int = 200) -> str:
     """Server words fit to be shown: one line, no token, no URL, no more than `limit` characters."""
-    text = re.sub(r"hf_[A-Za-z0-9]{6,}", "hf_…", text or "")
+    text = re.sub(r"hf_[A-Za-z0-9]{6,}", "hf_…", redact(text or ""))
     text = re.sub(r"https?://\S+", "", text)
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -13,6 +13,7 @@ from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[
 from bot.errors import Forbidden, NotFound, Outside
 from bot.hub.door import Blob, Door
 from bot.hub.errors import gate, plain
+from bot.redact import redact
 
 SMALL = 10_000_000  # bytes; smaller files travel together
 
@@ -200,8 +201,8 @@ class Writing(Door):
             commit = self.outputs.create_commit(
                 change.repo,
                 operations,
-                commit_message=change.title,
-                commit_description=change.text,
+                commit_message=redact(change.title),
+                commit_description=redact(change.text),
                 revision=change.revision,
                 parent_commit=change.parent,
             )

@@ -41,7 +41,7 @@ def push(job: Job, target: Target) -> Publication:
         return found
     sha = _commit(job, change, additions)
     _require_arrived(job, target.repo, sha, change.delete)
-    url = f"{job.hub.endpoint}/{target.repo}/tree/{sha}"
+    url = f"{job.hub.address}/{target.repo}/tree/{sha}"
     return Publication(status="published", how="push", repo=target.repo, revision=sha, url=url)
 
 

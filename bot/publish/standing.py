@@ -32,7 +32,7 @@ def _on_main(fingerprint: str, target: Target, hub: Hub) -> Publication | None:
         how="push",
         repo=target.repo,
         revision=target.sha,
-        url=f"{hub.endpoint}/{target.repo}/tree/{target.sha}",
+        url=f"{hub.address}/{target.repo}/tree/{target.sha}",
         why="The target already holds this merge.",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from bot.markdown import cell, code, one_line
 from bot.records import Json
 
 MARK = "<!-- adapter-merge:fingerprint={} -->"
@@ -48,7 +49,8 @@ def pull_text(document: Json, fingerprint: str, tag: str | None, deleted: tuple[
     """The pull request's first comment."""
     lines = [
         MARK.format(fingerprint),
-        f"**{_pinned(document, 'adapter', short=True)}** merged into **{_pinned(document, 'base', short=True)}** "
+        f"**{cell(_pinned(document, 'adapter', short=True))}** merged into "
+        f"**{cell(_pinned(document, 'base', short=True))}** "
         f"by `{PROJECT}`, and proven: {_tally(document)}.",
         "",
         "| check | measured | allowed | |",
@@ -60,10 +62,10 @@ def pull_text(document: Json, fingerprint: str, tag: str | None, deleted: tuple[
         "",
     ]
     if deleted:
-        names = ", ".join(f"`{name}`" for name in deleted[:10]) + (" …" if len(deleted) > 10 else "")
+        names = ", ".join(map(code, deleted[:10])) + (" …" if len(deleted) > 10 else "")
         lines += [f"It removes {len(deleted)} file(s) that would be stale beside the new weights: {names}.", ""]
     if tag:
-        lines += [f"The adapter's commit is tagged `{tag}`; tag this repo the same way once it is merged.", ""]
+        lines += [f"The adapter's commit is tagged {code(tag)}; tag this repo the same way once it is merged.", ""]
     lines += [
         "Feel free to close this pull request: it is then not opened again for the same adapter and base.",
     ]
@@ -73,19 +75,18 @@ def pull_text(document: Json, fingerprint: str, tag: str | None, deleted: tuple[
 def updated_text(document: Json) -> str:
     """The comment that tells of a new commit on an open pull request."""
     return (
-        f"Updated: this pull request now holds {_pinned(document, 'adapter', short=True)} merged into "
-        f"{_pinned(document, 'base', short=True)}; {_tally(document)}, and the uploaded files' checksums match."
+        f"Updated: this pull request now holds {cell(_pinned(document, 'adapter', short=True))} merged into "
+        f"{cell(_pinned(document, 'base', short=True))}; {_tally(document)}, and the uploaded files' checksums match."
     )
 
 
 def abandoned_text(why: str) -> str:
     """The first comment of a draft that did not come to be; it carries no mark, so that it stops nothing."""
-    return f"`{PROJECT}` closed this draft unfinished: {why}"
+    return f"`{PROJECT}` closed this draft unfinished: {cell(why)}"
 
 
 def _row(check: Json) -> str:
-    cells = (str(check.get(key, "")) for key in ("id", "measured", "allowed", "status"))
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|').replace(chr(10), ' ') for cell in cells)} |"
+    return f"| {' | '.join(cell(str(check.get(key, ''))) for key in ('id', 'measured', 'allowed', 'status'))} |"
 
 
 def _tally(document: Json) -> str:
@@ -111,11 +112,11 @@ def _pinned(document: Json, role: str, *, short: bool = False) -> str:
 
 
 def _repo(pin: Json, role: str) -> str:
-    return str(pin.get("repo") or f"a local {role}")
+    return one_line(str(pin.get("repo") or f"a local {role}"))
 
 
 def _pin(pin: Json, role: str, *, short: bool = False) -> str:
-    sha = str(pin.get("sha") or "?")
+    sha = one_line(str(pin.get("sha") or "?"))
     if short:
         kind, colon, digits = sha.rpartition(":")
         sha = kind + colon + digits[:SHOWN]

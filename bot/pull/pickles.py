@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from bot.errors import Refused
 from bot.events import Emit, Note
+from bot.machine import bare_environment
 from bot.pull.weights import ADAPTER, PICKLE, thing
 from bot.records import FileEntry, Source
 from bot.weights.headers import read_header
@@ -25,6 +26,7 @@ from bot.weights.headers import read_header
 if TYPE_CHECKING:
     from bot.hub import Hub
 
+LONGEST = 900  # seconds; a pickle of 10 GB takes a minute
 # weights_only: the unpickler knows tensors and containers, and no function of anybody else's.
 CONVERT = """
 import sys, torch
@@ -56,9 +58,17 @@ def _run(pickle: Path, made: Path, source: Source) -> None:
     made.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
         part = Path(scratch) / ADAPTER
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", CONVERT, str(pickle.resolve()), str(part)], capture_output=True, text=True
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-c", CONVERT, str(pickle.resolve()), str(part)],
+                capture_output=True, text=True, errors="replace", env=bare_environment(), stdin=subprocess.DEVNULL,
+                timeout=LONGEST,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise Refused(
+                f"{PICKLE} of {thing(source)} was not read within {LONGEST} seconds.",
+                remedy=f"Save the adapter again as {ADAPTER}.",
+            ) from error
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no reason given"]
             raise Refused(

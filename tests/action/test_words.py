@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from bot.action.commands import MOST, Commands, plain
+from bot.action.commands import MOST, Commands
 from bot.action.outputs import write_outputs
 from bot.action.summary import MOST as MOST_BYTES
-from bot.action.summary import fenced, write_summary
+from bot.action.summary import write_summary
 from bot.action.words import as_inputs
+from bot.markdown import fenced
+from bot.streams import defused
 from tests.action.conftest import parse_outputs
 
 
@@ -38,7 +40,7 @@ def test_more_annotations_than_github_keeps_become_lines() -> None:
     "text", ["::stop-commands::x", "  ::add-path::/x", "a\n::error::b", "a ##[command]b", "##[error]x", "a\r::debug::x"]
 )
 def test_a_strangers_text_is_no_command(text: str) -> None:
-    shown = plain(text)
+    shown = defused(text)
     assert "##[" not in shown
     assert not [line for line in shown.splitlines() if line.strip().startswith("::")]
     assert "\r" not in shown

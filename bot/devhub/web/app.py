@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
+import socket
+from ipaddress import ip_address
 from urllib.parse import unquote
 
 from starlette.applications import Starlette
@@ -68,6 +71,8 @@ class Front:
                 await asyncio.sleep(fault.delay)
             if fault is not None and fault.status is not None:
                 return await _spoil(answer, fault)
+            if not _called_by_address(scope):
+                return await _reply(answer, 421, b"This Hub is called by its address, or localhost.", {})
             if on_cdn and any(name == b"authorization" for name, _ in scope["headers"]):
                 return await _refuse_authorization(answer)
             app: ASGIApp = self._cdn if on_cdn else self._hub
@@ -114,6 +119,19 @@ async def _reply(answer: _Answer, status: int, body: bytes, headers: dict[str, s
 
 async def _spoil(answer: _Answer, fault: Fault) -> None:
     await _reply(answer, fault.status or 500, fault.body.encode(), dict(fault.headers))
+
+
+def _called_by_address(scope: Scope) -> bool:
+    """Whether the Host header is an address or this machine's own name: a web page whose name was pointed here
+    (DNS rebinding) would otherwise speak to this Hub with the rights of whoever looks at it."""
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("ascii", "replace")
+    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
+    if name.lower() in ("localhost", "host.docker.internal", socket.gethostname().lower()):
+        return True
+    try:
+        return bool(ip_address(name.strip("[]")))
+    except ValueError:
+        return False
 
 
 async def _refuse_authorization(answer: _Answer) -> None:
