@@ -21,7 +21,9 @@ TOKENIZER = (
 TEMPLATE = r"chat_template\.(jinja|json)|additional_chat_templates/[\w.-]+\.jinja"
 PROCESSOR = r"(pre)?processor_config\.json|(image|video|audio)[\w]*processor_config\.json|preprocessor_config\.json"
 SENTENCE = r"modules\.json|sentence_[\w]*config\.json|config_sentence_transformers\.json|\d+_\w+/config\.json"
-LEGAL = r"(LICEN[SC]E|NOTICE|COPYING|USE_POLICY|ACCEPTABLE_USE)[\w.-]*"
+# Whatever it is called, a program or a weight is no license.
+NO_TEXT = r"(?!.*\.(pyc?|pyd|so|dll|exe|sh|bat|cmd|ps1|js|json|bin|pth?|ckpt|pkl|pickle|safetensors|gguf|h5|onnx|np[yz]|zip|gz|tar)$)"
+LEGAL = NO_TEXT + r"(LICEN[SC]E|NOTICE|COPYING|USE_POLICY|ACCEPTABLE_USE)[\w.-]*"
 CODE = r"([\w-]+/)*[\w-]+\.py"
 
 # (what it is, pattern, may the adapter's file replace the base's)

@@ -155,7 +155,6 @@ class _Work:
             config=json.loads((self.inputs.base / "config.json").read_bytes()),
             adapter_config=json.loads((self.inputs.adapter / "adapter_config.json").read_bytes()),
             ops=[op for op in self.plan.ops if isinstance(op, PeftMerge)],
-            trust_remote_code=self.plan.options.trust_remote_code,
         )
 
 

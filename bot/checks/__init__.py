@@ -7,6 +7,7 @@ from bot.checks.behaviour import behaviour, loads
 from bot.checks.case import Case
 from bot.checks.combined import combined
 from bot.checks.finding import Check
+from bot.checks.own_code import own_code
 from bot.checks.vocabulary import vocabulary
 from bot.records import Finding
 
@@ -32,6 +33,7 @@ CHECKS: tuple[Check, ...] = (
     Check(id="format", level="files", run=files.metadata),
     Check(id="pins", level="files", run=files.pins),
     Check(id="config", level="files", run=config.config),
+    Check(id="own-code", level="files", run=own_code),
     *assets.checks(),
     Check(id="chat-template", level="files", run=assets.chat_template),
     Check(id="keys", level="weights", run=weights.keys, needs=("headers",)),

@@ -28,6 +28,20 @@ class Family:
     adapters: Literal["first", "never", "either"] = "first"
 
 
+PROGRAMS = (
+    ".py",
+    ".sh",
+    ".so",
+    ".exe",
+    ".js",
+    ".json",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".safetensors",
+)  # no license's text
+
 FAMILIES = (
     Family(
         id="tokenizer",
@@ -117,6 +131,8 @@ def _names(case: Case, family: Family) -> list[str]:
     shipped = set(list_files(case.subject.base))
     if family.adapters == "first":
         shipped |= {name for name in list_files(case.subject.adapter) if "/" not in name}
+    if family.id == "license":
+        shipped = {name for name in shipped if not name.endswith(PROGRAMS)}
     return sorted(name for name in shipped if any(_matches(name, pattern) for pattern in family.patterns))
 
 

@@ -81,9 +81,9 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
         reading = read(names)
     derivation = Derivation(reading, names, config, found)
     expected = derivation.run()
-    declared, dropped, problems = declare_heads(derivation.new, names, config, subject.base, subject.trust_remote_code)
+    declared, dropped, problems = declare_heads(derivation.new, names, config, subject.base)
     given = derivation.new.keys() | derivation.changes.keys()
-    problems += nobody_saved(adapter, names, given, subject.base, subject.trust_remote_code)
+    problems += nobody_saved(adapter, names, given, subject.base)
     used = {key for one in expected.values() for uses in (one.uses, *(step.uses for step in one.steps)) for key in uses}
     idle = [
         f"{key} is used for nothing."
@@ -141,17 +141,16 @@ def _read_adapter(subject: Subject) -> tuple[Json, dict[str, Place]]:
 def _names(subject: Subject, base: Checkpoint, config: Json, adapter: Json | None) -> Names:
     """By the base's class; with `adapter`, by the class that this was trained with too."""
     shapes = {key: place.stored.shape for key, place in base.tensors.items()}
-    trust = subject.trust_remote_code
     skeletons: list[Skeleton] = []
     problem = None
     try:
-        chosen = model_class(config, trust)
+        chosen = model_class(config)
         if chosen is None:
             problem = NEEDS_CODE
         else:
-            skeletons.append(Skeleton(build(subject.base, chosen, trust), shapes))
+            skeletons.append(Skeleton(build(subject.base, chosen), shapes))
     except BUILD_ERRORS as error:
         problem = f"transformers cannot build the model ({type(error).__name__}: {error})"
-    if adapter is not None and skeletons and (trained := trained_skeleton(subject.base, adapter, shapes, trust)):
+    if adapter is not None and skeletons and (trained := trained_skeleton(subject.base, adapter, shapes)):
         skeletons.append(trained)
     return Names(base, config, tuple(skeletons), problem)

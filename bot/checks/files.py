@@ -125,7 +125,7 @@ def _unknown(case: Case, known: set[str]) -> list[str]:
         if name not in expected
         and not (subject.base / name).exists()
         and not (subject.adapter / name).exists()
-        and not name.startswith((".", "LICENSE", "NOTICE"))
+        and (name.endswith(".py") or not name.startswith((".", "LICENSE", "NOTICE")))
     ]
 
 

@@ -36,27 +36,25 @@ def trained_class(adapter: Json) -> Any:
     return getattr(transformers, AUTO.get(str(adapter.get("task_type")), ""), None)
 
 
-def trained_skeleton(
-    folder: Path, adapter: Json, shapes: Mapping[str, tuple[int, ...]], trust: bool
-) -> Skeleton | None:
+def trained_skeleton(folder: Path, adapter: Json, shapes: Mapping[str, tuple[int, ...]]) -> Skeleton | None:
     """The base's weights under the class that the adapter was trained with; None where there is no such class."""
     chosen = trained_class(adapter)
     if chosen is None:
         return None
     try:
-        return Skeleton(build(folder, chosen, trust), shapes)
+        return Skeleton(build(folder, chosen), shapes)
     except BUILD_ERRORS:
         return None
 
 
-def nobody_saved(adapter: Json, names: Names, given: Collection[str], folder: Path, trust: bool) -> list[str]:
+def nobody_saved(adapter: Json, names: Names, given: Collection[str], folder: Path) -> list[str]:
     """Parameters of the class that the adapter was trained with, which neither the base nor the adapter (`given`) has: they
     were random in training, and are random again at every load."""
     if not names.skeletons or not _says_its_class(adapter):
         return []
     skeleton = names.skeletons[-1]
     if len(names.skeletons) == 1 and type(skeleton.model) is not trained_class(adapter):
-        skeleton = trained_skeleton(folder, adapter, names.stored, trust) or skeleton
+        skeleton = trained_skeleton(folder, adapter, names.stored) or skeleton
     fed = skeleton.traces.keys() | skeleton.unfollowed.keys() | set(given)
     ignored = [re.compile(one) for one in skeleton.model._keys_to_ignore_on_load_missing or ()]
     lost = [
@@ -78,7 +76,7 @@ def _says_its_class(adapter: Json) -> bool:
 
 
 def declare_heads(
-    new: Mapping[str, Whole], names: Names, config: Json, folder: Path, trust: bool
+    new: Mapping[str, Whole], names: Names, config: Json, folder: Path
 ) -> tuple[list[Declared], list[str], list[str]]:
     """(what config.json must say, base keys that the new class has no use for, problems) for parameters that are new or
     have another shape."""
@@ -90,7 +88,7 @@ def declare_heads(
     if any(parameter not in base.known for parameter in new):
         found.append(declared.renamed(type(last.model).__name__))
         dropped = sorted(base.used - last.used)
-    labels = _labels(new, type(last.model), folder, trust)
+    labels = _labels(new, type(last.model), folder)
     if labels is None:
         return (
             found,
@@ -100,12 +98,12 @@ def declare_heads(
     return [*found, *(declared.labelled(config, labels) if labels else [])], dropped, []
 
 
-def _labels(new: Mapping[str, Whole], model: Any, folder: Path, trust: bool) -> int | None:
+def _labels(new: Mapping[str, Whole], model: Any, folder: Path) -> int | None:
     """The number of labels with which the class has the shapes that the adapter brings; 0: whatever it is."""
     shapes = {parameter: change.values.stored.shape for parameter, change in new.items()}
     fitting = []
     for labels in sorted({2, *(shape[0] for shape in shapes.values() if shape)}):
-        known = build(folder, model, trust, {"num_labels": labels}).state_dict()
+        known = build(folder, model, changes={"num_labels": labels}).state_dict()
         if all(parameter in known and tuple(known[parameter].shape) == shape for parameter, shape in shapes.items()):
             fitting.append(labels)
     if not fitting:

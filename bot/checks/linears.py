@@ -13,9 +13,7 @@ from bot.errors import Refused
 REMEDY = "Merge into the base as it is stored, and store the result as plain numbers."
 
 
-def converted(
-    checkpoint: Checkpoint, folder: Path, modules: Callable[[Any], list[str]], trust: bool
-) -> dict[str, bool]:
+def converted(checkpoint: Checkpoint, folder: Path, modules: Callable[[Any], list[str]]) -> dict[str, bool]:
     """{key: whether it is a Conv1D's, which is quantised the other way round}. `modules` may change the model it is given.
 
     Raises Refused where the model cannot be built, or where a module's weight is not one stored tensor.
@@ -23,11 +21,11 @@ def converted(
     from bot.checks.case import read_json
 
     try:
-        chosen = model_class(read_json(folder / "config.json") or {}, trust)
+        chosen = model_class(read_json(folder / "config.json") or {})
         if chosen is None:
             raise ImportError(NEEDS_CODE)
-        plain = build(folder, chosen, trust)
-        names = modules(build(folder, chosen, trust))
+        plain = build(folder, chosen)
+        names = modules(build(folder, chosen))
     except BUILD_ERRORS as error:
         what = f"Which weights are quantised cannot be said: the model cannot be built ({error})."
         raise Refused(what, remedy=REMEDY) from error

@@ -91,7 +91,7 @@ def _asked(
     if skeleton is None:
         raise NoUnmerged(f"PEFT's layers cannot be asked: {names.problem}.")
     try:
-        model = build(subject.base, type(skeleton.model), subject.trust_remote_code)
+        model = build(subject.base, type(skeleton.model))
     except BUILD_ERRORS as error:
         raise NoUnmerged(f"transformers cannot build the model ({type(error).__name__}: {error}).") from error
 

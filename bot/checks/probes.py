@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bot.checks.own_code import code_named
+
 LENGTH = 64  # tokens per text
 COUNT = 8  # texts, pictures or sounds
 LOGITS = 160 << 20  # bytes of saved logits at most: 32 positions per text at 150,000 tokens
@@ -56,6 +58,11 @@ def load_tokenizer(folder: Path, trust: bool) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
 
 
+def trusts(folder: Path, job: dict[str, Any]) -> bool:
+    """Whether a folder's own Python may run: it was allowed, and is the base's own."""
+    return bool(job["trust"]) and str(folder) not in job["distrusted"]
+
+
 def build_inputs(model: Any, job: dict[str, Any]) -> list[dict[str, Tensor]]:
     """COUNT inputs of batch size one, by what the model's `main_input_name` says it reads."""
     generator = torch.Generator().manual_seed(0)
@@ -84,7 +91,7 @@ def text_windows(model: Any, job: dict[str, Any]) -> list[dict[str, Tensor]]:
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or WINDOW
     length = max(2, min(WINDOW, int(longest) - 4))
     text = Path(job["text"]).read_text(encoding="utf-8", errors="replace")
-    ids = load_tokenizer(owner, job["trust"])(text, return_tensors="pt", verbose=False)["input_ids"]
+    ids = load_tokenizer(owner, _is_base(owner, job))(text, return_tensors="pt", verbose=False)["input_ids"]
     ids = ids[:, : min(WINDOWED, TEXT_LOGITS // (4 * vocabulary))]
     if not ids.numel() or int(ids.max()) >= vocabulary:
         return []
@@ -95,7 +102,15 @@ def text_windows(model: Any, job: dict[str, Any]) -> list[dict[str, Tensor]]:
 
 
 def _owner(job: dict[str, Any]) -> Path | None:
-    return next((Path(job[role]) for role in ("adapter", "base") if has_tokenizer(Path(job[role]))), None)
+    """The adapter's tokenizer, else the base's: an adapter's own Python is never run, so that one which needs it is none."""
+    adapter, base = Path(job["adapter"]), Path(job["base"])
+    if has_tokenizer(adapter) and not any(True for _ in code_named(adapter)):
+        return adapter
+    return base if has_tokenizer(base) else None
+
+
+def _is_base(owner: Path, job: dict[str, Any]) -> bool:
+    return bool(job["trust"]) and owner == Path(job["base"])
 
 
 def _tokens(model: Any, job: dict[str, Any], generator: torch.Generator) -> list[Tensor]:
@@ -105,7 +120,7 @@ def _tokens(model: Any, job: dict[str, Any], generator: torch.Generator) -> list
     length = max(1, min(LENGTH, int(longest) - 4, LOGITS // (4 * vocabulary * COUNT)))
     owner = _owner(job)
     if owner is not None:
-        tokenizer = load_tokenizer(owner, job["trust"])
+        tokenizer = load_tokenizer(owner, _is_base(owner, job))
         ids = [tokenizer(text, return_tensors="pt")["input_ids"][:, :length] for text in TEXTS]
         if all(one.numel() and int(one.max()) < vocabulary for one in ids):
             return ids

@@ -15,7 +15,7 @@ from bot.checks import measure
 from bot.checks.case import read_json
 from bot.checks.control import clamped, controls
 from bot.checks.nearest import merge_to_nearest, quantised_again
-from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer, text_windows
+from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer, text_windows, trusts
 from bot.checks.respelled import respelled
 from bot.checks.skeleton import NEEDS_CODE, Skeleton, build, model_class
 from bot.checks.unmerged import loading, mend
@@ -69,7 +69,8 @@ def _one_way(row: Job, job: Job) -> measure.Sums:
 
 
 def _skeleton(folder: Path, job: Job) -> Any:
-    return build(folder, model_class(read_json(folder / "config.json") or {}, job["trust"]), job["trust"])
+    trust = trusts(folder, job)
+    return build(folder, model_class(read_json(folder / "config.json") or {}, trust), trust)
 
 
 def _tuned(job: Job) -> Any:
@@ -135,7 +136,7 @@ def merged(job: Job) -> Job:
     folder = Path(job["folder"])
     model, loading = _load(folder, job)
     if model is None:
-        return {"skip": NEEDS_CODE}
+        return {"skip": why_no_code(folder, job)}
     loads = {
         "missing": sorted(loading["missing_keys"]),
         "unexpected": sorted(loading["unexpected_keys"]),
@@ -145,7 +146,7 @@ def merged(job: Job) -> Job:
         "tokenizer": "none",
     }
     if has_tokenizer(folder):
-        loads["tokenizer"] = type(load_tokenizer(folder, job["trust"])).__name__
+        loads["tokenizer"] = type(load_tokenizer(folder, trusts(folder, job))).__name__
     runs = not job["quantised"] and (Path(job["work"]) / "reference.json").exists()
     return {"loads": loads, "merged": _compare(_prepared(model, job), job) if runs else None}
 
@@ -155,14 +156,21 @@ ROLES = {"reference": reference, "merged": merged, "comparison": comparison}
 
 def _load(folder: Path, job: Job) -> tuple[Any, Job]:
     config = read_json(folder / "config.json") or {}
-    chosen = model_class(config, job["trust"])
+    trust = trusts(folder, job)
+    chosen = model_class(config, trust)
     if chosen is None:
         return None, {}
     model, loading = chosen.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, local_files_only=True,
-        trust_remote_code=job["trust"],
+        trust_remote_code=trust,
     )  # fmt: skip
     return model, loading
+
+
+def why_no_code(folder: Path, job: Job) -> str:
+    """Why the code that a folder needs is not run."""
+    why = job["distrusted"].get(str(folder))
+    return f"the model needs the repo's own code, and {why}" if why else NEEDS_CODE
 
 
 def _prepared(model: Any, job: Job) -> Any:

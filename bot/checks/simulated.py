@@ -28,7 +28,7 @@ def as_simulated(base: Checkpoint, subject: Subject) -> Checkpoint:
     """The base with every weight that bitsandbytes would convert as it would have it. Raises Refused where the model
     cannot be built: then nobody can say which those are."""
     settings = settings_of(subject.quantization)
-    found = converted(base, subject.base, partial(stored_bnb.modules, said=settings), subject.trust_remote_code)
+    found = converted(base, subject.base, partial(stored_bnb.modules, said=settings))
     tensors = dict(base.tensors)
     for key, turned in found.items():
         place = tensors[key]

@@ -26,8 +26,11 @@ BUILD_ERRORS = (ImportError, AttributeError, KeyError, OSError, RuntimeError, Ty
 NEEDS_CODE = "the model needs the repo's own code, and --trust-remote-code was not given"
 
 
-def model_class(config: Json, trust_remote_code: bool) -> Any:
-    """The plain class that config.json names, else the Auto class. None where only the repo's own code would do."""
+def model_class(config: Json, trust_remote_code: bool = False) -> Any:
+    """The plain class that config.json names, else the Auto class. None where only the repo's own code would do.
+
+    `trust_remote_code` is for the worker processes of the trial only: in this one, no stranger's code ever runs.
+    """
     import transformers
 
     for name in config.get("architectures") or ():
@@ -40,7 +43,7 @@ def model_class(config: Json, trust_remote_code: bool) -> Any:
     return getattr(transformers, own[0]) if own else transformers.AutoModel
 
 
-def build(folder: Path, chosen: Any, trust_remote_code: bool, changes: Mapping[str, Any] | None = None) -> Any:
+def build(folder: Path, chosen: Any, trust_remote_code: bool = False, changes: Mapping[str, Any] | None = None) -> Any:
     """The model of `folder` as class `chosen`, on the meta device: no weight memory. Raises one of BUILD_ERRORS.
 
     `changes` are set on the config first (num_labels for a new head).

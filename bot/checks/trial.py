@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING
 
 from bot.checks import comparison
 from bot.checks.checkpoint import FLOATS
+from bot.checks.own_code import changed_since, foreign_code, state_of
 from bot.events import Note
+from bot.machine import bare_environment
 from bot.records import Json
 
 if TYPE_CHECKING:
     from bot.checks.case import Case
+    from bot.checks.subject import Subject
 
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SAID = {
@@ -27,7 +30,6 @@ SAID = {
     "merged": "Running the merged model.",
     "comparison": "Comparing the ways to use it.",
 }
-SECRET = ("TOKEN", "SECRET", "PASSWORD", "KEY", "CREDENTIAL")  # a model's own code has no business with these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +141,17 @@ def _compared(case: Case, job: Json, rows: list[comparison.Row], reference: Json
 
 def _work(case: Case, job: Json, role: str, work: Path) -> Json:
     case.emit(Note(text=SAID[role]))
+    judged = (case.subject.folder, case.subject.base, case.subject.adapter)
+    before = state_of(*judged) if job["trust"] else {}
     path = work / f"{role}-job.json"
     path.write_text(json.dumps({**job, "role": role, "work": str(work)}))
     with (work / f"{role}.log").open("wb") as log:
         command = [sys.executable, "-P", "-m", "bot.checks.probe", str(path)]  # -P: no imports from where we stand
-        done = subprocess.run(command, env=_environment(), stdout=log, stderr=log, check=False)
+        done = subprocess.run(
+            command, env=_environment(work), stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
+        )
+    if job["trust"] and (name := changed_since(before, *judged)):
+        return {"error": f"the repo's own code changed {name}, which is judged here, while it ran"}
     answer = work / f"{role}.json"
     if answer.exists():
         found: Json = json.loads(answer.read_bytes())
@@ -183,6 +191,7 @@ def _job(case: Case, base: Path) -> Json:
         "clamps": subject.clamps,
         "cast_all": any(_cast(case, key) for key in merged),
         "trust": subject.trust_remote_code,
+        "distrusted": _distrusted(subject) if subject.trust_remote_code else {},
         "whole": sorted(case.claims.whole),
         **_model(case),
     }
@@ -204,9 +213,19 @@ def _cast(case: Case, key: str) -> bool:
     return base is not None and found.packed is None and base.stored.dtype != found.stored.dtype
 
 
-def _environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not any(word in name.upper() for word in SECRET)}
+def _distrusted(subject: Subject) -> dict[str, str]:
+    """{folder: the reason} for the one whose code is not run, whatever was asked for: only the base's own is."""
+    why = foreign_code(subject.folder, subject.base)
+    return {str(subject.folder.resolve()): why} if why else {}
+
+
+def _environment(work: Path) -> dict[str, str]:
+    """No secret, and places of its own for all that a library or a model's own code writes."""
+    kept = {name: value for name, value in bare_environment().items() if name != "TMPDIR"}
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     kept.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads that spin at barriers take 5 × the time
-    return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    own = {"TMPDIR": str(work), "HF_HOME": str(work / "hf"), "HOME": str(work)}
+    return {
+        **kept, **own, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip

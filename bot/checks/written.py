@@ -120,7 +120,7 @@ def _other_weights(case: Case, form: Form, said: Json, found: set[str]) -> list[
     else:
         modules = partial(form.modules, said=said)
         try:
-            wanted = set(converted(case.model, case.subject.folder, modules, case.subject.trust_remote_code))
+            wanted = set(converted(case.model, case.subject.folder, modules))
         except Refused as refused:
             return [refused.what]
     beside = sorted(form.extras(case.merged.tensors.keys())) if case.subject.quantize != SAME else []

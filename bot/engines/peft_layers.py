@@ -50,16 +50,15 @@ class PeftLayers:
     """
 
     def __init__(
-        self, *, base: Path, adapter: Path, config: Json, adapter_config: Json, ops: Sequence[PeftMerge],
-        trust_remote_code: bool = False,
-    ) -> None:  # fmt: skip
+        self, *, base: Path, adapter: Path, config: Json, adapter_config: Json, ops: Sequence[PeftMerge]
+    ) -> None:
         self._base, self._adapter = base, adapter
         self._ops: dict[str, dict[str, PeftMerge]] = {}
         for op in ops:
             self._ops.setdefault(op.module, {})[op.parameter] = op
         modules = set(self._ops)
         with _quiet():
-            model = phantom_model(base, config, adapter_config, modules, trust_remote_code=trust_remote_code)
+            model = phantom_model(base, config, adapter_config, modules)
             self._phantoms = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
             real = engine_for(adapter_config) == "in-memory"
             if real:

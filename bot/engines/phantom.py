@@ -40,21 +40,21 @@ def is_phantom(tensor: Tensor) -> bool:
     return not any(tensor.stride()) and bool(tensor.as_strided((), ()).isnan())
 
 
-def phantom_model(folder: Path, config: Json, adapter: Json, modules: set[str], *, trust_remote_code: bool) -> Any:
+def phantom_model(folder: Path, config: Json, adapter: Json, modules: set[str]) -> Any:
     """The base in `folder` as the class that has all of `modules`: the config's own, else the adapter's.
 
-    Raises Refused where transformers can build none.
+    transformers' own classes only: a merge runs nobody's code. Raises Refused where it can build none.
     """
     from transformers import AutoConfig
 
     lacking, problem = sorted(modules), "it names no class of transformers"
     try:
-        built = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        built = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except BUILD_ERRORS as error:
         raise _unbuilt(f"{type(error).__name__}: {error}") from error
-    for chosen in _classes(config, adapter, trust_remote_code):
+    for chosen in _classes(config, adapter):
         try:
-            model = _empty(chosen, built, trust_remote_code)
+            model = _empty(chosen, built)
         except BUILD_ERRORS as error:
             problem = f"{type(error).__name__}: {error}"
             continue
@@ -66,14 +66,12 @@ def phantom_model(folder: Path, config: Json, adapter: Json, modules: set[str], 
     raise _unbuilt(problem)
 
 
-def _classes(config: Json, adapter: Json, trust_remote_code: bool) -> Iterator[Any]:
+def _classes(config: Json, adapter: Json) -> Iterator[Any]:
     """Plausible classes, the base's own first. Names out of configs are looked up among transformers' models only."""
     import transformers
 
     trained = adapter.get("auto_mapping") or {}
     names = [*(config.get("architectures") or ()), trained.get("base_model_class") if trained else None]
-    if trust_remote_code:
-        names += [name for name in config.get("auto_map") or () if name.startswith("AutoModel")]
     names += [HEADS.get(str(adapter.get("task_type"))), "AutoModel"]
     for name in dict.fromkeys(name for name in names if isinstance(name, str)):
         found = getattr(transformers, name, None)
@@ -82,10 +80,10 @@ def _classes(config: Json, adapter: Json, trust_remote_code: bool) -> Iterator[A
             yield found
 
 
-def _empty(chosen: Any, built: Any, trust_remote_code: bool) -> Any:
+def _empty(chosen: Any, built: Any) -> Any:
     with torch.device("meta"):
         if hasattr(chosen, "from_config"):  # an Auto class
-            model = chosen.from_config(built, dtype=torch.float32, trust_remote_code=trust_remote_code)
+            model = chosen.from_config(built, dtype=torch.float32, trust_remote_code=False)
         else:
             model = chosen(built)
     replaced: dict[int, Any] = {}  # what is tied stays tied

@@ -15,6 +15,7 @@ from bot.plan import heads, replicas, tying
 from bot.plan.base import basis_of
 from bot.plan.claims import Claims, claim
 from bot.plan.outputs import Decisions, Outputs, make_outputs
+from bot.plan.own_code import code_refusals
 from bot.plan.peft import claim_layers
 from bot.plan.quantize import quantize
 from bot.plan.sentences import OTHER_BASE, SHOWN
@@ -82,6 +83,7 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
     layout = lay_out(basis.headers, quantised.ops, assets.read_json(base, INDEX_NAME) or None)
     edits = {**basis.edits, **draft.edits, **quantised.edits}
     chosen, changes = assets.choose_assets(base, adapter, wanted, edits)
+    refusals += code_refusals(base, adapter, chosen, options)
     budget = make_budget(sources, layout.shards, layout.ops, chosen, draft.engine)
     refusals = [_with_new_rows(refusal, adapter) for refusal in refusals]
     level, not_run, level_refusals = choose_level(

@@ -127,3 +127,45 @@ def test_answers_that_are_ruled_out_count_by_what_the_other_gives_them():
 def test_the_distance_of_certain_and_opposite_answers_is_finite():
     wanted, found = torch.tensor([[0.0, 3000.0]]), torch.tensor([[3000.0, 0.0]])
     assert distance("kl", wanted, found)["far"] == pytest.approx(3000.0)
+
+
+THIEF = """
+import atexit, pathlib
+from transformers import LlamaForCausalLM
+for name in {targets}:
+    def spoil(path=pathlib.Path(name)):
+        try: path.write_text("{{}}")
+        except OSError: pass
+    spoil() if name.endswith("ran") else atexit.register(spoil)
+class OwnForCausalLM(LlamaForCausalLM): pass
+"""
+
+
+def test_trusted_code_of_the_base_runs_and_changes_nothing_that_is_judged(llama: Built, copy: Path, tmp_path: Path):
+    changes = {"architectures": ["OwnForCausalLM"], "auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}}
+    base = Path(shutil.copytree(llama.base, tmp_path / "base"))
+    for folder in (base, copy):
+        damage.in_config(**changes)(folder, llama)
+        targets = [str(copy / "config.json"), str(base / "config.json"), str(copy / "ran")]
+        (folder / "modeling_own.py").write_text(THIEF.format(targets=targets))
+    before = (copy / "config.json").read_bytes()
+    report = prove(llama, copy, base=base, level="full", trust_remote_code=True)
+    if (copy / "config.json").read_bytes() == before:
+        # The kernel kept it from writing (Landlock): what it tried came to nothing, and the merge is what it is.
+        assert not (copy / "ran").exists()
+        assert named(report, "loads").status == "pass", table(report)
+        assert report.noise_floor is not None
+    else:
+        assert "the repo's own code changed" in named(report, "loads").why
+
+
+def test_code_that_is_not_the_bases_is_not_run_even_when_trusted(llama: Built, copy: Path, tmp_path: Path):
+    changes = {"architectures": ["OwnForCausalLM"], "auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}}
+    base = Path(shutil.copytree(llama.base, tmp_path / "base"))
+    for folder in (base, copy):
+        damage.in_config(**changes)(folder, llama)
+        (folder / "modeling_own.py").write_text(THIEF.format(targets=[]))
+    (copy / "modeling_own.py").write_text("raise SystemExit('this ran')")
+    report = prove(llama, copy, base=base, level="full", trust_remote_code=True)
+    assert named(report, "loads").status == "skip", table(report)
+    assert "modeling_own.py is not the base's" in named(report, "loads").why
