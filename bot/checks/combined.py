@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bot.checks.checkpoint import Place
 from bot.checks.finding import counted, finding
+from bot.patterns import first
 from bot.records import Finding, Json
 from bot.weights.headers import read_header
 
@@ -81,8 +82,9 @@ def read_lora(folder: Path) -> Lora:
 
 def _scaling(config: Json, module: str) -> float:
     def patterned(name: str, otherwise: Any) -> Any:
-        found = (config.get(name) or {}).items()
-        return next((value for pattern, value in found if re.match(rf"(.*\.)?({pattern})$", module)), otherwise)
+        given = config.get(name) or {}
+        found = first(given, module, r"(.*\.)?({})$")
+        return otherwise if found is None else list(given.values())[found.at]
 
     rank = patterned("rank_pattern", config.get("r", 8))
     alpha = float(patterned("alpha_pattern", config.get("lora_alpha", 8)))

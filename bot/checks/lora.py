@@ -8,7 +8,6 @@ of the module's name wins.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from bot.checks.carried import Carried
 from bot.checks.checkpoint import Place
 from bot.checks.keys import names_in, read_key
 from bot.checks.touch import Change, LowRank, Reading, Shift
+from bot.patterns import BadPattern, first
 from bot.records import Json
 
 # Settings that do not change what a trained A and B mean.
@@ -163,7 +163,7 @@ def _scale(module: str, config: Json) -> tuple[int, float] | str:
     try:
         rank = _by_pattern(config.get("rank_pattern"), module, config.get("r", 8))
         alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
-    except (re.error, AttributeError) as error:
+    except (BadPattern, AttributeError) as error:
         return f"{module}: its rank or alpha pattern cannot be read ({error})."
     if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
         return f"{module}: rank {rank!r} and alpha {alpha!r} are no numbers to merge with."
@@ -171,7 +171,5 @@ def _scale(module: str, config: Json) -> tuple[int, float] | str:
 
 
 def _by_pattern(patterns: dict[str, Any] | None, module: str, otherwise: Any) -> Any:
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return otherwise
+    found = first(patterns or {}, module, r"(?:.*\.)?(?:{})$")
+    return otherwise if found is None else list((patterns or {}).values())[found.at]

@@ -19,6 +19,7 @@ from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer, text_
 from bot.checks.respelled import respelled
 from bot.checks.skeleton import NEEDS_CODE, Skeleton, build, model_class
 from bot.checks.unmerged import loading, mend
+from bot.patterns import hold_to_end
 
 Job = dict[str, Any]
 PROMPTS, TEXT = "reference", "text"  # what the reference's outputs were saved for
@@ -80,9 +81,11 @@ def _tuned(job: Job) -> Any:
     model = _load_base(job)
     if model is None:
         return {"skip": NEEDS_CODE}
+    said_by_adapter = read_json(Path(job["adapter"]) / "adapter_config.json") or {}
+    hold_to_end(said_by_adapter, (name for name, _ in model.named_modules()))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        with loading(read_json(Path(job["adapter"]) / "adapter_config.json") or {}):
+        with loading(said_by_adapter):
             tuned = PeftModel.from_pretrained(model, _readable(model, job), autocast_adapter_dtype=False)
     lost = [str(one.message) for one in said if any(word in str(one.message) for word in UNLOADED)]
     if lost:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from bot.patterns import hold_to_end
 from bot.records import Json
 
 PREFIX = "base_model.model."
@@ -345,6 +346,7 @@ def _layers(model: Any, config: Json, given: Mapping[str, Tensor], shared: set[i
     from peft import PeftModel, set_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    hold_to_end(config, (name for name, _ in model.named_modules()))
     tuned = PeftModel(model, _made(config), autocast_adapter_dtype=False).eval()
     _double_own(tuned, shared)
     result = set_peft_model_state_dict(tuned, dict(given))

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bot.patterns import check, first
 from bot.records import Json, Refusal, Source, Stored
 
 Kind = Literal["weight", "embedding"]
 FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
+ENDING = r"(.*\.)?({})$"  # how PEFT looks for a pattern in a module's name
 KEEP_SEPARATE = "Leave that adapter out, or merge the adapters one after the other."
 
 # What wraps a model puts its name into the keys; PEFT takes the prefix off again when it loads.
@@ -113,7 +115,7 @@ def read(source: Source, place: int) -> tuple[Given, list[Refusal]]:
     refusals = [_uses(called, code, what) for code, what in _barred_by(config)]
     try:
         scaling = _scaling(config)
-    except (TypeError, ValueError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"{called} has an adapter_config.json that cannot be read as a LoRA config: {error}."
         return given, [Refusal(code="bad-config", reason=reason, remedy="Save the adapter again with PEFT.")]
     tensors = [tensor for header in source.headers for tensor in header.tensors]
@@ -204,22 +206,25 @@ def _unfit(
 
 def _scaling(config: Json) -> Callable[[str], tuple[int, float]]:
     """module → (rank, scaling)."""
-    ranks, alphas = (_patterns(config.get(name)) for name in ("rank_pattern", "alpha_pattern"))
+    ranks, alphas = ({**(config.get(name) or {})} for name in ("rank_pattern", "alpha_pattern"))
+    for patterns in (ranks, alphas):
+        check(patterns, ENDING)
     rank, alpha, root = config.get("r", 8), config.get("lora_alpha", 8), bool(config.get("use_rslora"))
-    for value in (rank, *(value for _, value in ranks)):
+    for value in (rank, *ranks.values()):
         if type(value) is not int or value < 1:
             raise ValueError(f"a rank must be a positive whole number, not {value!r}")
-    for value in (alpha, *(value for _, value in alphas)):
+    for value in (alpha, *alphas.values()):
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"an alpha must be a finite number, not {value!r}")
 
     def of(module: str) -> tuple[int, float]:
-        its_rank: int = next((value for pattern, value in ranks if pattern.match(module)), rank)
-        its_alpha: float = next((value for pattern, value in alphas if pattern.match(module)), alpha)
+        its_rank: int = _of(ranks, module, rank)
+        its_alpha: float = _of(alphas, module, alpha)
         return its_rank, its_alpha / (math.sqrt(its_rank) if root else its_rank)
 
     return of
 
 
-def _patterns(found: Any) -> list[tuple[re.Pattern[str], Any]]:
-    return [(re.compile(rf"(.*\.)?({pattern})$"), value) for pattern, value in (found or {}).items()]
+def _of(patterns: Json, module: str, otherwise: Any) -> Any:
+    found = first(patterns, module, ENDING)
+    return otherwise if found is None else list(patterns.values())[found.at]

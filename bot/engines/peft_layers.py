@@ -26,6 +26,7 @@ from bot.engines.phantom import is_phantom, phantom_model
 from bot.engines.probing import probe_for, same_output
 from bot.engines.widened import all_widened, casts_widened
 from bot.errors import Refused
+from bot.patterns import hold_to_end
 from bot.records import Json, Measured, PeftMerge, Stored
 from bot.weights.headers import TORCH_NAMES, read_header
 from bot.weights.methods import METHODS, PREFIX, engine_for, modules_of
@@ -63,6 +64,7 @@ class PeftLayers:
             real = engine_for(adapter_config) == "in-memory"
             if real:
                 in_memory.fill(model, self._sources(), self._read)
+            hold_to_end(adapter_config, (name for name, _ in model.named_modules()))
             tuned = _injected(model, _peft_config(adapter_config), widened=real and _may_widen(adapter_config))
             _load(tuned, self._phantoms.keys(), adapter, adapter_config)
         self._layers = _layers_of(tuned)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bot.formats.parts import logical, rebuilt, refused, with_activations
+from bot.patterns import BadPattern, first
 from bot.records import Json, Refusal, Stored
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ def _exactly(module: str, target: str) -> bool:
 
 def _by_pattern(module: str, target: str) -> bool:
     try:
-        return target.startswith("re:") and re.match(target[3:], module) is not None
-    except re.error:
+        return target.startswith("re:") and first((target[3:],), module) is not None
+    except BadPattern:
         return False
 
 

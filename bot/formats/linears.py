@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 
+from bot.patterns import first
 from bot.records import Json
 from bot.weights.conversions import Route
 from bot.weights.families import Family, Part, family_of, parts_of
@@ -114,5 +115,5 @@ def _is_other(module: str, other: set[str], family: Family) -> bool:
     return stacked or any(one in other for one in family.spellings(module))
 
 
-def _is_converted(module: str, patterns: Iterable[str]) -> bool:
-    return not any(re.match(f"(?:{one}){BOUNDARY}", module) or module.endswith(one) for one in patterns)
+def _is_converted(module: str, patterns: Sequence[str]) -> bool:
+    return not (any(map(module.endswith, patterns)) or first(patterns, module, f"(?:{{}}){BOUNDARY}"))

@@ -13,11 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bot.patterns import check, first
 from bot.records import Json, Refusal, Stored
 
 SAVE_AGAIN = "Save the adapter again with PEFT."
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 PREFIX = "base_model.model."
+ENDING = r"(.*\.)?({})$"  # how PEFT looks for a pattern in a module's name
 
 # (kind, pattern on the bare key). The first that matches says what a tensor is; `name` is an adapter's name.
 KEYS: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -122,7 +124,7 @@ def read_settings(config: Json) -> tuple[Settings, list[Refusal]]:
         refusals.append(Refusal(code="unknown-setting", reason=reason, remedy=remedy))
     try:
         return _settings(config), refusals
-    except (TypeError, ValueError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"adapter_config.json cannot be read as a LoRA config: {error}."
         return Settings(), [*refusals, Refusal(code="bad-config", reason=reason, remedy=SAVE_AGAIN)]
 
@@ -134,8 +136,8 @@ def _settings(config: Json) -> Settings:
         alpha=_finite(config.get("lora_alpha", 8)),
         rslora=bool(config.get("use_rslora", False)),
         dora=bool(config.get("use_dora", False)),
-        rank_pattern={_pattern(k): _positive_int(v) for k, v in (config.get("rank_pattern") or {}).items()},
-        alpha_pattern={_pattern(k): _finite(v) for k, v in (config.get("alpha_pattern") or {}).items()},
+        rank_pattern={k: _positive_int(v) for k, v in _patterns(config, "rank_pattern")},
+        alpha_pattern={k: _finite(v) for k, v in _patterns(config, "alpha_pattern")},
         bias=str(config.get("bias", "none")),
         saved=_names(config.get("modules_to_save")),
         tokens={name: _rows(rows) for name, rows in tokens.items()} if isinstance(tokens, dict) else _rows(tokens),
@@ -288,15 +290,15 @@ class _Reader:
 
 
 def _matched(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default
+    found = first(patterns, name, ENDING)
+    return default if found is None else list(patterns.values())[found.at]
 
 
-def _pattern(text: str) -> str:
-    re.compile(rf"(.*\.)?({text})$")
-    return text
+def _patterns(config: Json, name: str) -> Iterable[tuple[str, Any]]:
+    """Raises ValueError where one cannot be compiled, and Refused where it would not come to an end."""
+    found = config.get(name) or {}
+    check(found.keys(), ENDING)
+    return found.items()
 
 
 def _names(value: Any) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bot.patterns import first
 from bot.records import Json, Refusal
 
 Engine = Literal["streaming", "phantom", "in-memory"]
@@ -507,8 +508,8 @@ def is_target(config: Json, module: str) -> bool:
     patterns = config.get("layers_pattern") or [r"[^.]*"]
     for layer in [patterns] if isinstance(patterns, str) else patterns:
         # The first numbered segment is the layer, not a nested expert's number.
-        if match := re.match(rf"(?:^|.*?\.){layer}\.(?P<index>\d+)\.", module):
-            return int(match["index"]) in indices
+        if match := first((layer,), module, r"(?:^|.*?\.){}\.(?P<index>\d+)\."):
+            return int(match.groups["index"] or -1) in indices
     return False
 
 
@@ -516,7 +517,7 @@ def _named(names: Any, module: str) -> bool:
     if not names:
         return False
     if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
+        return first((names,), module, mode="fullmatch") is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
@@ -545,7 +546,7 @@ def _parameters(config: Json, method: Method, module: str, own: list[str]) -> tu
 def _is_feedforward(config: Json, module: str) -> bool:
     named = config.get("feedforward_modules") or ()
     if isinstance(named, str):
-        return re.fullmatch(named, module) is not None
+        return first((named,), module, mode="fullmatch") is not None
     return any(module.endswith(name) for name in named)
 
 
