@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bot import strict
 from bot.checks.checkpoint import Checkpoint, quantization_of, read_checkpoint, read_input
 from bot.checks.subject import Subject
 from bot.errors import Refused
@@ -96,7 +96,8 @@ class Case:
     @cached_property
     def merged_config(self) -> Json | None:
         """The merged config.json, or None where there is none that can be read."""
-        return read_json(self.subject.folder / "config.json")
+        found = read_json(self.subject.folder / "config.json")
+        return None if strict.misfit("config.json", found) else found
 
     @cached_property
     def claims(self) -> Claims:
@@ -151,7 +152,7 @@ def list_files(folder: Path) -> tuple[str, ...]:
 def read_json(path: Path) -> Json | None:
     """A JSON object from a file, or None where there is no such thing."""
     try:
-        found = json.loads(path.read_bytes())
+        found = strict.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

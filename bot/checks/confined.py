@@ -72,7 +72,8 @@ def confine(*, writable: Iterable[Path], readable: Iterable[Path]) -> bool:
             _allow(libc, ruleset, path, handled)
         none = (0, 0, 0)
         _drop_capabilities(libc)
-        return libc.prctl(PR_SET_NO_NEW_PRIVS, 1, *none) == 0 and libc.syscall(RESTRICT_SELF, ruleset, 0) == 0
+        sworn = libc.prctl(PR_SET_NO_NEW_PRIVS, 1, *none) == 0
+        return sworn and bool(libc.syscall(RESTRICT_SELF, ruleset, 0) == 0)
     finally:
         os.close(ruleset)
 

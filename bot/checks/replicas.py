@@ -10,6 +10,8 @@ from bot.checks.names import Names
 from bot.checks.skeleton import layer_list, numbered
 from bot.records import Json
 
+DEEPEST = 10_000  # layers
+
 
 @dataclass(frozen=True, kw_only=True)
 class Replicas:
@@ -27,6 +29,8 @@ class Replicas:
             return cls()
         skeleton = names.skeleton
         layers = layer_list(skeleton.model) if skeleton else None
+        if sum(max(0, high - low) for low, high in replication) > DEEPEST:
+            return cls(problems=(f"layer_replication asks for more than {DEEPEST:,} layers.",))
         source = tuple(layer for low, high in replication for layer in range(low, high))
         if skeleton is None or layers is None:
             return cls(problems=("layer_replication is for models whose layers PEFT finds; here it does not.",))

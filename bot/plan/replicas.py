@@ -14,6 +14,7 @@ from typing import Any
 from bot.records import Json, Refusal
 
 STACK = re.compile(r"(?P<stack>(?:.*\.)?(?:encoder\.layer|layers|h))\.(?P<number>\d+)\.(?P<rest>.+)")
+MOST = 10_000  # layers of the output; the deepest models have hundreds
 COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 
 
@@ -50,6 +51,9 @@ def find_replicas(
     ranges: Iterable[tuple[int, int]], config: Json, keys: Iterable[str]
 ) -> tuple[Replicas, list[Refusal]]:
     """The replicas that a config asks for. Refused: models with another or a second stack, ranges beyond the base."""
+    ranges = tuple(ranges)
+    if sum(max(0, high - low) for low, high in ranges) > MOST:
+        return Replicas(), [_refuse(f"The adapter replicates layers to more than {MOST:,}.")]
     origin = tuple(layer for low, high in ranges for layer in range(low, high))
     if not origin:
         return Replicas(), []

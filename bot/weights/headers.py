@@ -7,16 +7,22 @@ tensors' bytes; offsets count from the end of the JSON, tile the rest of the fil
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bot import strict
 from bot.errors import Refused
 from bot.records import Header, Stored
 
 PREFIX = 8
 MAX_HEADER = 100_000_000  # the format's own limit
+LARGEST = 1 << 62  # of an extent or an offset
+MOST_TENSORS = 500_000  # of one file; the largest models have 200,000 in all
+LONGEST_NAME = 1_000  # characters
+MOST_AXES = 64  # torch's limit
 FETCH_AGAIN = "Fetch the file again, or take another revision."
 
 BITS = {
@@ -56,14 +62,16 @@ def parse_header(head: bytes, *, file: str, file_size: int, owner: int = 0) -> H
     if len(head) < PREFIX + length:
         raise _corrupt(file, "its header is cut short")
     try:
-        entries = json.loads(head[PREFIX : PREFIX + length], object_pairs_hook=_no_repeats)
-    except (ValueError, RecursionError) as error:
-        raise _corrupt(file, f"its header is not JSON ({error})") from error
+        entries = strict.loads(head[PREFIX : PREFIX + length], _no_repeats)
+    except ValueError as error:
+        raise _corrupt(file, f"its header is not JSON ({str(error)[:200]})") from error
     if not isinstance(entries, dict):
         raise _corrupt(file, "its header is not a JSON object")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _corrupt(file, "its metadata is not a map of strings")
+    if len(entries) > MOST_TENSORS:
+        raise _corrupt(file, f"it claims {len(entries):,} tensors, and {MOST_TENSORS:,} are the most that are read")
     data_start = PREFIX + length
     tensors = sorted(
         (_tensor(key, entry, file, data_start, owner) for key, entry in entries.items()),
@@ -89,10 +97,7 @@ def write_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: 
 
 def byte_size(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes that a tensor takes in a file. Raises KeyError for a dtype that the format does not know."""
-    bits = BITS[dtype]
-    for extent in shape:
-        bits *= extent
-    return (bits + 7) // 8
+    return (BITS[dtype] * math.prod(shape) + 7) // 8
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -107,13 +112,18 @@ def _tensor(key: str, entry: Any, file: str, data_start: int, owner: int) -> Sto
         dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         numbers = (*shape, start, stop)
     except (TypeError, KeyError, ValueError) as error:
-        raise _corrupt(file, f"the entry of {key!r} is malformed") from error
-    if not all(type(number) is int and number >= 0 for number in numbers) or not isinstance(dtype, str):
+        raise _corrupt(file, f"the entry of {key[:200]!r} is malformed") from error
+    if len(key) > LONGEST_NAME:
+        raise _corrupt(file, f"{key[:60]!r} … of {len(key):,} characters is no name of a tensor")
+    honest = isinstance(dtype, str) and len(shape) <= MOST_AXES
+    if not honest or not all(type(number) is int and 0 <= number <= LARGEST for number in numbers):
         raise _corrupt(file, f"the entry of {key!r} is malformed")
     if dtype not in BITS:
         raise _corrupt(file, f"{key!r} has the unknown dtype {dtype!r}")
     if stop - start != byte_size(dtype, shape):
-        raise _corrupt(file, f"{key!r} has {stop - start} bytes where its shape needs {byte_size(dtype, shape)}")
+        needed = byte_size(dtype, shape)
+        words = str(needed) if needed < LARGEST else "more than any file has"
+        raise _corrupt(file, f"{key!r} has {stop - start} bytes where its shape needs {words}")
     begin = data_start + start
     return Stored(key=key, file=file, dtype=dtype, shape=shape, start=begin, stop=data_start + stop, owner=owner)
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "bot").rglob("*.py"))
 
 FLOORS = {
-    "__init__": 0, "records": 0, "errors": 0, "events": 0, "redact": 0, "markdown": 0,
-    "patterns": 0.5, "strict": 0.5,  # of the ground, but they raise its errors
+    "__init__": 0, "records": 0, "errors": 0, "events": 0, "redact": 0, "markdown": 0, "strict": 0,
+    "patterns": 0.5,  # of the ground, but it raises its errors
     "weights": 1, "hub": 1, "gh": 1, "machine": 1, "assets": 1, "budget": 1, "devhub": 1,
     "formats": 2,
     "engines": 3, "checks": 3, "show": 3,

@@ -1,0 +1,128 @@
+"""JSON out of strangers' files, as far as every later step can hold it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+DEEPEST = 100  # lists and objects within each other; real configs have ten
+LARGEST = 10**40  # of a whole number; tokenizers say 10^30 for "no limit"
+Pairs = Callable[[list[tuple[str, Any]]], Any]
+
+
+def loads(text: bytes | str, pairs: Pairs | None = None) -> Any:
+    """The JSON value. `pairs`: makes each object, as json's object_pairs_hook.
+
+    Raises ValueError, with the reason, for what is not JSON, for nesting and numbers without measure, and for text that is
+    not Unicode (half of a surrogate pair), which no file and no terminal could take.
+    """
+    try:
+        found = json.loads(text, object_pairs_hook=pairs, parse_int=_whole)
+    except RecursionError as error:
+        raise ValueError("it is nested without end") from error
+    _look(found)
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 42 or abs(found := int(digits)) >= LARGEST:
+        raise ValueError(f"a number of {len(digits)} digits stands in it")
+    return found
+
+
+def _look(found: Any) -> None:
+    """Every text and every depth, without recursion."""
+    level, depth = [found], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError("it is nested without end")
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += one.keys()
+                below += one.values()
+            elif isinstance(one, list):
+                below += one
+            elif isinstance(one, str) and not one.isascii():
+                one.encode()  # UnicodeEncodeError is a ValueError
+        level = below
+
+
+# --- what a field may be --------------------------------------------------------------------------------------------
+
+Kind = Callable[[Any], bool]
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MOST
+
+
+def _is(*kinds: type) -> Kind:
+    return lambda value: isinstance(value, kinds)
+
+
+MOST = 100_000  # layers, experts, heads or labels; the largest models have hundreds of each, classifiers thousands
+# Only fields that steps read without a look of their own; null is always the same as nothing.
+CONFIG: dict[str, tuple[str, Kind]] = {
+    "architectures": ("a list of names", _names),
+    "model_type": ("a name", _is(str)),
+    "quantization_config": ("an object", _is(dict)),
+    "text_config": ("an object or a name", _is(dict, str)),
+    "tie_word_embeddings": ("true or false", _is(bool)),
+    "id2label": ("an object", _is(dict)),
+    "label2id": ("an object", _is(dict)),
+}
+ADAPTER: dict[str, tuple[str, Kind]] = {
+    "peft_type": ("a name", _is(str)),
+    "task_type": ("a name", _is(str)),
+    "peft_version": ("a version", _is(str)),
+    "auto_mapping": ("an object", _is(dict)),
+    "target_modules": ("names or a pattern", lambda value: isinstance(value, str) or _names(value)),
+    "exclude_modules": ("names or a pattern", lambda value: isinstance(value, str) or _names(value)),
+    "feedforward_modules": ("names or a pattern", lambda value: isinstance(value, str) or _names(value)),
+    "layers_pattern": ("names or a pattern", lambda value: isinstance(value, str) or _names(value)),
+    "layers_to_transform": ("whole numbers", lambda value: all(type(one) is int for one in _listed(value))),
+}
+TABLES = {"config.json": CONFIG, "adapter_config.json": ADAPTER}
+# What makes a library build as many modules as it says, wherever in a config it stands.
+COUNTS = frozenset(
+    "num_hidden_layers num_layers n_layer n_layers num_decoder_layers num_encoder_layers encoder_layers decoder_layers "
+    "depth num_experts num_local_experts n_routed_experts n_shared_experts moe_num_experts num_blocks num_stages num_labels "
+    "num_attention_heads num_key_value_heads n_head n_heads num_nextn_predict_layers num_hidden_groups".split()
+)
+
+
+def misfit(name: str, found: Any) -> str | None:
+    """What is wrong with the fields of a config of this file name, as the rest of a sentence; None where nothing is."""
+    if not isinstance(found, dict):
+        return "it is not a JSON object"
+    for field, (wanted, fits) in TABLES.get(name, {}).items():
+        if found.get(field) is not None and not fits(found[field]):
+            return f"{field} is {_shown(found[field])}, where {wanted} belongs"
+    return _uncounted(found) if name == "config.json" else None
+
+
+def _uncounted(found: Any) -> str | None:
+    level = [found]
+    for one in level:  # which grows; how deep it goes was looked at before
+        for field, value in one.items():
+            if isinstance(value, dict):
+                level.append(value)
+            elif field in COUNTS and type(value) is int and not _count(value):
+                return f"{field} is {_shown(value)}, where a number up to {MOST:,} belongs"
+    return None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 60 else f"{text[:57]}..."
