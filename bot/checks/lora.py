@@ -152,7 +152,8 @@ def _layer(
     rank, scaling = scale
     kind = "embedding" if embedding else "parameter" if target else "weight"
     yield target or f"{module}.weight", LowRank(
-        module=module, a=a, b=b, rank=rank, scaling=scaling, magnitude=magnitude, kind=kind  # type: ignore[arg-type]
+        module=module, a=a, b=b, rank=rank, scaling=scaling, magnitude=magnitude, kind=kind,  # type: ignore[arg-type]
+        saved_by=version if isinstance(version := config.get("peft_version"), str) else None,
     )  # fmt: skip
     if bias:
         yield f"{module}.bias", Shift(module=module, v=bias, scaling=scaling)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bot.checks.checkpoint import Place
+from bot.checks.sides import Undated, trades_sides
 from bot.checks.touch import Asked, Given, Lines, LowRank, Matrix, Product, Shift, Span, Step, Tokens, View, Whole
 from bot.checks.traced import Block, Traced
 
@@ -95,13 +96,21 @@ def place_low_rank(
     if not rank_a == rank_b == change.rank * experts:
         shapes = f"A is {change.a.stored.shape} and B is {change.b.stored.shape}"
         raise Misplaced(f"{change.module}: the config says rank {change.rank}; {shapes}.")
-    if (tall, wide) != (out, into):
+    traded = experts > 1 and _is_traded(change, (out, into), where)
+    if ((wide, tall) if traded else (tall, wide)) != (out, into):
         raise Misplaced(f"{change.module} changes a weight of {(tall, wide)}; {where.name} is {tuple(shape)}.")
     if change.magnitude and math.prod(change.magnitude.stored.shape) != out:
         raise Misplaced(f"{change.module}: {out} outputs, and a magnitude of {change.magnitude.stored.shape}.")
     for block in where.traced.blocks:
         for at in _experts(block, layout):
-            yield _product(change, block, layout, at, stored, (out, into))
+            yield _product(change, block, layout, at, stored, (out, into), traded)
+
+
+def _is_traded(change: LowRank, size: View, where: Located) -> bool:
+    try:
+        return trades_sides(change, size, bool(getattr(where.module, "is_transposed", False)))
+    except Undated as undated:
+        raise Misplaced(str(undated)) from undated
 
 
 def _experts(block: Block, layout: Layout) -> range:
@@ -109,7 +118,7 @@ def _experts(block: Block, layout: Layout) -> range:
 
 
 def _product(
-    change: LowRank, block: Block, layout: Layout, expert: int, stored: Stored, size: View
+    change: LowRank, block: Block, layout: Layout, expert: int, stored: Stored, size: View, traded: bool
 ) -> tuple[str, Step, View]:
     out_span, into_span = block.box[layout.out], _joined(block, layout, size[1])
     (rows, every), columns, view, turned = rectangle(block, stored[block.key], layout, expert)
@@ -119,8 +128,12 @@ def _product(
         from_b = range(expert, flat(change.b)[1], count)
     else:
         from_a = from_b = range(change.rank)
-    b = Matrix(place=change.b, rows=range(*out_span), columns=from_b)
-    a = Matrix(place=change.a, rows=from_a, columns=range(*into_span))
+    if traded:  # Aᵀ takes B's part, and Bᵀ takes A's
+        b = Matrix(place=change.a, rows=from_a, columns=range(*out_span), turned=True)
+        a = Matrix(place=change.b, rows=range(*into_span), columns=from_b, turned=True)
+    else:
+        b = Matrix(place=change.b, rows=range(*out_span), columns=from_b)
+        a = Matrix(place=change.a, rows=from_a, columns=range(*into_span))
     if turned:
         left, right = _turn(a), _turn(b)
     else:
@@ -136,7 +149,7 @@ def _product(
 
 
 def _turn(matrix: Matrix) -> Matrix:
-    return Matrix(place=matrix.place, rows=matrix.rows, columns=matrix.columns, turned=True)
+    return Matrix(place=matrix.place, rows=matrix.rows, columns=matrix.columns, turned=not matrix.turned)
 
 
 def _magnitude(place: Place, span: Span) -> Matrix:

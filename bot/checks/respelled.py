@@ -1,19 +1,28 @@
-"""An adapter in the spelling that this PEFT loads, for the reference: the same tensors, under today's names.
+"""An adapter in the spelling that this PEFT loads, for the reference: the same changes, under today's names.
 
 PEFT leaves out, with a warning or without one, what it does not find under its own names: keys with a wrapper's prefix or
-an adapter's name in them, biases as older versions saved them, modules as transformers 4 called them.
+an adapter's name in them, biases as older versions saved them, modules as transformers 4 called them. Pairs on stacked
+experts in an older PEFT's order (`sides`) become the pairs of today's order that have the same product.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from bot.checks import lora
 from bot.checks.case import read_json
+from bot.checks.checkpoint import Place
 from bot.checks.keys import Named, names_in, read_key
+from bot.checks.sides import Undated, trades_sides
+from bot.checks.touch import LowRank
+from bot.records import Json
+from bot.weights.headers import read_header
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FRONT = "base_model.model."
@@ -24,8 +33,8 @@ PARTS = {
 Rename = Callable[[str], str]  # a module as the adapter names it → as the model does
 
 
-def respelled(adapter: Path, work: Path, modules: Collection[str], rename: Rename) -> Path:
-    """The adapter itself where its spelling is PEFT's own, else a copy of it in `work`. `modules`: the model's."""
+def respelled(adapter: Path, work: Path, modules: Mapping[str, Any], rename: Rename) -> Path:
+    """The adapter itself where its spelling is PEFT's own, else a copy of it in `work`. `modules`: the model's, by name."""
     config = read_json(adapter / CONFIG) or {}
     if config.get("peft_type") not in ("LORA", "TRAINABLE_TOKENS"):
         return adapter
@@ -35,8 +44,10 @@ def respelled(adapter: Path, work: Path, modules: Collection[str], rename: Renam
     pairs = {named.module for named in read.values() if named.part in ("A", "B")}
     moved = {module: rename(module) for module in {named.module for named in read.values()} if module not in modules}
     keys = {key: _spelled(named, pairs, moved, config["peft_type"]) for key, named in read.items()}
-    if all(key in (spelled, None) for key, spelled in keys.items()):
+    exchanged = _exchanged(adapter, config, tensors, modules, rename)
+    if all(key in (spelled, None) for key, spelled in keys.items()) and not exchanged:
         return adapter
+    tensors |= exchanged
     copy = work / "adapter"
     copy.mkdir(exist_ok=True)
     renamed = {keys.get(key) or key: tensor.contiguous() for key, tensor in tensors.items()}
@@ -45,6 +56,48 @@ def respelled(adapter: Path, work: Path, modules: Collection[str], rename: Renam
         config["target_modules"] = sorted(moved.get(module, module) for module in pairs)
     (copy / CONFIG).write_text(json.dumps(config))
     return copy
+
+
+def _exchanged(
+    adapter: Path, config: Json, tensors: Mapping[str, Tensor], modules: Mapping[str, Any], rename: Rename
+) -> dict[str, Tensor]:
+    """Today's A and B, by key, for pairs that an older PEFT saved with their sides exchanged."""
+    if not config.get("target_parameters"):
+        return {}
+
+    def owner(module: str) -> Any:
+        return modules.get(module) or modules.get(rename(module))
+
+    def parameters(module: str) -> dict[str, Any]:
+        return dict(owner(module).named_parameters(recurse=False)) if owner(module) is not None else {}
+
+    path = adapter / WEIGHTS
+    places = {stored.key: Place(path=path, stored=stored) for stored in read_header(path).tensors}
+    reading = lora.read(config, places, lambda module: tuple(parameters(module)))
+    found: dict[str, Tensor] = {}
+    for name, several in reading.changes.items():
+        for change in several:
+            parameter = parameters(change.module).get(name.rpartition(".")[2])
+            if isinstance(change, LowRank) and parameter is not None and parameter.dim() == 3 and len(parameter) > 1:
+                found |= _turned(change, parameter, owner(change.module), tensors)
+    return found
+
+
+def _turned(change: LowRank, parameter: Any, module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A (E·r × out) and B (in × r·E) with ΔW = Aᵀ·Bᵀ as A (E·r × in) and B (out × r·E) with ΔW = B·A; {} if they are."""
+    experts, *size = parameter.shape
+    transposed = bool(getattr(module, "is_transposed", False))
+    tall, wide = reversed(size) if transposed else size
+    try:
+        if not trades_sides(change, (tall, wide), transposed):
+            return {}
+    except Undated:
+        return {}
+    a, b = tensors[change.a.stored.key], tensors[change.b.stored.key]
+    return {
+        change.a.stored.key: b.reshape(wide, change.rank, experts).permute(2, 1, 0).reshape(-1, wide),
+        change.b.stored.key: a.reshape(experts, change.rank, tall).permute(2, 1, 0).reshape(tall, -1),
+    }
 
 
 def _spelled(named: Named, pairs: set[str], moved: dict[str, str], method: str) -> str | None:

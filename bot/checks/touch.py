@@ -166,6 +166,7 @@ class LowRank:
     scaling: float
     magnitude: Place | None = None
     kind: Literal["weight", "embedding", "parameter"] = "weight"
+    saved_by: str | None = None  # the PEFT version, where the config says it
 
     @property
     def uses(self) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ from bot.records import (
     Stored,
 )
 from bot.weights import methods
-from bot.weights.adapter import read_changes, read_settings
+from bot.weights.adapter import Settings, read_changes, read_settings
 from bot.weights.places import Names
 from bot.weights.shards import INDEX_NAME, lay_out, stored_targets, torch_name
 
@@ -216,8 +216,18 @@ def _draft_streaming(
         decisions=decisions,
         edits={**edits, **head_edits},
         refusals=[*refusals, *unread, *changes.refusals, *misplaced, *claims.refusals()],
-        notes=(tying.UNTIED,) if untie else (),
+        notes=(*((tying.UNTIED,) if untie else ()), *_swapped(claims, settings)),
     )
+
+
+def _swapped(claims: Claims, settings: Settings) -> list[str]:
+    """A word on stacked experts that were saved in another order than today's PEFT reads."""
+    if not claims.swapped:
+        return []
+    version = f"peft_version {settings.version}" if settings.version else "no peft_version"
+    return [
+        f"{len(claims.swapped)} modules of stacked experts have their sides in the order of PEFT before 0.19.1 ({version})."
+    ]
 
 
 def _vocabulary(claims: Claims, names: Names, stored: Mapping[str, Stored], config: Json) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bot.plan.patches import Misfit, patches_of, vector_patch
+from bot.plan.patches import Misfit, Reading, is_swapped, patches_of, vector_patch
 from bot.plan.replicas import Replicas
 from bot.plan.sentences import SENTENCES, SHOWN
 from bot.records import Patch, Refusal, Stored
@@ -25,6 +25,7 @@ class Claims:
     new: dict[str, Whole] = field(default_factory=dict)
     twins: list[tuple[Stored, Stored, bool]] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    swapped: list[str] = field(default_factory=list)  # modules of stacked experts in the order of an older PEFT
     refused: dict[str, list[tuple[tuple[str, ...], str]]] = field(default_factory=dict)
 
     def refuse(self, code: str, detail: str, *tensors: Stored | None) -> None:
@@ -199,15 +200,11 @@ class _Claimer:
             self.settings, parameter if stacked or self._is_parameter(parameter) else pair.module
         )
         try:
-            found = patches_of(
-                pair,
-                place,
-                self._weights(place, key, new),
-                rank=rank,
-                alpha=alpha,
-                scaling=scaling,
-                dora=self.settings.dora,
+            how = Reading(
+                rank=rank, alpha=alpha, scaling=scaling, dora=self.settings.dora, version=self.settings.version
             )
+            found = patches_of(pair, place, self._weights(place, key, new), how)
+            swapped = is_swapped(pair, place, how.version)
         except Misfit as misfit:
             code = "rows-not-saved" if misfit.code == "shape" and self._is_resized(pair, place) else misfit.code
             self.claims.refuse(code, misfit.detail, *tensors)
@@ -224,6 +221,7 @@ class _Claimer:
             self.claims.patches.setdefault(target, []).append(patch)
             self.claims.views[target] = view
         self.claims.used |= {tensor.key for tensor in tensors if tensor is not None}
+        self.claims.swapped += [pair.module] * swapped
 
     def _bias(self, module: str, bias: Stored) -> None:
         weight, new = self._place(f"{module}.weight")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bot.records import Factor, Patch, Stored, Term
 from bot.weights.adapter import Pair
 from bot.weights.places import Piece, Placement
+from bot.weights.sides import order_of
 
 WEIGHTS = ("BF16", "F16", "F32")
 ADAPTERS = ("BF16", "F16", "F32", "F64")
@@ -24,24 +25,37 @@ class Misfit(Exception):
         self.code, self.detail = code, detail
 
 
-def patches_of(
-    pair: Pair, place: Placement, weights: Mapping[str, Stored], *, rank: int, alpha: float, scaling: float, dora: bool
-) -> Found:
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a pair is to be read: what adapter_config.json gives it, and the PEFT that saved it (None: not said)."""
+
+    rank: int
+    alpha: float
+    scaling: float
+    dora: bool = False
+    version: str | None = None
+
+
+def patches_of(pair: Pair, place: Placement, weights: Mapping[str, Stored], how: Reading) -> Found:
     """The patches of a pair. `weights`: what is W, by piece key. Raises Misfit."""
+    rank = how.rank
     _check_dtypes(weights, pair.a, pair.b, pair.magnitude)
-    if dora and pair.magnitude is None:
+    if how.dora and pair.magnitude is None:
         raise Misfit("half-a-pair", f"{pair.module} has no lora_magnitude_vector")
     resized = _resized(place, weights)
     if resized is not None:
         place = resized
     _check_shapes(pair, place, weights, rank)
+    swapped = is_swapped(pair, place, how.version)
     found: Found = []
     for piece in place.pieces:
-        left, right = _factors(pair, piece, place.experts, rank)
+        left, right = (
+            _swapped(pair, piece, place.experts, rank) if swapped else _factors(pair, piece, place.experts, rank)
+        )
         turned = piece.flipped
         term = Term(
             module=pair.module, left=right if turned else left, right=left if turned else right,
-            rank=rank, alpha=alpha, scaling=scaling,
+            rank=rank, alpha=how.alpha, scaling=how.scaling,
         )  # fmt: skip
         patch = Patch(rows=piece.at_rows, columns=piece.at_columns, terms=(term,), step=piece.step)
         found.append((piece.key, piece.view, _with_magnitude(patch, pair, piece, place)))
@@ -62,6 +76,38 @@ def vector_patch(
         patch = Patch(rows=piece.at_rows, columns=piece.at_columns, terms=(term,), step=piece.step)
         found.append((piece.key, piece.view, patch))
     return found
+
+
+def is_swapped(pair: Pair, place: Placement, version: str | None) -> bool:
+    """Whether A of a pair on stacked experts has their outputs and B their inputs (`bot.weights.sides`). Raises Misfit
+    where neither the shapes nor the version tell."""
+    if place.experts == 1:
+        return False
+    outputs, inputs = _sizes(place)
+    if outputs != inputs:
+        return (pair.b.shape[0], pair.a.shape[1]) == (inputs, outputs)
+    order = order_of(version, place.is_transposed)
+    if order is None:
+        said = f"peft_version is {version}" if version else "there is no peft_version"
+        raise Misfit("stacked-order", f"{pair.module} is {outputs}×{inputs}, and {said}")
+    return order == "older"
+
+
+def _sizes(place: Placement) -> tuple[int, int]:
+    """(outputs, inputs) of a parameter's logical matrices."""
+    return max(piece.out[1] for piece in place.pieces), max(piece.into[1] for piece in place.pieces)
+
+
+def _swapped(pair: Pair, piece: Piece, experts: int, rank: int) -> tuple[Factor, Factor]:
+    """(left, right) of Aᵀ·Bᵀ: A_e's columns are the outputs, B_e's rows the inputs."""
+    expert = piece.expert
+    left = Factor(
+        stored=pair.a, rows=(expert * rank, (expert + 1) * rank, 1), columns=(*piece.out, 1), turned=not piece.flipped
+    )
+    right = Factor(
+        stored=pair.b, rows=(*piece.into, 1), columns=(expert, rank * experts, experts), turned=not piece.flipped
+    )
+    return left, right
 
 
 def _factors(pair: Pair, piece: Piece, experts: int, rank: int) -> tuple[Factor, Factor]:
@@ -121,7 +167,7 @@ def _check_dtypes(weights: Mapping[str, Stored], *adapter: Stored | None) -> Non
 
 def _check_shapes(pair: Pair, place: Placement, weights: Mapping[str, Stored], rank: int) -> None:
     """A and B against the config's rank and the parameter's logical matrices."""
-    outputs, inputs = (max(getattr(piece, side)[1] for piece in place.pieces) for side in ("out", "into"))
+    outputs, inputs = _sizes(place)
     a, b = pair.a.shape, pair.b.shape
     if len(a) < 2 or len(b) < 2:
         raise Misfit("not-linear", f"{pair.module}: A is {_shape(a)}, B is {_shape(b)}")
@@ -134,7 +180,8 @@ def _check_shapes(pair: Pair, place: Placement, weights: Mapping[str, Stored], r
         raise Misfit("rank", f"{pair.module}: A has rank {a[0]}, B {b[1]}, the config says {stacked}")
     linear = ((stacked, inputs), (outputs, stacked))
     wanted = ((rank, outputs), (inputs, rank)) if pair.kind == "embedding" else linear
-    if ((a[0], math.prod(a[1:])), (b[0], math.prod(b[1:]))) == wanted:
+    older = ((stacked, outputs), (inputs, stacked)) if place.experts > 1 else wanted
+    if ((a[0], math.prod(a[1:])), (b[0], math.prod(b[1:]))) in (wanted, older):
         _check_magnitude(pair, outputs, inputs)
         return
     needs = f"{math.prod(a[1:])}×{b[0]}" if pair.kind == "embedding" else f"{b[0]}×{math.prod(a[1:])}"

@@ -19,6 +19,11 @@ SENTENCES = {
         "{n} adapter modules have another rank than adapter_config.json gives them: {shown}.",
         "Save the adapter again; with the wrong rank its scaling would be wrong.",
     ),
+    "stacked-order": (
+        "{n} adapter modules are on stacked experts as high as they are wide, whose two sides PEFT exchanged in 0.19.1, "
+        "and adapter_config.json does not say by which PEFT they were saved: {shown}.",
+        "Put the version of PEFT that the adapter was trained with into adapter_config.json, as peft_version.",
+    ),
     "half-a-pair": ("{n} adapter modules lack a part: {shown}.", "Save the adapter again."),
     "claimed-twice": ("{n} adapter modules lead to a tensor that another one already changes: {shown}.", OTHER_BASE),
     "not-linear": ("{n} adapter tensors are no matrices: {shown}.", "Save the adapter again, from gathered shards."),

@@ -59,6 +59,7 @@ class Settings:
     saved: tuple[str, ...] = ()  # modules_to_save
     tokens: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
     parameters: tuple[str, ...] = ()  # target_parameters
+    version: str | None = None  # peft_version
     tying: bool = False  # ensure_weight_tying
     replication: tuple[tuple[int, int], ...] = ()
 
@@ -142,6 +143,7 @@ def _settings(config: Json) -> Settings:
         saved=_names(config.get("modules_to_save")),
         tokens={name: _rows(rows) for name, rows in tokens.items()} if isinstance(tokens, dict) else _rows(tokens),
         parameters=_names(config.get("target_parameters")),
+        version=version if isinstance(version := config.get("peft_version"), str) else None,
         tying=bool(config.get("ensure_weight_tying", False)),
         replication=tuple((_index(low), _index(high)) for low, high in config.get("layer_replication") or ()),
     )
