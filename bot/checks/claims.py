@@ -76,6 +76,7 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
 
     names = _names(subject, base, config, None)
     reading = read(names)
+    names.settle(list(reading.changes))
     if any(names.locate(name) is None and names.is_new(name) is None for name in reading.changes):
         names = _names(subject, base, config, adapter)
         reading = read(names)

@@ -26,6 +26,7 @@ class Names:
         self.stored = {key: place.stored.shape for key, place in base.tensors.items()}
         self.flipped = not skeletons and config.get("model_type") in IN_BY_OUT
         self._shifted: Mapping[str, str] = {}
+        self._inner: Mapping[str, str] = {}
 
     @property
     def skeleton(self) -> Skeleton | None:
@@ -33,18 +34,23 @@ class Names:
         return self.skeletons[-1] if self.skeletons else None
 
     def settle(self, parameters: list[str]) -> None:
-        """Where some parameter is found nowhere, one shift of names must explain the whole adapter."""
+        """Where some parameter is found nowhere, one shift of names must explain the whole adapter: names of the language
+        model alone, where all that is lost is in it, else a prefix."""
+        self._inner, self._shifted = {}, {}
         lost = [
             one for one in parameters if one.endswith(".weight") and self._direct(one) is None and not self.is_new(one)
         ]
-        if lost:
+        inner = {one: own for one in parameters if (own := self._in_decoder(one))}
+        if lost and all(one in inner for one in lost) and not any(self._direct(one) for one in inner):
+            self._inner = inner
+        elif lost:
             modules = {one.removesuffix(".weight") for one in parameters if one.endswith(".weight")}
             found = by_names(modules, self.stored) or {}
             self._shifted = {f"{module}.weight": key for module, key in found.items()}
 
     def locate(self, name: str) -> Located | str | None:
         """The parameter; a sentence where it cannot be followed; None where there is none that is stored."""
-        found = self._direct(name)
+        found = self._direct(self._inner.get(name, name))
         if found is None and name in self._shifted:
             key = self._shifted[name]
             return Located(
@@ -67,7 +73,13 @@ class Names:
 
     def parameters_of(self, module: str) -> tuple[str, ...]:
         """A module's own parameters, in the order of registration."""
-        return next((found for one in self.skeletons if (found := one.parameters_of(module))), ())
+        several = (module, *(own for one in self.skeletons for own in one.in_decoder(module)))
+        return next((found for name in several for one in self.skeletons if (found := one.parameters_of(name))), ())
+
+    def _in_decoder(self, name: str) -> str | None:
+        """The model's name for a parameter that the adapter names as the language model alone does."""
+        several = ((one, own) for one in self.skeletons for own in one.in_decoder(name))
+        return next((own for one, own in several if isinstance(one.trace(own), tuple)), None)
 
     def _direct(self, name: str) -> Located | str | None:
         for skeleton in self.skeletons:

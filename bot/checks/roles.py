@@ -102,7 +102,9 @@ def _readable(model: Any, job: Job) -> Path:
     def rename(module: str) -> str:
         own, pattern = skeleton.rename(f"{module}.weight")
         renamed = own.removesuffix(".weight")
-        return renamed if pattern is None and renamed in modules else module
+        if pattern is None and renamed in modules:
+            return renamed
+        return next((inner for inner in skeleton.in_decoder(module) if inner in modules), module)
 
     return respelled(Path(job["adapter"]), Path(job["work"]), modules, rename)
 

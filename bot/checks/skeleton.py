@@ -233,6 +233,28 @@ class Skeleton:
         return ()
 
     @cached_property
+    def decoder(self) -> str | None:
+        """Where the language model stands in the model: by transformers' own get_decoder, or else by whose config the
+        text's is; None where the model is a language model itself, or has none."""
+        try:
+            found, config = self.model.get_decoder(), self.model.config.get_text_config(decoder=True)
+        except (AttributeError, NotImplementedError, TypeError, ValueError):
+            return None
+        by_itself = next((name for name, one in self.modules.items() if one is found and name), None)
+        return by_itself or next(
+            (name for name, one in self.modules.items() if name and getattr(one, "config", None) is config), None
+        )
+
+    def in_decoder(self, name: str) -> tuple[str, ...]:
+        """What a name may mean that a class made of the language model alone gives: inside it, with the prefix of its
+        base model or without."""
+        if self.decoder is None:
+            return ()
+        alone = f"{getattr(self.modules[self.decoder], 'base_model_prefix', '')}."
+        tails = (name.removeprefix(alone), name.removeprefix("model."), name)
+        return tuple(dict.fromkeys(f"{self.decoder}.{tail}" for tail in tails))
+
+    @cached_property
     def tied(self) -> dict[str, str]:
         """{parameter: the one that it shares}, as the config has it."""
         return dict(getattr(self.model, "all_tied_weights_keys", None) or {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 from bot.plan.patches import Misfit, Reading, is_swapped, patches_of, vector_patch
 from bot.plan.replicas import Replicas
@@ -81,7 +82,8 @@ class _Claimer:
             *(f"{tokens.module}.weight" for tokens in self.changes.tokens),
         ]
         try:
-            self.found = self.names.find(list(dict.fromkeys(self.replicas.in_base(name)[0] for name in asked)))
+            names = list(dict.fromkeys(self.replicas.in_base(name)[0] for name in asked))
+            self.found = self.names.find(names, self._sizes())
         except Ambiguous as ambiguity:
             self._refuse_all("ambiguous-names", f"{ambiguity.args[0]} and {ambiguity.args[1]}")
             return
@@ -96,6 +98,14 @@ class _Claimer:
             self._pair(pair)
         for module, bias in self.changes.biases:
             self._bias(module, bias)
+
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        """How large the adapter's matrices say that a module's weight is, by its name in the base."""
+        return {
+            self.replicas.in_base(name)[0]: (pair.b.shape[0], prod(pair.a.shape[1:]))
+            for pair in self.changes.pairs
+            if (name := self.parameters[id(pair)]) == f"{pair.module}.weight" and pair.b.shape
+        }
 
     def _only_new(self) -> bool:
         """Whether nothing but a head is claimed, tied or new: then finding nothing is no surprise."""

@@ -9,7 +9,10 @@ SEPARATE = "Keep the adapter separate."
 SENTENCES = {
     "not-in-base": ("{n} adapter modules are not in the base, e.g. {shown}.", OTHER_BASE),
     "matches-nothing": ("None of the adapter's modules is in the base, e.g. {shown}.", OTHER_BASE),
-    "ambiguous-names": ("The adapter's modules fit two places in the base, e.g. {shown}.", SEPARATE),
+    "ambiguous-names": (
+        "The adapter's modules fit two places in the base, e.g. {shown}.",
+        "Save the adapter from the model class that the base's config.json names, so that its keys say which part they mean.",
+    ),
     "unmergeable": (
         "{n} adapter modules lie in the checkpoint in an order that no merge can follow: {shown}.",
         SEPARATE,

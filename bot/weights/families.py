@@ -17,12 +17,28 @@ FLAG = "tie_word_embeddings"
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A model or a sub-model at `path`: its class, as config.json makes it, and that class's row (empty: not known)."""
+    """A model or a sub-model at `path`: its class, as config.json makes it, and that class's row (empty: not known).
+
+    `attribute`: the field of its parent's config that its own config stands in ("": it has the parent's).
+    """
 
     path: str
     name: str
     model_type: str
     row: Json
+    attribute: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """A language model inside a model of several kinds of input, at `path`.
+
+    Its text-only class (`…ForCausalLM`) has it as one of `alone`, and calls the output embedding `head`.
+    """
+
+    path: str
+    alone: tuple[str, ...]
+    head: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +59,7 @@ class Family:
     saved_embedding: str | None = None
     tied: bool = False
     scaled_by_tying: bool = False
+    languages: tuple[Language, ...] = ()
 
     def spellings(self, path: str) -> tuple[str, ...]:
         """A path, starred, and the same with the base model's prefix put on or taken off (what loading tries too)."""
@@ -80,6 +97,7 @@ def family_of(config: Json) -> Family:
         saved_embedding=root.row.get("saved_embedding") if embedding == root.row.get("embedding") else None,
         tied=_is_tied(root, config),
         scaled_by_tying=config.get("model_type") in known()["scaled"],
+        languages=tuple(_language(part) for part in parts if part.attribute == "text_config"),
     )
 
 
@@ -102,15 +120,24 @@ def star(path: str) -> str:
     return NUMBER.sub("*", path)
 
 
-def _walk(path: str, name: str, config: Json) -> Iterator[Part]:
+def _language(part: Part) -> Language:
+    """Its text-only class is the causal one of its model type, which may be what stands in the model already."""
+    name = known()["causal"].get(part.model_type)
+    causal = known()["classes"].get(name, {})
+    inner = tuple(causal.get("parts", {})) or ("model",)
+    path = _join(part.path, inner[0]) if part.name == name else part.path
+    return Language(path=path, alone=inner, head=causal.get("head", "lm_head.weight"))
+
+
+def _walk(path: str, name: str, config: Json, attribute: str = "") -> Iterator[Part]:
     """The model at `path`, then its sub-models, in named_modules() order."""
     row = known()["classes"].get(name, {})
     model_type = row.get("type") or config.get("model_type") or ""
-    yield Part(path=path, name=name, model_type=model_type, row=row)
+    yield Part(path=path, name=name, model_type=model_type, row=row, attribute=attribute)
     for inner, (attribute, usual) in row.get("parts", {}).items():
         nested = config.get(attribute) if attribute else config
         nested = nested if isinstance(nested, dict) else {}
-        yield from _walk(_join(path, inner), _substitute(usual, nested) if attribute else usual, nested)
+        yield from _walk(_join(path, inner), _substitute(usual, nested) if attribute else usual, nested, attribute)
 
 
 def _substitute(usual: str, config: Json) -> str:

@@ -7,17 +7,19 @@ they meet. What meets nothing is missing, and what meets two things is refused; 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from math import prod
+from types import MappingProxyType
 from typing import NamedTuple
 
 from bot.records import Json, Stored
 from bot.weights.conversions import Converter
-from bot.weights.families import Family, family_of, star
+from bot.weights.families import Family, Language, family_of, star
 from bot.weights.layouts import Layout, Span, Unmergeable, convert, whole
 from bot.weights.pieces import Piece, Placement, Seen, part_of, place, place_whole, turn_own
-from bot.weights.prefixes import Ambiguous, Way, choose
+from bot.weights.prefixes import Ambiguous, Base, Reached, Way, choose
 from bot.weights.sizes import ModelSizes
 
 __all__ = ["Ambiguous", "Found", "Names", "Piece", "Placement", "Span"]
@@ -66,10 +68,12 @@ class Names:
 
     # --- parameters ------------------------------------------------------------------------------------------------
 
-    def find(self, parameters: Sequence[str]) -> Found:
-        """Where every parameter lies. One prefix rule serves them all, and one of three ways of naming: the
-        checkpoint's own, transformers 5's, transformers 4's. Raises Ambiguous(key, key)."""
-        chosen = choose((self._own, self._new, self._old), parameters, self._keys_of)
+    def find(self, parameters: Sequence[str], sizes: Mapping[str, tuple[int, int]] = MappingProxyType({})) -> Found:
+        """Where every parameter lies. One prefix rule serves them all, and one of these ways of naming: the
+        checkpoint's own, transformers 5's, transformers 4's, those of a language model that stands in a larger one.
+        `sizes`: of the adapter's matrices, by parameter; only where two prefixes fit do they matter. Raises
+        Ambiguous(key, key)."""
+        chosen = choose(self._asked(sizes), parameters)
         places: dict[str, Placement] = {}
         unmergeable: dict[str, str] = {}
         for name in parameters:
@@ -160,6 +164,41 @@ class Names:
         route = self._family.conversions.route
         return {name: route(name).targets for name in parameters}, self._sources.keys()
 
+    def _asked(self, sizes: Mapping[str, tuple[int, int]]) -> Base:
+        def misfits(way: int, reached: Reached) -> int:
+            return sum(self._is_misfit(way, names, sizes.get(parameter)) for parameter, names in reached.items())
+
+        parts = [partial(self._inside, language) for language in self._family.languages]
+        return Base(self._ways, parts, self._keys_of, misfits)
+
+    @property
+    def _ways(self) -> tuple[Callable[[Sequence[str]], Way], ...]:
+        return self._own, self._new, self._old
+
+    def _is_misfit(self, way: int, reached: tuple[str, ...], size: tuple[int, int] | None) -> bool:
+        """Whether a parameter that is stored as one tensor has another size, read in either direction."""
+        keys = self._keys_of(way, reached)
+        converted = way > 0 and any(source.converter for one in reached for source in self._sources.get(one, ()))
+        if size is None or len(keys) != 1 or converted:
+            return False
+        shape = self._stored[keys[0]].shape
+        return sorted((prod(shape[:1]), prod(shape[1:]))) != sorted(size)
+
+    def _inside(self, language: Language, parameters: Sequence[str]) -> Way:
+        return {name: self._inner(language, name) for name in parameters}, self._sources.keys()
+
+    def _inner(self, language: Language, name: str) -> tuple[str, ...]:
+        """The v5 parameters that a language model's own text-only class means by a name; its head is the whole model's."""
+        if name == language.head and self._family.head:
+            return (self._family.head,)
+        full = self._full(language, name)
+        return (full,) if full in self._sources else self._family.conversions.route(full).targets
+
+    @staticmethod
+    def _full(language: Language, name: str) -> str:
+        front = next((f"{one}." for one in language.alone if name.startswith(f"{one}.")), "")
+        return f"{language.path}.{name.removeprefix(front)}"
+
     def _keys_of(self, way: int, reached: tuple[str, ...]) -> tuple[str, ...]:
         if way == 0:
             return reached
@@ -171,7 +210,10 @@ class Names:
             return self._place_own(name, reached[0])
         if way == 1:
             return self._named(name, self._place_parameter(reached[0]))
-        route = self._family.conversions.route(name)
+        asked = name if way < len(self._ways) else self._full(self._family.languages[way - len(self._ways)], name)
+        if way >= len(self._ways) and reached in ((asked,), (self._family.head,)):
+            return self._named(name, self._place_parameter(reached[0]))
+        route = self._family.conversions.route(asked)
         return self._named(name, part_of(route, [self._place_parameter(one) for one in reached]))
 
     def _place_own(self, name: str, key: str) -> Placement:

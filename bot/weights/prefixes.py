@@ -25,17 +25,26 @@ class Choice:
     reached: Reached
 
 
-def choose(
-    ways: Sequence[Callable[[Sequence[str]], Way]],
-    parameters: Sequence[str],
-    keys_of: Callable[[int, tuple[str, ...]], tuple[str, ...]],
-) -> Choice:
+@dataclass(frozen=True)
+class Base:
+    """What `choose` asks about a base. `ways`: of naming, in their order of preference; `parts`: further ways, in which
+    names mean what they mean inside one part of the model. `keys_of` (way, names reached) → the base's keys;
+    `misfits` (way, parameters reached) → how many of them have another size than the adapter's matrices."""
+
+    ways: Sequence[Callable[[Sequence[str]], Way]]
+    parts: Sequence[Callable[[Sequence[str]], Way]]
+    keys_of: Callable[[int, tuple[str, ...]], tuple[str, ...]]
+    misfits: Callable[[int, Reached], int]
+
+
+def choose(base: Base, parameters: Sequence[str]) -> Choice:
     """The way and the prefix that find most of the parameters; of equals, names as they are come first, then the order
-    of `ways`. A way is asked for only when those before it have left something open. Raises Ambiguous where two
-    prefixes of one way find as many, and lead to different keys."""
+    of the ways, the parts behind them. A way is asked for only when those before it have left something open. Of
+    prefixes that find as many, those win whose sizes fit. Raises Ambiguous where two prefixes of one way are left, and
+    lead to different keys."""
     plain: list[Choice] = []
     asked: list[Way] = []
-    for number, way in enumerate(ways):
+    for number, way in enumerate((*base.ways, *base.parts)):
         asked.append(way(parameters))
         plain.append(Choice(number, _apply(("", ""), *asked[-1])))
         if len(plain[-1].reached) == len(parameters):
@@ -43,16 +52,18 @@ def choose(
     best = max(plain, key=lambda choice: len(choice.reached))
     prefixed = [
         Choice(number, _apply(rule, spelled, there))
-        for number, (spelled, there) in enumerate(asked)
+        for number, (spelled, there) in enumerate(asked[: len(base.ways)])
         for rule in _rules(spelled, there)
     ]
     rival = max(prefixed, key=lambda choice: len(choice.reached), default=best)
     if len(rival.reached) <= len(best.reached):
         return best
-    for other in prefixed:
-        if other.way == rival.way and len(other.reached) == len(rival.reached):
-            _refuse_if_different(rival, other, keys_of)
-    return rival
+    rivals = [one for one in prefixed if one.way == rival.way and len(one.reached) == len(rival.reached)]
+    misfits = [base.misfits(one.way, one.reached) for one in rivals]
+    fitting = [one for one, count in zip(rivals, misfits, strict=True) if count == min(misfits)]
+    for other in fitting[1:]:
+        _refuse_if_different(fitting[0], other, base.keys_of)
+    return fitting[0]
 
 
 def _apply(rule: Rule, spelled: Spelled, there: Collection[str]) -> Reached:

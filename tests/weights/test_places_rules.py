@@ -53,6 +53,15 @@ def test_any_dotted_prefix_is_bridged(prefix: str, side: bool) -> None:
     assert found == {asked + layer: there + layer for layer in LAYERS}
 
 
+def test_of_two_towers_the_one_whose_sizes_fit_is_meant() -> None:
+    narrow = dict.fromkeys(with_prefix("vision_model."), (4, 2))
+    names = Names(stored({**narrow, **dict.fromkeys(with_prefix("text_model."), (6, 3))}), {})
+    found = names.find(LAYERS, dict.fromkeys(LAYERS, (6, 3))).places
+    assert {place.pieces[0].key for place in found.values()} == {f"text_model.{layer}" for layer in LAYERS}
+    with pytest.raises(Ambiguous):
+        names.find(LAYERS, dict.fromkeys(LAYERS, (8, 8)))
+
+
 def test_two_towers_that_both_fit_are_ambiguous() -> None:
     names = names_of(with_prefix("text_model.") + with_prefix("vision_model."))
     with pytest.raises(Ambiguous):
