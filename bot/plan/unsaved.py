@@ -7,7 +7,7 @@ at every load, merged or not. Which modules a class has outside of its body is i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 from importlib.resources import files
 
@@ -30,9 +30,9 @@ def unsaved_modules(said: Json, config: Json, keys: Iterable[str], claims: Claim
     there = {star(name) for name in (*claims.new, *claims.values)}
     there |= {star(whole.parameter) for whole in claims.values.values()}
     lost = [module for module in wanted if not _is_there(module, there, family)]
-    if lost:
-        there |= {star(name) for key in keys for name in (key, *family.conversions.route(key).targets)}
-        lost = [module for module in lost if not _is_there(module, there, family)]
+    names = {star(name) for key in keys for name in (key, *family.conversions.route(key).targets)}
+    lost = [module for module in lost if not _is_there(module, names, family)]
+    lost += _lost_body(family_of(config).prefix, family.prefix, names)
     if not lost:
         return []
     shown = ", ".join(lost[:SHOWN]) + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else "")
@@ -54,6 +54,16 @@ def _is_there(module: str, names: Iterable[str], family: Family) -> bool:
     """Whether a name is the module's or lies below it, with the body's prefix or without it."""
     spelled = {module, module.removeprefix(f"{family.prefix}.")}
     return any(name == one or name.startswith(f"{one}.") for name in names for one in spelled)
+
+
+def _lost_body(base: str, trained: str, names: Collection[str]) -> list[str]:
+    """The trained class's body, where it has another name than the base class's: transformers loads nothing into it.
+
+    LlamaForQuestionAnswering calls it `transformer`, LlamaForCausalLM `model`: that model was random from end to end.
+    """
+    if not base or not trained or base == trained or any(name.startswith(f"{trained}.") for name in names):
+        return []
+    return [trained] if any(name.startswith(f"{base}.") for name in names) else []
 
 
 @cache
