@@ -29,7 +29,7 @@ bench: $(VENV)/ready-test
 	$(BIN)/python bench/merge.py
 
 # torch first and alone: any range would let pip take a CUDA build of several gigabytes.
-$(VENV)/ready: pyproject.toml constraints.txt bot/weights/_exact.c
+$(VENV)/ready: pyproject.toml constraints.txt bot/weights/_exact.c bot/weights/_exact_loop.h
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .

@@ -1,10 +1,11 @@
 """How long a merge takes and how much memory, side by side with `cp`, the PEFT script and other tools, in one run.
 
-    python bench/merge.py [--shape NAME] [--runs 5] [--folder DIR] [--peers DIR] [--only WORD …] [--differences]
+    python bench/merge.py [--shape NAME] [--runs 5] [--folder DIR] [--peers DIR] [--only WORD …] [--differences] [--avx2]
 
 Every figure is a whole process, start to exit, warm page cache, memory that was in use a moment ago. The contenders take
 turns, so that a slow moment of the machine meets all of them; medians are printed, and the ratio to `cp` and to PEFT.
-Memory is the peak resident set of the largest process (wait4). `python bench/peers.py` installs the other tools. A first
+Memory is the peak resident set of the largest process, "CPU" its processor seconds (wait4). `--avx2` runs every
+contender as on a processor without AVX-512. `python bench/peers.py` installs the other tools. A first
 turn, not counted, warms the cache and shows that each result differs from the base: a merge that changed nothing is no
 contender.
 """
@@ -24,21 +25,23 @@ from importlib import metadata
 from pathlib import Path
 
 import peers
+import processor
 from shapes import SHAPES, make
 
 HERE = Path(__file__).parent
 # Some virtual machines hand free memory back to their host, and pay for it when it is used again: several seconds for a
 # few gigabytes, whoever comes first. So that much is in use right before each run.
 TOUCH = "import numpy; numpy.empty({}, 'u1')[::4096] = 1"
-Figure = tuple[float, float]  # seconds, MiB
+Figure = tuple[float, float, float]  # seconds, processor seconds, MiB
 CP, PEFT, OURS = "cp", "PEFT load-merge-save", "adapter-merge --verify files"
 UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # a machine's workaround; it picks slow kernels
 SET = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "AXOLOTL_DO_NOT_TRACK": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
 
 
-def contenders(base: Path, adapter: Path, output: Path, environments: Path) -> dict[str, list[str]]:
+def contenders(base: Path, adapter: Path, output: Path, environments: Path, avx2: bool) -> dict[str, list[str]]:
     """Name → command. Each makes `output`."""
-    ours = [sys.executable, "-m", "bot", "merge", str(adapter), "--base", str(base), "--output", str(output), "--quiet"]
+    start = ["-c", processor.AVX2_MAIN] if avx2 else ["-m", "bot"]
+    ours = [sys.executable, *start, "merge", str(adapter), "--base", str(base), "--output", str(output), "--quiet"]
     folders = [str(base), str(adapter), str(output)]
     commands = {
         CP: ["cp", "-r", str(base), str(output)],
@@ -53,7 +56,7 @@ def contenders(base: Path, adapter: Path, output: Path, environments: Path) -> d
     return commands
 
 
-def measure(command: list[str], base: Path, output: Path) -> Figure:
+def measure(command: list[str], base: Path, output: Path, avx2: bool = False) -> Figure:
     """Run one command to its end. Raises RuntimeError when it fails or leaves no weights."""
     shutil.rmtree(output, ignore_errors=True)
     size = sum(path.stat().st_size for path in base.iterdir())
@@ -63,6 +66,7 @@ def measure(command: list[str], base: Path, output: Path) -> Figure:
             while file.read(1 << 20):
                 pass
     environment = {name: value for name, value in os.environ.items() if name not in UNSET} | SET
+    environment |= processor.AVX2_ENVIRONMENT if avx2 else {}
     if command[0] == sys.executable:
         environment["PYTHONPATH"] = str(HERE.parent)
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as scratch:
@@ -73,7 +77,7 @@ def measure(command: list[str], base: Path, output: Path) -> Figure:
         if status or not any(output.rglob("*.safetensors")):
             log.seek(0)
             raise RuntimeError(f"{command} failed: {log.read()[-2000:].decode()}")
-    return seconds, usage.ru_maxrss / 1024
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def differences(one: Path, other: Path) -> str:
@@ -107,10 +111,11 @@ def main() -> None:
         "--only", nargs="+", default=[""], metavar="WORD", help="cp, PEFT, and what has WORD in its name"
     )
     parser.add_argument("--differences", action="store_true", help=f"print how far each result is from {OURS}'s")
+    parser.add_argument("--avx2", action="store_true", help="as on a processor without AVX-512")
     asked = parser.parse_args()
     base, adapter = make(asked.shape, asked.folder.resolve())
     output = base.with_name("output")
-    commands = contenders(base, adapter, output, asked.peers.resolve())
+    commands = contenders(base, adapter, output, asked.peers.resolve(), asked.avx2)
     words = {CP, PEFT, *asked.only}
     commands = {name: command for name, command in commands.items() if any(word in name for word in words)}
     exact = base.with_name("exact") if asked.differences else None
@@ -119,28 +124,31 @@ def main() -> None:
         first_turn(commands, base, output, exact)
         for _ in range(asked.runs):
             for name, command in commands.items():
-                figures[name].append(measure(command, base, output))
+                figures[name].append(measure(command, base, output, asked.avx2))
     finally:
         for folder in (output, base.with_name("exact")):
             shutil.rmtree(folder, ignore_errors=True)
-    report(asked.shape, base, figures)
+    report(asked.shape, base, figures, asked.avx2)
 
 
-def report(shape: str, base: Path, figures: dict[str, list[Figure]]) -> None:
+def report(shape: str, base: Path, figures: dict[str, list[Figure]], avx2: bool) -> None:
     """Print medians, spreads and ratios."""
     size = sum(path.stat().st_size for path in base.glob("*.safetensors")) / 1e9
     versions = ", ".join(
         f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "peft", "safetensors", "numpy")
     )
-    print(f"{shape}, {size:.2f} GB; {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()};")
+    cpu = processor.name() + (" held to AVX2" if avx2 else "")
+    print(f"{shape}, {size:.2f} GB; {os.cpu_count()} cores of {cpu}, Python {platform.python_version()};")
     print(f"{versions}; {time.strftime('%Y-%m-%d')}; {len(figures[CP])} runs each\n")
-    print("| | seconds, median (min to max) | peak MiB | × cp | × PEFT |\n| --- | --- | --- | --- | --- |")
-    medians = {name: statistics.median(seconds for seconds, _ in runs) for name, runs in figures.items()}
+    print("| | seconds, median (min to max) | CPU | peak MiB | × cp | × PEFT |\n" + "| --- " * 6 + "|")
+    medians = {name: statistics.median(seconds for seconds, *_ in runs) for name, runs in figures.items()}
     for name, runs in figures.items():
-        seconds = sorted(second for second, _ in runs)
-        memory = statistics.median(peak for _, peak in runs)
+        seconds = sorted(second for second, *_ in runs)
+        cpu, memory = (statistics.median(run[at] for run in runs) for at in (1, 2))
         ratios = f"{medians[name] / medians[CP]:.2f} | {medians[name] / medians[PEFT]:.2f}"
-        print(f"| {name} | {medians[name]:.2f} ({seconds[0]:.2f} to {seconds[-1]:.2f}) | {memory:.0f} | {ratios} |")
+        print(
+            f"| {name} | {medians[name]:.2f} ({seconds[0]:.2f} to {seconds[-1]:.2f}) | {cpu:.1f} | {memory:.0f} | {ratios} |"
+        )
 
 
 if __name__ == "__main__":

@@ -9,15 +9,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FOR_EACH_PROCESSOR
-#endif
-
 #define GROUP 64 /* columns looked at together: one group in a hundred holds an uncertain element */
-#define STRIP 4  /* rows multiplied together, so that each number of the right side that is loaded serves them all */
 #define TILE 512 /* columns whose right side, at rank 16, stays in the first cache while all rows pass */
+#define CHAIN 16 /* terms added up one after the other: the error bound grows with them, not with the rank */
 
 typedef struct {
     const uint16_t *weight;   /* rows × columns, bfloat16 */
@@ -26,19 +20,17 @@ typedef struct {
     const float *turned_right; /* rank × columns */
     uint16_t *out;            /* rows × columns, bfloat16 */
     uint32_t *rest;           /* rows × columns: flat places of what is still open */
-    const float *row_error;   /* rows */
+    const float *row_error;   /* rows: a bound on the error of any element of the row's delta */
+    const float *column_share; /* columns: at most this share of it */
     const float *left;        /* rows × rank */
     const float *right;       /* columns × rank */
     const double *scale;      /* rank */
     const double *row_bound;  /* rows: at least Σ|terms| of any element of the row */
     Py_ssize_t rows, columns, rank;
-    float slope;
+    float least, slope;       /* the error of every element, and per |v| */
     uint32_t largest;         /* max |v| as float32's bits, which order like the numbers; NaN above all */
     Py_ssize_t recomputed, open;
 } Block;
-
-#define LANES 16 /* one AVX-512 register; the compiler splits it where registers are shorter */
-typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
 
 static inline float as_float(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
 static inline uint32_t as_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
@@ -46,136 +38,106 @@ static inline float widened(uint16_t bits) { return as_float((uint32_t)bits << 1
 /* Half away from zero: alike to half-to-even but for ties, and those lie within every error that is not zero. */
 static inline uint16_t rounded(float value) { return (uint16_t)((as_bits(value) + 0x8000u) >> 16); }
 
-/* One element in float64; whether its error leaves no choice. bfloat16's subnormal numbers, which have fewer bits, are
- * left to the last step. */
-static int by_float64(const Block *b, Py_ssize_t row, Py_ssize_t column, uint16_t *out)
+/* The same loop for each kind of processor, with the shape that suits its registers; the best that runs here is taken.
+ * A vector that is wider than the registers is split badly: GCC 12 makes AVX2 code from 64-byte vectors that is a tenth
+ * as fast as from 32-byte ones. */
+#if defined(__x86_64__) && defined(__GNUC__)
+#define NAMED(name) name##_v4
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,bmi,bmi2,lzcnt")))
+#define LANES 16
+#define PARTS 4
+#define STRIP 4
+#include "_exact_loop.h"
+
+#define NAMED(name) name##_v3
+#define TARGET __attribute__((target("avx2,fma,bmi,bmi2,lzcnt")))
+#define LANES 8
+#define PARTS 2
+#define STRIP 6
+#include "_exact_loop.h"
+
+static int has_v4(void)
 {
-    const uint64_t half = UINT64_C(1) << 44; /* of the last bit that bfloat16 keeps, in float64's bits */
-    const float *left = b->left + row * b->rank, *right = b->right + column * b->rank;
-    const double weight = widened(b->weight[row * b->columns + column]);
-    double sum = weight, top, bottom;
-    for (Py_ssize_t k = 0; k < b->rank; k++)
-        sum += (double)left[k] * right[k] * b->scale[k];
-    const double error = (fabs(weight) + b->row_bound[row]) * ((double)(b->rank + 6) * 0x1p-53 * 1.0625);
-    uint64_t above, below;
-    top = sum + error, bottom = sum - error;
-    memcpy(&above, &top, 8), memcpy(&below, &bottom, 8);
-    above = (above + half) & ~(2 * half - 1), below = (below + half) & ~(2 * half - 1);
-    memcpy(&top, &above, 8);
-    *out = (uint16_t)(as_bits((float)top) >> 16);
-    return above == below && fabs(sum) > 0x1p-125;
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-/* found ← scaled_left @ turned_right of STRIP rows and GROUP columns. */
-static inline void multiply(const Block *b, Py_ssize_t row, Py_ssize_t start, float found[STRIP][GROUP])
+static int has_v3(void)
 {
-    Lanes sums[STRIP][GROUP / LANES] = {0};
-    for (Py_ssize_t k = 0; k < b->rank; k++) {
-        const float *right = b->turned_right + k * b->columns + start;
-        for (int part = 0; part < GROUP / LANES; part++) {
-            Lanes loaded;
-            memcpy(&loaded, right + part * LANES, sizeof loaded);
-            for (int i = 0; i < STRIP; i++)
-                sums[i][part] += loaded * b->scaled_left[(row + i) * b->rank + k];
-        }
-    }
-    memcpy(found, sums, sizeof sums);
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
 }
+#endif
 
-/* The same at the right and lower edges. */
-static inline void multiply_edge(const Block *b, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t start, Py_ssize_t count,
-                                 float found[STRIP][GROUP])
-{
-    memset(found, 0, sizeof(float[STRIP][GROUP]));
-    for (Py_ssize_t i = 0; i < rows; i++)
-        for (Py_ssize_t k = 0; k < b->rank; k++)
-            for (Py_ssize_t j = 0; j < count; j++)
-                found[i][j] += b->scaled_left[(row + i) * b->rank + k] * b->turned_right[k * b->columns + start + j];
-}
+/* What every processor of the architecture has: SSE2 (16 registers of 16 bytes) or NEON (32 of them). */
+#define NAMED(name) name##_baseline
+#define TARGET
+#define LANES 4
+#if defined(__aarch64__)
+#define PARTS 4
+#else
+#define PARTS 2
+#endif
+#define STRIP 4
+#include "_exact_loop.h"
 
-/* One row of a group: the largest |v| as bits. */
-static inline uint32_t settle_row(Block *b, Py_ssize_t row, Py_ssize_t start, Py_ssize_t count, const float *delta)
-{
-    const uint16_t *weight = b->weight + row * b->columns + start;
-    uint16_t *out = b->out + row * b->columns + start;
-    /* Where nothing is added to a row, its zeros (pruned weights, padding) would all be within this of another number. */
-    const float least = b->row_bound[row] > 0 ? b->row_error[row] : 0;
-    uint16_t differ[GROUP], any = 0;
-    uint32_t largest = 0;
-    for (Py_ssize_t j = 0; j < count; j++) {
-        const float value = widened(weight[j]) + delta[j];
-        const uint32_t size = as_bits(value) & 0x7FFFFFFFu;
-        const float error = least + as_float(size) * b->slope;
-        const uint16_t top = rounded(value + error);
-        largest = size > largest ? size : largest;
-        differ[j] = top ^ rounded(value - error);
-        any |= differ[j];
-        out[j] = top;
-    }
-    for (Py_ssize_t j = 0; any && j < count; j++) {
-        if (!differ[j])
-            continue;
-        b->recomputed++;
-        if (!by_float64(b, row, start + j, &out[j]))
-            b->rest[b->open++] = (uint32_t)(row * b->columns + start + j);
-    }
-    return largest;
-}
+static int always(void) { return 1; }
 
-FOR_EACH_PROCESSOR
-static void settle_block(Block *b)
+static const struct { const char *name; int (*runs_here)(void); void (*settle)(Block *); } CLONES[] = {
+#if defined(__x86_64__) && defined(__GNUC__)
+    {"avx512", has_v4, settle_block_v4},
+    {"avx2", has_v3, settle_block_v3},
+#endif
+    {"baseline", always, settle_block_baseline},
+};
+#define COUNT (int)(sizeof CLONES / sizeof *CLONES)
+
+/* The clone of that name, or the best; NULL where this processor cannot run it. */
+static void (*clone_named(const char *name))(Block *)
 {
-    float found[STRIP][GROUP];
-    for (Py_ssize_t tile = 0; tile < b->columns; tile += TILE)
-        for (Py_ssize_t row = 0; row < b->rows; row += STRIP)
-            for (Py_ssize_t start = tile; start < b->columns && start < tile + TILE; start += GROUP) {
-                const Py_ssize_t count = b->columns - start < GROUP ? b->columns - start : GROUP;
-                const Py_ssize_t rows = b->rows - row < STRIP ? b->rows - row : STRIP;
-                if (!b->delta && rows == STRIP && count == GROUP)
-                    multiply(b, row, start, found);
-                else if (!b->delta)
-                    multiply_edge(b, row, rows, start, count, found);
-                for (Py_ssize_t i = 0; i < rows; i++) {
-                    const float *delta = b->delta ? b->delta + (row + i) * b->columns + start : found[i];
-                    const uint32_t size = count == GROUP ? settle_row(b, row + i, start, GROUP, delta)
-                                                         : settle_row(b, row + i, start, count, delta);
-                    b->largest = size > b->largest ? size : b->largest;
-                }
-            }
+    for (int i = 0; i < COUNT; i++)
+        if (CLONES[i].runs_here() && (!name || !strcmp(name, CLONES[i].name)))
+            return CLONES[i].settle;
+    return NULL;
 }
 
 PyDoc_STRVAR(settle_doc,
-"settle(weight, delta, scaled_left, turned_right, out, rest, row_error, left, right, scale, row_bound, slope)\n"
-"    -> (largest, recomputed, open)\n\n"
+"settle(weight, delta, scaled_left, turned_right, out, rest, row_error, column_share, left, right, scale, row_bound,\n"
+"       least, slope, clone=None) -> (largest, recomputed, open)\n\n"
 "out <- bfloat16 of weight + delta, correctly rounded, but for the `open` flat places in `rest`; delta: None for\n"
-"scaled_left @ turned_right. C-contiguous buffers: weight, out: uint16; delta, row_error (one a row), scaled_left and\n"
-"left (rows x rank), turned_right (rank x columns), right (columns x rank): float32; rest: uint32; scale (one a rank),\n"
-"row_bound (one a row): float64. `largest`: the largest |weight + delta|; not finite where one is not.");
+"scaled_left @ turned_right. C-contiguous buffers: weight, out: uint16; delta, row_error (one a row), column_share (one a\n"
+"column), scaled_left and left (rows x rank), turned_right (rank x columns), right (columns x rank): float32; rest: uint32;\n"
+"scale (one a rank), row_bound (one a row): float64. The float32 sum's error is at most least + row_error * column_share +\n"
+"slope * |sum|. `largest`: the largest |weight + delta|; not finite where one is not. `clone`: one of CLONES, by default\n"
+"the first. Raises ValueError for buffers that do not fit together or a clone that this processor cannot run.");
 
 static PyObject *settle(PyObject *self, PyObject *args)
 {
-    Py_buffer weight, delta, scaled_left, turned_right, out, rest, row_error, left, right, scale, row_bound;
-    Py_buffer *all[] = {&weight, &delta,     &scaled_left, &turned_right, &out,      &rest,
-                        &left,   &row_error, &right,       &scale,        &row_bound};
+    Py_buffer weight, delta, scaled_left, turned_right, out, rest, row_error, column_share, left, right, scale, row_bound;
+    Py_buffer *all[] = {&weight, &delta,        &scaled_left, &turned_right, &out,   &rest,
+                        &left,   &column_share, &row_error,   &right,        &scale, &row_bound};
     Block b = {0};
     PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "y*z*y*y*w*w*y*y*y*y*y*f:settle", &weight, &delta, &scaled_left, &turned_right, &out, &rest,
-                          &row_error, &left, &right, &scale, &row_bound, &b.slope))
+    const char *name = NULL;
+    if (!PyArg_ParseTuple(args, "y*z*y*y*w*w*y*y*y*y*y*y*ff|z:settle", &weight, &delta, &scaled_left, &turned_right, &out,
+                          &rest, &row_error, &column_share, &left, &right, &scale, &row_bound, &b.least, &b.slope, &name))
         return NULL;
+    void (*clone)(Block *) = clone_named(name);
     b.rows = row_error.len / 4;
     b.rank = scale.len / 8;
     b.columns = b.rows ? weight.len / 2 / b.rows : 0;
     const Py_ssize_t size = b.rows * b.columns, sides[2] = {4 * b.rows * b.rank, 4 * b.columns * b.rank};
     if (weight.len != 2 * size || out.len != 2 * size || (delta.buf && delta.len != 4 * size) || rest.len < 4 * size ||
-        row_bound.len != 8 * b.rows || left.len != sides[0] || scaled_left.len != sides[0] || right.len != sides[1] ||
-        turned_right.len != sides[1] || (uint64_t)size > UINT32_MAX) {
+        row_bound.len != 8 * b.rows || column_share.len != 4 * b.columns || left.len != sides[0] ||
+        scaled_left.len != sides[0] || right.len != sides[1] || turned_right.len != sides[1] || (uint64_t)size > UINT32_MAX) {
         PyErr_SetString(PyExc_ValueError, "settle: the buffers' sizes do not fit together");
+    } else if (!clone) {
+        PyErr_Format(PyExc_ValueError, "settle: this processor cannot run the clone %s", name);
     } else {
         b.weight = weight.buf, b.delta = delta.buf, b.out = out.buf, b.rest = rest.buf, b.row_error = row_error.buf;
-        b.scaled_left = scaled_left.buf, b.turned_right = turned_right.buf;
+        b.scaled_left = scaled_left.buf, b.turned_right = turned_right.buf, b.column_share = column_share.buf;
         b.left = left.buf, b.right = right.buf, b.scale = scale.buf, b.row_bound = row_bound.buf;
         Py_BEGIN_ALLOW_THREADS
-        settle_block(&b);
+        clone(&b);
         Py_END_ALLOW_THREADS
         result = Py_BuildValue("dnn", (double)as_float(b.largest), b.recomputed, b.open);
     }
@@ -187,4 +149,20 @@ static PyObject *settle(PyObject *self, PyObject *args)
 static PyMethodDef methods[] = {{"settle", settle, METH_VARARGS, settle_doc}, {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_exact", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__exact(void) { return PyModule_Create(&module); }
+/* CLONES: the names of those that this processor can run, the best first; CHAIN. */
+PyMODINIT_FUNC PyInit__exact(void)
+{
+    PyObject *made = PyModule_Create(&module), *names = PyList_New(0);
+    for (int i = 0; made && names && i < COUNT; i++) {
+        PyObject *name = CLONES[i].runs_here() ? PyUnicode_FromString(CLONES[i].name) : NULL;
+        if (name && PyList_Append(names, name) < 0)
+            Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    PyObject *fixed = names ? PyList_AsTuple(names) : NULL;
+    Py_XDECREF(names);
+    if (!made || !fixed || PyModule_AddObjectRef(made, "CLONES", fixed) < 0 || PyModule_AddIntMacro(made, CHAIN) < 0)
+        Py_CLEAR(made);
+    Py_XDECREF(fixed);
+    return made;
+}

@@ -33,7 +33,8 @@ try:
 except ImportError:  # installed where there is no C compiler
     _exact = None  # type: ignore[assignment]
 
-COMPILED = _exact is not None
+CLONES: tuple[str, ...] = _exact.CLONES if _exact else ()  # the compiled loop's, for this processor, best first
+LEAST_SHARE = 2.0**-100
 SLICE = 1 << 17  # numbers that step 2 gathers at a time: 1 MiB of float64 for each of its few arrays
 SAFETY = 1.0625  # covers the rounding of the bound's own evaluation
 UNIT64 = 2.0**-53
@@ -62,6 +63,7 @@ class Delta:
     scaled_left: Array = field(repr=False)
     right_cast: Array = field(repr=False)  # k × columns, compute dtype
     row_bound: Array = field(repr=False)  # per row ‖scale·left_i‖·max_j‖right_j‖, which is ≥ max_j Σ|terms|
+    column_share: Array = field(repr=False)  # per column ‖right_j‖ / max_j‖right_j‖, float32: row_bound·this ≥ Σ|terms|
     magnitude: Array | None = None
     along: Literal["rows", "columns"] = "rows"
     squares: Array | None = None
@@ -91,7 +93,8 @@ def make_delta(
     narrow_enough = left.dtype == right.dtype == np.float32 and out != "F32" and magnitude is None
     compute: np.dtype[np.floating] = np.dtype(np.float32 if narrow_enough else np.float64)
     scaled = left * scale  # float64
-    longest = math.sqrt(float(np.einsum("jk,jk->j", right, right, dtype=np.float64).max(initial=0.0)))
+    lengths = np.sqrt(np.einsum("jk,jk->j", right, right, dtype=np.float64))
+    longest = float(lengths.max(initial=0.0))
     bound = np.sqrt(np.einsum("ik,ik->i", scaled, scaled)) * (longest * SAFETY)
     return Delta(
         left=left,
@@ -101,6 +104,8 @@ def make_delta(
         scaled_left=np.ascontiguousarray(scaled, dtype=compute),
         right_cast=np.ascontiguousarray(right.T, dtype=compute),
         row_bound=bound,
+        # Never zero: a bound that is infinite stays so. Its rounding is within SAFETY.
+        column_share=np.maximum(lengths / (longest or 1.0), LEAST_SHARE).astype(np.float32),
         magnitude=magnitude,
         along=along,
     )
@@ -115,10 +120,12 @@ def frobenius(delta: Delta) -> float:
 class Rounder:
     """Adds deltas to blocks of rows, with buffers that are used again for every block. One per thread."""
 
-    def __init__(self, product: Product = np.matmul, *, compiled: bool = COMPILED, clamps: bool = False) -> None:
-        """`product`: (left, right, out=) → out = left @ right, for instance on another device. `clamps`: a result that is
-        too large for its dtype becomes its largest number."""
-        self._product, self._is_compiled, self._clamps = product, compiled, clamps
+    def __init__(
+        self, product: Product = np.matmul, *, clone: str | None = next(iter(CLONES), None), clamps: bool = False
+    ) -> None:
+        """`product`: (left, right, out=) → out = left @ right, for instance on another device. `clone`: one of CLONES; None:
+        numpy alone. `clamps`: a result that is too large for its dtype becomes its largest number."""
+        self._product, self._clone, self._clamps = product, clone, clamps
         self._buffers: dict[tuple[str, np.dtype[np.generic]], Array] = {}
         self.tally = Tally()
 
@@ -129,7 +136,7 @@ class Rounder:
         or Inf (or a row that DoRA would divide by zero for).
         """
         try:
-            if self._is_compiled and dtype == out_dtype == "BF16" and delta.compute == np.float32:
+            if self._clone and dtype == out_dtype == "BF16" and delta.compute == np.float32:
                 self._add_compiled(weight, delta, first, out)
             else:
                 self._add(weight, dtype, delta, first, out, out_dtype)
@@ -169,7 +176,9 @@ class Rounder:
         weight, bound = np.ascontiguousarray(weight), delta.row_bound[rows]
         rest = self._buffer("rest", (weight.size,), np.dtype(np.uint32))
         unit, least = UNIT[delta.compute], (rank + 8) * SMALLEST[delta.compute]
-        row_error = (bound * ((rank + 4) * unit * SAFETY) + least).astype(np.float32)
+        # The loop adds up chains of CHAIN terms, and then those sums; another device in any order.
+        terms = rank if product is not None else min(rank, _exact.CHAIN) + -(-rank // _exact.CHAIN)
+        row_error = (bound * ((terms + 4) * unit * SAFETY)).astype(np.float32)
         largest, recomputed, still_open = _exact.settle(
             weight,
             product,
@@ -178,17 +187,20 @@ class Rounder:
             out,
             rest,
             row_error,
+            delta.column_share,
             delta.left[rows],
             delta.right,
             delta.scale,
             bound,
+            least,
             2 * unit * SAFETY,
+            self._clone,
         )
         _finite(largest, weight, "BF16")
         self.tally.float64 += recomputed - still_open
         for part in _parts(rest[:still_open], delta):
             self._decide(part, weight, "BF16", delta, first, None, out, "BF16")
-        self._limit(out, "BF16", largest * (1 + 4 * unit) + 4 * float(row_error.max(initial=0.0)))
+        self._limit(out, "BF16", largest * (1 + 4 * unit) + 4 * (float(row_error.max(initial=0.0)) + least))
 
     def _limit(self, out: Array, dtype: str, largest: float) -> None:
         """What became Inf is clamped, or raises OverflowError; `largest` bounds them all before they are rounded."""
@@ -356,7 +368,8 @@ def _surely(found: Array, error: Array) -> tuple[Array, Array]:
     """(which float64 values float32's bits decide, their bfloat16 bits): those two of float32's units and more from a
     tie, where a unit is more than the error of the value and of its rounding together. Nearly all that step 2 gets are
     such: step 1's error is a bound, not what happened."""
-    near = found.astype(np.float32)
+    with np.errstate(over="ignore"):  # an infinite one is not sure
+        near = found.astype(np.float32)
     bits = near.view(np.uint32)
     from_tie = np.abs((bits & np.uint32(0xFFFF)).astype(np.int32) - 0x8000)
     size = np.abs(near)

@@ -8,7 +8,7 @@ import pytest
 
 from bot.doctor import NEEDED, examine
 from bot.records import Machine
-from bot.weights.delta import COMPILED
+from bot.weights.delta import CLONES
 from tests.publishing.given import TARGET
 from tests.pulling.given import door
 
@@ -30,7 +30,7 @@ def seen(hub, target=TARGET, machine=MACHINE):
 
 def test_a_healthy_setup_is_all_ok(hub, owner):
     owner.existing()
-    assert {line.status for line in seen(hub).values() if line.topic != "compiled" or COMPILED} == {"ok"}
+    assert {line.status for line in seen(hub).values() if line.topic != "compiled" or CLONES} == {"ok"}
     assert seen(hub)["token"].sentence == "The token is demo's, of role write."
 
 
