@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import click
 from bot import __version__
 from bot.console import Console
 from bot.errors import OUR_BUG, AdapterMergeError, Interrupted, NotVerified, Usage, of_system
+from bot.signals import end_on_signals, interrupted
 from bot.streams import guard_streams
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+INTERRUPTED = ("Interrupted.", "The same command goes on from here, and publishes nothing twice.")
 EPILOG = """\b
 A REF is owner/name or owner/name@revision on the Hub, or a folder (./x, /x, or an existing path).
 Exit codes: 0 done or unchanged, 2 usage, 3 refused by the plan, 4 not verified,
@@ -545,9 +546,12 @@ def _print_json(found: Any) -> None:
 def main() -> None:
     """Run a command; every failure leaves as a sentence, a remedy and an exit code."""
     guard_streams()
-    signal.signal(signal.SIGTERM, _terminate)
+    end_on_signals(f"✗ {INTERRUPTED[0]}\n  {INTERRUPTED[1]}\n")
     gc.set_threshold(100_000)  # importing makes objects that stay: collecting in between costs a tenth of a second
-    code = _flushed(_guarded(sys.argv[1:]))
+    try:
+        code = _flushed(_guarded(sys.argv[1:]))
+    except KeyboardInterrupt:  # while another ending was told
+        code = Interrupted.exit_code
     # Not sys.exit: taking torch apart again costs half a second, and nothing is left to be closed.
     os._exit(code)
 
@@ -564,10 +568,6 @@ def _flushed(code: int) -> int:
     return code
 
 
-def _terminate(number: int, frame: object) -> None:
-    raise KeyboardInterrupt  # as Ctrl-C: what is half done is left resumable, and nothing half-published
-
-
 def _guarded(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     try:
@@ -577,23 +577,31 @@ def _guarded(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _say(
-            Interrupted("Interrupted.", remedy="The same command goes on from here, and publishes nothing twice."),
-            debug,
-        )
-    except AdapterMergeError as error:
+        return _say_interrupted(debug)
+    except Exception as error:
+        if interrupted():
+            return _say_interrupted(debug)
+        return _ended_by(error, arguments, debug)
+
+
+def _ended_by(error: Exception, arguments: list[str], debug: bool) -> int:
+    """Say what went wrong; the exit code."""
+    if isinstance(error, AdapterMergeError):
         # The outcome of an unproven merge is printed already.
         if "--json" in arguments and not (arguments[0] in ("merge", "run") and isinstance(error, NotVerified)):
             _print_json(_error_json(error))
         return _say(error, debug)
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         return 0  # whoever read our output has seen enough
-    except Exception as error:
-        if isinstance(error, OSError | MemoryError) and (known := of_system(error)):
-            return _say(known, debug)
-        traceback.print_exc()
-        click.echo("This is a bug in adapter-merge. Please report it with the lines above.", err=True)
-        return OUR_BUG
+    if isinstance(error, OSError | MemoryError) and (known := of_system(error)):
+        return _say(known, debug)
+    traceback.print_exc()
+    click.echo("This is a bug in adapter-merge. Please report it with the lines above.", err=True)
+    return OUR_BUG
+
+
+def _say_interrupted(debug: bool) -> int:
+    return _say(Interrupted(INTERRUPTED[0], remedy=INTERRUPTED[1]), debug)
 
 
 def _say(error: AdapterMergeError, debug: bool) -> int:

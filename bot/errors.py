@@ -10,7 +10,7 @@ AdapterMergeError                one sentence of what happened, one of what to d
 │   ├── Forbidden
 │   └── Moved                    the target changed between plan and commit
 ├── MachineTooSmall    6         disk or memory
-└── Interrupted      130         Ctrl-C, SIGTERM
+└── Interrupted      130         Ctrl-C, SIGTERM, SIGHUP
 
 Anything else that reaches the door is our bug: exit 70, with its traceback.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import MutableMapping
@@ -14,6 +13,7 @@ from bot.action.commands import Commands
 from bot.action.tokens import secrets_in
 from bot.action.words import as_inputs
 from bot.errors import OUR_BUG, AdapterMergeError, Interrupted, Usage, of_system
+from bot.signals import end_on_signals, interrupted
 from bot.streams import guard_streams
 
 if TYPE_CHECKING:
@@ -22,17 +22,14 @@ if TYPE_CHECKING:
 
 ORDER = ("preflight", "fetch", "merge", "publish")
 TITLE = "adapter-merge"
+INTERRUPTED = ("Interrupted.", "Nothing more is published; run the job again.")
 
 
 def main() -> None:
     """Run the phase that is named, or all of them."""
     guard_streams()
-    signal.signal(signal.SIGTERM, _terminate)
+    end_on_signals(" ".join(INTERRUPTED) + "\n")
     sys.exit(act(sys.argv[1:], os.environ))
-
-
-def _terminate(number: int, frame: object) -> None:
-    raise KeyboardInterrupt  # as Ctrl-C; GitHub cancels a job with SIGINT, and SIGTERM some seconds later
 
 
 def act(arguments: list[str], env: MutableMapping[str, str]) -> int:
@@ -42,13 +39,13 @@ def act(arguments: list[str], env: MutableMapping[str, str]) -> int:
     try:
         return _act(arguments, env, commands)
     except KeyboardInterrupt:
-        stop = Interrupted("Interrupted.", remedy="Nothing more is published; run the job again.")
-        _complain(commands, ((stop.what, stop.remedy),), "")
-        return stop.exit_code
+        return _interrupted(commands)
     except AdapterMergeError as error:  # before there was a run to write it down in
         _complain(commands, ((error.what, error.remedy),), "")
         return error.exit_code
     except Exception as error:
+        if interrupted():
+            return _interrupted(commands)
         if isinstance(error, OSError | MemoryError) and (known := of_system(error)):
             _complain(commands, ((known.what, known.remedy),), "")
             return known.exit_code
@@ -56,6 +53,12 @@ def act(arguments: list[str], env: MutableMapping[str, str]) -> int:
         return OUR_BUG
     finally:
         commands.end_group()
+
+
+def _interrupted(commands: Commands) -> int:
+    stop = Interrupted(INTERRUPTED[0], remedy=INTERRUPTED[1])
+    _complain(commands, ((stop.what, stop.remedy),), "")
+    return stop.exit_code
 
 
 def _act(arguments: list[str], env: MutableMapping[str, str], commands: Commands) -> int:
@@ -129,8 +132,12 @@ def _perform(phase: str, run: Run, env: MutableMapping[str, str], commands: Comm
                 commands.annotate("notice", f"Plan only: {run.event.plan_only}.", title=TITLE)
             PHASES[phase](run)
         except AdapterMergeError as error:
+            if interrupted():
+                raise KeyboardInterrupt from error
             _fail(error, book, commands, file)
         except Exception as error:
+            if interrupted():
+                raise KeyboardInterrupt from error
             known = of_system(error) if isinstance(error, OSError | MemoryError) else None
             if known is None:
                 _crash(commands)

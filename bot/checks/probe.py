@@ -13,11 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bot.signals import end_with_parent
+
 Job = dict[str, Any]
 
 
 def main(path: Path) -> None:
     """Do the job, and write down what came of it, an error included."""
+    end_with_parent()
     job = json.loads(path.read_bytes())
     cut_network()
     if job["trust"]:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "bot").rglob("*.py"))
 
 FLOORS = {
-    "__init__": 0, "records": 0, "errors": 0, "events": 0, "redact": 0, "markdown": 0, "strict": 0,
+    "__init__": 0, "records": 0, "errors": 0, "events": 0, "signals": 0, "redact": 0, "markdown": 0, "strict": 0,
     "patterns": 0.5,  # of the ground, but it raises its errors
     "weights": 1, "hub": 1, "gh": 1, "machine": 1, "assets": 1, "budget": 1, "devhub": 1,
     "formats": 2,
