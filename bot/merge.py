@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -34,20 +34,23 @@ if TYPE_CHECKING:
 
 @contextmanager
 def place(output: Path, fingerprint: str) -> Iterator[Path]:
-    """The folder beside `output` in which to build, locked for as long as the block runs.
+    """The folder beside `output` in which to build, locked for as long as the block runs: also once it is called `output`.
 
-    Raises Usage when another merge into the same place is running.
+    Raises Usage when another run builds in that place, or still publishes what it has built there.
     """
     partial = output.parent / f".{output.name}.partial-{fingerprint[:12]}"
-    for other in _partials(output):
-        if other != partial:
-            with _only_one(other):  # what an abandoned merge of other inputs left behind
-                shutil.rmtree(other, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Usage(f"{output} cannot be made: {error.strerror}.", remedy="Name another --output.") from error
-    with _only_one(partial):
+    with ExitStack() as locks:
+        if output.is_dir():
+            locks.enter_context(_only_one(output))
+        for other in _partials(output):
+            if other != partial:
+                with _only_one(other):  # what an abandoned merge of other inputs left behind
+                    shutil.rmtree(other, ignore_errors=True)
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(_only_one(partial, make=True))
+        except OSError as error:
+            raise Usage(f"{output} cannot be made: {error.strerror}.", remedy="Name another --output.") from error
         try:
             yield partial
         except AdapterMergeError:
@@ -212,18 +215,42 @@ def _partials(output: Path) -> list[Path]:
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which dies with this process."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _only_one(folder: Path, *, make: bool = False) -> Iterator[None]:
+    """Hold the folder's lock, which stays with it when it is renamed and dies with this process. Raises Usage where it is held.
+
+    `make`: the folder is made where it is not there.
+    """
+    descriptor = _locked(folder, make)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError as error:
-        raise Usage(
-            "Another merge into this folder is running.", remedy="Wait for it, or choose another --output."
-        ) from error
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _locked(folder: Path, make: bool) -> int | None:
+    """A descriptor that holds the lock of the folder of this name; None where there is none any more."""
+    while True:
+        if make:
+            folder.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            if make:
+                continue  # whoever had it has just finished
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass  # renamed between the two looks
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise Usage(
+                "Another merge into this folder is running.", remedy="Wait for it, or choose another --output."
+            ) from error
+        os.close(descriptor)  # it was finished and renamed meanwhile
 
 
 class _Progress:

@@ -10,7 +10,7 @@ import importlib
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -58,52 +58,75 @@ def run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None 
     if plan.refusals:
         return Outcome(status="refused", plan=plan)
     target = None if request.publish == "none" else target_of(request)
-    if target and not request.force and (known := already(plan.fingerprint, target=target, hub=hub)):
-        published = known if request.dry_run else carry_tag(known, _tag(sources), hub, emit)
-        return Outcome(status="unchanged", plan=plan, publication=published)
+    if target and not request.force and (known := already(plan.fingerprint, target, hub, emit)):
+        _drop_scratch(request, plan, hub)
+        standing = known if request.dry_run else carry_tag(known, _tag(sources), hub, emit)
+        return Outcome(status="unchanged", plan=plan, publication=standing)
     if request.dry_run:
         return Outcome(status="dry-run", plan=plan)
-    if target:
-        require_reach(target, request.publish, hub)
-    made = make(request, sources, plan, hub, emit)
-    if made.status == "not-verified" or target is None:
-        return made
-    assert made.folder is not None
-    assert made.report is not None
-    try:
-        publication = publish_made(made.folder, made.report.document, request, hub, emit)
-    except AdapterMergeError:
-        if request.output is None:
-            with place(made.folder, plan.fingerprint) as partial:
-                made.folder.rename(partial)  # the next try goes on from its finished shards
-        raise
-    if request.output is None:
-        shutil.rmtree(made.folder)  # it is on the Hub now
-    status: Literal["published", "unchanged"] = "unchanged" if publication.status == "unchanged" else "published"
-    return replace(made, status=status, publication=publication, folder=request.output)
+    if target is None:
+        return make(request, sources, plan, hub, emit)
+    require_reach(target, request.publish, hub)
+    inputs = _ready(request, sources, plan, hub, emit)
+    # The place stays ours until the merge is published: another run would put its own folder there meanwhile.
+    with place(_output(request, plan, hub), plan.fingerprint) as partial:
+        made = _build(partial, inputs, request, sources, plan, hub, emit)
+        if made.status == "not-verified":
+            return made
+        published = _published(made, partial, request, hub, emit)
+    if isinstance(published, AdapterMergeError):
+        raise published
+    status: Literal["published", "unchanged"] = "unchanged" if published.status == "unchanged" else "published"
+    return replace(made, status=status, publication=published, folder=request.output)
 
 
 def make(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -> Outcome:
     """Fetch, merge, prove, and give the folder its name: `merged`, or `not-verified`. Publishes nothing."""
-    target = None if request.publish == "none" else target_of(request)
-    output = request.output or _scratch(hub, plan.fingerprint, target)
-    _refuse_to_overwrite(output, request)
+    inputs = _ready(request, sources, plan, hub, emit)
+    with place(_output(request, plan, hub), plan.fingerprint) as partial:
+        return _build(partial, inputs, request, sources, plan, hub, emit)
+
+
+def _ready(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -> Local:
+    """The inputs on this disk. Raises Usage first where the output would take the place of something else."""
+    _refuse_to_overwrite(_output(request, plan, hub), request)
+    return fetch(sources, plan, hub, emit)
+
+
+def _build(
+    partial: Path, inputs: Local, request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit
+) -> Outcome:
+    """Merge into `partial`, prove it, and give it its name."""
     together = joined(sources, request.combination)
-    inputs = fetch(sources, plan, hub, emit)
-    with one_adapter(together, inputs, hub, emit) as inputs, place(output, plan.fingerprint) as partial:
+    with one_adapter(together, inputs, hub, emit) as inputs:
         report = prove(merge(plan, inputs, partial, emit), inputs, sources, request, hub, emit)
-        card = render(
-            report.document,
-            target=target,
-            base=sources.base,
-            adapter=as_one(sources, together).adapter,
-            adapters=sources.adapters,
-            license=request.license,
-        )
-        (partial / "README.md").write_text(card, encoding="utf-8")
-        folder = _finish(partial, output, report, request)
+    card = render(
+        report.document,
+        target=None if request.publish == "none" else target_of(request),
+        base=sources.base,
+        adapter=as_one(sources, together).adapter,
+        adapters=sources.adapters,
+        license=request.license,
+    )
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    folder = _finish(partial, _output(request, plan, hub), report, request)
     status: Literal["merged", "not-verified"] = "merged" if report.verdict == "verified" else "not-verified"
     return Outcome(status=status, plan=plan, report=report, folder=folder)
+
+
+def _published(made: Outcome, partial: Path, request: Request, hub: Hub, emit: Emit) -> Publication | AdapterMergeError:
+    """What came of publishing. A folder of our own choosing is removed, or left for the next try to go on from."""
+    assert made.folder is not None
+    assert made.report is not None
+    try:
+        publication = publish_made(made.folder, made.report.document, request, hub, emit)
+    except AdapterMergeError as error:
+        if request.output is None:
+            made.folder.rename(partial)
+        return error
+    if request.output is None:
+        shutil.rmtree(made.folder)  # it is on the Hub now
+    return publication
 
 
 @contextmanager
@@ -228,10 +251,22 @@ def _tag(sources: Sources) -> str | None:
     return sources.adapter.revision if sources.adapter.revision in tags else next(iter(tags), None)
 
 
-def _scratch(hub: Hub, fingerprint: str, target: str | None) -> Path:
-    """A folder of our own for one merge to one target: two targets of the same merge never share it."""
-    name = hashlib.sha256(f"{fingerprint} {target}".encode()).hexdigest()[:16]
+def _output(request: Request, plan: Plan, hub: Hub) -> Path:
+    """The folder asked for, or one of our own for one merge to one target: two targets of the same merge never share it."""
+    if request.output is not None:
+        return request.output
+    target = None if request.publish == "none" else target_of(request)
+    name = hashlib.sha256(f"{plan.fingerprint} {target}".encode()).hexdigest()[:16]
     return hub.scratch / "merged" / name
+
+
+def _drop_scratch(request: Request, plan: Plan, hub: Hub) -> None:
+    """What a run that was killed after its commit left in a folder of our own; not where another run is at work."""
+    output = _output(replace(request, output=None), plan, hub)
+    if output.is_dir() or left_behind(output):
+        with suppress(Usage), place(output, plan.fingerprint) as partial:
+            shutil.rmtree(output, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _refuse_to_overwrite(output: Path, request: Request) -> None:

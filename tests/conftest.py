@@ -10,6 +10,8 @@ import os
 import shutil
 import tempfile
 
+from hypothesis import HealthCheck, settings
+
 _HOME = tempfile.mkdtemp(prefix="adapter-merge-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 os.environ |= {
@@ -21,3 +23,7 @@ os.environ |= {
 }
 for _name in ("HF_TOKEN", "HF_READ_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "GITHUB_ACTIONS"):
     os.environ.pop(_name, None)
+
+# What a test finds must not depend on how busy the machine is: the first example of a run imports and warms up libraries.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")

@@ -103,7 +103,7 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
     target = book.state.jobs[index].target
     if run.event.plan_only:
         book.update(index, status="dry-run")
-    elif target and not request.force and (known := already(plan.fingerprint, target, hub)):
+    elif target and not request.force and (known := already(plan.fingerprint, target, hub, run.emit)):
         book.update(index, status="unchanged", verified=True, publication=asdict(known))
     return sources, plan
 

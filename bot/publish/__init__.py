@@ -47,7 +47,7 @@ def publish(
         raise Usage(f"{target!r} is not a Hub repo.", remedy="Name the target as owner/name.")
     emit(Stage(name="publish", title=f"Publishing to {target}"))
     parcel = pack(folder, document)
-    found = None if force else already(parcel.fingerprint, target, hub)
+    found = None if force else already(parcel.fingerprint, target, hub, emit)
     if found is not None:
         return found if dry_run else carry_tag(found, tag, hub, emit)
     now = hub.target(target)

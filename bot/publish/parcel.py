@@ -127,6 +127,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def proves_the_same(text: bytes | None, document: Json) -> bool:
+    """Whether this verification.json has the verdict, files, inputs and fingerprint of `document`."""
+    try:
+        return text is not None and _proves(json.loads(text)) == _proves(document)
+    except (ValueError, AttributeError, NotVerified):
+        return False
+
+
 def _proves(document: Json) -> tuple[object, ...]:
     """What two copies of a report must agree on; measured floats are rounded when it is written."""
     return document.get("verdict"), document.get("subject"), document.get("inputs"), fingerprint_of(document)

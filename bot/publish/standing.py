@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING
 
+from bot.events import Emit, Note, silent
 from bot.publish.parcel import REPORT
+from bot.publish.stale import stale
 from bot.publish.words import mark_in, trailer_in
 from bot.records import Json, Publication
 
 if TYPE_CHECKING:
     from bot.hub import Blob, Hub, Pull, Target
 
+SMALL = 16_000_000  # bytes; what the Hub keeps outside LFS is smaller
 
-def already(fingerprint: str, target: str, hub: Hub) -> Publication | None:
+
+def already(fingerprint: str, target: str, hub: Hub, emit: Emit = silent) -> Publication | None:
     """`unchanged`, where this merge is published, proposed, or was declined by the target's owner; else None.
 
-    Cheap enough to ask before any download, and asked again just before the commit.
+    Cheap enough to ask before any download, and asked again just before the commit. A target that held this merge and was
+    changed since is said to `emit`, and is None: then it is published again.
     """
     found = hub.target(target)
     if found is None:
         return None
-    return _on_main(fingerprint, found, hub) or _in_a_pull(fingerprint, found, hub)
+    return _on_main(fingerprint, found, hub, emit) or _in_a_pull(fingerprint, found, hub)
 
 
-def _on_main(fingerprint: str, target: Target, hub: Hub) -> Publication | None:
-    if REPORT not in target.files or not (_reported(fingerprint, target, hub) or _trailed(fingerprint, target, hub)):
+def _on_main(fingerprint: str, target: Target, hub: Hub, emit: Emit) -> Publication | None:
+    changes = _changes_since(fingerprint, target, hub)
+    if changes is None:
+        return None
+    if changes:
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        text = f"{target.repo} was changed since this merge was published: {', '.join(changes[:3])}{more}."
+        emit(Note(text=text, level="warning"))
         return None
     return Publication(
         status="unchanged",
@@ -37,30 +49,55 @@ def _on_main(fingerprint: str, target: Target, hub: Hub) -> Publication | None:
     )
 
 
-def _reported(fingerprint: str, target: Target, hub: Hub) -> bool:
-    """Whether main's own report is of this merge and its weights are still the ones it names."""
-    text = hub.target_text(target.repo, target.sha, REPORT)
+def _changes_since(fingerprint: str, target: Target, hub: Hub) -> list[str] | None:
+    """How main differs from this merge as it was published; None where main never held it, or holds a newer one.
+
+    The report names every file with its sha256. Small files, whose sha256 the Hub does not know, are compared with our
+    commit, whose files were read back when it was made; where the history lost that commit, they are read.
+    """
+    if REPORT not in target.files:
+        return None
+    ours = next(
+        ((sha, found) for sha, message in hub.commit_messages(target.repo) if (found := trailer_in(message))), None
+    )
+    if ours is not None and ours[1] != fingerprint:
+        return None
+    document = _report(target.repo, ours[0] if ours else target.sha, fingerprint, hub)
+    if document is None:
+        return None
+    then = hub.target_files(target.repo, ours[0]) if ours else {}
+    files: dict[str, str] = document["subject"]["files"]
+    changes = [
+        f"{name} {'has other bytes' if name in target.files else 'is missing'}"
+        for name, sha256 in sorted(files.items())
+        if not _is_there(name, sha256, target, then, hub)
+    ]
+    return changes + [f"{name} was added" for name in stale(target.files, {*files, *then})]
+
+
+def _report(repo: str, revision: str, fingerprint: str, hub: Hub) -> Json | None:
+    """The report at a commit, where it is a verified one of this merge."""
+    text = hub.target_text(repo, revision, REPORT)
     try:
         document: Json = json.loads(text or b"{}")
-        claimed, files = document["merge"]["fingerprint"], dict(document["subject"]["files"])
-    except (ValueError, KeyError, TypeError):
+        fits = document["merge"]["fingerprint"] == fingerprint and document["verdict"] == "verified"
+        names = {str(name): str(sha256) for name, sha256 in document["subject"]["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return {**document, "subject": {"files": names}} if fits else None
+
+
+def _is_there(name: str, sha256: str, target: Target, then: dict[str, Blob], hub: Hub) -> bool:
+    """Whether main has this file with the bytes that were proven."""
+    blob = target.files.get(name)
+    if blob is None:
         return False
-    large = {name: blob.sha256 for name, blob in target.files.items() if blob.sha256 and name in files}
-    whole = files.keys() <= target.files.keys() and all(files[name] == sha256 for name, sha256 in large.items())
-    return bool(claimed == fingerprint and document.get("verdict") == "verified" and whole)
-
-
-def _trailed(fingerprint: str, target: Target, hub: Hub) -> bool:
-    """Whether our newest commit on main is of this merge, and no large file changed since."""
-    for sha, message in hub.commit_messages(target.repo):
-        found = trailer_in(message)
-        if found is not None:
-            return found == fingerprint and _large(hub.target_files(target.repo, sha)) == _large(target.files)
-    return False
-
-
-def _large(files: dict[str, Blob]) -> dict[str, str | None]:
-    return {name: blob.sha256 for name, blob in files.items() if blob.sha256}
+    if blob.sha256 is not None:
+        return blob.sha256 == sha256
+    if name in then:
+        return then[name] == blob
+    text = hub.target_text(target.repo, target.sha, name) if blob.size < SMALL else None
+    return text is not None and hashlib.sha256(text).hexdigest() == sha256
 
 
 def _in_a_pull(fingerprint: str, target: Target, hub: Hub) -> Publication | None:

@@ -69,7 +69,7 @@ def script(tmp_path: Path) -> Script:
         environment |= {"HF_HOME": str(tmp_path / f"home-{os.urandom(4).hex()}"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         environment |= {"PYTHONPATH": str(ROOT)} | ({} if xet else {"HF_HUB_DISABLE_XET": "1"})
         command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         if check and done.returncode != 0:
             raise AssertionError(f"the client failed:\n{done.stdout}\n{done.stderr}")
         return done

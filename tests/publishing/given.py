@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +96,21 @@ class Owner:
     def pulls(self, repo: str = TARGET) -> list[Any]:
         return list(self.api.get_repo_discussions(repo, discussion_type="pull_request"))
 
-    def put(self, name: str, text: bytes, repo: str = TARGET) -> str:
+    def put(self, name: str, text: bytes, repo: str = TARGET, *, lfs: bool = True) -> str:
+        """Upload a file. Without `lfs`: one that would be stored in LFS as an ordinary one."""
         self.api.create_repo(repo, exist_ok=True)
+        if not lfs:
+            self.put(".gitattributes", f"{name} !filter\n".encode(), repo)
         return str(self.api.upload_file(path_or_fileobj=text, path_in_repo=name, repo_id=repo).oid)
+
+    def squash(self, repo: str = TARGET) -> None:
+        """The same files in a repo without history, as `super_squash_history` and copies of a repo leave them."""
+        with tempfile.TemporaryDirectory() as kept:
+            folder = self.api.snapshot_download(repo, local_dir=f"{kept}/files", cache_dir=f"{kept}/cache")
+            shutil.rmtree(Path(folder) / ".cache")
+            self.api.delete_repo(repo)
+            self.api.create_repo(repo)
+            self.api.upload_folder(repo_id=repo, folder_path=folder)
 
     def existing(self, repo: str = TARGET) -> str:
         """A public target that somebody has put a model into."""

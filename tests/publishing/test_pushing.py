@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from huggingface_hub import HfApi
@@ -62,6 +63,67 @@ def test_other_weights_on_main_are_not_that_merge_any_more(hub, owner, folder, d
     deliver(folder, document, hub)
     owner.put("model-00001-of-00002.safetensors", b"something else")
     assert already(fingerprint(1), TARGET, hub) is None
+
+
+DRIFTS = {
+    "config.json": (b'{"model_type": "gpt2"}', "config.json has other bytes"),
+    "model.safetensors": (b"a stray file", "model.safetensors was added"),
+    "adapter_config.json": (b"{}", "adapter_config.json was added"),
+    "adapter_model.safetensors": (b"applied twice", "adapter_model.safetensors was added"),
+    "pytorch_model.bin": (b"a pickle", "pytorch_model.bin was added"),
+    "tokenizer.json": (None, "tokenizer.json is missing"),
+    "model-00002-of-00002.safetensors": (b"not in LFS", "model-00002-of-00002.safetensors has other bytes"),
+}
+
+
+@pytest.mark.parametrize("name", DRIFTS)
+@pytest.mark.parametrize("history", ["kept", "squashed"])
+def test_a_target_that_drifted_is_said_and_repaired_by_a_pull_request(hub, owner, folder, document, name, history):
+    deliver(folder, document, hub)
+    content, said = DRIFTS[name]
+    if content is None:
+        owner.api.delete_file(name, TARGET)
+    else:
+        owner.put(name, content, lfs=name != "model-00002-of-00002.safetensors")
+    if history == "squashed":
+        owner.squash()
+    drifted = owner.api.model_info(TARGET).sha
+    notes = []
+    done = deliver(folder, document, hub, emit=notes.append, tag="v1")
+    assert (done.status, done.how, done.tag) == ("published", "pr", None)
+    assert any(
+        f"was changed since this merge was published: {said}." in note.text for note in notes if isinstance(note, Note)
+    )
+    assert owner.files(f"refs/pr/{done.pr_number}") == {path.name for path in folder.iterdir()}
+    assert owner.api.model_info(TARGET).sha == drifted
+    owner.api.merge_pull_request(TARGET, done.pr_number)
+    again = deliver(folder, document, hub, tag="v1")
+    assert (again.status, again.how, again.tag) == ("unchanged", "push", "v1")
+
+
+def test_what_the_owner_adds_beside_a_merge_is_no_drift(hub, owner, folder, document):
+    deliver(folder, document, hub)
+    owner.put("eval/results.json", b"{}")
+    owner.put("picture.png", b"a picture")
+    owner.squash()
+    assert deliver(folder, document, hub).status == "unchanged"
+
+
+def test_a_faster_run_of_the_same_merge_is_no_bad_commit(dev, hub, owner, folder, document, tmp_path):
+    """Its report says other seconds; everything that it proves is the same."""
+    owner.existing()
+
+    def race(repo, revision):
+        dev.before_commit = None
+        faster = json.loads(json.dumps(document))
+        faster["checks"][0]["seconds"] = 99.9
+        shutil.copytree(folder, tmp_path / "faster")
+        (tmp_path / "faster" / "verification.json").write_text(json.dumps(faster))
+        deliver(tmp_path / "faster", faster, door(dev, tmp_path / "other"), how="push")
+
+    dev.before_commit = race
+    assert deliver(folder, document, hub, how="push").revision == owner.api.model_info(TARGET).sha
+    assert len(owner.titles()) == len(set(owner.titles()))
 
 
 def test_the_trailer_is_enough_where_the_report_was_edited(hub, owner, folder, document):

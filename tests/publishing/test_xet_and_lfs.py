@@ -51,7 +51,7 @@ def test_a_merge_is_pushed_pulled_and_proposed(tmp_path, xet):
         environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
         command = [sys.executable, "-c", textwrap.dedent(STORY)]
         command += [str(tmp_path / name) for name in ("first", "second", "cache")]
-        told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50)
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert told.stdout.splitlines() == ["published:push unchanged:push published:pr", "True True", "True False"]
         assert told.stderr == ""
         asked = [path for _, path, _ in dev.requests]
