@@ -75,16 +75,22 @@ def test_runs_that_start_at_once_publish_one_commit(runs: Runs) -> None:
 
 
 def test_a_run_killed_after_its_commit_leaves_nothing_to_the_next_one(runs: Runs) -> None:
-    commit = f"/{TARGET}/commit/"
+    hub = runs.world.hub
+
+    def read_back_slowly(repo: str, revision: str) -> None:
+        if repo == TARGET:
+            hub.faults.add(Fault(path=f"/{TARGET}/tree/", delay=30, times=1))
+
+    hub.before_commit = read_back_slowly
     first = runs.start()
-    runs.wait_for(commit, first)
-    runs.world.hub.faults.add(Fault(path=f"/{TARGET}/tree/", delay=30, times=1))
+    runs.wait_for(f"/{TARGET}/commit/", first)
     while not runs.commits():
         time.sleep(0.01)
     first.kill()
     first.communicate()
     assert runs.left(), "the merged model still lies in our folder"
-    runs.world.hub.faults.clear()
+    hub.before_commit = None
+    hub.faults.clear()
     again = runs.start()
     said = again.communicate()[0]
     assert again.returncode == 0, said
