@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-INTERRUPTED = ("Interrupted.", "The same command goes on from here, and publishes nothing twice.")
+INTERRUPTED = Interrupted("Interrupted.", remedy="The same command goes on from here, and publishes nothing twice.")
 EPILOG = """\b
 A REF is owner/name or owner/name@revision on the Hub, or a folder (./x, /x, or an existing path).
 Exit codes: 0 done or unchanged, 2 usage, 3 refused by the plan, 4 not verified,
@@ -546,12 +546,12 @@ def _print_json(found: Any) -> None:
 def main() -> None:
     """Run a command; every failure leaves as a sentence, a remedy and an exit code."""
     guard_streams()
-    end_on_signals(f"✗ {INTERRUPTED[0]}\n  {INTERRUPTED[1]}\n")
+    end_on_signals(f"✗ {INTERRUPTED.what}\n  {INTERRUPTED.remedy}\n")
     gc.set_threshold(100_000)  # importing makes objects that stay: collecting in between costs a tenth of a second
     try:
         code = _flushed(_guarded(sys.argv[1:]))
     except KeyboardInterrupt:  # while another ending was told
-        code = Interrupted.exit_code
+        code = INTERRUPTED.exit_code
     # Not sys.exit: taking torch apart again costs half a second, and nothing is left to be closed.
     os._exit(code)
 
@@ -577,10 +577,10 @@ def _guarded(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _say_interrupted(debug)
+        return _say(INTERRUPTED, debug)
     except Exception as error:
         if interrupted():
-            return _say_interrupted(debug)
+            return _say(INTERRUPTED, debug)
         return _ended_by(error, arguments, debug)
 
 
@@ -598,10 +598,6 @@ def _ended_by(error: Exception, arguments: list[str], debug: bool) -> int:
     traceback.print_exc()
     click.echo("This is a bug in adapter-merge. Please report it with the lines above.", err=True)
     return OUR_BUG
-
-
-def _say_interrupted(debug: bool) -> int:
-    return _say(Interrupted(INTERRUPTED[0], remedy=INTERRUPTED[1]), debug)
 
 
 def _say(error: AdapterMergeError, debug: bool) -> int:

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 ORDER = ("preflight", "fetch", "merge", "publish")
 TITLE = "adapter-merge"
-INTERRUPTED = ("Interrupted.", "Nothing more is published; run the job again.")
+INTERRUPTED = Interrupted("Interrupted.", remedy="Nothing more is published; run the job again.")
 
 
 def main() -> None:
     """Run the phase that is named, or all of them."""
     guard_streams()
-    end_on_signals(" ".join(INTERRUPTED) + "\n")
+    end_on_signals(f"{INTERRUPTED}\n")
     sys.exit(act(sys.argv[1:], os.environ))
 
 
@@ -56,9 +56,8 @@ def act(arguments: list[str], env: MutableMapping[str, str]) -> int:
 
 
 def _interrupted(commands: Commands) -> int:
-    stop = Interrupted(INTERRUPTED[0], remedy=INTERRUPTED[1])
-    _complain(commands, ((stop.what, stop.remedy),), "")
-    return stop.exit_code
+    _complain(commands, ((INTERRUPTED.what, INTERRUPTED.remedy),), "")
+    return INTERRUPTED.exit_code
 
 
 def _act(arguments: list[str], env: MutableMapping[str, str], commands: Commands) -> int:
