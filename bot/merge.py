@@ -70,6 +70,7 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
     work = _Work(plan, inputs, partial, progress, emit)
     try:
         _compare_twins(plan, inputs)
+        _see_idle(plan, inputs)
         compare_vocabulary(plan, inputs, emit)
         for shard in plan.shards:
             work.shard(shard)
@@ -187,6 +188,20 @@ def _compare_twins(plan: Plan, inputs: Local) -> None:
             raise Refused(
                 f"The adapter ties {one.key} and {other.key}, and they differ.",
                 remedy="Train it without ensure_weight_tying, or save it again.",
+            )
+
+
+def _see_idle(plan: Plan, inputs: Local) -> None:
+    """Raises Refused where the adapter changes a module that the model never calls after all."""
+    if not plan.idle:
+        return
+    from bot.engines.twins import says_something
+
+    for stored in plan.idle:
+        if says_something(stored, inputs):
+            raise Refused(
+                f"The adapter changes {stored.key}, which belongs to a layer that shares another's keys and values.",
+                remedy="Name the base that it was trained on with --base: this one has no such weight.",
             )
 
 

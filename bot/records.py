@@ -387,6 +387,9 @@ class Plan:
     fingerprint: str
     adapters: tuple[Json, ...] = ()  # where `adapter` is the combination of several: those, as pinned
     combination: Json | None = None  # and how they are combined
+    idle: tuple[
+        Stored, ...
+    ] = ()  # adapter tensors that must be all zeros, since the base has no place for what they add
 
 
 @dataclass(frozen=True, kw_only=True)

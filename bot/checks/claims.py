@@ -88,7 +88,7 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
     used = {key for one in expected.values() for uses in (one.uses, *(step.uses for step in one.steps)) for key in uses}
     idle = [
         f"{key} is used for nothing."
-        for key in sorted(tensors.keys() - used - set(reading.unused) - set(derivation.twins))
+        for key in sorted(tensors.keys() - used - set(reading.unused) - set(derivation.twins) - derivation.idle)
     ]
     problems = [*reading.problems, *derivation.problems, *problems]
     return Claims(
@@ -98,9 +98,12 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
         dropped=tuple(dropped),
         declared=(*derivation.declared, *declared),
         layers=frozenset(
-            _today(one, names)
-            for one, several in derivation.changes.items()
-            if any(isinstance(change, LowRank | Tokens | Asked) for change in several)
+            _today(parameter, names)
+            for parameter, several in derivation.changes.items()
+            if any(
+                isinstance(one, LowRank | Tokens | Asked) and not derivation.idle.issuperset(one.uses)
+                for one in several
+            )
         ),
         whole=frozenset(
             _today(one, names)

@@ -55,6 +55,7 @@ class Derivation:
         self.problems: list[str] = []
         self.declared: list[Declared] = []
         self.new: dict[str, Whole] = {}  # parameters that the base has not, or has in another shape
+        self.idle: set[str] = set()  # adapter tensors of modules that the model has not, and whose product is zero
         self.twins: frozenset[str] = frozenset()  # adapter tensors that only repeat others
         self.changes: Changes = {}  # by the model's own names, where it has one; what is tied shares them
         self.replicas = Replicas.of(reading.replication, names)
@@ -114,6 +115,9 @@ class Derivation:
             raise Misplaced(located)
         if isinstance(change, Whole):
             return self._whole(name, located, change)
+        if located is None and isinstance(change, LowRank) and _is_zero(change.b):
+            self.idle |= set(change.uses)  # it adds nothing, wherever it was
+            return located
         if located is None:
             raise Misplaced(self._unplaced(change.module))
         keys = {block.key for block in located.traced.blocks}
@@ -256,6 +260,13 @@ class Derivation:
     def _unplaced(self, module: str) -> str:
         problem = self.names.problem
         return f"{module} names no weight of the base" + (f": {problem}." if problem else ".")
+
+
+def _is_zero(place: Place) -> bool:
+    from bot.checks.rows import Opened
+
+    with Opened() as opened:
+        return not bool(opened.rows(place, 0, place.stored.shape[0] if place.stored.shape else 1).any())
 
 
 def _order(change: Change) -> int:

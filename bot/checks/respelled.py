@@ -44,18 +44,28 @@ def respelled(adapter: Path, work: Path, modules: Mapping[str, Any], rename: Ren
     pairs = {named.module for named in read.values() if named.part in ("A", "B")}
     moved = {module: rename(module) for module in {named.module for named in read.values()} if module not in modules}
     keys = {key: _spelled(named, pairs, moved, config["peft_type"]) for key, named in read.items()}
+    idle = _idle(read, tensors, moved, modules)
     exchanged = _exchanged(adapter, config, tensors, modules, rename)
-    if all(key in (spelled, None) for key, spelled in keys.items()) and not exchanged:
+    if all(key in (spelled, None) for key, spelled in keys.items()) and not exchanged and not idle:
         return adapter
     tensors |= exchanged
     copy = work / "adapter"
     copy.mkdir(exist_ok=True)
-    renamed = {keys.get(key) or key: tensor.contiguous() for key, tensor in tensors.items()}
+    renamed = {keys.get(key) or key: tensor.contiguous() for key, tensor in tensors.items() if key not in idle}
     save_file(renamed, copy / WEIGHTS, metadata={"format": "pt"})
     if any(old != new for old, new in moved.items()) and not config.get("target_parameters") and pairs:
         config["target_modules"] = sorted(moved.get(module, module) for module in pairs)
     (copy / CONFIG).write_text(json.dumps(config))
     return copy
+
+
+def _idle(
+    read: Mapping[str, Named], tensors: Mapping[str, Tensor], moved: Mapping[str, str], modules: Mapping[str, Any]
+) -> set[str]:
+    """The keys of pairs that add nothing, on modules that the model does not have."""
+    lost = {module for module, new in moved.items() if new not in modules}
+    zero = {one.module for key, one in read.items() if one.part == "B" and not tensors[key].any()}
+    return {key for key, one in read.items() if one.part in ("A", "B") and one.module in lost & zero}
 
 
 def _exchanged(

@@ -193,6 +193,11 @@ def _unfit(
     if module in given.pairs:
         reason = f"{given.called} changes {module} both as a weight and as an embedding."
         return Refusal(code="repeated-key", reason=reason, remedy=again)
+    if empty := next((one for one in sides.values() if 0 in one.shape), None):
+        reason = (
+            f"{given.called} holds an empty tensor, {empty.key}, as DeepSpeed ZeRO-3 and FSDP leave them ungathered."
+        )
+        return Refusal(code="not-gathered", reason=reason, remedy="Save it again with its parameters gathered.")
     a, b, rank = sides["A"].shape, sides["B"].shape, scaling(module)[0]
     if len(a) < 2 or len(b) != len(a) or not a[0] == b[1] == rank:
         shapes = f"A is {'×'.join(map(str, a))}, B is {'×'.join(map(str, b))}"

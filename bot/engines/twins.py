@@ -1,4 +1,4 @@
-"""Whether two adapter tensors say the same."""
+"""Whether two adapter tensors say the same, and whether one says nothing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ def differ(one: Stored, other: Stored, turned: bool, inputs: Local) -> bool:
     with Inputs(inputs) as files:
         first, second = _numbers(one, files), _numbers(other, files)
     return not np.array_equal(first, second.T if turned else second)
+
+
+def says_something(stored: Stored, inputs: Local) -> bool:
+    """Whether any number is not zero."""
+    with Inputs(inputs) as files:
+        return bool(np.any(_numbers(stored, files) != 0))
 
 
 def _numbers(stored: Stored, files: Inputs) -> Array:

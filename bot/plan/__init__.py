@@ -109,6 +109,7 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
         drops=outputs.drops,
         base_tensors=tuple(tensor for header in base.headers for tensor in header.tensors),
         twins=tuple(draft.claims.twins),
+        idle=tuple(stored for stored, _ in draft.claims.idle),
         shards=layout.shards,
         index=layout.index,
         index_name=layout.index_name,
@@ -216,8 +217,18 @@ def _draft_streaming(
         decisions=decisions,
         edits={**edits, **head_edits},
         refusals=[*refusals, *unread, *changes.refusals, *misplaced, *claims.refusals()],
-        notes=(*((tying.UNTIED,) if untie else ()), *_swapped(claims, settings)),
+        notes=(*((tying.UNTIED,) if untie else ()), *_swapped(claims, settings), *_idle(claims)),
     )
+
+
+def _idle(claims: Claims) -> list[str]:
+    """A word on modules that the model never calls."""
+    if not claims.idle:
+        return []
+    return [
+        f"{len(claims.idle)} modules of the adapter are k or v of layers that share those of another layer, and are never "
+        f"called, e.g. {claims.idle[0][1]}: left out, once their B is seen to be zero."
+    ]
 
 
 def _swapped(claims: Claims, settings: Settings) -> list[str]:

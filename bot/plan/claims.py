@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any
 
 from bot.plan.patches import Misfit, Reading, is_swapped, patches_of, vector_patch
 from bot.plan.replicas import Replicas
@@ -26,6 +27,7 @@ class Claims:
     new: dict[str, Whole] = field(default_factory=dict)
     twins: list[tuple[Stored, Stored, bool]] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    idle: list[tuple[Stored, str]] = field(default_factory=list)  # B that must be all zeros, and its module
     swapped: list[str] = field(default_factory=list)  # modules of stacked experts in the order of an older PEFT
     refused: dict[str, list[tuple[tuple[str, ...], str]]] = field(default_factory=dict)
 
@@ -70,9 +72,10 @@ class _Claimer:
     def __init__(
         self, changes: Changes, settings: Settings, names: Names, stored: Mapping[str, Stored], replicas: Replicas
     ) -> None:
-        self.changes, self.settings, self.names, self.stored = changes, settings, names, stored
+        self.settings, self.names, self.stored = settings, names, stored
         self.replicas = replicas
         self.claims = Claims(used={tensor.key for tensor in changes.ignored})
+        self.changes = self._gathered(changes)
         self.parameters = {id(pair): self._parameter(pair) for pair in changes.pairs}
 
     def run(self) -> None:
@@ -106,6 +109,23 @@ class _Claimer:
             for pair in self.changes.pairs
             if (name := self.parameters[id(pair)]) == f"{pair.module}.weight" and pair.b.shape
         }
+
+    def _gathered(self, changes: Changes) -> Changes:
+        """What is whole of the changes; what has an empty tensor is refused."""
+        held: dict[str, list[tuple[Any, tuple[Stored, ...]]]] = {
+            "pairs": [(pair, (pair.a, pair.b, *filter(None, (pair.magnitude,)))) for pair in changes.pairs],
+            "biases": [(one, (one[1],)) for one in changes.biases],
+            "wholes": [(one, (one.values,)) for one in changes.wholes],
+            "tokens": [(one, (one.values,)) for one in changes.tokens],
+        }
+        for tensors in (tensors for several in held.values() for _, tensors in several):
+            if empty := next(filter(is_empty, tensors), None):
+                self.claims.refuse("not-gathered", empty.key, *tensors)
+        whole = {
+            name: tuple(one for one, tensors in several if not any(map(is_empty, tensors)))
+            for name, several in held.items()
+        }
+        return replace(changes, **whole)
 
     def _only_new(self) -> bool:
         """Whether nothing but a head is claimed, tied or new: then finding nothing is no surprise."""
@@ -202,6 +222,10 @@ class _Claimer:
         if place is None and self._is_tied_head(parameter) and self.names.embedding and self.names.head:
             # The head of a tied model: its weight is the embedding's, under a name of its own.
             place, key = self._place_of_key(self.names.embedding), self.names.head
+        if place is None and self.names.is_never_called(self.replicas.in_base(parameter)[0]):
+            self.claims.idle.append((pair.b, pair.module))
+            self.claims.used |= {tensor.key for tensor in tensors if tensor is not None}
+            return
         if place is None:
             self._missing(parameter, *tensors)
             return
@@ -327,6 +351,11 @@ def _overlap(one: Patch, other: Patch) -> bool:
         return rows and columns
     mine, theirs = range(*one.rows, one.step), range(*other.rows, other.step)
     return any(row in theirs for row in mine)
+
+
+def is_empty(stored: Stored) -> bool:
+    """Whether a tensor holds nothing. (B of a grouped convolution may have no columns: more groups than ranks.)"""
+    return 0 in stored.shape and len(stored.shape) < 3
 
 
 def shape_of(stored: Stored) -> str:

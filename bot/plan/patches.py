@@ -185,14 +185,15 @@ def _check_shapes(pair: Pair, place: Placement, weights: Mapping[str, Stored], r
         _check_magnitude(pair, outputs, inputs)
         return
     needs = f"{math.prod(a[1:])}×{b[0]}" if pair.kind == "embedding" else f"{b[0]}×{math.prod(a[1:])}"
-    raise Misfit("shape", f"{key} is {_shape(shape)}, the adapter needs {needs}")
+    turned = pair.kind == "linear" and (b[0], math.prod(a[1:])) == (inputs, outputs)
+    raise Misfit("transposed" if turned else "shape", f"{key} is {_shape(shape)}, the adapter needs {needs}")
 
 
 def _is_grouped(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     """A convolution in groups, as PEFT adapts it: A sees all input channels, B is grouped like the layer."""
     if not len(shape) == len(a) > 2 or not shape[1] or a[1] <= shape[1] or a[1] % shape[1]:
         return False
-    return b[1] * (a[1] // shape[1]) == a[0]
+    return b[1] == a[0] // (a[1] // shape[1])  # none, where there are more groups than ranks
 
 
 def _check_magnitude(pair: Pair, outputs: int, inputs: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bot.plan import tying
-from bot.plan.claims import Claims, claim
+from bot.plan.claims import Claims, claim, is_empty
 from bot.plan.patches import WEIGHTS
 from bot.plan.replicas import Replicas
 from bot.records import Json, Refusal, Stored
@@ -29,11 +29,14 @@ class Layers:
 def claim_layers(said: Json, tensors: Sequence[Stored], names: Names, stored: Mapping[str, Stored]) -> Layers:
     """Claim every adapter tensor: by a module that PEFT merges, as shared, or as a whole tensor."""
     found = methods.modules_of(said, [tensor.key for tensor in tensors], names.modules())
+    empty = [tensor for tensor in tensors if is_empty(tensor)]
     settings = Settings(bias=str(said.get("bias", "none")), saved=tuple(said.get("modules_to_save") or ()))
     whole = [tensor for tensor in tensors if tensor.key in found.whole]
     changes = read_changes(whole, settings)
     layers = Layers(claims=claim(changes, settings, names, stored, Replicas()), refusals=list(found.refusals))
     layers.refusals += changes.refusals
+    for tensor in empty:
+        layers.claims.refuse("not-gathered", tensor.key, tensor)
     # Weights first: a bias that the base does not have must not lead the search for their prefix astray.
     asked = [
         f"{m}.{p}"

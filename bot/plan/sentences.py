@@ -17,6 +17,17 @@ SENTENCES = {
         "{n} adapter modules lie in the checkpoint in an order that no merge can follow: {shown}.",
         SEPARATE,
     ),
+    "not-gathered": (
+        "{n} adapter tensors are empty, as DeepSpeed ZeRO-3 and FSDP leave them where each process saves what it holds: "
+        "{shown}.",
+        "Save the adapter again with its parameters gathered: with trainer.save_model under "
+        "stage3_gather_16bit_weights_on_model_save, or out of the training checkpoint by zero_to_fp32.py.",
+    ),
+    "transposed": (
+        "{n} adapter modules fit the base's weights only with inputs and outputs exchanged: {shown}.",
+        "Save the adapter from the model class that the base's config.json names: it was trained on one that stores these "
+        "weights the other way round.",
+    ),
     "shape": ("{n} adapter tensors do not fit the base: {shown}.", OTHER_BASE),
     "rank": (
         "{n} adapter modules have another rank than adapter_config.json gives them: {shown}.",

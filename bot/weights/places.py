@@ -7,6 +7,7 @@ they meet. What meets nothing is missing, and what meets two things is refused; 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,6 +22,8 @@ from bot.weights.layouts import Layout, Span, Unmergeable, convert, whole
 from bot.weights.pieces import Piece, Placement, Seen, part_of, place, place_whole, turn_own
 from bot.weights.prefixes import Ambiguous, Base, Reached, Way, choose
 from bot.weights.sizes import ModelSizes
+
+SHARED = re.compile(r"(?:.*\.)?layers\.(\d{1,6})\.self_attn\.[kv]_(?:proj|norm)(?:\.linear)?\.weight")
 
 __all__ = ["Ambiguous", "Found", "Names", "Piece", "Placement", "Span"]
 
@@ -116,6 +119,17 @@ class Names:
         tail = star(module).split(".")[-2:]
         alike = {tuple(one[1]) for path, one in self._family.experts.items() if path.split(".")[-2:] == tail}
         return alike.pop() if len(alike) == 1 else ()
+
+    def is_never_called(self, parameter: str) -> bool:
+        """Whether a parameter is the k or v of a layer that takes those of an earlier one (num_kv_shared_layers): an older
+        transformers made these modules and never called them, today's does not make them."""
+        text = self._config.get("text_config")
+        config = text if isinstance(text, dict) else self._config
+        layers, shared = (config.get(name) for name in ("num_hidden_layers", "num_kv_shared_layers"))
+        found = SHARED.fullmatch(parameter)
+        if found is None or type(layers) is not int or type(shared) is not int:
+            return False
+        return layers - shared <= int(found[1]) < layers
 
     # --- embeddings ------------------------------------------------------------------------------------------------
 

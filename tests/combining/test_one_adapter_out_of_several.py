@@ -56,6 +56,41 @@ def test_cat_is_the_weighted_sum_of_adapters_of_any_rank(unlike: list[Path], tmp
         torch.testing.assert_close(found[key], wanted, rtol=1e-13, atol=1e-12)
 
 
+@each_kind
+def test_rslora_is_combined_as_the_plain_adapter_of_the_same_scaling(tmp_path: Path, how: dict[str, Any]) -> None:
+    """Whose root is folded into the scaling once: PEFT keeps use_rslora beside it, and comes out √r times too strong."""
+    patterns = {"rank_pattern": {"first": 9}, "alpha_pattern": {"second": 2, "first": 12}}
+    other = save(tmp_path / "other", seed=2, r=4, lora_alpha=2)
+    rooted = save(tmp_path / "rooted", seed=1, r=4, lora_alpha=4, use_rslora=True, **patterns)
+    plain = save(tmp_path / "plain", seed=1, r=4, lora_alpha=4, **patterns)
+    edit(plain, lora_alpha=8, alpha_pattern={"second": 4, "first": 36})  # α/√r of the other: 4/2, 2/2, 12/3
+    found, wanted = (
+        numbers(combined([one, other], tmp_path / f"{one.name}-sum", weights=(1.0, 0.5), **how))
+        for one in (rooted, plain)
+    )
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-13)
+    both = predicted([rooted, save(tmp_path / "too", seed=3, r=4, use_rslora=True)], **how)
+    assert not both.refusals
+    assert both.outline.config["use_rslora"] is False
+
+
+def test_one_rslora_adapter_of_weight_one_stays_what_it_is(tmp_path: Path) -> None:
+    one, none = (
+        save(tmp_path / name, seed=seed, r=4, lora_alpha=4, use_rslora=True) for seed, name in ((1, "a"), (2, "b"))
+    )
+    found = deltas(numbers(combined([one, none], tmp_path / "sum", kind="linear", weights=(1.0, 0.0))))
+    for key, delta in deltas({key: value.double() for key, value in numbers(one).items()}).items():
+        torch.testing.assert_close(found[key], 4 / 4**0.5 * delta, rtol=1e-12, atol=1e-12)
+
+
+def test_empty_tensors_are_said_to_be_not_gathered(tmp_path: Path) -> None:
+    pair = [save(tmp_path / "a", seed=1), save(tmp_path / "b", seed=2)]
+    edit_weights(pair[0], lambda tensors: tensors.update(dict.fromkeys(tensors, torch.zeros(0))))
+    assert codes(pair) == {"not-gathered"}
+
+
 def test_a_smaller_rank_is_filled_up_with_zeros(tmp_path: Path) -> None:
     pair = [save(tmp_path / "a", seed=1, r=2, lora_alpha=2), save(tmp_path / "b", seed=2, r=4, lora_alpha=4)]
     found = numbers(combined(pair, tmp_path / "sum", kind="linear", weights=(4.0, 9.0)))
