@@ -23,7 +23,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported
 )
 from huggingface_hub.utils._http import default_client_factory
 
-from bot.hub.errors import Busy, Where, gate
+from bot.hub.answers import CheckedApi
+from bot.hub.errors import Busy, Where, gate, heard
 from bot.redact import know, redact
 
 T = TypeVar("T")
@@ -64,8 +65,8 @@ class Door:
         for token in (read_token, write_token):
             know(token)
         inputs_token = read_token if read_token is not None else write_token
-        self.inputs = HfApi(endpoint=self.endpoint, token=inputs_token, library_name="adapter-merge")
-        self.outputs = HfApi(endpoint=self.endpoint, token=write_token, library_name="adapter-merge")
+        self.inputs = CheckedApi(endpoint=self.endpoint, token=inputs_token, library_name="adapter-merge")
+        self.outputs = CheckedApi(endpoint=self.endpoint, token=write_token, library_name="adapter-merge")
         _prepare_client()
 
     @property
@@ -153,6 +154,7 @@ def _prepare_client() -> None:
 def _client() -> httpx2.Client:
     """The client's own, with time limits: by default it would wait for a silent server for ever."""
     client = default_client_factory()
+    client.event_hooks = {**client.event_hooks, "response": [*client.event_hooks.get("response", ()), heard]}
     client.timeout = httpx2.Timeout(connect=20.0, read=600.0, write=600.0, pool=None)
     return client
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,6 +44,33 @@ def gate(where: Where) -> Iterator[None]:
         if translated is None:
             raise
         raise translated from error
+    except MISREAD as error:
+        if not _while_reading(error):
+            raise
+        raise sentences.misread(error, where, _last_words()) from error
+
+
+def _while_reading(error: BaseException) -> bool:
+    """Whether it happened in the client, or where this package looks at an answer; elsewhere it is our own fault."""
+    step = error.__traceback__
+    while step is not None:
+        if str(step.tb_frame.f_globals.get("__name__")).startswith(READERS):
+            return True
+        step = step.tb_next
+    return False
+
+
+def heard(response: httpx2.Response) -> None:
+    """Remember what the Hub said last in this thread, for the sentence about an answer that nobody understands."""
+    _LAST.response = response
+
+
+def _last_words() -> str:
+    response = getattr(_LAST, "response", None)
+    try:
+        return str(response.text[:2000]) if response is not None else ""
+    except (httpx2.StreamError, RuntimeError, LookupError):  # a body that was not read, or has gone by
+        return ""
 
 
 def translate(error: BaseException, where: Where) -> AdapterMergeError | None:
@@ -87,4 +115,8 @@ TABLE: tuple[tuple[type[BaseException], Callable[[Any, Where], AdapterMergeError
     (TimeoutError, sentences.slow),
     (OSError, sentences.disk),
 )
+# What reading an answer of another shape comes to, in the client or here.
+MISREAD = (KeyError, IndexError, TypeError, AttributeError, ValueError, AssertionError, RecursionError)
+READERS = ("huggingface_hub", "httpx2", "json", "bot.hub.answers", "bot.hub.write", "bot.hub.pulls", "bot.hub.history")
+_LAST = threading.local()
 CAUGHT = tuple({kind for kind, _ in TABLE})

@@ -172,6 +172,16 @@ def misnamed(error: Any, where: Where) -> AdapterMergeError:
     return Usage(f"{where.repo!r} is not a name that a Hub repo can have.", remedy="Write owner/name.")
 
 
+def misread(error: BaseException, where: Where, said: str) -> AdapterMergeError:
+    words = plain(ascii(said)[1:-1], 120)
+    why = plain(str(error) if type(error) is ValueError else type(error).__name__, 120)
+    return Outside(
+        f"Could not {where.doing}: {where.endpoint} answered what no Hub would ({why})"
+        + (f": {words}" if words else "."),
+        remedy="Check HF_ENDPOINT and any proxy in between; if it is the Hub itself, report it with --debug's output.",
+    )
+
+
 def offline(error: Any, where: Where) -> AdapterMergeError:
     return Outside(
         f"Could not {where.doing}: HF_HUB_OFFLINE is set, and the local cache does not have it.",

@@ -67,8 +67,7 @@ class Writing(Door):
         """The token's owner and reach. Asked once: the Hub limits this call strictly."""
         if self._who is None:
             where = self.where_writing("ask whose token this is")
-            found = self.patiently(where, self.outputs.whoami)
-            self._who = _who(found)
+            self._who = self.patiently(where, lambda: _who(self.outputs.whoami()))
         return self._who
 
     def target(self, repo: str) -> Target | None:
@@ -85,9 +84,7 @@ class Writing(Door):
     def head(self, repo: str, revision: str = "main") -> str:
         """The sha that a branch or PR ref has now."""
         where = self.where_writing(f"look at {repo}", repo, revision)
-        sha = self.patiently(where, lambda: self.outputs.model_info(repo, revision=revision)).sha
-        assert sha is not None
-        return sha
+        return str(self.patiently(where, lambda: self.outputs.model_info(repo, revision=revision)).sha)
 
     def target_files(self, repo: str, revision: str) -> dict[str, Blob]:
         """All files of the target at a revision."""
@@ -161,8 +158,9 @@ class Writing(Door):
         url = f"{self.endpoint}/api/validate-yaml"
         with gate(where):
             answer = get_session().post(url, json={"content": text, "repoType": "model"}, headers=headers)
+            refused = answer.json().get("errors", []) if answer.status_code == 400 else []
+            errors = "; ".join(str(error.get("message")) for error in refused)
         if answer.status_code == 400:
-            errors = "; ".join(str(error.get("message")) for error in answer.json().get("errors", []))
             raise Outside(
                 f"The Hub does not accept the model card's metadata: {plain(errors, 400)}.",
                 remedy="Correct README.md's metadata block (a license can be set with --license).",
@@ -206,7 +204,7 @@ class Writing(Door):
                 revision=change.revision,
                 parent_commit=change.parent,
             )
-        return commit.oid
+        return str(commit.oid)
 
 
 def _loads(files: Mapping[str, Path]) -> list[list[str]]:
