@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bot import formats
+from bot import formats, strict
 from bot.assets import files_to_prove, read_json
 from bot.budget import choose_level, verify_disk, verify_memory
 from bot.card import retarget
@@ -22,7 +21,7 @@ from bot.hub import Hub, is_repo_id
 from bot.machine import look
 from bot.pipeline import one_adapter, publish_made, target_of
 from bot.plan import pin_of
-from bot.pull import card_of, fetch, original_at_hand, pin, vouch
+from bot.pull import card_of, fetch, original_at_hand, pin, require_usable, vouch
 from bot.records import Combination, Json, Options, Publication, Ref, Report, Request, Role, Source, Sources, Stored
 from bot.verify import Subject, verify
 
@@ -145,6 +144,7 @@ def _pins(sources: Sources, together: Predicted | None) -> Json:
 
 def publish_folder(folder: Path, request: Request, hub: Hub, emit: Emit) -> Publication:
     """Publish a folder that an earlier merge finished, with the report that lies in it, to the request's target."""
+    require_usable(folder)
     document = read_report(folder)
     if document is None:
         raise NotVerified(
@@ -175,12 +175,12 @@ def read_report(folder: Path) -> Json | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_bytes())
+        return strict.report_of(path.read_bytes())
     except ValueError as error:
         raise Refused(
-            "verification.json is not JSON.", remedy="Fetch the folder again, or remove that file."
+            f"verification.json is no report of ours ({str(error)[:200]}).",
+            remedy="Fetch the folder again, or remove that file.",
         ) from error
-    return found if isinstance(found, dict) else None
 
 
 def _recorded_ref(pinned: Any, role: Role) -> Ref:
@@ -203,7 +203,7 @@ def _recorded_combination(inputs: Json) -> Combination | None:
         return None
     try:
         return notation.from_json(inputs["combination"])
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise Refused(
             "verification.json names a combination of adapters that this version does not know.",
             remedy="Use the version that made it; the file names that under environment.",
@@ -215,6 +215,7 @@ def whole_folder(ref: Ref, hub: Hub) -> Path:
     if ref.folder is not None:
         if not ref.folder.is_dir():
             raise NotFound(f"There is no folder {ref.text}.", remedy="Check the path.")
+        require_usable(ref.folder)
         return ref.folder
     assert ref.repo is not None
     pinned = hub.pin(ref.repo, ref.revision)

@@ -126,3 +126,79 @@ def _listed(value: Any) -> list[Any]:
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# --- verification.json ----------------------------------------------------------------------------------------------
+
+
+class Each:
+    """A list, or with `named` an object, whose every value fits."""
+
+    def __init__(self, inner: Any, *, named: bool = False) -> None:
+        self.inner, self.named = inner, named
+
+
+NUMBER = (int, float)
+NULLABLE = frozenset({"noise_floor", "tag", "target"})
+REPORT: dict[str, Any] = {
+    "subject": {"files": Each(str, named=True)},
+    "inputs": {"base": dict, "adapter": dict, "adapters": Each(dict), "combination": dict, "recipe": str},
+    "merge": {
+        "fingerprint": str,
+        "method": str,
+        "engine": str,
+        "dtype": str,
+        "tag": str,
+        "target": str,
+        "tensors": Each(NUMBER, named=True),
+        "ranks": Each(NUMBER),
+        "scalings": Each(NUMBER),
+        "parameters": dict,
+        "options": {
+            "dtype": frozenset({"auto", "bfloat16", "float16", "float32"}),
+            "base_weights": frozenset({"auto", "stored", "original", "simulate-nf4"}),
+            "quantize": frozenset({"none", "nf4", "fp4", "int8", "fp8", "same"}),
+            "overflow": frozenset({"refuse", "clamp"}),
+            "quantization": Each((str, int, bool), named=True),
+        },
+    },
+    "checks": Each({"id": str, "status": str, "measured": str, "allowed": str, "why": str, "worst": Each(str)}),
+    "not_run": Each({"id": str, "reason": str}),
+    "comparison": Each(dict),
+    "environment": dict,
+    "noise_floor": dict,
+    "verdict": str,
+}
+
+
+def report_of(text: bytes) -> dict[str, Any]:
+    """A verification.json, whoever wrote it. Raises ValueError, with the reason, where it is none of ours."""
+    found = loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("it is not a JSON object")
+    if odd := _odd(found, REPORT, ""):
+        raise ValueError(odd)
+    return found
+
+
+def _odd(found: Any, wanted: Any, path: str) -> str:
+    """Where a value does not fit; "" where it does."""
+    if found is None and path.rpartition(".")[2] in NULLABLE:
+        return ""
+    if isinstance(wanted, Each):
+        values = found.values() if wanted.named and isinstance(found, dict) else found
+        if isinstance(values, str | dict) or not hasattr(values, "__iter__") or wanted.named != isinstance(found, dict):
+            return f"{path} is {_shown(found)}"
+        return next(filter(None, (_odd(one, wanted.inner, f"{path}[]") for one in values)), "")
+    if isinstance(wanted, dict):
+        if not isinstance(found, dict):
+            return f"{path} is {_shown(found)}"
+        there = [(name, inner) for name, inner in wanted.items() if name in found]
+        pairs = ((found[name], inner, f"{path}.{name}".lstrip(".")) for name, inner in there)
+        return next(filter(None, (_odd(*pair) for pair in pairs)), "")
+    fits = found in wanted if isinstance(wanted, frozenset) and isinstance(found, str) else _is_a(found, wanted)
+    return "" if fits else f"{path} is {_shown(found)}"
+
+
+def _is_a(found: Any, wanted: Any) -> bool:
+    return not isinstance(wanted, frozenset) and isinstance(found, wanted)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bot import strict
 from bot.errors import Refused
 from bot.records import Header, Json, Stored
 from bot.weights.headers import read_header
@@ -107,7 +107,7 @@ def read_index(folder: Path) -> Json | None:
     if not path.is_file():
         return None
     try:
-        index = json.loads(path.read_bytes())
+        index = strict.loads(path.read_bytes())
     except ValueError:
         return {}
     if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):

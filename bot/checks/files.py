@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
+from bot import strict
 from bot.checks.case import Case
 from bot.checks.checkpoint import INDEX, SINGLE, weight_files
 from bot.checks.finding import counted, finding, graded
@@ -109,10 +110,11 @@ def _module_weights(case: Case, path: PurePosixPath) -> bool:
 
 
 def _modules(case: Case) -> list[dict[str, str]]:
-    import json
-
     path = case.subject.folder / "modules.json"
-    found = json.loads(path.read_bytes()) if path.is_file() else []
+    try:
+        found = strict.loads(path.read_bytes()) if path.is_file() else []
+    except ValueError:
+        found = []
     return found if isinstance(found, list) else []
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import TYPE_CHECKING
 
+from bot import strict
 from bot.events import Emit, Note, silent
 from bot.publish.parcel import REPORT
 from bot.publish.stale import stale
@@ -79,7 +79,7 @@ def _report(repo: str, revision: str, fingerprint: str, hub: Hub) -> Json | None
     """The report at a commit, where it is a verified one of this merge."""
     text = hub.target_text(repo, revision, REPORT)
     try:
-        document: Json = json.loads(text or b"{}")
+        document: Json = strict.report_of(text or b"{}")
         fits = document["merge"]["fingerprint"] == fingerprint and document["verdict"] == "verified"
         names = {str(name): str(sha256) for name, sha256 in document["subject"]["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -16,6 +16,7 @@ from bot.hub import is_repo_id
 from bot.pull import pickles, quantised, weights
 from bot.pull.folders import pin_folder
 from bot.pull.hashes import Hashes
+from bot.pull.listing import require_usable as require_usable
 from bot.pull.quantised import original_at_hand as original_at_hand
 from bot.pull.repos import pin_repo
 from bot.pull.texts import card_of as card_of
@@ -118,6 +119,8 @@ def _pin_one(role: Role, ref: Ref, hub: Hub, emit: Emit, hashes: Hashes) -> Sour
         if "/" in ref.text and ref.text[0] not in "./~" and is_repo_id(ref.text):
             text = f"{ref.text} is read from the folder of that name; write {ref.text}@main to mean the Hub."
             emit(Note(text=text, level="warning"))
+        if ref.folder.is_dir():
+            require_usable(ref.folder)
         return pin_folder(role, ref, emit, hashes)
     return pin_repo(role, ref, hub, emit)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from bot.events import silent
 from bot.hub import Hub
 from bot.pipeline import plan_merge
 from bot.plan.replicas import find_replicas
+from bot.pull.listing import require_usable
 from bot.pull.texts import card_of, check
 from bot.records import Options, Ref, Request
 from bot.weights import headers
@@ -274,3 +275,111 @@ def test_any_card_is_plain_json_or_nothing(fields: dict[str, str]) -> None:
     block = metadata.block({}, base=both[0], adapter=both[1], license=None, tag=metadata.pipeline_tag(*both))
     metadata.dump(block).encode()
     metadata.license_words(*both, None)
+
+
+# --- reports ------------------------------------------------------------------------------------------------------
+
+REPORT_PATHS = (
+    "subject inputs merge checks not_run comparison verdict environment noise_floor subject.files inputs.base inputs.adapter "
+    "inputs.adapters inputs.combination merge.options merge.options.dtype merge.options.quantize merge.options.quantization "
+    "merge.tensors merge.ranks merge.tag"
+).split()
+
+
+def with_value(path: str, value: Any) -> dict[str, Any]:
+    """A report of ours with one value replaced."""
+    from tests.publishing.given import report
+
+    document = report({"config.json": "0" * 64})
+    *parents, name = path.split(".")
+    place = document
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    place[name] = value
+    return document
+
+
+@settings(max_examples=150, deadline=None)
+@given(path=st.sampled_from(REPORT_PATHS), value=JUNK)
+def test_any_report_is_read_whole_or_refused(path: str, value: Any) -> None:
+    from bot.again import _form, _recorded_adapters, _recorded_combination
+    from bot.card import evidence
+    from bot.publish.words import commit_text, pull_text, title
+
+    document, _ = attempt_of(lambda: strict.report_of(json.dumps(with_value(path, value)).encode()), ValueError)
+    if document is None:
+        return
+    inputs, merge = document.get("inputs") or {}, document.get("merge") or {}
+    attempt(lambda: _recorded_combination(inputs))
+    attempt(lambda: _recorded_adapters(inputs))
+    _form(merge.get("options") or {}, Options())
+    evidence.section(document)
+    evidence.retention(document, merge)
+    for text in (title(document), commit_text(document, "0" * 64), pull_text(document, "0" * 64, merge.get("tag"), ())):
+        text.encode()
+
+
+def test_a_report_of_ours_is_read() -> None:
+    from tests.publishing.given import report
+
+    document = report({"config.json": "0" * 64})
+    assert strict.report_of(json.dumps(document).encode()) == document
+
+
+def attempt_of(call: Callable[[], Any], kind: type[Exception]) -> tuple[Any, Exception | None]:
+    try:
+        return call(), None
+    except kind as error:
+        return None, error
+
+
+# --- folders ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A folder in which others lie 1,000 deep, made and removed step by step: no path to its end is short enough."""
+    import os
+
+    root = tmp_path / "deep"
+    root.mkdir()
+    home = Path.cwd()
+    os.chdir(root)
+    for _ in range(1000):
+        Path("d").mkdir()
+        os.chdir("d")
+    os.chdir(home)
+    yield root
+    os.chdir(root)
+    depth = 0
+    while Path("d").is_dir():
+        os.chdir("d")
+        depth += 1
+    for _ in range(depth):
+        os.chdir("..")
+        Path("d").rmdir()
+    os.chdir(home)
+
+
+def test_a_folder_a_thousand_deep_is_refused(deep: Path, pair: tuple[Path, Path]) -> None:
+    write_adapter(deep)
+    with pytest.raises(Refused, match="more than 40 deep"):
+        require_usable(deep)
+    planned((pair[0], deep))
+
+
+def test_a_name_that_is_no_text_is_refused_in_text(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    import os
+
+    adapter = write_adapter(tmp_path / "adapter")
+    os.close(os.open(os.fsencode(adapter) + b"/\xff\xfe.txt", os.O_CREAT))
+    with pytest.raises(Refused, match="not UTF-8") as caught:
+        require_usable(adapter)
+    assert str(caught.value).isascii()
+    planned((pair[0], adapter))
+
+
+def test_an_ordinary_folder_is_usable(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "ädapter 模型")
+    (adapter / ".git" / "a" / "b").mkdir(parents=True)
+    require_usable(adapter)
