@@ -21,8 +21,21 @@ LONGEST_NAME = 255
 MOST_FILES = 1_000_000
 
 
+def _repo_at(api: HfApi, *args: Any, **kwargs: Any) -> Any:
+    """A repo at a commit."""
+    found = HfApi.model_info(api, *args, **kwargs)
+    _require(isinstance(found.id, str), "a repo without a name")
+    validate_repo_id(found.id)
+    _require(_matches(SHA, found.sha), "a commit that is none")
+    _require(found.private in (None, True, False), "neither private nor public")
+    _require(found.gated in (None, False, "auto", "manual"), "a gate of an unknown kind")
+    return found
+
+
 class CheckedApi(HfApi):
     """The client, with a look at what it gives back. Raises ValueError, within the callers' gate."""
+
+    model_info = _repo_at
 
     def whoami(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Whom the token belongs to."""
@@ -31,16 +44,6 @@ class CheckedApi(HfApi):
         _require(isinstance(found, dict) and _is_text(found.get("name")), "an account without a name")
         _require(isinstance(orgs, list) and all(isinstance(org, dict) for org in orgs), "organizations that are none")
         _require(all(_is_text(org.get("name")) for org in orgs), "an organization without a name")
-        return found
-
-    def model_info(self, *args: Any, **kwargs: Any) -> Any:
-        """A repo at a commit."""
-        found = super().model_info(*args, **kwargs)
-        _require(isinstance(found.id, str), "a repo without a name")
-        validate_repo_id(found.id)
-        _require(_matches(SHA, found.sha), "a commit that is none")
-        _require(found.private in (None, True, False), "neither private nor public")
-        _require(found.gated in (None, False, "auto", "manual"), "a gate of an unknown kind")
         return found
 
     def list_repo_tree(self, *args: Any, **kwargs: Any) -> Iterable[Any]:
