@@ -122,6 +122,8 @@ def _config(base: Source, dtype: str | None, edits: Mapping[str, Any]) -> tuple[
         elif place.get(name) != value:
             changes.append(ConfigChange(path=path, before=place.get(name), after=value))
             place[name] = value
+    if not changes:
+        return None, ()
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(), tuple(changes)
 
 

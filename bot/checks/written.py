@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bot.checks.checkpoint import FLOATS, Place, quantization_of
+from bot.checks.checkpoint import FLOATS, Place, quantization_of, read_input
 from bot.checks.compare import exact_rows
 from bot.checks.finding import counted, finding, graded
 from bot.checks.linears import converted
@@ -42,6 +42,7 @@ class Written:
     the adapter changes the weight: its rounding, against what the adapter changes."""
 
     count: int
+    kept: int = 0  # of them: the base's own, byte for byte
     faults: tuple[str, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
 
@@ -67,12 +68,14 @@ def written(case: Case) -> Written:
     merged = {key: place for key, place in case.model.tensors.items() if place.packed is not None}
     faults = _other_weights(case, form, said, set(merged))
     shares: dict[str, float] = {}
+    left = 0
     for done, (key, place) in enumerate(sorted(merged.items())):
         wanted = case.claims.expected.get(key)
         if wanted is None or place.packed is None or wanted.shape != place.stored.shape:
             continue  # the checks of keys and shapes say so
         if (kept := _kept(case, wanted)) is not None:
             faults += _bytes_of(key, kept, place.packed)
+            left += 1
             continue
         found, share = _one(wanted, place.packed, form, case.subject.quantize)
         faults += [f"{key}: {one}." for one in found]
@@ -80,7 +83,7 @@ def written(case: Case) -> Written:
             shares[key] = share
         case.emit(Moved(stage="verify", done=done + 1, total=len(merged)))
     SHELF.clear()
-    return Written(count=len(merged), faults=tuple(faults), shares=shares)
+    return Written(count=len(merged), kept=left, faults=tuple(faults), shares=shares)
 
 
 def quantised(case: Case) -> Finding:
@@ -89,12 +92,20 @@ def quantised(case: Case) -> Finding:
     allowed = "bit for bit"
     if found.faults:
         return graded("quantised", allowed, ("", ""), fails=found.faults)
-    why = f"Each is what its library makes of the exact merge in {case.subject.quantize}."
+    why = _how_stored(found, case.subject.quantize)
     worst = [f"{key}: ‖W − Wq‖ is {share:.3g} × ‖D‖" for key, share in found.worst]
     measured = counted(found.count, "weight")
     if found.median is not None:
         why += f" Against what the adapter changes, its rounding is {found.median:.3g} × (median), {found.worst[0][1]:.3g} × at most."
     return finding("quantised", "pass", measured, allowed, why, worst)
+
+
+def _how_stored(found: Written, name: str) -> str:
+    if not found.kept:
+        return f"Each is what its library makes of the exact merge in {name}."
+    others = "" if found.kept == found.count else " Each of the others is what its library makes of the exact merge."
+    are = "is" if found.kept == 1 else "are"
+    return f"{counted(found.kept, 'weight')} {are} the base's, byte for byte.{others}"
 
 
 def _kept(case: Case, wanted: Expected) -> Packed | None:
@@ -123,12 +134,25 @@ def _other_weights(case: Case, form: Form, said: Json, found: set[str]) -> list[
             wanted = set(converted(case.model, case.subject.folder, modules))
         except Refused as refused:
             return [refused.what]
-    beside = sorted(form.extras(case.merged.tensors.keys())) if case.subject.quantize != SAME else []
-    said_of = [f"{key} is no part of a weight." for key in beside]
+    said_of = _beside(case, form)
     said_of += [f"{key} is stored quantised, and its loader takes it for plain." for key in sorted(found - wanted)]
     return said_of + [
         f"{key} is stored plain, and its loader takes it for quantised." for key in sorted(wanted - found)
     ]
+
+
+def _beside(case: Case, form: Form) -> list[str]:
+    """Scales of activations and caches: none of a new form, and all of the base's with its own, byte for byte."""
+    found = form.extras(case.merged.tensors.keys())
+    if case.subject.quantize != SAME:
+        return [f"{key} is no part of a weight." for key in sorted(found)]
+    before = read_input(case.subject.base, "base").tensors
+    wanted = form.extras(before.keys())
+    said = [f"{key} is missing, and the base has it." for key in sorted(wanted - found)]
+    said += [f"{key} is no part of a weight, and the base has it not." for key in sorted(found - wanted)]
+    both = sorted(wanted & found)
+    return said + [f"{key} is not the base's." for key in both
+                   if not _equal(read_part(before[key]), read_part(case.merged.tensors[key]))]  # fmt: skip
 
 
 def _one(wanted: Expected, packed: Packed, form: Form, name: str) -> tuple[list[str], float | None]:

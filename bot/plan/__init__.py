@@ -80,7 +80,7 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
     head: Json = {name: draft.edits[name] for name in ("architectures", "tie_word_embeddings") if name in draft.edits}
     quantised = quantize(outputs.ops, options, {**config, **head})
     refusals += quantised.refusals
-    layout = lay_out(basis.headers, quantised.ops, assets.read_json(base, INDEX_NAME) or None)
+    layout = lay_out(base.headers, quantised.ops, assets.read_json(base, INDEX_NAME) or None)
     edits = {**basis.edits, **draft.edits, **quantised.edits}
     chosen, changes = assets.choose_assets(base, adapter, wanted, edits)
     refusals += code_refusals(base, adapter, chosen, options)
@@ -346,11 +346,17 @@ def _claim_everything(
     dropped = {drop.source.key for drop in plan.drops}
     under = {key for key in draft.claims.values if key in stored}  # an adapter's copy is W there
     stale = {pair[1] for pair in (draft.decisions.untied, draft.decisions.follows) if pair}
-    unclaimed = stored.keys() - sources - dropped - under - stale
+    kept = {key for key, tensor in stored.items() if tensor.packed and _parts(tensor) <= sources}
+    unclaimed = stored.keys() - sources - dropped - under - stale - kept
     assert not unclaimed, f"base keys are unclaimed: {sorted(unclaimed)[:SHOWN]}"
     adapter_keys = {tensor.key for header in adapter_headers for tensor in header.tensors}
     unused = adapter_keys - draft.claims.used - draft.used
     assert not unused, f"adapter keys are unclaimed: {sorted(unused)[:SHOWN]}"
+
+
+def _parts(tensor: Stored) -> set[str]:
+    """The checkpoint's own keys of a weight that is stored packed."""
+    return {part.key for _, part in tensor.packed.parts} if tensor.packed else set()
 
 
 def pin_of(source: Source) -> Json:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bot import formats
-from bot.records import AddDelta, Cast, Copy, Json, Op, Options, PeftMerge, PlainOp, Quantize, Refusal, SetRows, Stored
+from bot.records import Cast, Copy, Json, Op, Options, PeftMerge, PlainOp, Quantize, Refusal, Stored
 from bot.weights.shards import FLOATS, torch_name
 
 QUANTIZATION = "quantization_config"
@@ -27,13 +27,17 @@ def quantize(ops: tuple[Op, ...], options: Options, config: Json) -> Quantised:
     """Wrap the ops of the weights that the writer of this name stores: those of Linear layers, but not the head."""
     if options.quantize == "none":
         return Quantised(ops=ops)
-    if any(isinstance(op, PeftMerge) for op in ops):
-        reason = f"{options.quantize} is written by the streaming engine, and PEFT merges this adapter."
-        remedy = "Merge without --quantize first; the result can then be quantised."
-        return Quantised(ops=ops, refusals=(Refusal(code="quantize-engine", reason=reason, remedy=remedy),))
     if options.quantize == "same":
         return _same(ops, config)
+    if any(isinstance(op, PeftMerge) for op in ops):
+        return _refused(ops, _by_peft(options.quantize))
     return _in_form(ops, options.quantize, config)
+
+
+def _by_peft(name: str) -> Refusal:
+    reason = f"{name} is written by the streaming engine, and PEFT merges this adapter."
+    remedy = "Merge without --quantize first; the result can then be quantised."
+    return Refusal(code="quantize-engine", reason=reason, remedy=remedy)
 
 
 def _in_form(ops: tuple[Op, ...], name: str, config: Json) -> Quantised:
@@ -42,7 +46,7 @@ def _in_form(ops: tuple[Op, ...], name: str, config: Json) -> Quantised:
     if not linears.known:
         reason = f"Which weights of {config.get('model_type') or 'this model'} are Linear layers' is not known."
         refusal = Refusal(code="quantize-unknown", reason=reason, remedy="Leave --quantize at none.")
-        return Quantised(ops=ops, refusals=(refusal,))
+        return _refused(ops, refusal)
     made = [_stored_as(op, name, linears.keys[op.target.key]) if op.target.key in linears.keys else op for op in ops]
     done = [op.target.key for op in made if isinstance(op, Quantize)]
     return _checked(
@@ -60,19 +64,46 @@ def _stored_as(op: Op, name: str, turned: bool) -> Op:
 
 
 def _same(ops: tuple[Op, ...], config: Json) -> Quantised:
-    """The base's own form: what is merged is stored so again, what is not keeps its bytes."""
+    """The base's own form: what is merged is stored so again, what is not keeps its bytes, and config.json what it says."""
+    packed = [op for op in ops if op.source is not None and op.source.packed is not None]
+    if formats.quantization_of(config) is None:
+        reason = "The base is stored as plain numbers, so that there is no other form to keep."
+        return _refused(ops, Refusal(code="quantize-same", reason=reason, remedy="Leave --quantize at none."))
+    if any(isinstance(op, PeftMerge) for op in packed):
+        return _refused(ops, _by_peft("same"))
     made = [one for op in ops for one in _as_the_base(op)]
-    quantised = formats.quantization_of(config)
-    nested = config.get("text_config")
-    inside = isinstance(nested, dict) and nested.get(QUANTIZATION) is quantised and quantised is not None
-    path = f"text_config.{QUANTIZATION}" if inside else QUANTIZATION
-    found = _checked(made, ops, "same", {path: quantised})
-    plain = [op.target.key for op in made if not isinstance(op, Quantize) and op.source and op.source.packed]
-    if plain and not found.refusals:
-        reason = f"The base's own form cannot be written again for {len(plain)} weights, e.g. {plain[0]}."
-        remedy = f"Choose one of {', '.join(sorted(formats.WRITERS))} for --quantize, or none."
-        return Quantised(ops=ops, refusals=(Refusal(code="quantize-same", reason=reason, remedy=remedy),))
+    plain = [op for op in made if not isinstance(op, Quantize) and op.source and op.source.packed]
+    if plain:
+        return _refused(ops, _why_not(plain))
+    if not packed:
+        return _nothing(ops, "same")
+    written = sum(isinstance(op, Quantize) for op in made)
+    notes = [f"quantize: {written} merged weights are stored as same."] if written else []
+    if len(packed) > written:
+        notes.append(f"quantize: {len(packed) - written} weights keep the base's own form, byte for byte.")
+    return Quantised(ops=_in_file_order(made), edits=_said(config), notes=tuple(notes))
+
+
+def _said(config: Json, prefix: str = "") -> dict[str, Any]:
+    """Every quantization_config by its dotted path: as the base has it."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if name == QUANTIZATION:
+            found[prefix + name] = value
+        elif isinstance(value, dict):
+            found |= _said(value, f"{prefix}{name}.")
     return found
+
+
+def _why_not(plain: Sequence[Op]) -> Refusal:
+    """Weights that are not left as they are, and that no writer stores in the base's form."""
+    remedy = f"Choose one of {', '.join(sorted(formats.WRITERS))} for --quantize, or none."
+    for op in plain:
+        if op.source is not None and op.source.key != op.target.key:
+            reason = f"{op.target.key} is made of {op.source.key}, whose form the base keeps under that name only."
+            return Refusal(code="quantize-same", reason=reason, remedy=remedy)
+    reason = f"The base's own form cannot be written again for {len(plain)} weights, e.g. {plain[0].target.key}."
+    return Refusal(code="quantize-same", reason=reason, remedy=remedy)
 
 
 def _as_the_base(op: Op) -> Iterator[Op]:
@@ -81,8 +112,10 @@ def _as_the_base(op: Op) -> Iterator[Op]:
         yield op
     elif isinstance(op, Cast):
         yield from (Copy(source=part, target=replace(part, start=0, stop=0)) for _, part in source.packed.parts)
-    elif isinstance(op, AddDelta | SetRows) and formats.fp8_own.writes(source):
-        wrapped = _wrapped(op, "same", formats.fp8_own.OwnFp8(tensor=source))
+    elif not isinstance(op, Copy) and (own := formats.fp8_own.OwnFp8(tensor=source)).applies(
+        op.target.key, op.target.shape
+    ):
+        wrapped = _wrapped(op, "same", own)
         yield wrapped
         written = {part.key for part in wrapped.parts}
         others = [part for _, part in source.packed.parts if part.key not in written]
@@ -91,13 +124,38 @@ def _as_the_base(op: Op) -> Iterator[Op]:
         yield op
 
 
+def _in_file_order(made: list[Op]) -> tuple[Op, ...]:
+    """The ops as their tensors lie in the base's files: a weight's parts may be anywhere in any of them."""
+    last: dict[str, int] = {}
+    placed = []
+    for op in made:
+        own = op.source.packed.parts[0][1] if op.source is not None and op.source.packed else op.source
+        if own is not None and own.owner == 0 and own.file == op.target.file and own.key in _keys(op):
+            last[own.file] = own.start
+        placed.append(
+            (last.get(op.target.file, 0), op)
+        )  # a tensor that the base has not stays behind the one before it
+    return tuple(op for _, op in sorted(placed, key=lambda one: one[0]))
+
+
+def _keys(op: Op) -> tuple[str, ...]:
+    return tuple(part.key for part in op.parts) if isinstance(op, Quantize) else (op.target.key,)
+
+
 def _checked(made: list[Op], ops: tuple[Op, ...], name: str, edits: dict[str, Any]) -> Quantised:
     count = sum(isinstance(op, Quantize) for op in made)
     if not count:
-        reason = f"The merge has no weight that could be stored as {name}."
-        refusal = Refusal(code="quantize-nothing", reason=reason, remedy="Leave --quantize at none.")
-        return Quantised(ops=ops, refusals=(refusal,))
+        return _nothing(ops, name)
     return Quantised(ops=tuple(made), edits=edits, notes=(f"quantize: {count} merged weights are stored as {name}.",))
+
+
+def _nothing(ops: tuple[Op, ...], name: str) -> Quantised:
+    reason = f"The merge has no weight that could be stored as {name}."
+    return _refused(ops, Refusal(code="quantize-nothing", reason=reason, remedy="Leave --quantize at none."))
+
+
+def _refused(ops: tuple[Op, ...], refusal: Refusal) -> Quantised:
+    return Quantised(ops=ops, refusals=(refusal,))
 
 
 def _wrapped(op: PlainOp, name: str, writer: formats.Writer) -> Quantize:

@@ -43,7 +43,9 @@ def new_dtype(stored: Stored, main: str, wanted: str | None) -> str:
 def lay_out(headers: tuple[Header, ...], ops: tuple[Op, ...], index: Json | None) -> Layout:
     """Lay the output out over the base's own files; `ops` are in file order, their targets without offsets.
 
-    The base's own header bytes are used again wherever the tensors of a file stay what they are.
+    `headers`: what the base's files hold, a quantised weight's parts each by themselves. Those parts may lie in any of the
+    files, and a file from which nothing is kept has no place in the output. The base's own header bytes are used again
+    wherever the tensors of a file stay what they are.
     """
     shards: list[Shard] = []
     placed: list[Op] = []
@@ -53,9 +55,9 @@ def lay_out(headers: tuple[Header, ...], ops: tuple[Op, ...], index: Json | None
     for header in headers:
         inside = by_file[header.file]
         if not inside:
-            continue  # every tensor of it was dropped
+            continue  # every tensor of it was dropped, or is a part of a weight that lies elsewhere
         wanted = [(t.key, t.dtype, t.shape) for op in inside for t in stored_targets(op)]
-        plain = not any(isinstance(op, Quantize) for op in inside) and not any(t.packed for t in header.tensors)
+        plain = not any(isinstance(op, Quantize) or (op.source and op.source.packed) for op in inside)
         if plain and wanted == [(tensor.key, tensor.dtype, tensor.shape) for tensor in header.tensors]:
             head, size = header.raw, header.file_size
             made = [replace(op, target=tensor) for op, tensor in zip(inside, header.tensors, strict=True)]
