@@ -12,15 +12,25 @@ from typing import Any
 
 from bot.records import Asset, ConfigChange, FileEntry, Json, Role, Source, Sources
 
-TOKENIZER = (
-    r"tokenizer(_config)?\.json|tokenizer\.model(\.v\d+)?|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|"
-    r"merges\.txt|[\w.-]*\.tiktoken|spiece\.model|sentencepiece[\w.]*\.model|source\.spm|target\.spm|tekken\.json|"
-    r"normalizer\.json|emoji\.json|bpe\.codes|dict\.txt|spm(_char)?\.model|(target_|entity_)vocab\.json|vocab-(src|tgt)\.json|"
-    r"prophetnet\.tokenizer"
+VOCABULARY = (  # each by itself, or with others of these, all that a tokenizer is made of
+    r"tokenizer(\.\d[\w.]*)?\.json|(tokenizer|tiktoken)\.model(\.v\d+)?|vocab\.(json|txt)|merges\.txt|[\w.-]*\.tiktoken|"
+    r"spiece\.model|sentencepiece[\w.]*\.model|source\.spm|target\.spm|tekken\.json|normalizer\.json|emoji\.json|bpe\.codes|"
+    r"dict\.txt|spm(_char)?\.model|(target_|entity_)vocab\.json|vocab-(src|tgt)\.json|prophetnet\.tokenizer|byte_maps\.json|"
+    r"word_(shape|pronunciation)\.json|(question_encoder|generator)_tokenizer/[\w.-]+\.(json|txt|model)"
 )
+SETTINGS = r"tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
 TEMPLATE = r"chat_template\.(jinja|json)|additional_chat_templates/[\w.-]+\.jinja"
-PROCESSOR = r"(pre)?processor_config\.json|(image|video|audio)[\w]*processor_config\.json|preprocessor_config\.json"
-SENTENCE = r"modules\.json|sentence_[\w]*config\.json|config_sentence_transformers\.json|\d+_\w+/config\.json"
+PROCESSOR = r"(pre)?processor_config\.json|(image|video|audio)[\w]*processor_config\.json|audio_tokenizer_config\.json"
+SENTENCE = (
+    r"modules\.json|sentence_[\w]*config\.json|config_sentence_transformers\.json|router_config\.json|"
+    r"(\w+_)?\d+_\w+/[\w.-]+\.(json|txt|model|safetensors)"
+)
+# Read by name when a model or its processor is loaded: voices (tensors, which transformers reads with weights_only), and the
+# head and the questions of a decision model.
+BESIDE = (
+    r"spk_dict\.pt|speaker_embeddings_path\.json|speaker_embeddings/([\w-]+/)*[\w.-]+\.npy|"
+    r"decision\.json|decision_template\.jinja|(decision|judge)_config\.json|calibration\.json|(head|readout)\.safetensors"
+)
 # Whatever it is called, a program or a weight is no license.
 NO_TEXT = r"(?!.*\.(pyc?|pyd|so|dll|exe|sh|bat|cmd|ps1|js|json|bin|pth?|ckpt|pkl|pickle|safetensors|gguf|h5|onnx|np[yz]|zip|gz|tar)$)"
 LEGAL = NO_TEXT + r"(LICEN[SC]E|NOTICE|COPYING|USE_POLICY|ACCEPTABLE_USE)[\w.-]*"
@@ -28,11 +38,12 @@ CODE = r"([\w-]+/)*[\w-]+\.py"
 
 # (what it is, pattern, may the adapter's file replace the base's)
 KINDS: tuple[tuple[str, re.Pattern[str], bool], ...] = (
-    ("tokenizer", re.compile(TOKENIZER), True),
+    ("tokenizer", re.compile(f"{VOCABULARY}|{SETTINGS}"), True),
     ("chat template", re.compile(TEMPLATE), True),
     ("generation config", re.compile(r"generation_config\.json"), True),
     ("processor", re.compile(PROCESSOR), True),
     ("sentence-transformers", re.compile(SENTENCE), True),
+    ("model's own", re.compile(BESIDE), False),
     ("license", re.compile(LEGAL, re.IGNORECASE), True),
     ("custom code", re.compile(CODE), False),
 )
@@ -41,10 +52,14 @@ TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 
 def choose_assets(
-    base: Source, adapter: Source, dtype: str | None, edits: Mapping[str, Any] | None = None
+    base: Source,
+    adapter: Source,
+    dtype: str | None,
+    edits: Mapping[str, Any] | None = None,
+    changed: Asset | None = None,
 ) -> tuple[tuple[Asset, ...], tuple[ConfigChange, ...]]:
     """Every non-weight file of the output, and what its config.json changes. `dtype`: a new storage dtype, or None;
-    `edits`: other declared changes, by dotted path.
+    `edits`: other declared changes, by dotted path; `changed`: another file with declared changes.
 
     An adapter's Python files are left behind: they train, they do not run the model.
     """
@@ -53,7 +68,11 @@ def choose_assets(
         for entry in source.files:
             if kind := _kind(entry, source.role):
                 chosen[entry.name] = Asset(name=entry.name, source=source.role, why=kind)
+    for name in base_tokenizer_left_out(base, adapter):
+        del chosen[name]
     _follow_template(chosen, base, adapter)
+    if changed is not None:
+        chosen[changed.name] = changed
     config, changes = _config(base, dtype, edits or {})
     chosen["config.json"] = Asset(name="config.json", source="base", why="model config", content=config)
     return tuple(sorted(chosen.values(), key=lambda asset: asset.name)), changes
@@ -80,6 +99,32 @@ def _kind(entry: FileEntry, role: Role) -> str | None:
         if pattern.fullmatch(entry.name) and (role == "base" or adapter_wins):
             return kind
     return None
+
+
+def base_tokenizer_left_out(base: Source, adapter: Source) -> list[str]:
+    """The base's tokenizer files that would mix with the adapter's: a tokenizer is taken whole, from one of the two.
+
+    With an adapter that brings a vocabulary, all of the base's (tekken.json, say, is taken before tokenizer.json), save for
+    other spellings of the same vocabulary where both have the same tokenizer.json. With one that brings only settings, the
+    older special_tokens_map.json, which transformers would read after them.
+    """
+    bases, adapters = _tokenizer_files(base), _tokenizer_files(adapter)
+    settings = {name for name in adapters if re.fullmatch(SETTINGS, name)}
+    if not adapters:
+        return []
+    if adapters.keys() == settings:
+        return sorted({"special_tokens_map.json"} & bases.keys() - settings)
+    same = adapters.get("tokenizer.json")
+    kept = same is not None and same == bases.get("tokenizer.json")
+    left = (
+        bases.keys() - adapters.keys() - {"tokenizer_config.json"}
+    )  # without one of its own, the adapter's class is there
+    return sorted(name for name in left if not kept or re.fullmatch(SETTINGS, name))
+
+
+def _tokenizer_files(source: Source) -> dict[str, str | None]:
+    """name → sha256, where that is known, of the files that a tokenizer is made of."""
+    return {entry.name: entry.sha256 for entry in source.files if re.fullmatch(f"{VOCABULARY}|{SETTINGS}", entry.name)}
 
 
 def _follow_template(chosen: dict[str, Asset], base: Source, adapter: Source) -> None:

@@ -41,6 +41,7 @@ from bot.records import (
     Sources,
 )
 from bot.show import merged_terms, plan_table, tensor_counts
+from bot.special_tokens import is_token
 from bot.verify import Subject, table, verify, write
 
 if TYPE_CHECKING:
@@ -217,6 +218,9 @@ def facts(merged: Merged, sources: Sources, target: str | None) -> Json:
         "tensors": tensor_counts(plan),
         "ranks": sorted({term.rank for term in terms}),
         "scalings": sorted({term.scaling for term in terms}),
+        "tokens": {
+            change.path: [change.before, change.after] for change in plan.config_changes if is_token(change.path)
+        },
         "parameters": {"merged": sum(math.prod(op.target.shape) for op in plan.ops if is_change(op))},
         "tag": _tag(sources),
         "target": target,

@@ -153,7 +153,9 @@ class Source:
     files: tuple[FileEntry, ...]
     headers: tuple[Header, ...]
     texts: dict[str, bytes]
-    small: dict[str, bytes] = field(default_factory=dict)  # contents of tiny tensors that planning needs, by key
+    small: dict[str, bytes] = field(
+        default_factory=dict
+    )  # contents of tiny tensors, by key; tokenizer.json's beginning
     private: bool = False
     gated: str | None = None  # "auto" | "manual"
     tags: tuple[str, ...] = ()  # git tags that point at `sha`
@@ -337,7 +339,8 @@ class Asset:
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigChange:
-    """A declared difference between the base's config.json and the merged one; `path` is dotted."""
+    """A declared difference between the base's config.json and the merged one; `path` is dotted, and has another file's
+    name in front where it is in that (`generation_config.json: eos_token_id`)."""
 
     path: str
     before: Any

@@ -94,10 +94,18 @@ def _summary(document: Json, base: Source, adapters: Sequence[Source], licenses:
         ("base", pinned(base)),
         ("method", cell(_method(merge))),
         ("weights", cell(f"{_stored(merge)}; {counts}" if tensors else _stored(merge))),
+        ("tokens", cell(_tokens(merge))),
         ("verdict", cell(str(document.get("verdict", "?")))),
         ("license", cell(licenses)),
     ]
     return "\n".join(f"| {name} | {text} |" for name, text in rows if text)
+
+
+def _tokens(merge: Json) -> str:
+    """The numbers that follow the adapter's tokenizer; empty where it says what the base's does."""
+    changed = merge.get("tokens") or {}
+    said = [f"{path} {before} → {after}" for path, (before, after) in sorted(changed.items())]
+    return f"the adapter's tokenizer has others: {', '.join(said)}" if said else ""
 
 
 def _stored(merge: Json) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 from bot.checks import templates
 from bot.checks.case import Case, list_files, read_json
 from bot.checks.finding import Check, counted, finding, graded
+from bot.checks.specials import foreign_to_the_tokenizer, generation_drift, special_tokens
 from bot.records import Finding
 
 
@@ -42,6 +43,7 @@ PROGRAMS = (
     ".safetensors",
 )  # no license's text
 
+GENERATION = Family(id="generation-config", noun="generation config", patterns=("generation_config.json",), lost="warn")
 FAMILIES = (
     Family(
         id="tokenizer",
@@ -51,22 +53,30 @@ FAMILIES = (
             "vocab.txt", "merges.txt", "*.tiktoken", "tokenizer.model", "tokenizer.model.v*", "spiece.model",
             "sentencepiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm", "bpe.codes", "emoji.json", "dict.txt",
             "normalizer.json", "tekken.json", "spm.model", "spm_char.model", "target_vocab.json", "entity_vocab.json",
-            "vocab-src.json", "vocab-tgt.json", "prophetnet.tokenizer",
+            "vocab-src.json", "vocab-tgt.json", "prophetnet.tokenizer", "tokenizer.[0-9]*.json", "tiktoken.model", "byte_maps.json",
+            "word_shape.json", "word_pronunciation.json", "question_encoder_tokenizer/*", "generator_tokenizer/*",
         ),
     ),
     Family(
         id="processor",
         noun="processor file",
-        patterns=("preprocessor_config.json", "processor_config.json", "*_preprocessor_config.json", "*_processor_config.json"),
+        patterns=("preprocessor_config.json", "processor_config.json", "*_preprocessor_config.json", "*_processor_config.json",
+                  "audio_tokenizer_config.json"),
+    ),
+    Family(
+        id="beside",
+        noun="file that the model reads by name",
+        patterns=("spk_dict.pt", "speaker_embeddings_path.json", "speaker_embeddings/*.npy", "decision.json", "judge_config.json",
+                  "decision_template.jinja", "decision_config.json", "calibration.json", "head.safetensors", "readout.safetensors"),
+        adapters="never",
     ),
     Family(id="custom-code", noun="code file", patterns=("*.py", "*/*.py"), adapters="never"),
-    Family(
-        id="generation-config", noun="generation config", patterns=("generation_config.json",), lost="warn",
-    ),
+    GENERATION,
     Family(
         id="modules",
         noun="module file",
-        patterns=("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]*_*/config.json"),
+        patterns=("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "router_config.json",
+                  "[0-9]*_*/*", "*_[0-9]*_*/*"),
     ),
     Family(
         id="license",
@@ -100,7 +110,20 @@ def preserved(family: Family) -> Callable[[Case], Finding]:
 
 def checks() -> tuple[Check, ...]:
     """One check per family; `license` is a remark for the reader, the others carry weight."""
-    return tuple(Check(id=family.id, level="files", run=preserved(family)) for family in FAMILIES)
+    special = {GENERATION.id: generation_config}
+    found = [Check(id=one.id, level="files", run=special.get(one.id, preserved(one))) for one in FAMILIES]
+    return (*found, Check(id="special-tokens", level="files", run=special_tokens))
+
+
+def generation_config(case: Case) -> Finding:
+    """generation_config.json is the adapter's, else the base's with the tokens of the adapter's tokenizer."""
+    drift = generation_drift(case)
+    if drift is None:
+        return preserved(GENERATION)(case)
+    right = ("as declared", "It is the base's, with the tokens of the adapter's tokenizer.")
+    if not (case.subject.folder / "generation_config.json").is_file():
+        return graded(GENERATION.id, "as declared", right, warns=["generation_config.json is lost; the base has it."])
+    return graded(GENERATION.id, "as declared", right, fails=drift)
 
 
 def chat_template(case: Case) -> Finding:
@@ -129,8 +152,10 @@ def _changed(why: str) -> Finding:
 def _names(case: Case, family: Family) -> list[str]:
     """What base and adapter ship of a family; a file that only the merged folder has is the strays check's business."""
     shipped = set(list_files(case.subject.base))
+    if family.id == "tokenizer":  # a tokenizer is taken whole, from one of the two
+        shipped -= foreign_to_the_tokenizer(case)
     if family.adapters == "first":
-        shipped |= {name for name in list_files(case.subject.adapter) if "/" not in name}
+        shipped |= {name for name in list_files(case.subject.adapter) if "/" not in name or family.id == "modules"}
     if family.id == "license":
         shipped = {name for name in shipped if not name.endswith(PROGRAMS)}
     return sorted(name for name in shipped if any(_matches(name, pattern) for pattern in family.patterns))

@@ -17,6 +17,7 @@ def loads(case: Case) -> Finding:
         return stopped
     said = answer["loads"]
     fails = [f"{key} is {how}." for how in ("missing", "unexpected", "mismatched") for key in said[how]]
+    fails += [f"The tokenizer is another: {one}." for one in said.get("tokens", ())]
     if not fails:
         fails += [f"transformers says: {line}" for line in said["said"]]
     tokenizer = "" if said["tokenizer"] == "none" else f", with its {said['tokenizer']}"

@@ -8,6 +8,7 @@ from bot.checks.case import Case
 from bot.checks.checkpoint import quantization_of
 from bot.checks.declared import Declared, at
 from bot.checks.finding import counted, finding, graded
+from bot.checks.specials import declared_tokens
 from bot.errors import Refused
 from bot.records import Finding, Json
 
@@ -65,13 +66,13 @@ def config(case: Case) -> Finding:
 def _changes(case: Case) -> tuple[Declared, ...]:
     """What the adapter makes necessary. At level files no weight is read, and so no adapter: then nothing is expected
     unless something differs."""
-    merged = case.merged_config or {}
+    merged, tokens = case.merged_config or {}, declared_tokens(case)
     if case.subject.level == "files" and all(
         declared(path, after, case.subject.dtype) or QUANTIZATION in path.split(".")
         for path, _, after in differences(case.base_config, merged)
     ):
-        return ()
-    plain = _plain(case)
+        return tokens
+    plain = (*_plain(case), *tokens)
     try:
         return (*plain, *case.claims.declared)
     except Refused:

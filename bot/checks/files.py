@@ -13,6 +13,8 @@ from bot.records import Finding
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"})
 OTHER_WEIGHTS = frozenset({".safetensors", ".h5", ".msgpack", ".gguf", ".ggml", ".onnx", ".ot", ".npz", ".tflite"})
+BY_NAME = ("head.safetensors", "readout.safetensors")  # of a decision model: beside its weights, in no index
+VOICES = ("spk_dict.pt",)  # of an omni model: transformers reads them with weights_only, which runs no code
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.")
 TEMPORARY = (".tmp", ".part", ".partial", ".incomplete", ".lock", ".swp", ".orig", "~")
 HIDDEN_BUT_RIGHT = frozenset({".gitattributes", ".gitignore", ".eval_results"})
@@ -87,7 +89,9 @@ def _is_stray(case: Case, name: str, known: set[str]) -> bool:
         return True
     if path.name.endswith(".bin.index.json"):
         return True
-    return path.suffix in OTHER_WEIGHTS and name not in known and not _module_weights(case, path)
+    if path.suffix not in OTHER_WEIGHTS or name in known:
+        return False
+    return not _module_weights(case, path) and not (name in BY_NAME and _is_an_inputs(case, path, "base"))
 
 
 def _stray(name: str) -> str:
@@ -104,9 +108,13 @@ def _module_weights(case: Case, path: PurePosixPath) -> bool:
         names = {module["path"] for module in _modules(case)}
     except (TypeError, KeyError):
         return False
-    base = case.subject.base / path
-    same = base.is_file() and base.read_bytes() == (case.subject.folder / path).read_bytes()
-    return same and path.parent.as_posix() in names
+    return _is_an_inputs(case, path, "adapter", "base") and path.parent.as_posix() in names
+
+
+def _is_an_inputs(case: Case, path: PurePosixPath, *roles: str) -> bool:
+    """Whether the file is, byte for byte, that of the first of these inputs that has it."""
+    originals = [one for role in roles if (one := getattr(case.subject, role) / path).is_file()]
+    return bool(originals) and originals[0].read_bytes() == (case.subject.folder / path).read_bytes()
 
 
 def _modules(case: Case) -> list[dict[str, str]]:
@@ -133,8 +141,14 @@ def _unknown(case: Case, known: set[str]) -> list[str]:
 
 def pickles(case: Case) -> Finding:
     """No file that runs code when it is loaded."""
-    fails = [f"{name} is a pickle." for name in case.files if PurePosixPath(name).suffix in PICKLES]
+    found = [name for name in case.files if PurePosixPath(name).suffix in PICKLES]
+    fails = [f"{name} is a pickle." for name in found if not _is_voices(case, name)]
     return graded("pickles", "0 pickles", ("0 pickles", "Nothing runs code when loaded."), fails=fails)
+
+
+def _is_voices(case: Case, name: str) -> bool:
+    """A file of the base's that its model reads by name, and only as tensors."""
+    return name in VOICES and _is_an_inputs(case, PurePosixPath(name), "base")
 
 
 def leftovers(case: Case) -> Finding:

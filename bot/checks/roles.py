@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from bot.checks import measure
 from bot.checks.case import read_json
 from bot.checks.control import clamped, controls
 from bot.checks.nearest import merge_to_nearest, quantised_again
-from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer, text_windows, trusts
+from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer, other_tokens, text_windows, trusts
 from bot.checks.respelled import respelled
 from bot.checks.skeleton import NEEDS_CODE, Skeleton, build, model_class
 from bot.checks.unmerged import loading, mend
@@ -151,7 +152,9 @@ def merged(job: Job) -> Job:
         "tokenizer": "none",
     }
     if has_tokenizer(folder):
-        loads["tokenizer"] = type(load_tokenizer(folder, trusts(folder, job))).__name__
+        tokenizer = load_tokenizer(folder, trusts(folder, job))
+        loads["tokenizer"] = type(tokenizer).__name__
+        loads["tokens"] = other_tokens(tokenizer, job)
     runs = not job["quantised"] and (Path(job["work"]) / "reference.json").exists()
     return {"loads": loads, "merged": _compare(_prepared(model, job), job) if runs else None}
 
@@ -165,10 +168,17 @@ def _load(folder: Path, job: Job) -> tuple[Any, Job]:
     chosen = model_class(config, trust)
     if chosen is None:
         return None, {}
-    model, loading = chosen.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, local_files_only=True,
-        trust_remote_code=trust,
-    )  # fmt: skip
+    how = {
+        "dtype": torch.float32,
+        "attn_implementation": "eager",
+        "local_files_only": True,
+        "trust_remote_code": trust,
+    }
+    try:
+        model, loading = chosen.from_pretrained(folder, output_loading_info=True, **how)
+    except AttributeError:  # an omni model's own from_pretrained reads its voices into a model, and gets a pair
+        chosen.from_pretrained(folder, **how)  # as its users load it: what is read besides the weights must be there
+        model, loading = PreTrainedModel.from_pretrained.__func__(chosen, folder, output_loading_info=True, **how)
     return model, loading
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bot import assets
+from bot import assets, special_tokens
 from bot.budget import choose_device, choose_level, machine_refusals, make_budget
 from bot.plan import heads, replicas, tying
 from bot.plan.base import basis_of
@@ -45,8 +45,8 @@ from bot.weights.adapter import Settings, read_changes, read_settings
 from bot.weights.places import Names
 from bot.weights.shards import INDEX_NAME, lay_out, stored_targets, torch_name
 
-# A sentence-transformers module, e.g. 2_Dense, beside the transformer.
-MODULE_WEIGHTS = re.compile(r"\d+_\w+/(model\.safetensors|pytorch_model\.bin)")
+# The weights of a sentence-transformers module, e.g. 2_Dense, as a pickle: copied they would be code.
+MODULE_PICKLE = re.compile(r"((?:\w+_)?\d+_\w+/)[^/]+\.(?:bin|pt|pth|ckpt|pkl)")
 NEW_ROWS = "new_embeddings.safetensors"
 
 
@@ -81,8 +81,9 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
     quantised = quantize(outputs.ops, options, {**config, **head})
     refusals += quantised.refusals
     layout = lay_out(base.headers, quantised.ops, assets.read_json(base, INDEX_NAME) or None)
-    edits = {**basis.edits, **draft.edits, **quantised.edits}
-    chosen, changes = assets.choose_assets(base, adapter, wanted, edits)
+    followed = special_tokens.follow(base, adapter, config)
+    edits = {**basis.edits, **draft.edits, **quantised.edits, **followed.edits}
+    chosen, changes = assets.choose_assets(base, adapter, wanted, edits, followed.asset)
     refusals += code_refusals(base, adapter, chosen, options)
     budget = make_budget(sources, layout.shards, layout.ops, chosen, draft.engine)
     refusals = [_with_new_rows(refusal, adapter) for refusal in refusals]
@@ -114,9 +115,16 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
         index=layout.index,
         index_name=layout.index_name,
         assets=chosen,
-        config_changes=changes,
+        config_changes=(*changes, *followed.changes),
         refusals=tuple(refusals),
-        notes=(*_notes(main, wanted, outputs, options), *filter(None, (basis.why,)), *draft.notes, *quantised.notes),
+        notes=(
+            *_notes(main, wanted, outputs, options),
+            *filter(None, (basis.why,)),
+            *draft.notes,
+            *quantised.notes,
+            *followed.notes,
+            *_left_out(assets.base_tokenizer_left_out(base, adapter)),
+        ),
         budget=budget,
         fingerprint=fingerprint(base.sha, adapter.sha, options, basis.how),
     )
@@ -289,10 +297,18 @@ def _base_refusals(base: Source, config: Json) -> list[Refusal]:
     if not config:
         reason = "The base has no config.json, so it is not a transformers model."
         refusals.append(Refusal(code="no-config", reason=reason, remedy="Name the base with --base owner/name."))
-    own = [entry.name for entry in base.files if MODULE_WEIGHTS.fullmatch(entry.name)]
-    if own:
-        reason = f"The base has modules with weights of their own ({own[0]}), which this version does not carry over."
-        refusals.append(Refusal(code="module-weights", reason=reason, remedy="Keep the adapter separate."))
+    names = {entry.name for entry in base.files}
+    pickled = [
+        name
+        for name in names
+        if (found := MODULE_PICKLE.fullmatch(name)) and f"{found[1]}model.safetensors" not in names
+    ]
+    if pickled and "modules.json" in names:
+        reason = (
+            f"The base has a module whose weights are a pickle ({min(pickled)}), which can run code when it is read."
+        )
+        remedy = "Save the base again with sentence-transformers 3 or later, or keep the adapter separate."
+        refusals.append(Refusal(code="module-weights", reason=reason, remedy=remedy))
     seen: set[str] = set()
     for header in base.headers:
         for tensor in header.tensors:
@@ -327,6 +343,12 @@ def _notes(main: str, wanted: str | None, outputs: Outputs, options: Options) ->
         shown = ", ".join(drop.source.key for drop in outputs.drops[:SHOWN])
         notes.append(f"{len(outputs.drops)} base tensors are left out ({outputs.drops[0].why}): {shown}.")
     return tuple(notes)
+
+
+def _left_out(names: list[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    return (f"tokenizer: the adapter's; the base's {', '.join(names)} {'is' if len(names) == 1 else 'are'} left out.",)
 
 
 # --- every key is claimed -----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bot.errors import NotFound, Refused, Usage
 from bot.events import Emit, Moved, Note, Stage
 from bot.hub import is_repo_id
-from bot.pull import pickles, quantised, weights
+from bot.pull import beside, pickles, quantised, vocabulary, weights
 from bot.pull.folders import pin_folder
 from bot.pull.hashes import Hashes
 from bot.pull.listing import require_usable as require_usable
@@ -76,7 +76,11 @@ def pin(
             return _with_headers(_pin_base(ref, request.base is None, hub, emit, hashes), request, hub, emit)
 
         bases[base_ref] = quantised.settle(pinned(base_ref), request.options.base_weights, pinned, hub, emit)
-    return Sources(base=bases[base_ref], adapter=adapter, more=tuple(more))
+    base = bases[base_ref]
+    adapter, *more = (vocabulary.with_added_tokens(one, base, hub) for one in (adapter, *more))
+    if any(vocabulary.is_read(one) for one in (adapter, *more)):
+        base = vocabulary.with_added_tokens(base, adapter, hub)
+    return Sources(base=base, adapter=adapter, more=tuple(more))
 
 
 def _pin_base(ref: Ref, named: bool, hub: Hub, emit: Emit, hashes: Hashes) -> Source:
@@ -130,6 +134,7 @@ def _with_headers(source: Source, request: Request, hub: Hub, emit: Emit) -> Sou
     if source.role == "base":
         return weights.read_headers(source, weights.base_files(source, emit), hub)
     names = weights.adapter_files(source, allow_pickle=request.options.allow_pickle)
+    beside.refuse_others(source)
     if names == (weights.PICKLE,):
         return pickles.convert(source, hub, emit)
     return weights.read_headers(source, names, hub)
