@@ -27,9 +27,10 @@ NESTED = (
 HEAD = 1 << 20  # bytes of tokenizer.json that are read: `added_tokens` stands before the vocabulary
 # Their positions begin behind the padding token's number (transformers' modeling files): it must stay in config.json.
 COUNTS_FROM_PADDING = frozenset(
-    "altclip bridgetower camembert clap data2vec-text esm evolla fsmt ibert kosmos-2 kosmos-2.5 layoutlmv3 lilt longformer luke "
-    "m2m_100 markuplm mpnet nllb-moe roberta roberta-prelayernorm seamless_m4t seamless_m4t_v2 speech_to_text speecht5 trocr "
-    "xlm-roberta xlm-roberta-xl xmod".split()
+    "altclip altclip_text_model bridgetower bridgetower_text_model camembert clap clap_text_model data2vec-text esm evolla "
+    "fsmt ibert kosmos-2 kosmos-2.5 kosmos_2_5_text_model kosmos_2_text_model layoutlmv3 lilt longformer luke m2m_100 "
+    "markuplm mpnet nllb-moe roberta roberta-prelayernorm seamless_m4t seamless_m4t_v2 speech_to_text speecht5 trocr xlm- "
+    "roberta xlm-roberta-xl xmod".split()
 )
 
 
