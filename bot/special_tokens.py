@@ -29,8 +29,8 @@ HEAD = 1 << 20  # bytes of tokenizer.json that are read: `added_tokens` stands b
 COUNTS_FROM_PADDING = frozenset(
     "altclip altclip_text_model bridgetower bridgetower_text_model camembert clap clap_text_model data2vec-text esm evolla "
     "fsmt ibert kosmos-2 kosmos-2.5 kosmos_2_5_text_model kosmos_2_text_model layoutlmv3 lilt longformer luke m2m_100 "
-    "markuplm mpnet nllb-moe roberta roberta-prelayernorm seamless_m4t seamless_m4t_v2 speech_to_text speecht5 trocr xlm- "
-    "roberta xlm-roberta-xl xmod".split()
+    "markuplm mpnet nllb-moe roberta roberta-prelayernorm seamless_m4t seamless_m4t_v2 speech_to_text speecht5 trocr "
+    "xlm-roberta xlm-roberta-xl xmod".split()
 )
 
 

@@ -86,7 +86,7 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
     chosen, changes = assets.choose_assets(base, adapter, wanted, edits, followed.asset)
     refusals += code_refusals(base, adapter, chosen, options)
     budget = make_budget(sources, layout.shards, layout.ops, chosen, draft.engine)
-    refusals = [_with_new_rows(refusal, adapter) for refusal in refusals]
+    refusals = [_with_new_rows(refusal, adapter) for refusal in refusals] or _new_rows_alone(adapter)
     level, not_run, level_refusals = choose_level(
         options, config, budget.verify_memory, machine, budget.verify_disk and budget.disk + budget.verify_disk
     )
@@ -331,6 +331,15 @@ def _with_new_rows(refusal: Refusal, adapter: Source) -> Refusal:
         return refusal
     said = f"{refusal.reason} (Rows of new tokens lie in {NEW_ROWS}, which this version does not read.)"
     return replace(refusal, reason=said)
+
+
+def _new_rows_alone(adapter: Source) -> list[Refusal]:
+    """Rows of new tokens that nothing else asks for are trained all the same: they do not vanish without a word."""
+    if not any(entry.name == NEW_ROWS for entry in adapter.files):
+        return []
+    reason = f"Rows of new tokens lie in {NEW_ROWS} beside the adapter, which this version does not read."
+    remedy = "Save it again with save_embedding_layers=True, or keep the adapter separate."
+    return [Refusal(code="rows-not-saved", reason=reason, remedy=remedy)]
 
 
 def _notes(main: str, wanted: str | None, outputs: Outputs, options: Options) -> tuple[str, ...]:

@@ -9,8 +9,10 @@ import pytest
 
 from bot.errors import Refused
 from bot.events import silent
+from bot.machine import look
+from bot.plan import make_plan
 from bot.pull import parse_ref, pin
-from bot.records import Request
+from bot.records import Options, Request
 from tests.pulling.given import two_sentences, write_adapter, write_base
 
 
@@ -63,6 +65,12 @@ def test_what_a_trainer_keeps_to_go_on_is_passed_over(hub, inputs):
 def test_another_adapter_in_a_folder_of_its_own_is_passed_over(hub, inputs):
     put(inputs[1], "reference/adapter_config.json", "reference/adapter_model.safetensors")
     assert len(pinned(hub, inputs).adapter.headers) == 1
+
+
+def test_rows_of_new_tokens_are_refused_where_no_merge_takes_them(hub, inputs):
+    put(inputs[1], "new_embeddings.safetensors")
+    (refusal,) = make_plan(pinned(hub, inputs), Options(), look(inputs[1])).refusals
+    assert (refusal.code, "new_embeddings.safetensors" in refusal.reason) == ("rows-not-saved", True)
 
 
 def test_modules_of_sentence_transformers_that_the_adapter_names_are_copied_instead(hub, inputs):
