@@ -24,7 +24,8 @@ NESTED = (
     "language_config",
     "thinker_config",
 )  # where a text model's config may lie
-HEAD = 1 << 20  # bytes of tokenizer.json that are read: `added_tokens` stands before the vocabulary
+LONGEST = 12  # digits of a token's number
+HEAD = 4 << 20  # bytes of tokenizer.json that are read: `added_tokens` stands before the vocabulary
 # Their positions begin behind the padding token's number (transformers' modeling files): it must stay in config.json.
 COUNTS_FROM_PADDING = frozenset(
     "altclip altclip_text_model bridgetower bridgetower_text_model camembert clap clap_text_model data2vec-text esm evolla "
@@ -58,7 +59,7 @@ def follow(base: Source, adapter: Source, config: Json) -> Followed:
         return Followed()
     before, after = specials(base), specials(adapter)
     changed = {name: after[name] for name in NAMES if name in after and _differ(before.get(name), after[name])}
-    notes = [f"The adapter's tokenizer has another {name} ({token.text}), whose number no small file says: what generates keeps "
+    notes = [f"The adapter's tokenizer has another {name} ({token.text!r}), whose number no small file says: what generates keeps "
              "the base's." for name, token in changed.items() if token.number is None]  # fmt: skip
     known = {
         name: (_number(before.get(name)), token.number) for name, token in changed.items() if token.number is not None
@@ -94,9 +95,8 @@ def _numbers(source: Source, said: Json) -> dict[str, int]:
     found = {entry["content"]: entry["id"] for entry in _added(source.small.get(VOCABULARY, b""))}
     decoder = said.get("added_tokens_decoder")
     if isinstance(decoder, dict):
-        found |= {
-            text: int(at) for at, entry in decoder.items() if (text := _text(entry)) is not None and at.isdecimal()
-        }
+        given = [(_text(entry), at) for at, entry in decoder.items() if at.isdecimal() and len(at) < LONGEST]
+        found |= {text: int(at) for text, at in given if text is not None}
     else:
         added = _json(source.texts.get("added_tokens.json")).items()
         found |= {text: number for text, number in added if type(number) is int}

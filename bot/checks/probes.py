@@ -65,7 +65,9 @@ def trusts(folder: Path, job: dict[str, Any]) -> bool:
 
 def other_tokens(found: Any, job: dict[str, Any]) -> list[str]:
     """Where a tokenizer says otherwise than its owner's, loaded beside it: the adapter's, where that can be, else the base's."""
-    owner = next((one for role in ("adapter", "base") if (one := _loaded(Path(job[role]), trusts(Path(job[role]), job)))), None)
+    owner = next(
+        (one for role in ("adapter", "base") if (one := _loaded(Path(job[role]), trusts(Path(job[role]), job)))), None
+    )
     if owner is None:
         return []
     names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -34,6 +34,7 @@ PADDED = frozenset(
     "markuplm mpnet nllb-moe roberta roberta-prelayernorm seamless_m4t seamless_m4t_v2 speech_to_text speecht5 trocr "
     "xlm-roberta xlm-roberta-xl xmod".split()
 )
+DIGITS = 11  # of a token's number
 WHY = "the adapter's tokenizer has another"
 
 
@@ -74,15 +75,15 @@ def speaks(folder: Path) -> Speaks:
     said = read_json(folder / CONFIG) or {}
     decoder = said.get("added_tokens_decoder")
     texts = {name: text for name in TOKENS if (text := _text(said.get(name))) is not None}
-    numbers: dict[str, int] = {}
-    for entry in (read_json(folder / WHOLE) or {}).get("added_tokens") or []:
-        numbers[str(entry.get("content"))] = entry.get("id")
+    added = (read_json(folder / WHOLE) or {}).get("added_tokens")
+    given = [(_text(one), one.get("id")) for one in added if isinstance(one, dict)] if isinstance(added, list) else []
     if isinstance(decoder, dict):
-        numbers |= {str(_text(entry)): int(number) for number, entry in decoder.items()}
+        given += [(_text(entry), int(at)) for at, entry in decoder.items() if at.isdecimal() and len(at) <= DIGITS]
     else:
         older = read_json(folder / MAP) or {}
         texts |= {name: text for name in TOKENS if (text := _text(older.get(name))) is not None}
-        numbers |= read_json(folder / ADDED) or {}
+        given += (read_json(folder / ADDED) or {}).items()
+    numbers = {text: number for text, number in given if text is not None and type(number) is int}
     return Speaks(texts=texts, numbers=numbers)
 
 
@@ -137,7 +138,7 @@ def declared_tokens(case: Case) -> tuple[Declared, ...]:
         for path in text_paths(config, f"{name}_id"):
             place = config if "." not in path else config[path.split(".")[0]]
             value = place.get(f"{name}_id")
-            if name == "pad_token" and place.get("model_type") in PADDED:
+            if name == "pad_token" and str(place.get("model_type")) in PADDED:
                 continue
             follows = old in _listed(value) or (alone and name == "eos_token")
             if value is not None and follows and new not in _listed(value):

@@ -176,6 +176,25 @@ def test_a_token_without_a_known_number_is_said(world: World):
     assert world.prove().verdict == "verified"
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"added_tokens_decoder": {"9" * 5000: {"content": "<end>"}, "x": 3}}, {"added_tokens_decoder": []},
+        {"eos_token": ["<end>"]}, {"eos_token": {"content": 3}}, {"eos_token": "\n::set-output"},
+    ],
+)  # fmt: skip
+def test_odd_tokenizers_are_read_as_far_as_they_say_something(world: World, odd: dict[str, Any]):
+    write(
+        world.adapter,
+        tokenizer={"added_tokens": [3, {"id": "x"}, {"content": "<end>", "id": [1]}]},
+        tokenizer_config=odd,
+    )
+    write(world.base, generation_config={"eos_token_id": {"a": 1}, "pad_token_id": 104})
+    world.merge()
+    assert not any("\n" in note for note in world.plan().notes)
+    assert world.prove().verdict == "verified"
+
+
 # --- what the verifier finds in a folder that mixes them --------------------------------------------------------------------
 
 
