@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,40 @@ from bot.budget import choose_level, verify_disk, verify_memory
 from bot.card import retarget
 from bot.combine import Predicted, notation
 from bot.combine.joined import joined
+from bot.compare import compare_folders
 from bot.errors import MachineTooSmall, NotFound, NotVerified, Refused, Usage
 from bot.events import Emit, Stage
+from bot.held import holding
 from bot.hub import Hub, is_repo_id
 from bot.machine import look
 from bot.pipeline import one_adapter, publish_made, target_of
 from bot.plan import pin_of
-from bot.pull import card_of, fetch, original_at_hand, pin, require_usable, vouch
-from bot.records import Combination, Json, Options, Publication, Ref, Report, Request, Role, Source, Sources, Stored
+from bot.publish import plain_files
+from bot.pull import (
+    card_of,
+    fetch,
+    merged_files,
+    original_at_hand,
+    pin,
+    repo_files,
+    require_usable,
+    vouch,
+    with_sound_files,
+)
+from bot.records import (
+    Combination,
+    Held,
+    Json,
+    Options,
+    Publication,
+    Ref,
+    Report,
+    Request,
+    Role,
+    Source,
+    Sources,
+    Stored,
+)
 from bot.verify import Subject, verify
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -36,10 +63,18 @@ def verify_again(
 ) -> Report:
     """Re-prove a merged repo or folder. Inputs that are not given are those that its verification.json names.
 
-    `measuring`: Subject's `eval_text` and `force`. Several adapters are combined again, as that file says.
+    `measuring`: Subject's `eval_text` and `force`. Several adapters are combined again, as that file says. Every file that is
+    read is held to what its repo states; what is damaged in the Hub's cache is fetched once more. Raises Damaged, Refused.
     """
+    return with_sound_files(lambda: _verify_again(merged, base, adapters, options, hub, emit, **measuring), hub, emit)
+
+
+def _verify_again(
+    merged: Ref, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit, **measuring: Any
+) -> Report:
     emit(Stage(name="pull", title="Reading the merged model and its inputs"))
-    folder = whole_folder(merged, hub)
+    whole = whole_folder(merged, hub)
+    folder = whole.folder
     recorded = read_report(folder)
     inputs = (recorded or {}).get("inputs") or {}
     adapter, *more = adapters or _recorded_adapters(inputs)
@@ -70,7 +105,10 @@ def verify_again(
         kind = MachineTooSmall if refusal.exit_code == MachineTooSmall.exit_code else Refused
         raise kind(refusal.reason, remedy=refusal.remedy)
     local = fetch(sources, files_to_prove(sources), hub, emit)
-    with one_adapter(together, local, hub, emit) as local:
+    held = (*local.files, *whole.files)
+    with holding(held) as keeper, one_adapter(together, local, hub, emit) as local:
+        # Folders were hashed a moment ago, to the last byte.
+        keeper.follow(one.path for one in local.files if one.repo is not None)
         subject = Subject(
             folder=folder,
             base=local.base,
@@ -90,7 +128,10 @@ def verify_again(
             adapters=local.adapters if together else (),
             combination=notation.to_json(together.how) if together else None,
         )
-        return verify(subject, emit)
+        report = verify(subject, emit)
+        for name, sha256 in report.document["subject"]["files"].items():
+            keeper.found(folder / name, sha256)
+        return report
 
 
 def _card_bases(folder: Path, sources: Sources, hub: Hub) -> tuple[str, ...]:
@@ -145,6 +186,7 @@ def _pins(sources: Sources, together: Predicted | None) -> Json:
 def publish_folder(folder: Path, request: Request, hub: Hub, emit: Emit) -> Publication:
     """Publish a folder that an earlier merge finished, with the report that lies in it, to the request's target."""
     require_usable(folder)
+    files = plain_files(folder)  # before anything of it is read: a link would lead to what is none of its business
     document = read_report(folder)
     if document is None:
         raise NotVerified(
@@ -152,8 +194,8 @@ def publish_folder(folder: Path, request: Request, hub: Hub, emit: Emit) -> Publ
         )
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as parcel:
         # Links, and a card of its own: the folder stays as it is, for other targets too.
-        for path in filter(Path.is_file, folder.rglob("*")):
-            twin = Path(parcel) / path.relative_to(folder)
+        for name, path in files.items():
+            twin = Path(parcel) / name
             twin.parent.mkdir(parents=True, exist_ok=True)
             os.link(path, twin, follow_symlinks=False)
         _retarget(Path(parcel) / "README.md", document, target_of(request))
@@ -210,13 +252,34 @@ def _recorded_combination(inputs: Json) -> Combination | None:
         ) from error
 
 
-def whole_folder(ref: Ref, hub: Hub) -> Path:
-    """A folder with every file of a repo or folder."""
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A folder that has every file of a merged model, and what those must be."""
+
+    folder: Path
+    files: tuple[Held, ...]
+
+
+def whole_folder(ref: Ref, hub: Hub) -> Whole:
+    """A repo or folder with all of its files. Raises NotFound, and Refused for a link that leads out of the folder."""
     if ref.folder is not None:
         if not ref.folder.is_dir():
             raise NotFound(f"There is no folder {ref.text}.", remedy="Check the path.")
         require_usable(ref.folder)
-        return ref.folder
+        return Whole(folder=ref.folder, files=merged_files(ref))
     assert ref.repo is not None
     pinned = hub.pin(ref.repo, ref.revision)
-    return hub.download(ref.repo, pinned.sha, [entry.name for entry in pinned.files])
+    folder = hub.download(pinned.repo, pinned.sha, [entry.name for entry in pinned.files])
+    return Whole(folder=folder, files=repo_files(pinned, folder))
+
+
+def compare_models(first: Ref, second: Ref, hub: Hub, emit: Emit) -> Json:
+    """Compare two checkpoints; what is damaged in the Hub's cache is fetched once more. See `compare_folders` for the rest."""
+
+    def attempt() -> Json:
+        one, other = whole_folder(first, hub), whole_folder(second, hub)
+        with holding((*one.files, *other.files)) as keeper:
+            keeper.follow(held.path for held in (*one.files, *other.files))
+            return compare_folders(one.folder, other.folder)
+
+    return with_sound_files(attempt, hub, emit)

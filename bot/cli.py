@@ -309,12 +309,11 @@ def publish(folder: Path, target: str, how: Any, as_json: bool, quiet: bool, deb
 @SPEAKING
 def compare(first: str, second: str, as_json: bool, quiet: bool, debug: bool) -> int:
     """Compare two checkpoints, tensor by tensor. Exit 0 also when they differ."""
-    from bot.again import whole_folder
-    from bot.compare import compare_folders, comparison_table
+    from bot.again import compare_models
+    from bot.compare import comparison_table
 
     console = Console(quiet=quiet)
-    our_hub = _hub()
-    found = compare_folders(whole_folder(_ref(first), our_hub), whole_folder(_ref(second), our_hub))
+    found = compare_models(_ref(first), _ref(second), _hub(), console)
     console.close()
     if as_json:
         _print_json(found)

@@ -8,6 +8,7 @@ AdapterMergeError                one sentence of what happened, one of what to d
 │   ├── NotFound
 │   ├── Gated
 │   ├── Forbidden
+│   ├── Damaged                  a file on this disk has not the bytes that its source states
 │   └── Moved                    the target changed between plan and commit
 ├── MachineTooSmall    6         disk or memory
 └── Interrupted      130         Ctrl-C, SIGTERM, SIGHUP
@@ -62,6 +63,14 @@ class Gated(Outside):
 
 class Forbidden(Outside):
     pass
+
+
+class Damaged(Outside):
+    """`files`: the records.Held that are not what they must be."""
+
+    def __init__(self, what: str, *, remedy: str, files: tuple[object, ...] = ()) -> None:
+        super().__init__(what, remedy=remedy)
+        self.files = files
 
 
 class Moved(Outside):

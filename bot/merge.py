@@ -1,20 +1,17 @@
 """merge: carry out a plan into a folder that has not got its final name yet.
 
-`DIR` is built as `.DIR.partial-<fingerprint>` beside it. A shard that is whole has its name there; the one in
-work ends in `.part`. So a killed merge goes on from its finished shards, and a folder called `DIR` is always complete.
+A shard that is whole has its name there; the one in work ends in `.part` (see `bot.partial`).
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import glob
+import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -22,8 +19,12 @@ from typing import TYPE_CHECKING
 
 from bot.budget import readable
 from bot.engines.vocabulary import compare_vocabulary
-from bot.errors import AdapterMergeError, MachineTooSmall, Refused, Usage
+from bot.errors import MachineTooSmall, Refused
 from bot.events import Emit, Moved, Note, Stage
+from bot.held import Keeper, holding
+from bot.partial import left_behind as left_behind
+from bot.partial import noted, write_note
+from bot.partial import place as place
 from bot.records import Local, Measured, Merged, Op, PeftMerge, Plan, Shard, Stored
 from bot.weights.headers import read_header
 
@@ -32,49 +33,33 @@ if TYPE_CHECKING:
     from bot.engines.product import Product
 
 
-@contextmanager
-def place(output: Path, fingerprint: str) -> Iterator[Path]:
-    """The folder beside `output` in which to build, locked for as long as the block runs: also once it is called `output`.
-
-    Raises Usage when another run builds in that place, or still publishes what it has built there.
-    """
-    partial = output.parent / f".{output.name}.partial-{fingerprint[:12]}"
-    with ExitStack() as locks:
-        if output.is_dir():
-            locks.enter_context(_only_one(output))
-        for other in _partials(output):
-            if other != partial:
-                with _only_one(other):  # what an abandoned merge of other inputs left behind
-                    shutil.rmtree(other, ignore_errors=True)
-        try:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(_only_one(partial, make=True))
-        except OSError as error:
-            raise Usage(f"{output} cannot be made: {error.strerror}.", remedy="Name another --output.") from error
-        try:
-            yield partial
-        except AdapterMergeError:
-            # No second try would fare better: leave nothing. (After Ctrl-C or a kill, the finished shards stay.)
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-
-
 def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
     """Write every shard, the index and the assets of `plan` into `partial`.
 
-    Raises Refused for inputs whose bytes forbid the merge, and MachineTooSmall when the disk fills up.
+    Every input file is hashed while it is read. Raises Damaged where one is not what its source states, Refused for inputs
+    whose bytes forbid the merge or that change meanwhile, and MachineTooSmall when the disk fills up.
     """
     emit(Stage(name="merge", title=f"Merging {plan.method} into {plan.dtype}"))
     started = time.monotonic()
     progress = _Progress(emit, total=sum(shard.size for shard in plan.shards))
-    work = _Work(plan, inputs, partial, progress, emit)
-    try:
+    with holding(inputs.files) as keeper, _full_disk(plan):
+        keeper.require(held.path for held in inputs.files)
+        keeper.follow(held.path for held in inputs.files if held.role == "adapter")
+        work = _Work(plan, inputs, partial, progress, emit, keeper)
         _compare_twins(plan, inputs)
         _see_idle(plan, inputs)
         compare_vocabulary(plan, inputs, emit)
         for shard in plan.shards:
             work.shard(shard)
-        _write_rest(plan, inputs, partial)
+        _write_rest(plan, inputs, partial, keeper)
+    seconds = time.monotonic() - started
+    return Merged(folder=partial, plan=plan, tensors=tuple(work.measured), sha256=work.sha256, seconds=seconds)
+
+
+@contextmanager
+def _full_disk(plan: Plan) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -82,15 +67,16 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
             f"The disk is full: the merge needs {readable(plan.budget.output)}.",
             remedy="Free some space or choose another --output; nothing was left behind.",
         ) from error
-    seconds = time.monotonic() - started
-    return Merged(folder=partial, plan=plan, tensors=tuple(work.measured), sha256=work.sha256, seconds=seconds)
 
 
 class _Work:
     """The shards of one merge, one after the other."""
 
-    def __init__(self, plan: Plan, inputs: Local, partial: Path, progress: _Progress, emit: Emit) -> None:
+    def __init__(
+        self, plan: Plan, inputs: Local, partial: Path, progress: _Progress, emit: Emit, keeper: Keeper
+    ) -> None:
         self.plan, self.inputs, self.partial, self.progress, self.emit = plan, inputs, partial, progress, emit
+        self.keeper = keeper
         self.measured: list[Measured] = []
         self.sha256: dict[str, str] = {}
         self._ops: dict[str, list[Op]] = {}
@@ -98,17 +84,21 @@ class _Work:
             self._ops.setdefault(op.target.file, []).append(op)
         self._planned = _planned(plan)
         self._checked: set[str] = set()
+        self._before = noted(partial)  # sha256 of the shards that earlier runs have finished
 
     def shard(self, shard: Shard) -> None:
         """Write one weight file, unless an earlier run has."""
         finished = self.partial / shard.name
-        if finished.exists():
+        if self._is_finished(finished, shard.name):
             self.emit(Note(text=f"{shard.name} is there from an earlier run."))
             self.progress.add(shard.size)
             return
         ops = self._ops.get(shard.name, [])
-        for file in {shard.name, *(file for op in ops for file in _files_of(op.source))}:
+        files = {shard.name, *(file for op in ops for file in _files_of(op.source))}
+        for file in sorted(files):
             self._notice_change(file)
+        if not shard.same_as_base:
+            self.keeper.follow(self.inputs.base / file for file in sorted(files))
         from bot.engines.streaming import write_shard  # imports numpy, which a plan or a refusal never needs
 
         in_work = finished.with_name(finished.name + ".part")
@@ -117,21 +107,33 @@ class _Work:
         written = write_shard(
             shard, ops, self.inputs, in_work, self.progress.add, self._peft, clamps=clamps, **self._product
         )
+        if shard.same_as_base:  # what was written is what was read
+            self.keeper.found(self.inputs.base / shard.name, written.sha256)
+        self.keeper.settle()  # a shard that has its name is made of sound files
         self.measured += written.measured
         self.sha256[shard.name] = written.sha256
+        write_note(self.partial, self._before | self.sha256)
         os.replace(in_work, finished)
+
+    def _is_finished(self, path: Path, name: str) -> bool:
+        """Whether an earlier run has written this shard, and the disk has kept it."""
+        if not path.exists() or name not in self._before:
+            return False
+        with path.open("rb") as opened:
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        if sha256 != self._before[name]:
+            return False
+        self.sha256[name] = sha256
+        return True
 
     def _notice_change(self, file: str) -> None:
         """The plan was made from headers; the file that is read now must still have the same one."""
         if file in self._checked or file not in self._planned:
             return
         self._checked.add(file)
-        changed = Refused(f"The base's {file} is not the file that was planned for.", remedy="Run the merge again.")
+        self.keeper.require([self.inputs.base / file])
         if set(read_header(self.inputs.base / file, file=file).tensors) != self._planned[file]:
-            raise changed
-        before = self.inputs.changed.get(file)
-        if before is not None and (self.inputs.base / file).stat().st_mtime_ns != before:
-            raise changed
+            raise Refused(f"The base's {file} is not the file that was planned for.", remedy="Run the merge again.")
 
     def _peft(self, ops: Sequence[PeftMerge], descriptor: int) -> list[Measured]:
         """What PEFT's own layers make, written into the open shard."""
@@ -205,7 +207,7 @@ def _see_idle(plan: Plan, inputs: Local) -> None:
             )
 
 
-def _write_rest(plan: Plan, inputs: Local, partial: Path) -> None:
+def _write_rest(plan: Plan, inputs: Local, partial: Path, keeper: Keeper) -> None:
     for name in ("README.md", "verification.json"):  # of a run that was killed before the folder got its name
         (partial / name).unlink(missing_ok=True)
     roots = {"base": inputs.base, "adapter": inputs.adapter}
@@ -215,57 +217,9 @@ def _write_rest(plan: Plan, inputs: Local, partial: Path) -> None:
         if asset.content is not None:
             target.write_bytes(asset.content)
         else:
-            shutil.copyfile(roots[asset.source] / asset.name, target)
+            keeper.copy(roots[asset.source] / asset.name, target)
     if plan.index is not None and plan.index_name is not None:
         (partial / plan.index_name).write_bytes(plan.index)
-
-
-def left_behind(output: Path) -> int:
-    """Bytes on disk that earlier, unfinished merges to this name hold."""
-    return sum(path.stat().st_size for other in _partials(output) for path in other.rglob("*") if path.is_file())
-
-
-def _partials(output: Path) -> list[Path]:
-    return list(output.parent.glob(f".{glob.escape(output.name)}.partial-*"))
-
-
-@contextmanager
-def _only_one(folder: Path, *, make: bool = False) -> Iterator[None]:
-    """Hold the folder's lock, which stays with it when it is renamed and dies with this process. Raises Usage where it is held.
-
-    `make`: the folder is made where it is not there.
-    """
-    descriptor = _locked(folder, make)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _locked(folder: Path, make: bool) -> int | None:
-    """A descriptor that holds the lock of the folder of this name; None where there is none any more."""
-    while True:
-        if make:
-            folder.mkdir(exist_ok=True)
-        try:
-            descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            if make:
-                continue  # whoever had it has just finished
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
-                return descriptor
-        except FileNotFoundError:
-            pass  # renamed between the two looks
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise Usage(
-                "Another merge into this folder is running.", remedy="Wait for it, or choose another --output."
-            ) from error
-        os.close(descriptor)  # it was finished and renamed meanwhile
 
 
 class _Progress:

@@ -10,7 +10,7 @@ import importlib
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Literal
 from bot.card import render
 from bot.combine import Predicted, notation
 from bot.combine.joined import as_one, combined_in, joined, retold
-from bot.errors import AdapterMergeError, Usage
+from bot.errors import AdapterMergeError, Damaged, Usage
 from bot.events import Emit, Show, Stage
+from bot.held import holding, unchanging
 from bot.machine import look
 from bot.merge import left_behind, merge, place
 from bot.plan import is_change, make_plan, pin_of
 from bot.publish import already, carry_tag, publish, require_reach
-from bot.pull import fetch, original_at_hand, pin
+from bot.pull import dropping, fetch, original_at_hand, pin, with_sound_files
 from bot.records import (
     RECIPE,
     Json,
@@ -51,10 +52,23 @@ if TYPE_CHECKING:
 def run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None = None) -> Outcome:
     """All of it. What the plan forbids and what fails its proof are outcomes; what the world breaks is raised.
 
-    `bases`: those that an earlier run pinned, see `bot.pull.pin`.
+    `bases`: those that an earlier run pinned, see `bot.pull.pin`. What is damaged in the Hub's cache is fetched once more.
     """
     if not request.dry_run:
         _import_ahead(request)
+    bases = {} if bases is None else bases
+
+    def attempt() -> Outcome:
+        try:
+            return _run(request, hub, emit, bases)
+        except Damaged:
+            bases.clear()  # their headers may be damaged too
+            raise
+
+    return with_sound_files(attempt, hub, emit)
+
+
+def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Outcome:
     sources, plan = plan_merge(request, hub, emit, bases)
     if plan.refusals:
         return Outcome(status="refused", plan=plan)
@@ -99,7 +113,8 @@ def _build(
 ) -> Outcome:
     """Merge into `partial`, prove it, and give it its name."""
     together = joined(sources, request.combination)
-    with one_adapter(together, inputs, hub, emit) as inputs:
+    # What was proven was made of what was planned for.
+    with dropping(hub), one_adapter(together, inputs, hub, emit) as inputs, unchanging(inputs.files):
         report = prove(merge(plan, inputs, partial, emit), inputs, sources, request, hub, emit)
     card = render(
         report.document,
@@ -137,8 +152,14 @@ def one_adapter(together: Predicted | None, inputs: Local, hub: Hub, emit: Emit)
         yield inputs
         return
     emit(Stage(name="combine", title=f"Combining the adapters: {notation.words(together.how)}"))
-    with combined_in(hub.scratch, together, inputs.adapters) as adapter:
-        yield replace(inputs, adapter=adapter)
+    given = [held for held in inputs.files if held.role == "adapter"]
+    with ExitStack() as stack:
+        with holding(given) as keeper:
+            keeper.follow(held.path for held in given)
+            adapter = stack.enter_context(combined_in(hub.scratch, together, inputs.adapters))
+        # They need not be hashed again, only stay the same.
+        hashed = tuple(replace(held, sha256=None, oid=None) if held in given else held for held in inputs.files)
+        yield replace(inputs, adapter=adapter, files=hashed)
 
 
 def plan_merge(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None = None) -> tuple[Sources, Plan]:

@@ -82,8 +82,20 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a filesystem says of a file. A write shows in it: no program can set `changed` (ctime) back. Times in ns."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """One file of a repo or folder. `size` in bytes; `sha256` where it is known without reading the file (LFS).
+    """One file of a repo or folder. `size` in bytes; `sha256` where it is known without reading the file (LFS), else, in
+    a repo, `oid`: git's blob id, a sha1.
 
     `here`: it lies on this disk already (a folder's file, or one in the Hub cache), so that fetching costs nothing.
     """
@@ -92,7 +104,28 @@ class FileEntry:
     size: int
     sha256: str | None = None
     here: bool = False
-    changed: int | None = None  # of a folder's file: when it was last changed, ns
+    oid: str | None = None
+    identity: Identity | None = None  # of a folder's file, before anything of it was read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """An input file as it lies on this disk, and what its bytes must be: those of `sha256`, or of git's blob id `oid`
+    (neither is stated of some files of a cache without links).
+
+    `owner`: the source as its user named it. `repo` and `sha`: where the file can be fetched again; None for a folder's.
+    `identity`: before anything of it was read.
+    """
+
+    role: Role | Literal["merged"]
+    name: str
+    path: Path
+    owner: str
+    repo: str | None
+    sha: str
+    sha256: str | None
+    oid: str | None
+    identity: Identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -412,15 +445,14 @@ class Machine:
 class Local:
     """Where the pinned inputs lie on this disk: two folders that hold every file the plan names.
 
-    `adapters`: the given adapters' folders; `adapter` is the first of them, until they are combined.
+    `adapters`: the given adapters' folders; `adapter` is the first of them, until they are combined. `files`: what is read
+    of them, and what it must be.
     """
 
     base: Path
     adapter: Path
     adapters: tuple[Path, ...] = ()
-    changed: dict[str, int] = field(
-        default_factory=dict
-    )  # when a base file in a folder was last changed, ns, as pinned
+    files: tuple[Held, ...] = ()  # of base and given adapters, all that the plan names
 
 
 # --- the result ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from pathlib import Path
 from threading import Lock
 
 from bot.errors import Refused
-from bot.records import Local, Stored
+from bot.held import identity_of, look
+from bot.records import Identity, Local, Stored
 
 COPY_RUN = 4 << 20  # bytes per copy call: they are still in the processor's cache when they are hashed
 HASHED = 1 << 20  # bytes read at a time to be hashed
@@ -25,14 +26,14 @@ class Inputs:
 
     def __init__(self, inputs: Local) -> None:
         self._folders = {0: inputs.base, 1: inputs.adapter}  # by owner
-        self._open: dict[tuple[int, str], tuple[int, int, int]] = {}  # descriptor, size, time of the last change
+        self._open: dict[tuple[int, str], tuple[int, Identity]] = {}  # descriptor, and what it was when it was opened
         self._lock = Lock()
 
     def __enter__(self) -> Inputs:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for descriptor, _, _ in self._open.values():
+        for descriptor, _ in self._open.values():
             os.close(descriptor)
 
     def descriptor(self, owner: int, file: str) -> int:
@@ -40,8 +41,7 @@ class Inputs:
         with self._lock:
             if (owner, file) not in self._open:
                 descriptor = os.open(self._folders[owner] / file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-                status = os.fstat(descriptor)
-                self._open[owner, file] = descriptor, status.st_size, status.st_mtime_ns
+                self._open[owner, file] = descriptor, identity_of(os.fstat(descriptor))
             return self._open[owner, file][0]
 
     def read(self, stored: Stored, start: int, buffer: memoryview) -> None:
@@ -50,9 +50,8 @@ class Inputs:
 
     def unchanged(self) -> None:
         """Raises Refused when a file is not what it was when it was opened."""
-        for (_owner, file), (descriptor, size, changed) in self._open.items():
-            status = os.fstat(descriptor)
-            if (status.st_size, status.st_mtime_ns) != (size, changed):
+        for (owner, file), (descriptor, before) in self._open.items():
+            if not identity_of(os.fstat(descriptor)) == before == look(self._folders[owner] / file):
                 raise Refused(f"{file} changed while it was read.", remedy=AGAIN)
 
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from bot.hub.names import blob_sha256, is_repo_id, scratch_folder
+from bot.hub.names import is_repo_id, scratch_folder
 
 if TYPE_CHECKING:
     from bot.hub.client import Hub
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bot.hub.write import Change, Target, Upload, Who
 
 __all__ = [
-    "Blob", "Busy", "Change", "Hub", "Pinned", "Pull", "Target", "Upload", "Who", "blob_sha256", "is_repo_id", "when_asked",
+    "Blob", "Busy", "Change", "Hub", "Pinned", "Pull", "Target", "Upload", "Who", "is_repo_id", "when_asked",
 ]  # fmt: skip
 
 HOMES = {

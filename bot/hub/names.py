@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-
-SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def is_repo_id(text: str) -> bool:
@@ -19,14 +16,6 @@ def is_repo_id(text: str) -> bool:
     except HFValidationError:
         return False
     return True
-
-
-def blob_sha256(path: Path) -> str | None:
-    """The sha256 of a file that is a link into a Hub cache, whose large files are named by it; None for others."""
-    if not path.is_symlink():
-        return None
-    blob = path.resolve()
-    return blob.name if blob.parent.name == "blobs" and SHA256.fullmatch(blob.name) and blob.is_file() else None
 
 
 def scratch_folder() -> Path:

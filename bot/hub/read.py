@@ -25,7 +25,6 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported
 from bot.errors import NotFound, Outside
 from bot.hub.door import Door
 from bot.hub.errors import Busy, gate
-from bot.hub.names import blob_sha256
 from bot.records import FileEntry
 
 SHA = re.compile(r"[0-9a-f]{40}")
@@ -70,7 +69,13 @@ class Reading(Door):
             revision=revision,
             sha=found.sha,
             files=tuple(
-                FileEntry(name=n, size=b.size, sha256=b.sha256, here=self.cached(found.id, found.sha, n) is not None)
+                FileEntry(
+                    name=n,
+                    size=b.size,
+                    sha256=b.sha256,
+                    oid=None if b.sha256 else b.oid,
+                    here=self.cached(found.id, found.sha, n) is not None,
+                )
                 for n, b in sorted(tree.items())
             ),
             private=bool(found.private),
@@ -115,10 +120,7 @@ class Reading(Door):
             repo=repo,
             revision=revision,
             sha=resolved.resolved,
-            files=tuple(
-                FileEntry(name=n, size=s, sha256=blob_sha256(folder / n), here=(folder / n).is_file())
-                for n, s in sorted(sizes.items())
-            ),
+            files=tuple(_from_cache(name, size, folder / name) for name, size in sorted(sizes.items())),
             private=True,  # unknown, and a private input must never become a public output
             gated=None,
             online=False,
@@ -155,6 +157,20 @@ class Reading(Door):
         found = try_to_load_from_cache(repo, file, cache_dir=self.cache_dir, revision=sha)
         return Path(found) if isinstance(found, str) else None
 
+    def drop(self, repo: str, sha: str, file: str) -> None:
+        """Take a damaged file out of the download cache, the link and what it leads to, so that the next download brings it
+        anew. Raises Outside where that is not allowed."""
+        link = self._storage(repo) / "snapshots" / sha / file
+        try:
+            if link.is_symlink() and link.resolve().parent == self._storage(repo) / "blobs":
+                link.resolve().unlink(missing_ok=True)
+            link.unlink(missing_ok=True)
+        except OSError as error:
+            raise Outside(
+                f"{file} of {repo} is damaged in the cache, and cannot be removed there: {error.strerror}.",
+                remedy=f"Remove {link} by hand, or set HF_HOME to a cache of your own; then run it again.",
+            ) from error
+
     def read_span(self, repo: str, sha: str, file: str, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` (exclusive) of a file at a commit: from the cache, else by one ranged request."""
         path = self.cached(repo, sha, file)
@@ -189,6 +205,13 @@ class Reading(Door):
                 remedy="Check the network and HF_HUB_OFFLINE, then run it again; what was transferred is kept.",
             )
         return folder
+
+
+def _from_cache(name: str, size: int, path: Path) -> FileEntry:
+    """A file of which nobody can be asked: its blob's name in the cache says what must be in it, where there is one."""
+    blob = path.resolve().name if path.is_symlink() else ""
+    sha256, oid = (blob if kind.fullmatch(blob) else None for kind in (SHA256, SHA))
+    return FileEntry(name=name, size=size, sha256=sha256, oid=oid, here=path.is_file())
 
 
 def nobody_answered(error: Outside) -> bool:

@@ -178,7 +178,7 @@ class Writing(Door):
         done = []
         for names in _loads(files):
             with gate(where):
-                adds = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=files[name]) for name in names]
+                adds = [_addition(name, files[name]) for name in names]
                 self.outputs.preupload_lfs_files(
                     repo,
                     additions=adds,
@@ -205,6 +205,12 @@ class Writing(Door):
                 parent_commit=change.parent,
             )
         return str(commit.oid)
+
+
+def _addition(name: str, path: Path) -> Upload:
+    """A small file is read once and for all, so that what its hash is of is what the commit holds."""
+    is_small = path.stat().st_size < SMALL
+    return CommitOperationAdd(path_in_repo=name, path_or_fileobj=path.read_bytes() if is_small else path)
 
 
 def _loads(files: Mapping[str, Path]) -> list[list[str]]:

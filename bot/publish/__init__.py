@@ -15,6 +15,7 @@ from bot.hub import is_repo_id
 from bot.publish import visibility
 from bot.publish.deliver import Job, propose, push
 from bot.publish.parcel import pack
+from bot.publish.parcel import plain_files as plain_files
 from bot.publish.stale import outdated, stale
 from bot.publish.standing import already, pull_to_update
 from bot.records import Json, Publication

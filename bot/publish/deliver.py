@@ -10,7 +10,7 @@ from bot.errors import AdapterMergeError, Moved, Outside
 from bot.events import Emit
 from bot.events import Moved as BytesMoved
 from bot.publish import words
-from bot.publish.parcel import CARD, REPORT, Parcel, proves_the_same, unlike
+from bot.publish.parcel import CARD, REPORT, Parcel, proves_the_same, require_proven, unlike
 from bot.publish.stale import stale
 from bot.publish.standing import already
 from bot.records import Publication
@@ -112,7 +112,9 @@ def _upload(job: Job, repo: str, revision: str, *, pull_request: bool) -> tuple[
         done += amount
         job.emit(BytesMoved(stage=STAGE, done=done, total=total))
 
-    return job.hub.upload(repo, revision, job.parcel.files, pull_request=pull_request, sent=sent)
+    uploads = job.hub.upload(repo, revision, job.parcel.files, pull_request=pull_request, sent=sent)
+    require_proven(job.parcel, {one.path_in_repo: one.upload_info.sha256.hex() for one in uploads})
+    return uploads
 
 
 def _change(job: Job, repo: str, revision: str, parent: str, delete: tuple[str, ...]) -> Change:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot.errors import NotVerified
-from bot.records import Json
+from bot.held import look
+from bot.records import Identity, Json
 
 if TYPE_CHECKING:
     from bot.hub import Blob
@@ -24,10 +25,11 @@ MERGE_AGAIN = "Merge again; nothing was published."
 
 @dataclass(frozen=True, kw_only=True)
 class Parcel:
-    """The files by name, the sha256 of each, and the report that proves them."""
+    """The files by name, the sha256 of each and what it was when it was hashed, and the report that proves them."""
 
     files: dict[str, Path]
     sha256: dict[str, str]
+    identities: dict[str, Identity]
     document: Json
     fingerprint: str
 
@@ -41,18 +43,42 @@ def pack(folder: Path, document: Json) -> Parcel:
     """Raises NotVerified unless the report says verified and the folder holds exactly the files it names."""
     _require_verdict(document)
     expected = (document.get("subject") or {}).get("files") or {}
-    files = _list(folder)
+    files = plain_files(folder)
     for name in (CARD, REPORT):
         if name not in files:
             raise NotVerified(f"{folder.name} has no {name}.", remedy=MERGE_AGAIN)
     if _proves(json.loads(files[REPORT].read_bytes())) != _proves(document):
         raise NotVerified(f"{REPORT} in {folder.name} is not the report of this run.", remedy=MERGE_AGAIN)
+    identities = {name: look(path) for name, path in files.items()}  # before the hash: a later change shows
     with ThreadPoolExecutor(max_workers=2) as pool:
         found = dict(zip(files, pool.map(_sha256, files.values()), strict=True))
     wrong = differences(expected, {name: found[name] for name in files if name not in UNPROVEN})
     if wrong:
         raise NotVerified(f"{folder.name} is no longer what was verified: {_few(wrong)}.", remedy=MERGE_AGAIN)
-    return Parcel(files=files, sha256=found, document=document, fingerprint=fingerprint_of(document))
+    return Parcel(
+        files=files, sha256=found, identities=identities, document=document, fingerprint=fingerprint_of(document)
+    )
+
+
+def require_proven(parcel: Parcel, sent: Mapping[str, str]) -> None:
+    """Raises NotVerified unless what was sent to the Hub, {name: sha256}, is what was proven. Nothing is committed yet.
+
+    A large file is read once for its hash and once more to be sent, so that it must have been the same file all along.
+    """
+    wrong = differences(parcel.sha256, sent)
+    wrong += [f"{name} changed" for name, path in parcel.files.items() if not _is_still(path, parcel.identities[name])]
+    if wrong:
+        raise NotVerified(
+            f"The merged folder changed while it was sent: {_few(wrong)}.",
+            remedy="Nothing was committed. Run it again, with nothing else writing there.",
+        )
+
+
+def _is_still(path: Path, before: Identity) -> bool:
+    try:
+        return look(path) == before
+    except OSError:
+        return False
 
 
 def _require_verdict(document: Json) -> None:
@@ -73,8 +99,8 @@ def fingerprint_of(document: Json) -> str:
     return found
 
 
-def _list(folder: Path) -> dict[str, Path]:
-    """Every file of the folder; links are not followed out of it, so they count as strangers."""
+def plain_files(folder: Path) -> dict[str, Path]:
+    """Every file of the folder. Raises NotVerified for a link: what it leads to is not the folder's."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

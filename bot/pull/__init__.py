@@ -14,7 +14,12 @@ from bot.errors import NotFound, Refused, Usage
 from bot.events import Emit, Moved, Note, Stage
 from bot.hub import is_repo_id
 from bot.pull import beside, pickles, quantised, vocabulary, weights
-from bot.pull.folders import pin_folder
+from bot.pull.damage import MEMORY, hold
+from bot.pull.damage import dropping as dropping
+from bot.pull.damage import merged_files as merged_files
+from bot.pull.damage import repo_files as repo_files
+from bot.pull.damage import with_sound_files as with_sound_files
+from bot.pull.folders import pin_folder, settled
 from bot.pull.hashes import Hashes
 from bot.pull.listing import require_usable as require_usable
 from bot.pull.quantised import original_at_hand as original_at_hand
@@ -63,9 +68,9 @@ def pin(
     `bases`: those that were pinned before, which are not looked at again; a new one is added to it. `afresh`: every byte
     of a folder is read, also where an earlier run hashed the file and nothing has changed since.
     """
-    hashes = Hashes(None if afresh else hub.scratch / "hashes.json")
+    hashes = Hashes(None if afresh else hub.scratch / MEMORY)
     adapter, *more = (
-        _with_headers(_pin_one("adapter", ref, hub, emit, hashes), request, hub, emit)
+        _with_headers(_pin_one("adapter", ref, hub, emit), request, hub, emit, hashes)
         for ref in (request.adapter, *request.more)
     )
     base_ref = request.base or base_of(adapter)
@@ -73,7 +78,7 @@ def pin(
     if base_ref not in bases:
 
         def pinned(ref: Ref) -> Source:
-            return _with_headers(_pin_base(ref, request.base is None, hub, emit, hashes), request, hub, emit)
+            return _with_headers(_pin_base(ref, request.base is None, hub, emit), request, hub, emit, hashes)
 
         bases[base_ref] = quantised.settle(pinned(base_ref), request.options.base_weights, pinned, hub, emit)
     base = bases[base_ref]
@@ -83,10 +88,10 @@ def pin(
     return Sources(base=base, adapter=adapter, more=tuple(more))
 
 
-def _pin_base(ref: Ref, named: bool, hub: Hub, emit: Emit, hashes: Hashes) -> Source:
+def _pin_base(ref: Ref, named: bool, hub: Hub, emit: Emit) -> Source:
     """The base. `named`: by the adapter's config, and not by a person."""
     try:
-        base = _pin_one("base", ref, hub, emit, hashes)
+        base = _pin_one("base", ref, hub, emit)
         return vouch(base, hub, emit, "The adapter's config") if named else base
     except NotFound as missing:
         if not named:
@@ -118,26 +123,32 @@ def base_of(adapter: Source) -> Ref:
     return Ref(text=f"{name}@{revision}" if revision else name, repo=name, revision=revision or None)
 
 
-def _pin_one(role: Role, ref: Ref, hub: Hub, emit: Emit, hashes: Hashes) -> Source:
+def _pin_one(role: Role, ref: Ref, hub: Hub, emit: Emit) -> Source:
     if ref.folder is not None:
         if "/" in ref.text and ref.text[0] not in "./~" and is_repo_id(ref.text):
             text = f"{ref.text} is read from the folder of that name; write {ref.text}@main to mean the Hub."
             emit(Note(text=text, level="warning"))
         if ref.folder.is_dir():
             require_usable(ref.folder)
-        return pin_folder(role, ref, emit, hashes)
+        return pin_folder(role, ref)
     return pin_repo(role, ref, hub, emit)
 
 
-def _with_headers(source: Source, request: Request, hub: Hub, emit: Emit) -> Source:
-    """The source with its weight files found and their headers read."""
+def _with_headers(source: Source, request: Request, hub: Hub, emit: Emit, hashes: Hashes) -> Source:
+    """The source with its weight files found and their headers read; a folder is hashed after that, since a file that is no
+    checkpoint need not be read for hours."""
     if source.role == "base":
-        return weights.read_headers(source, weights.base_files(source, emit), hub)
-    names = weights.adapter_files(source, allow_pickle=request.options.allow_pickle)
-    beside.refuse_others(source)
+        names = weights.base_files(source, emit)
+    else:
+        names = weights.adapter_files(source, allow_pickle=request.options.allow_pickle)
+        beside.refuse_others(source)
     if names == (weights.PICKLE,):
-        return pickles.convert(source, hub, emit)
-    return weights.read_headers(source, names, hub)
+        return pickles.convert(_settled(source, emit, hashes), hub, emit)
+    return _settled(weights.read_headers(source, names, hub, emit), emit, hashes)
+
+
+def _settled(source: Source, emit: Emit, hashes: Hashes) -> Source:
+    return source if source.ref.folder is None else settled(source, emit, hashes)
 
 
 # --- fetch --------------------------------------------------------------------------------------------------------
@@ -153,9 +164,14 @@ def fetch(sources: Sources, names: Plan | Mapping[Role, Sequence[str]], hub: Hub
     meter = _Meter(sum(_to_come(source, names, hub) for source, names in lists), emit)
     if meter.total:
         emit(Stage(name=STAGE, title=f"Downloading {meter.total:,} bytes"))
-    base, *adapters = (_folder(source, names, hub, meter) for source, names in lists)
-    changed = {entry.name: entry.changed for entry in sources.base.files if entry.changed is not None}
-    return Local(base=base, adapter=adapters[0], adapters=tuple(adapters), changed=changed)
+    base, *adapters = folders = [_folder(source, names, hub, meter) for source, names in lists]
+    files = [
+        hold(source, entry, folder, ours=pickles.is_converted(source, entry.name, hub))
+        for (source, names), folder in zip(lists, folders, strict=True)
+        for entry in source.files
+        if entry.name in names
+    ]
+    return Local(base=base, adapter=adapters[0], adapters=tuple(adapters), files=tuple(files))
 
 
 def needed(sources: Sources, plan: Plan) -> dict[Role, set[str]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
 from bot.errors import NotFound, Refused
 from bot.events import Emit, Moved
-from bot.hub import blob_sha256
+from bot.held import is_as_stated, look, not_its_hash
+from bot.links import cached_blob, input_files
 from bot.pull import texts
 from bot.pull.hashes import Hashes
 from bot.records import FileEntry, Ref, Role, Source
@@ -20,17 +22,20 @@ LFS_POINTER = b"version https://git-lfs"
 LEFT_OUT = {"README.md"}  # hidden files (.gitattributes, .git) are left out too: none of them changes a merge
 
 
-def pin_folder(role: Role, ref: Ref, emit: Emit, hashes: Hashes) -> Source:
-    """Hash every relevant file of the folder and read its small ones."""
+def pin_folder(role: Role, ref: Ref) -> Source:
+    """List the files of the folder and read its small ones. It has no `sha` before it is `settled`.
+
+    Raises NotFound, and Refused for links that lead out of it and for files that cannot be what their names say.
+    """
     folder = ref.folder
     assert folder is not None
     if not folder.exists():
         raise NotFound(f"The folder {ref.text} does not exist.", remedy="Check the path; a Hub repo is owner/name.")
     if not folder.is_dir():
         raise NotFound(f"{ref.text} is a file.", remedy="Name the folder that holds it.")
-    paths = {path.relative_to(folder).as_posix(): path for path in _visible(folder)}
+    paths = input_files(folder)
+    files = tuple(entry_of(name, path) for name, path in paths.items())
     _refuse_pointers(paths, ref)
-    files = _hashed(paths, emit, hashes)
     found = {name: paths[name].read_bytes() for name in texts.wanted(files)}
     texts.check(found, ref.text)
     return Source(
@@ -38,7 +43,7 @@ def pin_folder(role: Role, ref: Ref, emit: Emit, hashes: Hashes) -> Source:
         ref=ref,
         repo=None,
         revision=None,
-        sha=folder_sha((entry.name, entry.sha256 or "") for entry in files if entry.name not in LEFT_OUT),
+        sha="",
         files=files,
         headers=(),
         texts=found,
@@ -46,20 +51,25 @@ def pin_folder(role: Role, ref: Ref, emit: Emit, hashes: Hashes) -> Source:
     )
 
 
+def settled(source: Source, emit: Emit, hashes: Hashes) -> Source:
+    """The folder with the hash of every file, and its own. Raises Damaged where a Hub cache's file is not what its name says."""
+    files = _hashed(source, emit, hashes)
+    sha = folder_sha((entry.name, entry.sha256 or "") for entry in files if entry.name not in LEFT_OUT)
+    return replace(source, files=files, sha=sha)
+
+
+def entry_of(name: str, path: Path) -> FileEntry:
+    """What is known without reading it; a Hub cache's link says in its target's name what it holds, which is believed until
+    the bytes are read."""
+    identity, blob = look(path), cached_blob(path) or ""
+    sha256, oid = (blob or None, None) if len(blob) == 64 else (None, blob or None)
+    return FileEntry(name=name, size=identity.size, sha256=sha256, oid=oid, here=True, identity=identity)
+
+
 def folder_sha(hashes: Iterable[tuple[str, str]]) -> str:
     """`sha256:…` over the canonical JSON of the sorted (name, sha256) list."""
     text = json.dumps(sorted([name, sha256] for name, sha256 in hashes), separators=(",", ":"), ensure_ascii=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            yield from _visible(path)
-        elif path.is_file():
-            yield path
 
 
 def _refuse_pointers(paths: dict[str, Path], ref: Ref) -> None:
@@ -78,10 +88,9 @@ def _starts_as_pointer(path: Path) -> bool:
         return opened.read(len(LFS_POINTER)) == LFS_POINTER
 
 
-def _hashed(paths: dict[str, Path], emit: Emit, hashes: Hashes) -> tuple[FileEntry, ...]:
+def _hashed(source: Source, emit: Emit, hashes: Hashes) -> tuple[FileEntry, ...]:
     """Two files at a time: hashing is bound by one core, reading by the disk."""
-    sizes = {name: path.stat().st_size for name, path in paths.items()}
-    total, done, lock = sum(sizes.values()), 0, Lock()
+    total, done, lock = sum(entry.size for entry in source.files), 0, Lock()
 
     def read(amount: int) -> None:
         nonlocal done
@@ -89,15 +98,26 @@ def _hashed(paths: dict[str, Path], emit: Emit, hashes: Hashes) -> tuple[FileEnt
             done += amount
             emit(Moved(stage="pull", done=done, total=total))
 
-    def one(name: str) -> FileEntry:
-        known = blob_sha256(paths[name])  # a link into the Hub cache says its sha256 in its name
-        if known is not None:
-            read(sizes[name])
-        changed = paths[name].stat().st_mtime_ns  # before the hash: a later change shows
-        found = known or hashes.sha256(paths[name], read)
-        return FileEntry(name=name, size=sizes[name], sha256=found, here=True, changed=changed)
-
     with ThreadPoolExecutor(max_workers=2) as pool:
-        found = tuple(pool.map(one, paths))
+        found = tuple(pool.map(lambda entry: _with_hash(entry, source, hashes, read), source.files))
     hashes.keep()
     return found
+
+
+def _with_hash(entry: FileEntry, source: Source, hashes: Hashes, read: Callable[[int], None]) -> FileEntry:
+    folder, text = source.ref.folder, source.texts.get(entry.name)
+    assert folder is not None
+    if entry.sha256 is not None and hashes.remember and text is None:
+        read(entry.size)
+        return entry
+    if text is not None:
+        read(entry.size)
+        found = hashlib.sha256(text).hexdigest()  # of the bytes that the plan is made from
+    else:
+        found = hashes.sha256(folder / entry.name, read)
+    stated = entry.sha256 in (None, found)
+    if entry.oid is not None:
+        stated = is_as_stated(text if text is not None else (folder / entry.name).read_bytes(), None, entry.oid)
+    if not stated:
+        raise not_its_hash(entry.name, source.ref.text)
+    return replace(entry, sha256=found)

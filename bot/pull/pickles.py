@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 
 from bot.errors import Refused
 from bot.events import Emit, Note
+from bot.held import holding
 from bot.machine import bare_environment
+from bot.pull.damage import hold, with_sound_files
 from bot.pull.weights import ADAPTER, PICKLE, thing
 from bot.records import FileEntry, Source
 from bot.weights.headers import read_header
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from bot.hub import Hub
 
 LONGEST = 900  # seconds; a pickle of 10 GB takes a minute
+NOTE = ".sha256"  # beside the conversion: what it is
 # weights_only: the unpickler knows tensors and containers, and no function of anybody else's.
 CONVERT = """
 import sys, torch
@@ -41,17 +44,37 @@ save_file({key: value.detach().contiguous().clone() for key, value in found.item
 def convert(source: Source, hub: Hub, emit: Emit) -> Source:
     """The source with its pickle's tensors as `adapter_model.safetensors`."""
     made = _home(source, hub) / ADAPTER
-    if not made.is_file():
+    digest = _sha256(made) if made.is_file() else None
+    if digest is None or digest != _noted(made):
         emit(Note(text=f"{PICKLE} is read by torch's restricted loader and kept as safetensors.", level="warning"))
-        if source.repo is None:
-            assert source.ref.folder is not None
-            pickle = source.ref.folder / PICKLE
-        else:
-            pickle = hub.download(source.repo, source.sha, [PICKLE]) / PICKLE
-        _run(pickle, made, source)
-    digest = hashlib.sha256(made.read_bytes()).hexdigest()
+        with_sound_files(lambda: _make(source, made, hub), hub, emit)
+        digest = _sha256(made)
     entry = FileEntry(name=ADAPTER, size=made.stat().st_size, sha256=digest, here=True)
     return replace(source, files=(*source.files, entry), headers=(read_header(made, file=ADAPTER, owner=1),))
+
+
+def _make(source: Source, made: Path, hub: Hub) -> None:
+    """Convert the pickle that the source states. Raises Damaged, Refused."""
+    if source.repo is None:
+        assert source.ref.folder is not None
+        folder = source.ref.folder
+    else:
+        folder = hub.download(source.repo, source.sha, [PICKLE])
+    entry = next(entry for entry in source.files if entry.name == PICKLE)
+    with holding([hold(source, entry, folder)]) as keeper:
+        keeper.finish()  # before anything reads it
+        _run(folder / PICKLE, made, source)
+
+
+def _noted(made: Path) -> str | None:
+    """The sha256 that the conversion had when it was made."""
+    note = made.with_name(NOTE)
+    return note.read_text() if note.is_file() else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _run(pickle: Path, made: Path, source: Source) -> None:
@@ -75,6 +98,8 @@ def _run(pickle: Path, made: Path, source: Source) -> None:
                 f"{PICKLE} of {thing(source)} cannot be read safely: {lines[-1][:200]}",
                 remedy=f"Save the adapter again as {ADAPTER}.",
             )
+        made.unlink(missing_ok=True)
+        made.with_name(NOTE).write_text(_sha256(part))
         os.replace(part, made)  # existing means complete
 
 

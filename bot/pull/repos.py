@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bot.events import Emit, Note
+from bot.held import is_as_stated, not_the_repos
 from bot.pull import texts
+from bot.pull.damage import fetched_again
 from bot.records import Ref, Role, Source
 
 if TYPE_CHECKING:
-    from bot.hub import Hub
+    from bot.hub import Hub, Pinned
 
 
 def pin_repo(role: Role, ref: Ref, hub: Hub, emit: Emit) -> Source:
@@ -22,8 +24,7 @@ def pin_repo(role: Role, ref: Ref, hub: Hub, emit: Emit) -> Source:
     names = texts.wanted(pinned.files)
     if not pinned.online:
         names = [name for name in names if hub.cached(pinned.repo, pinned.sha, name)]
-    folder = hub.download(pinned.repo, pinned.sha, names)
-    found = {name: (folder / name).read_bytes() for name in names}
+    found = _sound_texts(pinned, names, hub, emit)
     texts.check(found, pinned.repo)
     return Source(
         role=role,
@@ -40,3 +41,20 @@ def pin_repo(role: Role, ref: Ref, hub: Hub, emit: Emit) -> Source:
         tags=hub.tags_at(pinned.repo, pinned.sha) if role == "adapter" and pinned.online else (),
         card=texts.card_of(found),
     )
+
+
+def _sound_texts(pinned: Pinned, names: list[str], hub: Hub, emit: Emit) -> dict[str, bytes]:
+    """The small files by name, as the repo states them; what is damaged in the cache is fetched anew. Raises Damaged."""
+    stated = {entry.name: (entry.sha256, entry.oid) for entry in pinned.files}
+    for last in (False, True):
+        folder = hub.download(pinned.repo, pinned.sha, names)
+        found = {name: (folder / name).read_bytes() for name in names}
+        wrong = [name for name in names if not is_as_stated(found[name], *stated[name])]
+        for name in wrong:
+            hub.drop(pinned.repo, pinned.sha, name)
+        if not wrong:
+            return found
+        if last:
+            raise not_the_repos(wrong[0], pinned.repo)
+        emit(fetched_again(wrong[0], pinned.repo))
+    raise AssertionError("unreachable")

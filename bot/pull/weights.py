@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from bot.errors import Refused
 from bot.events import Emit, Note
+from bot.pull.damage import fetched_again
 from bot.pull.texts import read_json
 from bot.records import Header, Source
 from bot.weights.headers import PREFIX, header_length, parse_header
@@ -138,21 +140,44 @@ def _refuse_as_adapter(source: Source, names: set[str]) -> None:
     raise Refused(f"{thing(source)} has no adapter_config.json, so it is not a PEFT adapter.", remedy=remedy)
 
 
-def read_headers(source: Source, names: Sequence[str], hub: Hub) -> Source:
+def read_headers(source: Source, names: Sequence[str], hub: Hub, emit: Emit) -> Source:
     """The source with the headers of its weight files; a few kilobytes of each are read."""
     sizes = {entry.name: entry.size for entry in source.files}
     with ThreadPoolExecutor(max_workers=8) as pool:
-        headers = tuple(pool.map(lambda name: _header(source, name, sizes[name], hub), names))
+        headers = tuple(pool.map(lambda name: _header(source, name, sizes[name], hub, emit), names))
     return replace(source, headers=headers)
 
 
-def _header(source: Source, name: str, size: int, hub: Hub) -> Header:
+def _header(source: Source, name: str, size: int, hub: Hub, emit: Emit) -> Header:
     owner = 0 if source.role == "base" else 1
-    head = read_span(source, name, 0, min(FIRST_READ, size), hub)
-    needed = PREFIX + header_length(head, file=name, file_size=size)
-    if needed > len(head):
-        head += read_span(source, name, len(head), needed, hub)
-    return parse_header(head[:needed], file=name, file_size=size, owner=owner)
+
+    def read() -> Header:
+        head = read_span(source, name, 0, min(FIRST_READ, size), hub)
+        needed = PREFIX + header_length(head, file=name, file_size=size)
+        if needed > len(head):
+            head += read_span(source, name, len(head), needed, hub)
+        return parse_header(head[:needed], file=name, file_size=size, owner=owner)
+
+    try:
+        return read()
+    except Refused:
+        if not _was_damaged(source, name, hub):
+            raise
+        emit(fetched_again(name, thing(source)))
+        return read()  # from the Hub
+
+
+def _was_damaged(source: Source, name: str, hub: Hub) -> bool:
+    """Whether a file that makes no sense lay damaged in the cache, and was removed there."""
+    path = None if source.repo is None else hub.cached(source.repo, source.sha, name)
+    entry = next(entry for entry in source.files if entry.name == name)
+    if source.repo is None or path is None or entry.sha256 is None:
+        return False
+    with path.open("rb") as opened:
+        if hashlib.file_digest(opened, "sha256").hexdigest() == entry.sha256:
+            return False
+    hub.drop(source.repo, source.sha, name)
+    return True
 
 
 def read_span(source: Source, name: str, start: int, stop: int, hub: Hub) -> bytes:

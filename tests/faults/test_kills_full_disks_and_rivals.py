@@ -18,10 +18,12 @@ import pytest
 import torch
 
 from bot.errors import MachineTooSmall, Refused
-from bot.events import Emit, Event, Moved, silent
+from bot.events import Emit, Event, Moved, Note, silent
+from bot.hub import Hub
 from bot.machine import look
 from bot.merge import merge, place
 from bot.plan import make_plan
+from bot.pull import fetch
 from bot.records import Local, Options, Plan
 from tests.steps import sources_of
 
@@ -115,6 +117,37 @@ def test_fifty_kills_at_random_moments_never_leave_a_wrong_folder(inputs, tmp_pa
     assert kept, "no kill came between two shards, so this test says nothing about going on"
 
 
+@pytest.mark.parametrize("lost", ["its bytes", "its length", "what was noted"])
+def test_a_finished_shard_that_a_power_cut_has_emptied_is_written_again(lost: str, inputs, tmp_path: Path) -> None:
+    subprocess.run(command(inputs, tmp_path / "once"), check=True)
+    expected, output = hashes(tmp_path / "once"), tmp_path / "merged"
+    plan, notes = planned(inputs), []
+    given = Local(base=inputs[0], adapter=inputs[1])
+
+    def cut() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), place(output, plan.fingerprint) as partial:
+        merge(plan, given, partial, when_half_is_written(cut))
+    first, *kept = sorted(partial.glob("*.safetensors"))
+    assert kept
+    if lost == "what was noted":
+        partial.with_name(f"{partial.name}.finished").write_text('{"half of i')
+    else:  # the name is on the disk, and the bytes are not
+        size = first.stat().st_size
+        first.write_bytes(bytes(size) if lost == "its bytes" else b"")
+    with place(output, plan.fingerprint) as partial:
+        merged = merge(plan, given, partial, notes.append)
+        partial.rename(output)
+    said = sorted(event.text for event in notes if isinstance(event, Note))
+    assert said == ([] if lost == "what was noted" else [f"{path.name} is there from an earlier run." for path in kept])
+    assert merged.sha256 == {shard.name: expected[shard.name] for shard in plan.shards}
+    assert {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in output.iterdir()} == {
+        name: sha256 for name, sha256 in expected.items() if name != "README.md"
+    }
+    assert not list(tmp_path.glob(".merged*"))
+
+
 def planned(inputs: tuple[Path, Path]) -> Plan:
     """A plan that takes the disk for endless."""
     base, adapter = inputs
@@ -199,8 +232,9 @@ def when_half_is_written(do) -> Emit:
 @pytest.mark.parametrize("what", ["another byte", "another header", "shorter", "newer"])
 def test_a_base_that_changes_under_the_merge_is_noticed(what: str, inputs, tmp_path: Path) -> None:
     base = Path(shutil.copytree(inputs[0], tmp_path / "base"))
-    plan = make_plan(sources_of(base, inputs[1]), Options(), look(tmp_path))
-    changed = {path.name: path.stat().st_mtime_ns for path in base.iterdir()}
+    sources = sources_of(base, inputs[1])
+    plan = make_plan(sources, Options(), look(tmp_path))
+    given = fetch(sources, plan, Hub(), silent)
     victim = base / plan.shards[-1].name  # not read yet when half is written
 
     def tamper() -> None:
@@ -212,7 +246,6 @@ def test_a_base_that_changes_under_the_merge_is_noticed(what: str, inputs, tmp_p
         victim.write_bytes(content[: -4096 if what == "shorter" else len(content)])
 
     said = r"not the file that was planned for|changed while|shorter|whole safetensors"
-    given = Local(base=base, adapter=inputs[1], changed=changed)
     with pytest.raises(Refused, match=said), place(tmp_path / "out", plan.fingerprint) as partial:
         merge(plan, given, partial, when_half_is_written(tamper))
     assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -287,6 +288,31 @@ def test_a_folder_that_changed_since_it_was_verified_is_not_published(hub, folde
         deliver(folder, document, hub)
     assert words in caught.value.what
     assert "Merge again" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model-00001-of-00002.safetensors", "README.md"])
+@pytest.mark.parametrize("when", ["before it is sent", "after it was sent"])
+@pytest.mark.parametrize("large", [True, False])
+def test_what_changes_while_it_is_sent_is_not_committed(
+    name, when, large, dev, hub, owner, folder, document, monkeypatch
+):
+    from bot.hub import write
+
+    if large:
+        monkeypatch.setattr(write, "SMALL", 0)
+    victim = folder / name
+
+    def change(event):
+        # A note says that the repo was created, after the folder was looked at.
+        if type(event).__name__ == ("Moved" if when == "after it was sent" else "Note"):
+            before = victim.stat()
+            victim.write_bytes(victim.read_bytes()[:-1] + b" ")
+            os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    with pytest.raises(NotVerified) as caught:
+        deliver(folder, document, hub, emit=change)
+    two_sentences(caught.value, what=f"changed while it was sent: {name}", do="Nothing was committed")
+    assert not commits(dev)
 
 
 def test_another_report_than_the_folders_is_not_published(hub, folder, document):

@@ -206,6 +206,31 @@ def test_an_allowed_pickle_becomes_safetensors(dev, hub, pair, tmp_path, remote)
     assert not adapter.joinpath("adapter_model.safetensors").exists()
 
 
+def test_a_conversion_that_was_damaged_since_is_made_again(hub, tmp_path):
+    adapter = _pickled(write_adapter(tmp_path / "a"))
+    asked = Request(
+        adapter=parse_ref(str(adapter)),
+        base=parse_ref(str(write_base(tmp_path / "b"))),
+        options=Options(allow_pickle=True),
+    )
+    sources = pin(asked, hub, silent)
+    made = fetch(sources, {"adapter": ["adapter_model.safetensors"]}, hub, silent).adapter / "adapter_model.safetensors"
+    content = made.read_bytes()
+    made.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert pin(asked, hub, silent).adapter.files == sources.adapter.files
+    assert made.read_bytes() == content
+
+
+def test_a_pickle_that_is_damaged_in_the_cache_is_fetched_again_before_it_is_read(dev, hub, pair, tmp_path):
+    put(dev, "demo/pickled", _pickled(write_adapter(tmp_path / "a")))
+    pickle = hub.download("demo/pickled", hub.pin("demo/pickled").sha, ["adapter_model.bin"]) / "adapter_model.bin"
+    content = pickle.read_bytes()
+    pickle.resolve().write_bytes(content[:-200] + bytes([content[-200] ^ 1]) + content[-199:])
+    sources = pin(Request(adapter=parse_ref("demo/pickled"), options=Options(allow_pickle=True)), hub, silent)
+    assert [t.shape for t in sources.adapter.headers[0].tensors] == [(2, 8), (8, 2)]
+    assert pickle.read_bytes() == content
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("this ran",))
