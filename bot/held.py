@@ -45,15 +45,12 @@ def git_blob_id(size: int) -> Any:
     return hashlib.sha1(b"blob %d\x00" % size, usedforsecurity=False)
 
 
-def is_as_stated(content: bytes, sha256: str | None, oid: str | None) -> bool:
-    """Whether these are the bytes that a source states; yes where it states nothing."""
-    if sha256 is not None:
-        return hashlib.sha256(content).hexdigest() == sha256
-    if oid is None:
-        return True
-    digest = git_blob_id(len(content))
-    digest.update(content)
-    return bool(digest.hexdigest() == oid)
+def is_stated(pieces: Iterable[bytes | memoryview], size: int, sha256: str | None, oid: str | None) -> bool:
+    """Whether these `size` bytes are those that a source states; yes where it states nothing."""
+    digest = hashlib.sha256() if sha256 is not None else git_blob_id(size)
+    for piece in pieces:
+        digest.update(piece)
+    return bool(digest.hexdigest() == (sha256 or oid or digest.hexdigest()))
 
 
 class Keeper:
@@ -121,15 +118,17 @@ class Keeper:
         """Whether the open file, which is copied to `out`, is as stated. Raises Refused where it is, or becomes, another."""
         if identity_of(os.fstat(opened.fileno())) != held.identity:
             raise _changed(held)
-        digest = hashlib.sha256() if held.sha256 is not None else git_blob_id(held.identity.size)
-        buffer = memoryview(bytearray(PIECE))
-        while not self._stopped and (count := opened.readinto(buffer)):
-            digest.update(buffer[:count])
-            if out is not None:
-                out.write(buffer[:count])
+        same = is_stated(self._pieces(opened, out), held.identity.size, held.sha256, held.oid)
         if identity_of(os.fstat(opened.fileno())) != held.identity:
             raise _changed(held)
-        return bool(digest.hexdigest() == (held.sha256 or held.oid or digest.hexdigest()))
+        return same
+
+    def _pieces(self, opened: FileIO, out: BinaryIO | None) -> Iterator[memoryview]:
+        buffer = memoryview(bytearray(PIECE))
+        while not self._stopped and (count := opened.readinto(buffer)):
+            if out is not None:
+                out.write(buffer[:count])
+            yield buffer[:count]
 
 
 def _opened(path: Path, held: Held | None) -> FileIO:

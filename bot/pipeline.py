@@ -26,7 +26,7 @@ from bot.machine import look
 from bot.merge import left_behind, merge, place
 from bot.plan import is_change, make_plan, pin_of
 from bot.publish import already, carry_tag, publish, require_reach
-from bot.pull import dropping, fetch, original_at_hand, pin, with_sound_files
+from bot.pull import dropping, fetch, original_at_hand, pin, require_headers, with_sound_files
 from bot.records import (
     RECIPE,
     Json,
@@ -71,6 +71,7 @@ def run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None 
 def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Outcome:
     sources, plan = plan_merge(request, hub, emit, bases)
     if plan.refusals:
+        require_headers(sources, hub)
         return Outcome(status="refused", plan=plan)
     target = None if request.publish == "none" else target_of(request)
     if target and not request.force and (known := already(plan.fingerprint, target, hub, emit)):

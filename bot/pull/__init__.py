@@ -18,6 +18,7 @@ from bot.pull.damage import MEMORY, hold
 from bot.pull.damage import dropping as dropping
 from bot.pull.damage import merged_files as merged_files
 from bot.pull.damage import repo_files as repo_files
+from bot.pull.damage import require_headers as require_headers
 from bot.pull.damage import with_sound_files as with_sound_files
 from bot.pull.folders import pin_folder, settled
 from bot.pull.hashes import Hashes

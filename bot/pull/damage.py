@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from bot.errors import Damaged
+from bot.errors import Damaged, Outside
 from bot.events import Emit, Note
-from bot.held import look
+from bot.held import look, not_the_repos
 from bot.links import result_files
 from bot.pull.folders import entry_of
 from bot.pull.hashes import Hashes
-from bot.records import FileEntry, Held, Ref, Source
+from bot.records import FileEntry, Held, Ref, Source, Sources
 
 if TYPE_CHECKING:
     from bot.hub import Hub, Pinned
@@ -27,6 +27,28 @@ def hold(source: Source, entry: FileEntry, folder: Path, *, ours: bool = False) 
     """A file of the source as it lies in the folder. `ours`: we have made it of one that came, so no repo has it."""
     repo = None if ours else source.repo
     return replace(_held(entry, folder, source.repo or source.ref.text, repo, source.sha), role=source.role)
+
+
+def require_headers(sources: Sources, hub: Hub) -> None:
+    """Raises Damaged where a header that lay in the cache is not the Hub's: what is planned from it, a refusal above all, would
+    be of no base that there is. Where the Hub cannot be asked, the headers are taken as they are."""
+    given = [source for source in (sources.base, *sources.adapters) if source.repo is not None]
+    try:
+        wrong = [held for source in given for held in _other_headers(source, hub)]
+    except Outside:
+        return
+    if wrong:
+        raise not_the_repos(wrong[0].name, wrong[0].owner, tuple(wrong))
+
+
+def _other_headers(source: Source, hub: Hub) -> Iterator[Held]:
+    assert source.repo is not None
+    entries = {entry.name: entry for entry in source.files}
+    for header in source.headers:
+        path = hub.cached(source.repo, source.sha, header.file)
+        where = hub.where(f"read {header.file} of {source.repo}", source.repo, source.sha, header.file)
+        if path is not None and hub.span(hub.inputs, where, len(header.raw)) != header.raw:
+            yield hold(source, entries[header.file], path.parents[header.file.count("/")])
 
 
 def repo_files(pinned: Pinned, folder: Path) -> tuple[Held, ...]:

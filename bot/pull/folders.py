@@ -12,7 +12,7 @@ from threading import Lock
 
 from bot.errors import NotFound, Refused
 from bot.events import Emit, Moved
-from bot.held import is_as_stated, look, not_its_hash
+from bot.held import is_stated, look, not_its_hash
 from bot.links import cached_blob, input_files
 from bot.pull import texts
 from bot.pull.hashes import Hashes
@@ -117,7 +117,8 @@ def _with_hash(entry: FileEntry, source: Source, hashes: Hashes, read: Callable[
         found = hashes.sha256(folder / entry.name, read)
     stated = entry.sha256 in (None, found)
     if entry.oid is not None:
-        stated = is_as_stated(text if text is not None else (folder / entry.name).read_bytes(), None, entry.oid)
+        content = text if text is not None else (folder / entry.name).read_bytes()
+        stated = is_stated([content], len(content), None, entry.oid)
     if not stated:
         raise not_its_hash(entry.name, source.ref.text)
     return replace(entry, sha256=found)

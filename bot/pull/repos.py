@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bot.events import Emit, Note
-from bot.held import is_as_stated, not_the_repos
+from bot.held import is_stated, not_the_repos
 from bot.pull import texts
 from bot.pull.damage import fetched_again
 from bot.records import Ref, Role, Source
@@ -49,7 +49,7 @@ def _sound_texts(pinned: Pinned, names: list[str], hub: Hub, emit: Emit) -> dict
     for last in (False, True):
         folder = hub.download(pinned.repo, pinned.sha, names)
         found = {name: (folder / name).read_bytes() for name in names}
-        wrong = [name for name in names if not is_as_stated(found[name], *stated[name])]
+        wrong = [name for name in names if not is_stated([found[name]], len(found[name]), *stated[name])]
         for name in wrong:
             hub.drop(pinned.repo, pinned.sha, name)
         if not wrong:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from bot.errors import Refused
 from bot.events import Emit, Note
+from bot.held import is_stated
 from bot.pull.damage import fetched_again
 from bot.pull.texts import read_json
 from bot.records import Header, Source
@@ -171,10 +171,10 @@ def _was_damaged(source: Source, name: str, hub: Hub) -> bool:
     """Whether a file that makes no sense lay damaged in the cache, and was removed there."""
     path = None if source.repo is None else hub.cached(source.repo, source.sha, name)
     entry = next(entry for entry in source.files if entry.name == name)
-    if source.repo is None or path is None or entry.sha256 is None:
+    if source.repo is None or path is None:
         return False
     with path.open("rb") as opened:
-        if hashlib.file_digest(opened, "sha256").hexdigest() == entry.sha256:
+        if is_stated(iter(lambda: opened.read(1 << 20), b""), path.stat().st_size, entry.sha256, entry.oid):
             return False
     hub.drop(source.repo, source.sha, name)
     return True

@@ -135,6 +135,15 @@ def test_offline_a_damaged_file_is_named_and_removed(name: str, hub, dev, pair, 
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_name_that_is_damaged_in_a_header_refuses_no_merge(hub, pair, tmp_path) -> None:
+    right = subject(run(request(tmp_path, output=tmp_path / "first"), hub, silent))
+    victim = cached(hub, "demo/base", TOUCHED)
+    flip(victim, victim.read_bytes().index(b"layer.0"))
+    events: list[Event] = []
+    assert subject(run(request(tmp_path), hub, events.append)) == right
+    assert f"{TOUCHED} of demo/base was damaged in the cache" in told(events)
+
+
 @pytest.mark.parametrize(("repo", "name"), [("demo/base", TOUCHED), ("demo/adapter", "adapter_model.safetensors"),
                                             ("demo/merged", COPIED), ("demo/merged", "README.md")])  # fmt: skip
 def test_a_proof_reads_no_damaged_file(repo: str, name: str, hub, pair, tmp_path) -> None:
