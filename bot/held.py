@@ -72,8 +72,7 @@ class Keeper:
         """Somebody else has hashed all that was read of this file."""
         held = self._files.get(path)
         if held is not None and held.sha256 is not None and path not in self._hashed:
-            self._hashed[path] = Future()
-            self._hashed[path].set_result(held.sha256 == sha256)
+            self._note(path, held.sha256 == sha256)
 
     def copy(self, path: Path, target: Path) -> None:
         """Copy a file, held to what is stated of it. Raises Refused where it is not the one that was looked at."""
@@ -82,8 +81,7 @@ class Keeper:
             if held is None:
                 shutil.copyfileobj(source, out)
                 return
-            self._hashed[path] = Future()
-            self._hashed[path].set_result(self._hash(held, source, out))
+            self._note(path, self._hash(held, source, out))
 
     def require(self, paths: Iterable[Path]) -> None:
         """Raises Refused where one of these files is not the one that was looked at."""
@@ -107,6 +105,11 @@ class Keeper:
         """No more is hashed."""
         self._stopped = True
         self._pool.shutdown(cancel_futures=True)
+
+    def _note(self, path: Path, as_stated: bool) -> None:
+        done: Future[bool] = Future()
+        done.set_result(as_stated)
+        self._hashed[path] = done
 
     def _examine(self, held: Held) -> bool:
         if held.sha256 is None and held.oid is None:

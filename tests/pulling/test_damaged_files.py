@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 from bot.again import compare_models, verify_again
 from bot.errors import Damaged, Outside, Refused
 from bot.events import Event, Note, silent
+from bot.held import holding
 from bot.pipeline import run
 from bot.pull import fetch, hashes, parse_ref, pin
 from bot.records import Combination, Options, Outcome, Ref, Request
@@ -226,6 +227,15 @@ def test_a_file_that_another_has_taken_the_place_of_is_noticed(hub, pair, tmp_pa
 
     with pytest.raises(Refused, match=r"LICENSE of ./base is not the file"):
         run(folders(tmp_path), hub, swap)
+
+
+def test_a_copy_of_a_file_that_has_changed_is_refused_at_once(hub, pair, tmp_path) -> None:
+    given = folders(tmp_path)
+    sources, victim = pin(given, hub, silent), tmp_path / "base" / "LICENSE"
+    local = fetch(sources, {"base": ["LICENSE"]}, hub, silent)
+    with pytest.raises(Refused, match="LICENSE"), holding(local.files) as keeper:  # noqa: PT012
+        flip(victim)
+        keeper.copy(victim, tmp_path / "copy")
 
 
 def test_a_folder_of_the_hubs_cache_is_held_to_the_names_of_its_blobs(hub, pair, tmp_path) -> None:
