@@ -74,7 +74,17 @@ def _verify_again(
 ) -> Report:
     emit(Stage(name="pull", title="Reading the merged model and its inputs"))
     whole = whole_folder(merged, hub)
-    folder = whole.folder
+    with holding(whole.files) as keeper:
+        keeper.follow([whole.folder / REPORTED])  # the inputs are those that it names
+        report = _prove_again(whole.folder, base, adapters, options, hub, emit, **measuring)
+        for name, sha256 in report.document["subject"]["files"].items():
+            keeper.found(whole.folder / name, sha256)
+        return report
+
+
+def _prove_again(
+    folder: Path, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit, **measuring: Any
+) -> Report:
     recorded = read_report(folder)
     inputs = (recorded or {}).get("inputs") or {}
     adapter, *more = adapters or _recorded_adapters(inputs)
@@ -105,8 +115,7 @@ def _verify_again(
         kind = MachineTooSmall if refusal.exit_code == MachineTooSmall.exit_code else Refused
         raise kind(refusal.reason, remedy=refusal.remedy)
     local = fetch(sources, files_to_prove(sources), hub, emit)
-    held = (*local.files, *whole.files)
-    with holding(held) as keeper, one_adapter(together, local, hub, emit) as local:
+    with holding(local.files) as keeper, one_adapter(together, local, hub, emit) as local:
         # Folders were hashed a moment ago, to the last byte.
         keeper.follow(one.path for one in local.files if one.repo is not None)
         subject = Subject(
@@ -128,10 +137,7 @@ def _verify_again(
             adapters=local.adapters if together else (),
             combination=notation.to_json(together.how) if together else None,
         )
-        report = verify(subject, emit)
-        for name, sha256 in report.document["subject"]["files"].items():
-            keeper.found(folder / name, sha256)
-        return report
+        return verify(subject, emit)
 
 
 def _card_bases(folder: Path, sources: Sources, hub: Hub) -> tuple[str, ...]:

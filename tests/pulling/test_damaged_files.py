@@ -145,8 +145,14 @@ def test_a_name_that_is_damaged_in_a_header_refuses_no_merge(hub, pair, tmp_path
     assert f"{TOUCHED} of demo/base was damaged in the cache" in told(events)
 
 
-@pytest.mark.parametrize(("repo", "name"), [("demo/base", TOUCHED), ("demo/adapter", "adapter_model.safetensors"),
-                                            ("demo/merged", COPIED), ("demo/merged", "README.md")])  # fmt: skip
+PROVEN = [
+    ("demo/base", TOUCHED),
+    ("demo/adapter", "adapter_model.safetensors"),
+    *(("demo/merged", name) for name in (COPIED, "README.md", "verification.json")),
+]
+
+
+@pytest.mark.parametrize(("repo", "name"), PROVEN)
 def test_a_proof_reads_no_damaged_file(repo: str, name: str, hub, pair, tmp_path) -> None:
     run(request(tmp_path, publish="auto", target="demo/merged"), hub, silent)
     merged = parse_ref("demo/merged")
