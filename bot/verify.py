@@ -27,7 +27,8 @@ DEPTH: dict[Level, int] = {"files": 0, "weights": 1, "full": 2}
 def verify(subject: Subject, emit: Emit) -> Report:
     """Run every check up to the subject's level. Raises Refused when base or adapter cannot be read.
 
-    The verdict is `verified` only when no check failed or had to be skipped.
+    The verdict is `verified` only when no check failed or had to be skipped. Where `full` was not asked for by name and the
+    models cannot be run by this installation, it is that of the level `weights`.
     """
     emit(Stage(name="verify", title=f"Verifying ({subject.level})"))
     case = Case(subject, emit)
@@ -42,9 +43,10 @@ def verify(subject: Subject, emit: Emit) -> Report:
             _tell(findings[check.id], emit)
     found = tuple(findings.values())
     floor = case.noise_floor
-    verdict: str = "not-verified" if any(one.status in ("fail", "skip") for one in found) else "verified"
+    excused = _excused(case)
+    verdict: str = "not-verified" if any(_stands_against(one, excused) for one in found) else "verified"
     return Report(
-        level=subject.level,
+        level="weights" if any(one.id in excused for one in found) else subject.level,
         findings=found,
         not_run=subject.not_run,
         noise_floor=floor,
@@ -53,6 +55,17 @@ def verify(subject: Subject, emit: Emit) -> Report:
             subject, case.sha256, found, Measured(noise_floor=floor, comparison=case.comparison), verdict
         ),
     )
+
+
+def _excused(case: Case) -> frozenset[str]:
+    """The checks that may be skipped: those of the level `full`, where nobody asked for it by name and it cannot be had."""
+    if case.subject.required or case.beyond is None:
+        return frozenset()
+    return frozenset(check.id for check in CHECKS if check.level == "full")
+
+
+def _stands_against(found: Finding, excused: frozenset[str]) -> bool:
+    return found.status == "fail" or (found.status == "skip" and found.id not in excused)
 
 
 def write(report: Report, folder: Path) -> Path:

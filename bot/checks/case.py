@@ -14,9 +14,9 @@ from bot.events import Emit
 from bot.records import Json
 
 if TYPE_CHECKING:
+    from bot.checks.answers import Trial
     from bot.checks.claims import Claims
     from bot.checks.tally import Swept
-    from bot.checks.trial import Trial
     from bot.checks.written import Written
 
 BOOKKEEPING = {".git", ".cache"}  # a clone's and a download's own folders; they are never uploaded
@@ -131,6 +131,11 @@ class Case:
     def noise_floor(self) -> Json | None:
         """What the trial measured, if it was held; asking does not hold it."""
         return self.trial.noise_floor if "trial" in self.__dict__ else None
+
+    @property
+    def beyond(self) -> str | None:
+        """Why the models cannot be run here at all, if a trial was tried."""
+        return self.trial.beyond if "trial" in self.__dict__ else None
 
     @property
     def comparison(self) -> list[Json] | None:

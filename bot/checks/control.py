@@ -1,87 +1,125 @@
-"""The control: an independent, correct merge whose only fault is one *stochastic* rounding to the storage dtype.
+"""Stand-ins for the merged model, made inside the unmerged one by PEFT's own numbers (its delta, in float64).
 
-Its delta is PEFT's own, in float64. Rounding up or down at random has twice the variance of rounding to nearest (ulp²/6
-against ulp²/12), so that a correct merge lies half as far from the unmerged model as the control does.
+- the controls: correct merges whose only fault is one *stochastic* rounding to the storage dtype. Rounding up or down at
+  random has twice the variance of rounding to nearest (ulp²/6 against ulp²/12), so that a correct merge lies half as far
+  from the unmerged model as a control does. Several draws tell how far one rounding may lie from another by chance.
+- the nearest: a correct merge, rounded to nearest. Where it lies farther off than a control does, so may any correct merge.
+- the exact: not rounded at all. Where that answers otherwise than the unmerged model, the model goes around PEFT's layers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bot.checks.adapted import Adapted, adapted
-from bot.checks.rounding import clamp, round_stochastically
+from bot.checks.adapted import KINDS, Adapted, adapted
+from bot.checks.rounding import clamp, round_once, round_stochastically
 from bot.checks.unmerged import has_own_merge
 
 CHUNK = 1 << 17  # elements that are rounded at once
-DRAWS = 4  # controls for a small model, whose outputs have too few degrees of freedom to trust a single draw
 WRAPPED = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)(\.|$)")  # PEFT's own parts of the model
-SMALL = 1 << 26  # merged weights; above this one draw is as good, and no second copy of the weights is held
-Replaced = list[tuple[nn.Module, str, nn.Parameter]]
+SMALL = 1 << 26  # merged weights; above this one draw is enough at first, and no second copy of the weights is held
+Round = Callable[[Tensor], Tensor]
 
 
-def controls(model: nn.Module, job: dict[str, Any]) -> Iterator[frozenset[str]]:
-    """Turn the base model inside a PEFT model into one control after the other, in place. Its adapters must be off.
+@dataclass(frozen=True, kw_only=True)
+class Replaced:
+    """Parameters that others stand in for, and how to put them back."""
 
-    Yields the parameters that PEFT's layers change by their method. The weights of the last control stay. Where the merge
-    changes the dtype, every other floating-point parameter is rounded too; else only those in `job["whole"]`, which the
-    adapter brought in a wider dtype than they are stored in.
-    """
-    found = {(one.owner, one.name): one for one in adapted(model)}
-    own = frozenset(one.parameter for one in found.values() if one.own)
-    size = sum(getattr(owner, name).numel() for owner, name in found)
-    draws = DRAWS if size <= SMALL else 1
-    generator = torch.Generator().manual_seed(0)
-    for draw in range(draws):
-        replaced = _round_all(model, found, job, generator, keep=draw < draws - 1)
-        yield own
-        for owner, name, original in replaced:
+    held: tuple[tuple[nn.Module, str, nn.Parameter], ...]
+
+    def restore(self) -> None:
+        """The model's own weights again."""
+        for owner, name, original in self.held:
             setattr(owner, name, original)
 
 
-@contextmanager
-def clamped(model: nn.Module, job: dict[str, Any]) -> Iterator[None]:
-    """For as long as the block runs, the base model inside is the exact merge, of which only what is too large for the
-    storage dtype is changed: what a merge that clamps is held to. Its adapters must be off."""
-    found = {(one.owner, one.name): one for one in adapted(model)}
-    replaced = _round_all(model, found, job, None, keep=True)
-    yield
-    for owner, name, original in replaced:
-        setattr(owner, name, original)
+def stand_in(model: nn.Module, job: dict[str, Any], how: str, keep: bool = True) -> Replaced:
+    """Turn the base model inside a PEFT model into `exact`, `clamped`, `nearest`, or a control (any number), in place. Its
+    adapters must be off. Without `keep` the weights that were there before are let go.
 
-
-def _round_all(
-    model: nn.Module,
-    found: dict[tuple[nn.Module, str], Adapted],
-    job: dict[str, Any],
-    generator: torch.Generator | None,
-    keep: bool,
-) -> Replaced:
-    """New parameters throughout, never new values: a weight tied to a merged one keeps its own. Returns the old ones."""
+    Where the merge changes the dtype, every other floating-point parameter is rounded too; else only those in
+    `job["whole"]`, which the adapter brought in a wider dtype than they are stored in.
+    """
     dtype: torch.dtype = getattr(torch, job["storage"])
+    rounds = _rounds(how, dtype)
+    clamps = job["clamps"] and how != "exact"
+    return _replace(model, job, lambda exact: rounds(clamp(exact, dtype) if clamps else exact), keep)
+
+
+def _rounds(how: str, dtype: torch.dtype) -> Round:
+    if how in ("exact", "clamped"):
+        return lambda exact: exact
+    if how == "nearest":
+        return lambda exact: round_once(exact, dtype)
+    generator = torch.Generator().manual_seed(int(how))
+    return lambda exact: round_stochastically(exact, dtype, generator)
+
+
+def size_of(model: nn.Module) -> int:
+    """The number of weights that PEFT's layers change."""
+    found = {(one.owner, one.name) for one in adapted(model)}
+    return sum(getattr(owner, name).numel() for owner, name in found)
+
+
+def changed(model: nn.Module) -> frozenset[str]:
+    """The parameters that PEFT's layers change by their method."""
+    return frozenset(one.parameter for one in adapted(model) if one.own)
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[set[str]]:
+    """For as long as the block runs, PEFT's layers are watched; then the set holds those that were never called, and that
+    change something: parameters by their names in the base model."""
+    layers = {
+        path: layer
+        for path, layer in model.named_modules(remove_duplicate=False)
+        if any(holds(layer) for holds, _ in KINDS)
+    }
+    called: set[nn.Module] = set()
+    hooks = [layer.register_forward_pre_hook(lambda layer, *_: called.add(layer)) for layer in layers.values()]
+    found: set[str] = set()
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+    idle = {path for path, layer in layers.items() if layer not in called}
+    found |= {one.parameter for one in adapted(model, idle) if not torch.equal(one.exact(), _now(one))}
+
+
+def _now(one: Adapted) -> Tensor:
+    held: Tensor = getattr(one.owner, one.name)
+    return held.double()
+
+
+def _replace(model: nn.Module, job: dict[str, Any], rounds: Round, keep: bool) -> Replaced:
+    """New parameters throughout, never new values: a weight tied to a merged one keeps its own."""
+    found = {(one.owner, one.name): one for one in adapted(model)}
     whole = frozenset(job["whole"])
     rounded: dict[Tensor, nn.Parameter] = {}
-    replaced: Replaced = []
+    replaced = []
     with torch.no_grad():
         for path, owner, name, weight in list(parameters(model)):
             one = found.get((owner, name))
             if one is not None:
-                fresh = _rounded(one.exact(), dtype, generator, weight.dtype, job["clamps"])
+                fresh = _rounded(one.exact(), rounds, weight.dtype)
             elif weight in rounded:
                 fresh = rounded[weight]  # tied weights stay tied
             elif job["cast_all"] or f"{path}.{name}" in whole:
-                fresh = rounded[weight] = _rounded(weight, dtype, generator, weight.dtype, job["clamps"])
+                fresh = rounded[weight] = _rounded(weight, rounds, weight.dtype)
             else:
                 continue
             if keep:
                 replaced.append((owner, name, weight))
             setattr(owner, name, fresh)
-    return replaced
+    return Replaced(held=tuple(replaced))
 
 
 def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
@@ -97,16 +135,12 @@ def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Param
                     yield bare, owner, name, weight
 
 
-def _rounded(
-    exact: Tensor, dtype: torch.dtype, generator: torch.Generator | None, kept: torch.dtype, clamps: bool
-) -> nn.Parameter:
-    """Stochastically rounded to `dtype` (without a generator not at all), and held in the weight's own (wider) dtype."""
+def _rounded(exact: Tensor, rounds: Round, kept: torch.dtype) -> nn.Parameter:
+    """Rounded, a few rows at a time, and held in the weight's own (wider) dtype."""
     result = torch.empty_like(exact, dtype=kept, memory_format=torch.contiguous_format)
     count = exact.shape[0] if exact.dim() else 1
     rows = max(1, CHUNK * count // max(1, exact.numel()))
     for low in range(0, count, rows):
         part = slice(low, low + rows) if exact.dim() else ...
-        wide = exact[part].double().contiguous()
-        wide = clamp(wide, dtype) if clamps else wide
-        result[part] = (round_stochastically(wide, dtype, generator) if generator else wide).to(kept)
+        result[part] = rounds(exact[part].double().contiguous()).to(kept)
     return nn.Parameter(result, requires_grad=False)

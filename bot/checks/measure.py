@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from bot.checks.choices import Choices
+
 VOCABULARY = 32  # fewer classes than this carry too few degrees of freedom for a stable ratio
 
 
 class Distance(TypedDict):
-    """Sums over one prompt. `far`: KL in nats or a squared error, by kind. `size`: the wanted output's squared norm."""
+    """Over one prompt. `far`: KL in nats or a squared error, by kind, in all and for each of its `tokens`; `size`: the wanted
+    output's squared norm. `choices`: routers' choices that were held to the unmerged model's, and how many of them would
+    have been `flipped`; `free`: calls of routers that could not be held."""
 
     far: float
+    tokens: list[float]
     size: float
     positions: int
     agree: int
+    choices: int
+    flipped: int
+    free: int
 
 
 class Sums(TypedDict):
@@ -42,16 +50,29 @@ class Widened(TorchFunctionMode):
         return func(*args, **{name: _wide(one) for name, one in (kwargs or {}).items()})
 
 
+@contextmanager
+def _all_wide() -> Iterator[None]:
+    """Tensors that a model makes without naming a dtype are float64 too: beside its weights, float32 ones are an error."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Widened():
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
 def _wide(value: Any) -> Any:
     return torch.float64 if value is torch.float32 else value
 
 
-def outputs(model: Any, inputs: dict[str, Tensor], compute: str) -> tuple[str, Tensor]:
+def outputs(model: Any, inputs: dict[str, Tensor], compute: str, choices: Choices | None = None) -> tuple[str, Tensor]:
     """(kind, tensor): per-token logits, positions × vocabulary, where there are any; else the last hidden states."""
     wide = compute == "float64"
     if wide:
         inputs = {name: one.double() if one.is_floating_point() else one for name, one in inputs.items()}
-    with torch.inference_mode(), Widened() if wide else nullcontext():
+    caught = choices.along(model) if choices is not None else nullcontext()
+    with torch.inference_mode(), _all_wide() if wide else nullcontext(), caught:
         found = model(**inputs)
         logits = getattr(found, "logits", None)
         if logits is not None and logits.dim() == 3 and logits.shape[-1] >= VOCABULARY:
@@ -72,11 +93,15 @@ def _states(found: Any, model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return states.reshape(-1, states.shape[-1]).contiguous()
 
 
-def distance(kind: str, wanted: Tensor, found: Tensor) -> Distance:
-    """KL(wanted ‖ found) summed over positions, or ‖found − wanted‖²; in float64."""
+def distance(kind: str, wanted: Tensor, found: Tensor, choices: Choices | None = None) -> Distance:
+    """KL(wanted ‖ found), or ‖found − wanted‖², at each position and summed; in float64."""
     agree = int((wanted.argmax(-1) == found.argmax(-1)).sum())
-    far = _kl(wanted, found) if kind == "kl" else float((found.double() - wanted.double()).square().sum())
-    return Distance(far=far, size=float(wanted.double().square().sum()), positions=wanted.shape[0], agree=agree)
+    tokens = _kl(wanted, found) if kind == "kl" else (found.double() - wanted.double()).square().sum(-1).tolist()
+    counts = (choices.count, choices.flipped, choices.free) if choices else (0, 0, 0)
+    return Distance(
+        far=sum(tokens), tokens=tokens, size=float(wanted.double().square().sum()), positions=wanted.shape[0],
+        agree=agree, choices=counts[0], flipped=counts[1], free=counts[2],
+    )  # fmt: skip
 
 
 def next_token_loss(model: Any, inputs: dict[str, Tensor], logits: Tensor) -> tuple[float, int]:
@@ -90,23 +115,18 @@ def next_token_loss(model: Any, inputs: dict[str, Tensor], logits: Tensor) -> tu
     return float(loss), ids.shape[1] - 1
 
 
-def average(distances: Sequence[Distance]) -> Distance:
-    """The mean distance of several controls over one prompt."""
-    return {**distances[0], "far": sum(one["far"] for one in distances) / len(distances)}
-
-
-def _kl(wanted: Tensor, found: Tensor) -> float:
+def _kl(wanted: Tensor, found: Tensor) -> list[float]:
     """Σ p·(eᵈ − 1 − d) with d = log q − log p: equal to Σ p·(log p − log q), but free of its cancellation.
 
     A float32 merge differs by d ≈ 1e-9; there the textbook sum returns noise, negative as often as not. Where d is large,
     p·eᵈ is q, which does not overflow.
     """
-    total = 0.0
+    far: list[float] = []
     for p, q in zip(torch.split(wanted, 16), torch.split(found, 16), strict=True):  # 20 MB at a large vocabulary
         log_p = p.double().log_softmax(-1)
         log_q = q.double().log_softmax(-1)
         # Of what p excludes only q is left: any d that is not small will do.
         d, chance = torch.where(log_p == -torch.inf, 1.0, log_q - log_p), log_p.exp()
         small = d.square() / 2 * (1 + d / 3 + d.square() / 12)  # the series, where eᵈ − 1 − d would cancel
-        total += float(torch.where(d.abs() < 1e-3, chance * small, log_q.exp() - chance * (1 + d)).sum())
-    return total
+        far += torch.where(d.abs() < 1e-3, chance * small, log_q.exp() - chance * (1 + d)).sum(-1).tolist()
+    return far

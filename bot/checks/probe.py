@@ -28,10 +28,12 @@ def main(path: Path) -> None:
     if job["role"] == "merged":
         # None in sys.modules makes `import peft` raise and find_spec answer None: as if it were not installed.
         sys.modules["peft"] = None  # type: ignore[assignment]
-    from bot.checks.roles import ROLES
+    from bot.checks.roles import ROLES, CannotRun
 
     try:
         result = ROLES[job["role"]](job)
+    except CannotRun as error:
+        result = {"skip": str(error), "beyond": True}
     except Exception as error:  # the gate of this process: its parent reads a file, not a traceback
         import traceback
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from bot.checks.own_code import code_named
 
 LENGTH = 64  # tokens per text
-COUNT = 8  # texts, pictures or sounds
+COUNT = 8  # texts, pictures or sounds, at first
 LOGITS = 160 << 20  # bytes of saved logits at most: 32 positions per text at 150,000 tokens
 WINDOW = 256  # tokens of a longer text at a time
 WINDOWED = 4096  # and in all
@@ -96,11 +96,12 @@ def _loaded(folder: Path, trust: bool) -> Any:
 
 
 def build_inputs(model: Any, job: dict[str, Any]) -> list[dict[str, Tensor]]:
-    """COUNT inputs of batch size one, by what the model's `main_input_name` says it reads."""
+    """`job["prompts"]` inputs of batch size one, by what the model's `main_input_name` says it reads. More prompts are
+    the same ones, and others."""
     generator = torch.Generator().manual_seed(0)
     makers = {"pixel_values": _pixels, "input_features": _mel, "input_values": _sound}
     make = makers.get(model.main_input_name)
-    built = [{model.main_input_name: make(model.config, generator)} for _ in range(COUNT)] if make else []
+    built = [{model.main_input_name: make(model.config, generator)} for _ in range(job["prompts"])] if make else []
     if not built:
         tokens = _tokens(model, job, generator)
         built = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in tokens]
@@ -155,8 +156,9 @@ def _tokens(model: Any, job: dict[str, Any], generator: torch.Generator) -> list
         tokenizer = load_tokenizer(owner, _is_base(owner, job))
         ids = [tokenizer(text, return_tensors="pt")["input_ids"][:, :length] for text in TEXTS]
         if all(one.numel() and int(one.max()) < vocabulary for one in ids):
-            return ids
-    return [_random_ids(model.config, generator, length) for _ in range(COUNT)]
+            more = job["prompts"] - len(ids)
+            return ids + [_random_ids(model.config, generator, length) for _ in range(more)]
+    return [_random_ids(model.config, generator, length) for _ in range(job["prompts"])]
 
 
 def _random_ids(config: Any, generator: torch.Generator, length: int) -> Tensor:

@@ -5,51 +5,124 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from bot.checks import measure
 from bot.checks.case import read_json
-from bot.checks.control import clamped, controls
+from bot.checks.choices import is_mixture
+from bot.checks.control import SMALL, changed, size_of, stand_in, watched
 from bot.checks.nearest import merge_to_nearest, quantised_again
 from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer, other_tokens, text_windows, trusts
 from bot.checks.respelled import respelled
+from bot.checks.saved import TEXT, compare, save_again, save_reference, sums
 from bot.checks.skeleton import NEEDS_CODE, Skeleton, build, model_class
 from bot.checks.unmerged import loading, mend
 from bot.patterns import hold_to_end
 
 Job = dict[str, Any]
-PROMPTS, TEXT = "reference", "text"  # what the reference's outputs were saved for
 COMPLAINTS = ("newly initialized", "not initialized from", "MISSING", "UNEXPECTED", "MISMATCH")
+BASE = "the base itself"
+# Fused attention and grouped products of experts add in an order of their own, and some have no float64.
+PLAINEST: Job = {"dtype": torch.float32, "attn_implementation": "eager", "experts_implementation": "eager"}
 UNLOADED = ("missing adapter keys", "unexpected keys", "not been loaded")
 
 
+class CannotRun(Exception):
+    """The unmerged model cannot be had in this installation, with its adapter or without: nothing is known of the merge."""
+
+
+@contextmanager
+def trying(what: str) -> Iterator[None]:
+    """Whatever goes wrong in the block is no fault of the merge."""
+    try:
+        yield
+    except CannotRun:
+        raise
+    except Exception as error:
+        raise CannotRun(f"{what} cannot be run here ({type(error).__name__}: {str(error)[:300]})") from error
+
+
+class Unmerged:
+    """PEFT's unmerged model, which others stand in for by turns. After each it is whole again: small ones are put back,
+    of a large one there is never a second copy of the weights, and it is loaded anew."""
+
+    def __init__(self, job: Job, tuned: Any) -> None:
+        self._job, self._tuned, self._off, self._spoilt = job, tuned, False, False
+        self.plain = tuned.get_base_model()
+        self.small = size_of(self.plain) <= SMALL
+
+    def switched_off(self) -> Any:
+        """The base model inside, with PEFT's layers asleep from here on."""
+        if self._spoilt:
+            self._tuned = self.plain = None  # the one is let go before the other is loaded
+            self._tuned, self._off, self._spoilt = _tuned(self._job), False, False
+            self.plain = self._tuned.get_base_model()
+        if not self._off:
+            self._tuned.base_model.disable_adapter_layers()
+            self._off = True
+        return self.plain
+
+    def far(self, how: str) -> list[measure.Distance]:
+        """How far a stand-in lies from the reference."""
+        with self._standing_in(how):
+            return compare(self.plain, self._job)
+
+    def clamp(self) -> None:
+        """The exact merge, of which only what is too large for the storage dtype changes, becomes the reference."""
+        with self._standing_in("clamped"):
+            save_again(self.plain, self._job)
+
+    @contextmanager
+    def _standing_in(self, how: str) -> Iterator[None]:
+        replaced = stand_in(self.switched_off(), self._job, how, keep=self.small)
+        yield
+        replaced.restore()
+        self._spoilt = not self.small
+
+
 def reference(job: Job) -> Job:
-    """The base with the adapter beside it: its outputs are saved, then the base and the control are held to them."""
+    """The base with the adapter beside it: its outputs are saved, then the base and the stand-ins are held to them."""
     tuned = _tuned(job)
     if isinstance(tuned, dict):
         return tuned
-    plain = tuned.get_base_model()
-    inputs = build_inputs(plain, job)
-    kind = _save_reference(plain, inputs, job)
-    measured = {}
+    unmerged = Unmerged(job, tuned)
+    del tuned
+    answer = _first_run(unmerged, job)
+    thorough = answer["thorough"]
+    exact = unmerged.far("exact") if thorough else None
+    if job["clamps"]:
+        unmerged.clamp()
+    base = compare(unmerged.switched_off(), job)
     if job["rows"] is not None:
-        _save_reference(plain, text_windows(plain, job), job, TEXT)
-        measured["as-trained"] = _sums(plain, job, itself=True)
-    with tuned.disable_adapter():
-        if job["clamps"]:
-            with clamped(plain, job):
-                _save_reference(plain, inputs, job)
-        base = _compare(plain, job)
-        if job["rows"] is not None:
-            measured["base"] = _sums(plain, job)
-        drawn = [(layers, _compare(plain, job)) for layers in controls(plain, job)]
-    control = [measure.average(one) for one in zip(*(found for _, found in drawn), strict=True)]
-    return {"kind": kind, "base": base, "control": control, "layers": sorted(drawn[0][0]), "measured": measured}
+        answer["measured"]["base"] = sums(unmerged.plain, job)
+    nearest = unmerged.far("nearest") if thorough else None
+    controls = [unmerged.far(str(draw)) for draw in range(job["draws"] if thorough else 1)]
+    return {**answer, "base": base, "exact": exact, "nearest": nearest, "controls": controls}
+
+
+def _first_run(unmerged: Unmerged, job: Job) -> Job:
+    """Its outputs are saved. Raises CannotRun."""
+    plain = unmerged.plain
+    inputs = build_inputs(plain, job)
+    with trying("PEFT's unmerged model"):
+        try:
+            with watched(plain) as uncalled:
+                kind = save_reference(plain, inputs, job)
+        except Exception:  # whose fault is it? The base alone answers that
+            with trying(BASE):
+                measure.outputs(unmerged.switched_off(), inputs[0], job["compute"])
+            raise
+    measured: Job = {}
+    if job["rows"] is not None:
+        save_reference(plain, text_windows(plain, job), job, TEXT)
+        measured["as-trained"] = sums(plain, job, itself=True)
+    said = {"layers": sorted(changed(plain)), "uncalled": sorted(uncalled), "mixture": is_mixture(plain)}
+    return {"kind": kind, "thorough": unmerged.small or job["thorough"], "measured": measured, **said}
 
 
 def comparison(job: Job) -> Job:
@@ -60,14 +133,14 @@ def comparison(job: Job) -> Job:
 def _one_way(row: Job, job: Job) -> measure.Sums:
     if not row["merge"]:
         model, _ = _load(Path(row["folder"]), job)
-        return _sums(_prepared(model, job), job)
+        return sums(_prepared(model, job), job)
     tuned = _tuned({**job, "base": row["folder"]})
     assert not isinstance(tuned, dict), tuned
     plain = tuned.get_base_model()
     again = quantised_again(plain, row["again"], _skeleton(Path(row["folder"]), job)) if row["again"] else {}
     with tuned.disable_adapter():
         merge_to_nearest(plain, getattr(torch, job["storage"]), again)
-        return _sums(plain, job)
+        return sums(plain, job)
 
 
 def _skeleton(folder: Path, job: Job) -> Any:
@@ -79,14 +152,15 @@ def _tuned(job: Job) -> Any:
     """The base with PEFT's own adapter, ready to run; {"skip": …} where that cannot be had."""
     from peft import PeftModel
 
-    model = _load_base(job)
+    with trying(BASE):
+        model = _load_base(job)
     if model is None:
-        return {"skip": NEEDS_CODE}
+        return {"skip": NEEDS_CODE, "beyond": True}
     said_by_adapter = read_json(Path(job["adapter"]) / "adapter_config.json") or {}
     hold_to_end(said_by_adapter, (name for name, _ in model.named_modules()))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        with loading(said_by_adapter):
+        with trying("PEFT's unmerged model"), loading(said_by_adapter):
             tuned = PeftModel.from_pretrained(model, _readable(model, job), autocast_adapter_dtype=False)
     lost = [str(one.message) for one in said if any(word in str(one.message) for word in UNLOADED)]
     if lost:
@@ -127,9 +201,8 @@ def _load_base(job: Job) -> Any:
             else model_class(read_json(folder / "config.json") or {}, False)
         )
         model = chosen.from_pretrained(
-            folder, config=config, dtype=torch.float32, attn_implementation="eager", local_files_only=True,
-            ignore_mismatched_sizes=True,
-        )  # fmt: skip
+            folder, config=config, local_files_only=True, ignore_mismatched_sizes=True, **PLAINEST
+        )
     if model is not None and job["vocabulary"]:
         model.resize_token_embeddings(job["vocabulary"], mean_resizing=False)
     return model
@@ -142,7 +215,7 @@ def merged(job: Job) -> Job:
     folder = Path(job["folder"])
     model, loading = _load(folder, job)
     if model is None:
-        return {"skip": why_no_code(folder, job)}
+        return {"skip": why_no_code(folder, job), "beyond": str(folder) not in job["distrusted"]}
     loads = {
         "missing": sorted(loading["missing_keys"]),
         "unexpected": sorted(loading["unexpected_keys"]),
@@ -156,7 +229,7 @@ def merged(job: Job) -> Job:
         loads["tokenizer"] = type(tokenizer).__name__
         loads["tokens"] = other_tokens(tokenizer, job)
     runs = not job["quantised"] and (Path(job["work"]) / "reference.json").exists()
-    return {"loads": loads, "merged": _compare(_prepared(model, job), job) if runs else None}
+    return {"loads": loads, "merged": compare(_prepared(model, job), job) if runs else None}
 
 
 ROLES = {"reference": reference, "merged": merged, "comparison": comparison}
@@ -168,12 +241,7 @@ def _load(folder: Path, job: Job) -> tuple[Any, Job]:
     chosen = model_class(config, trust)
     if chosen is None:
         return None, {}
-    how = {
-        "dtype": torch.float32,
-        "attn_implementation": "eager",
-        "local_files_only": True,
-        "trust_remote_code": trust,
-    }
+    how = {"local_files_only": True, "trust_remote_code": trust, **PLAINEST}
     try:
         model, loading = chosen.from_pretrained(folder, output_loading_info=True, **how)
     except AttributeError:  # an omni model's own from_pretrained reads its voices into a model, and gets a pair
@@ -193,52 +261,6 @@ def _prepared(model: Any, job: Job) -> Any:
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
     return model.double() if job["compute"] == "float64" else model
-
-
-def _save_reference(model: Any, inputs: list[dict[str, torch.Tensor]], job: Job, what: str = PROMPTS) -> str:
-    kind = ""
-    for number, one in enumerate(inputs):
-        kind, found = measure.outputs(model, one, job["compute"])
-        save_file({"found": found, **{f"input.{name}": value for name, value in one.items()}}, _at(job, number, what))
-    return kind
-
-
-def _saved(job: Job, what: str) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-    """What the reference gave, and to which inputs."""
-    for number in range(10_000):
-        if not _at(job, number, what).exists():
-            break
-        saved = load_file(_at(job, number, what))
-        wanted = saved.pop("found")
-        yield wanted, {name.removeprefix("input."): value for name, value in saved.items()}
-
-
-def _sums(model: Any, job: Job, itself: bool = False) -> measure.Sums:
-    """Prompts and text together. `itself`: the model is the reference."""
-    total = measure.Sums(far=0.0, positions=0, agree=0, loss=0.0, predicted=0)
-    for what in (PROMPTS, TEXT):
-        for wanted, inputs in _saved(job, what):
-            kind, found = ("kl", wanted) if itself else measure.outputs(model, inputs, job["compute"])
-            distance = measure.distance(kind, wanted, found)
-            loss, predicted = measure.next_token_loss(model, inputs, found)
-            total["far"] += distance["far"] if not itself else 0.0
-            total["positions"] += distance["positions"]
-            total["agree"] += distance["agree"]
-            total["loss"] += loss
-            total["predicted"] += predicted
-    return total
-
-
-def _compare(model: Any, job: Job) -> list[measure.Distance]:
-    distances = []
-    for wanted, inputs in _saved(job, PROMPTS):
-        kind, found = measure.outputs(model, inputs, job["compute"])
-        distances.append(measure.distance(kind, wanted, found))
-    return distances
-
-
-def _at(job: Job, number: int, what: str) -> Path:
-    return Path(job["work"]) / f"{what}-{number:04}.safetensors"
 
 
 class _Heard(logging.Handler):

@@ -21,6 +21,8 @@ class Subject:
     `hashed`: the sha256 of files that were hashed while they were written, moments ago.
     `base_weights`: `stored` (the base's own, dequantised where they are quantised) or `simulate-nf4`, with
     `quantization`: how, as BitsAndBytesConfig has it. `quantize`: the form that the merged weights are stored in.
+    `required`: the level was asked for by name, so that all of it must be found out; else what this installation cannot run
+    at all leaves the verdict to the level `weights`.
     `clamps`: numbers too large for their dtype are stored as its largest.
     `original`: the 16-bit model that a quantised base was made from, where that lies here; `eval_text`: what to compare
     on beside the prompts; `force`: a quantised result that has lost the tune is a remark, not a failure.
@@ -46,6 +48,7 @@ class Subject:
     base_weights: str = "stored"
     quantization: Json = field(default_factory=dict)
     quantize: str = "none"
+    required: bool = True
     clamps: bool = False
     original: Path | None = None
     eval_text: Path | None = None

@@ -1,4 +1,4 @@
-"""Runs the workers one after the other, and does the sums: K, its standard error, the noise floor."""
+"""Runs the workers one after the other: the unmerged model, the merged one, and the ways to compare."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot.checks import comparison
+from bot.checks.answers import Trial
 from bot.checks.checkpoint import FLOATS
 from bot.checks.own_code import changed_since, foreign_code, state_of
 from bot.events import Note
@@ -30,87 +31,34 @@ SAID = {
     "merged": "Running the merged model.",
     "comparison": "Comparing the ways to use it.",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """What the workers answered: {"error"}, {"skip"}, or what their role found.
-
-    `comparison`: {"rows"} of the ways to use a quantised base or result; None where neither is.
-    """
-
-    reference: Json
-    merged: Json
-    expected: frozenset[str]  # parameters that the adapter's method changes, by this verifier's own reading
-    comparison: Json | None = None
-
-    @property
-    def lost(self) -> str | None:
-        """The model whose outputs are NaN or infinite, if one's are."""
-        given = {name: self.reference.get(name) or [] for name in ("base", "control")} | {
-            "merged": self.merged.get("merged") or []
-        }
-        lost = [name for name, some in given.items() if not math.isfinite(_sum(some))]
-        # What the unmerged model gave is in every distance.
-        wanted = [one["size"] for one in given["control"]] if self.reference.get("kind") == "squared" else []
-        return "unmerged" if len(lost) == len(given) or not all(map(math.isfinite, wanted)) else next(iter(lost), None)
-
-    @property
-    def noise_floor(self) -> Json | None:
-        """What the document says about the size of things; None where nothing was measured, or nothing that is finite."""
-        if not self.merged.get("merged") or "control" not in self.reference or self.lost:
-            return None
-        merged, control, base = self.merged["merged"], self.reference["control"], self.reference["base"]
-        positions = sum(one["positions"] for one in merged)
-        ratio, error = ratio_with_error([one["far"] for one in merged], [one["far"] for one in control])
-        scale = positions if self.reference["kind"] == "kl" else sum(one["size"] for one in merged) or 1.0
-        return {
-            "metric": "KL, nats per token" if self.reference["kind"] == "kl" else "relative squared error",
-            "floor": _sum(control) / scale,  # what one correct, stochastic rounding costs
-            "merged": _sum(merged) / scale,
-            "adapter": _sum(base) / scale,  # how far the tune moves the base
-            "ratio": ratio,
-            "standard_error": error,
-            "positions": positions,
-            "top1_agreement": sum(one["agree"] for one in merged) / positions,
-        }
-
-
-def ratio_with_error(merged: list[float], control: list[float]) -> tuple[float, float]:
-    """ΣKL(merged) ÷ ΣKL(control), and its jackknife standard error over prompts. 0 ÷ 0 is 0: nothing was lost."""
-    count = len(merged)
-    ratio = _over(sum(merged), sum(control))
-    left_out = [_over(sum(merged) - one, sum(control) - other) for one, other in zip(merged, control, strict=True)]
-    mean = sum(left_out) / count
-    return ratio, ((count - 1) / count * sum((one - mean) ** 2 for one in left_out)) ** 0.5
-
-
-def _over(part: float, whole: float) -> float:
-    # Where the control loses nothing, no rounding happened: then neither may the merge lose anything.
-    if whole <= 0.0:
-        return 0.0 if part <= 0.0 else 1e9
-    return part / whole
-
-
-def _sum(distances: list[Json]) -> float:
-    return float(sum(one["far"] for one in distances))
+FIRST: Json = {"prompts": 8, "draws": 8, "thorough": False}
+MORE: Json = {"prompts": 32, "draws": 16, "thorough": True}
 
 
 def hold_trial(case: Case) -> Trial:
-    """The reference first, then the merged folder: one model in memory at a time, none in this process."""
+    """The reference first, then the merged folder: one model in memory at a time, none in this process. Where that leaves a
+    doubt, once more with more prompts and more controls."""
     with tempfile.TemporaryDirectory(prefix=".adapter-merge-", dir=_place(case)) as work:
         base = _base(case, Path(work))
         job = _job(case, base)
         rows = _rows(case, base, Path(work), job["storage"])
         job["rows"] = None if rows is None else comparison.as_job(rows)
-        reference = (
-            _work(case, job, "reference", Path(work)) if not case.claims.problems else {"skip": "not understood"}
-        )
-        if "control" not in reference:
-            (Path(work) / "reference.json").unlink(missing_ok=True)
-        merged = _work(case, job, "merged", Path(work))
-        compared = None if rows is None else _compared(case, job, rows, reference, Path(work))
-    return Trial(reference=reference, merged=merged, expected=case.claims.layers, comparison=compared)
+        trial = _hold(case, job, Path(work))
+        if not trial.settled:
+            case.emit(Note(text="That leaves a doubt: once more, with more prompts and more controls."))
+            trial = _hold(case, {**job, **MORE}, Path(work))
+        compared = None if rows is None else _compared(case, job, rows, trial.reference, Path(work))
+    return replace(trial, comparison=compared)
+
+
+def _hold(case: Case, job: Json, work: Path) -> Trial:
+    reference: Json = {"skip": "not understood"}
+    if not case.claims.problems:
+        reference = _work(case, job, "reference", work)
+    if "controls" not in reference:
+        (work / "reference.json").unlink(missing_ok=True)
+    merged = _work(case, job, "merged", work)
+    return Trial(reference=reference, merged=merged, expected=case.claims.layers)
 
 
 def _place(case: Case) -> Path | None:
@@ -143,6 +91,8 @@ def _work(case: Case, job: Json, role: str, work: Path) -> Json:
     case.emit(Note(text=SAID[role]))
     judged = (case.subject.folder, case.subject.base, case.subject.adapter)
     before = state_of(*judged) if job["trust"] else {}
+    answer = work / f"{role}.json"
+    answer.unlink(missing_ok=True)
     path = work / f"{role}-job.json"
     path.write_text(json.dumps({**job, "role": role, "work": str(work)}))
     with (work / f"{role}.log").open("wb") as log:
@@ -152,12 +102,11 @@ def _work(case: Case, job: Json, role: str, work: Path) -> Json:
         )
     if job["trust"] and (name := changed_since(before, *judged)):
         return {"error": f"the repo's own code changed {name}, which is judged here, while it ran"}
-    answer = work / f"{role}.json"
     if answer.exists():
         found: Json = json.loads(answer.read_bytes())
         return found
     if done.returncode == -9:
-        return {"skip": "the system killed the process, most likely for its memory"}
+        return {"skip": "the system killed the process, most likely for its memory", "beyond": True}
     last = (work / f"{role}.log").read_text(errors="replace").strip().splitlines()[-1:]
     return {"error": f"the process ended with status {done.returncode}: {' '.join(last)}"}
 
@@ -193,6 +142,7 @@ def _job(case: Case, base: Path) -> Json:
         "trust": subject.trust_remote_code,
         "distrusted": _distrusted(subject) if subject.trust_remote_code else {},
         "whole": sorted(case.claims.whole),
+        **FIRST,
         **_model(case),
     }
 
