@@ -44,6 +44,7 @@ CHECKS: tuple[Check, ...] = (
     Check(id="touched", level="weights", run=weights.touched, needs=("headers", "method")),
     Check(id="untouched", level="weights", run=weights.untouched, needs=("headers", "method")),
     Check(id="coverage", level="weights", run=weights.coverage, needs=("headers", "method")),
+    Check(id="bypassed", level="weights", run=weights.bypassed, needs=("headers", "method")),
     Check(id="quantised", level="weights", run=_quantised, needs=("headers", "method"), quantised=True),
     Check(id="finite", level="weights", run=weights.finite, needs=("headers", "method")),
     Check(id="retention", level="weights", run=weights.retention, needs=("headers", "method")),

@@ -10,7 +10,10 @@ from bot.checks.noise import Ratio, more_flips, ratio
 from bot.records import Json
 
 NOISE = 1e-28  # a distance that float64 compute makes by itself: (100 units of 2⁻⁵³)²; float32 compute never gets there
-NEGLIGIBLE = 1e-2  # of what rounding costs: float32 compute makes a millionth of it, where bfloat16 is stored
+NEGLIGIBLE = (
+    1e-2  # of what rounding costs; of weights that PEFT's layers never stood before, a hundredth of that. (Float32
+)
+# compute makes a millionth of what it costs to round to bfloat16.)
 DOUBTFUL = 0.75  # K of a large model, by one control only, that is looked at again: theory says 0.5
 
 
@@ -66,10 +69,10 @@ class Trial:
     @property
     def systematic(self) -> float:
         """How far the exact merge, not rounded at all, lies from the unmerged model, as a share of the adapter's effect. 0.0
-        where it was not measured, or is beside rounding nothing."""
+        where it was not measured, or is nothing beside a rounding."""
         exact, effect = self.reference["exact"], _sum(self.reference["base"])
-        control = _sum(self.reference["controls"][0])
-        if exact is None or _sum(exact) <= max(NOISE, NEGLIGIBLE * control):
+        least = NEGLIGIBLE * _sum(self.reference["controls"][0]) / (100 if self.reference["uncalled"] else 1)
+        if exact is None or _sum(exact) <= max(NOISE, least):
             return 0.0
         return _sum(exact) / effect if effect > 0.0 else math.inf
 

@@ -33,7 +33,8 @@ def behaviour(case: Case) -> Finding:
     """The merged model answers as the unmerged one, but for one rounding to nearest.
 
     K = distance(unmerged, merged) ÷ distance(unmerged, control), and its error: see bot/checks/noise.py. What a merge clamps
-    is clamped in all three. Whatever K says, the exact merge must answer as the unmerged model does.
+    is clamped in all three. Whatever K says, the exact merge must answer as the unmerged model does: it does not where a
+    model reads a weight itself, past PEFT's layer.
     """
     trial = case.trial
     for answer in (trial.reference, trial.merged):
@@ -46,7 +47,7 @@ def behaviour(case: Case) -> Finding:
         return finding("behaviour", "fail", "not finite", ALLOWED, why)
     floor, allowed = trial.noise_floor or {}, f"K ≤ {trial.ratio.limit:.3g}"
     measured = f"K = {floor['ratio']:.3g} ± {floor['standard_error']:.1g}"
-    if trial.systematic > SHARE:
+    if trial.systematic > (0.0 if trial.reference["uncalled"] else SHARE):
         return _goes_around(trial)
     if floor["merged"] <= NOISE:  # of two distances that small, neither is more than noise
         return finding("behaviour", "pass", measured, allowed, _right(trial, floor))
@@ -70,20 +71,17 @@ def _other_layers(pefts: frozenset[str], ours: frozenset[str]) -> str | None:
 
 def _goes_around(trial: Trial) -> Finding:
     """No rounding is at fault: merged without any, the weights answer otherwise than PEFT's unmerged model."""
-    names = trial.reference["uncalled"]
-    share = f"{trial.systematic:.2g} of the effect"
-    why = (
-        f"The unmerged model does not answer by these weights, rounding aside: {trial.systematic:.2g} of the adapter's "
-        "effect (in squares) lies between them. "
-    )
-    if names:
-        why += (
-            f"The model reads {counted(len(names), 'adapted weight')} itself, past PEFT's layer, so that the adapter never "
-            "acts there; merged, it would. Train without these modules (exclude_modules), or keep the adapter separate."
-        )
-    else:
+    names, share = trial.reference["uncalled"], f"{trial.systematic:.2g} of the effect"
+    why = f"Merged without any rounding, base and adapter do not answer as PEFT's unmerged model: {trial.systematic:.2g} of "
+    why += "the adapter's effect (in squares) lies between them. "
+    if not names:
         why += "Keep the adapter separate, beside its base."
-    return finding("behaviour", "fail", share, f"≤ {SHARE:g}", why, names)
+        return finding("behaviour", "fail", share, f"≤ {SHARE:g} of it", why)
+    why += (
+        f"The model reads {counted(len(names), 'adapted weight')} itself, past PEFT's layer, where the adapter never acts. "
+        "Train without these modules (exclude_modules), or keep the adapter separate."
+    )
+    return finding("behaviour", "fail", share, "none bypassed", why, names)
 
 
 def _too_far(trial: Trial, floor: Json) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from bot.checks import lora, peft, tokens
+from bot.checks.bypassed import goes_around
 from bot.checks.case import read_json
 from bot.checks.checkpoint import Checkpoint, Place
 from bot.checks.declared import Declared
@@ -38,7 +39,7 @@ class Claims:
 
     `dropped`: base keys that the merged model has no use for. `declared`: what config.json must say, beyond the base's.
     `layers`: the model's parameters that the method itself changes (for comparison with PEFT's own); `whole`: those that
-    the adapter brings whole.
+    the adapter brings whole. `bypassed`: keys of weights that the method changes, and that the model reads past PEFT's layer.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Claims:
     layers: frozenset[str] = frozenset()
     whole: frozenset[str] = frozenset()
     trains_vocabulary: bool = False  # the embedding or the head is among what changes
+    bypassed: frozenset[str] = frozenset()
     problems: tuple[str, ...] = ()
 
     @property
@@ -91,20 +93,21 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
         for key in sorted(tensors.keys() - used - set(reading.unused) - set(derivation.twins) - derivation.idle)
     ]
     problems = [*reading.problems, *derivation.problems, *problems]
+    layers = frozenset(
+        _today(parameter, names)
+        for parameter, several in derivation.changes.items()
+        if any(
+            isinstance(one, LowRank | Tokens | Asked) and not derivation.idle.issuperset(one.uses) for one in several
+        )
+    )
     return Claims(
         method=reading.name,
         tensors=len(tensors),
         expected={key: one for key, one in expected.items() if key not in dropped},
         dropped=tuple(dropped),
         declared=(*derivation.declared, *declared),
-        layers=frozenset(
-            _today(parameter, names)
-            for parameter, several in derivation.changes.items()
-            if any(
-                isinstance(one, LowRank | Tokens | Asked) and not derivation.idle.issuperset(one.uses)
-                for one in several
-            )
-        ),
+        layers=layers,
+        bypassed=_bypassed(names, layers),
         whole=frozenset(
             _today(one, names)
             for one, several in derivation.changes.items()
@@ -121,6 +124,15 @@ def _trains_vocabulary(derivation: Derivation, names: Names) -> bool:
         not (isinstance(change, Whole) and change.shared)
         for one in own
         for change in derivation.changes.get(one or "", ())
+    )
+
+
+def _bypassed(names: Names, layers: Collection[str]) -> frozenset[str]:
+    return frozenset(
+        key
+        for skeleton in names.skeletons
+        for key, parameters in skeleton.feeds.items()
+        if any(one in layers and goes_around(skeleton.modules, one) for one in parameters)
     )
 
 

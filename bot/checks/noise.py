@@ -49,9 +49,10 @@ class Ratio:
 def ratio(merged: Prompts, controls: Sequence[Prompts], nearest: Prompts | None) -> Ratio:
     """K of one merge. All have the same prompts of the same lengths. 0 ÷ 0 is 0: nothing was lost."""
     drawn = [_flat(one) for one in controls]
-    noise = [fmean(token) for token in zip(*drawn, strict=True)]
+    # A single control would rule its own weights: the merge's distances stand in for another.
+    noise = [fmean(token) for token in zip(*drawn, *([] if len(drawn) > 1 else [_flat(merged)]), strict=True)]
     quiet = QUIET * fmean(noise)
-    if quiet <= 0.0:  # no rounding happened: then neither may the merge lose anything
+    if not any(map(any, drawn)):  # no rounding happened: then neither may the merge lose anything
         lost = sum(_flat(merged)) > 0.0
         return Ratio(k=NEVER if lost else 0.0, nearest=None, error=0.0, controls=len(drawn))
     weights = [1.0 / (one + quiet) for one in noise]

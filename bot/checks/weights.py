@@ -175,6 +175,20 @@ def _same_as_before(tally: Tally) -> bool:
     return not tally.changed or (tally.retention is not None and abs(tally.retention) < 0.01)
 
 
+def bypassed(case: Case) -> Finding:
+    """No adapted weight is one that the model reads itself, past PEFT's layer: there the unmerged model has no adapter."""
+    tallies = case.swept.tallies
+    names = sorted(key for key in case.claims.bypassed if key in tallies and tallies[key].power > 0)
+    if not names:
+        why = "PEFT's layers stand before every weight that the adapter changes."
+        return finding("bypassed", "pass", "0 weights", "0 weights", why)
+    why = (
+        "The model reads weights itself, past PEFT's layers, so that the unmerged model does not have what the adapter "
+        "holds for them, and a merge would. Train without these modules (exclude_modules), or keep the adapter separate."
+    )
+    return finding("bypassed", "fail", counted(len(names), "weight"), "0 weights", why, names)
+
+
 def finite(case: Case) -> Finding:
     """No NaN and no infinity in any merged weight; where that took clamping, how often."""
     tallies = list(case.swept.tallies.values())
