@@ -1,6 +1,6 @@
 """How often the check `behaviour` refuses a merge without one wrong element: tiny models, seed after seed, in one process.
 
-    nice python bench/false_alarms.py [--seeds 100] [--architectures llama,mixtral,…]
+    nice python bench/false_alarms.py [--first 0] [--seeds 100] [--architectures llama,mixtral,…]
 
 Every trial makes a base and a LoRA on all its Linear layers (its size by the seed: from a delta that bfloat16 all but loses
 to one that it keeps), merges them with the streaming engine, and asks the workers of the full proof, without their
@@ -75,13 +75,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """All trials; a line of each."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--architectures", default=",".join(ARCHITECTURES))
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows = []
-    for seed in range(given.seeds):
+    for seed in range(given.first, given.first + given.seeds):
         for architecture in given.architectures.split(","):
             rows.append(trial_of(architecture, seed))
             print(json.dumps(rows[-1]), flush=True)

@@ -129,7 +129,7 @@ def _prove_again(
             dtype=(facts.get("options") or {}).get("dtype", options.dtype),
             ours="fingerprint" in facts,
             level=level,
-            required=options.verify != "auto",
+            required=options.verify == "full",
             not_run=not_run,
             trust_remote_code=options.trust_remote_code,
             **form,

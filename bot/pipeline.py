@@ -194,7 +194,7 @@ def prove(merged: Merged, inputs: Local, sources: Sources, request: Request, hub
         dtype="auto" if plan.options.dtype == "auto" else plan.dtype,
         ours=True,
         level=plan.level,
-        required=plan.options.verify != "auto",
+        required=plan.options.verify == "full",
         not_run=plan.not_run,
         trust_remote_code=plan.options.trust_remote_code,
         hashed=merged.sha256,

@@ -28,18 +28,22 @@ def main(path: Path) -> None:
     if job["role"] == "merged":
         # None in sys.modules makes `import peft` raise and find_spec answer None: as if it were not installed.
         sys.modules["peft"] = None  # type: ignore[assignment]
+    answer(job, attempt(job))
+
+
+def attempt(job: Job) -> dict[str, Any]:
+    """What came of the job: what its role found, {"error"}, or {"skip"}, with {"beyond"} where no merge is to blame."""
     from bot.checks.roles import ROLES, CannotRun
 
     try:
-        result = ROLES[job["role"]](job)
+        return ROLES[job["role"]](job)
     except CannotRun as error:
-        result = {"skip": str(error), "beyond": True}
+        return {"skip": str(error), "beyond": True}
     except Exception as error:  # the gate of this process: its parent reads a file, not a traceback
         import traceback
 
         traceback.print_exc()
-        result = {"error": f"{type(error).__name__}: {error}"}
-    answer(job, result)
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def answer(job: Job, result: dict[str, Any]) -> None:
