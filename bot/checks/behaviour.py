@@ -15,7 +15,7 @@ SHARE = 1e-4  # of the adapter's effect, in KL or squares: one hundredth of what
 def loads(case: Case) -> Finding:
     """The plain class loads the folder, without peft and without network: nothing missing, extra, or made up."""
     answer = case.trial.merged
-    if "error" in answer and case.trial.reference.get("beyond"):
+    if "raised" in answer and case.trial.reference.get("beyond"):
         answer = case.trial.reference  # what fails with the base fails with whatever is made of it
     if stopped := _stopped("loads", "no complaint", answer):
         return stopped

@@ -32,7 +32,8 @@ def main(path: Path) -> None:
 
 
 def attempt(job: Job) -> dict[str, Any]:
-    """What came of the job: what its role found, {"error"}, or {"skip"}, with {"beyond"} where no merge is to blame."""
+    """What came of the job: what its role found, {"error", "raised"} of an exception, or {"skip"}, with {"beyond"} where no
+    merge is to blame."""
     from bot.checks.roles import ROLES, CannotRun
 
     try:
@@ -43,7 +44,7 @@ def attempt(job: Job) -> dict[str, Any]:
         import traceback
 
         traceback.print_exc()
-        return {"error": f"{type(error).__name__}: {error}"}
+        return {"error": f"{type(error).__name__}: {error}", "raised": True}
 
 
 def answer(job: Job, result: dict[str, Any]) -> None:

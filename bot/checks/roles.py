@@ -158,10 +158,11 @@ def _tuned(job: Job) -> Any:
         return {"skip": NEEDS_CODE, "beyond": True}
     said_by_adapter = read_json(Path(job["adapter"]) / "adapter_config.json") or {}
     hold_to_end(said_by_adapter, (name for name, _ in model.named_modules()))
+    readable = _readable(model, job)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         with trying("PEFT's unmerged model"), loading(said_by_adapter):
-            tuned = PeftModel.from_pretrained(model, _readable(model, job), autocast_adapter_dtype=False)
+            tuned = PeftModel.from_pretrained(model, readable, autocast_adapter_dtype=False)
     lost = [str(one.message) for one in said if any(word in str(one.message) for word in UNLOADED)]
     if lost:
         return {"skip": f"PEFT did not load the whole adapter: {lost[0][:300]}"}

@@ -31,12 +31,17 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 160, "state_siz
 MAMBA = {**TINY, "model_type": "falcon_mamba", "architectures": ["FalconMambaForCausalLM"]}
 FINE = {key: value for key, value in DEEPSEEK.items() if key not in ("num_experts", "num_local_experts")}
 ONE_EXPERT = {**MIXTRAL, "num_experts_per_tok": 1}
+XGLM = {
+    "model_type": "xglm", "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48, "vocab_size": 160,
+    "max_position_embeddings": 128, "architectures": ["XGLMForCausalLM"],
+}  # fmt: skip
 RECIPES = {
     "mixtral": Recipe(config=MIXTRAL, targets="all-linear"),
     "one-expert": Recipe(config=ONE_EXPERT, targets=r".*(q_proj|gate)"),
     "gpt_oss": Recipe(config=GPT_OSS, targets="all-linear"),
     "deepseek_v3": Recipe(config=FINE, targets="all-linear"),
     "mixtral-float32": Recipe(config=MIXTRAL, targets="all-linear", dtype="float32"),
+    "xglm-float32": Recipe(config=XGLM, targets=("q_proj", "fc2"), dtype="float32"),
     "falcon_mamba": Recipe(config=MAMBA, targets=("in_proj", "x_proj", "dt_proj")),
     "llama": Recipe(config=LLAMA),
 }
@@ -93,9 +98,10 @@ def test_a_mixture_is_measured_along_the_unmerged_models_choices(made: Builder, 
     assert floor["routing"]["free_calls"] == 0
 
 
-def test_a_mixture_stored_as_float32_is_proven_in_float64(made: Builder, tmp_path: Path):
-    """Its experts' grouped product has no float64."""
-    one = made("mixtral-float32")
+@pytest.mark.parametrize("name", ["mixtral-float32", "xglm-float32"])
+def test_what_is_stored_as_float32_is_proven_in_float64(made: Builder, tmp_path: Path, name: str):
+    """A grouped product of experts has no float64; and a mask is filled with the least number of the default dtype."""
+    one = made(name)
     assert found(hold(job(one, one.merged, tmp_path))).status == "pass"
 
 
