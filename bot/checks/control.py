@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from bot.checks.unmerged import has_own_merge
 CHUNK = 1 << 17  # elements that are rounded at once
 WRAPPED = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)(\.|$)")  # PEFT's own parts of the model
 SMALL = 1 << 26  # merged weights; above this one draw is enough at first, and no second copy of the weights is held
+How = Literal["exact", "clamped", "nearest", "control"]
 Round = Callable[[Tensor], Tensor]
 
 
@@ -40,26 +41,25 @@ class Replaced:
             setattr(owner, name, original)
 
 
-def stand_in(model: nn.Module, job: dict[str, Any], how: str, keep: bool = True) -> Replaced:
-    """Turn the base model inside a PEFT model into `exact`, `clamped`, `nearest`, or a control (any number), in place. Its
-    adapters must be off. Without `keep` the weights that were there before are let go.
+def stand_in(model: nn.Module, job: dict[str, Any], how: How, chance: torch.Generator, keep: bool) -> Replaced:
+    """Turn the base model inside a PEFT model into one of these, in place. Its adapters must be off. A control takes its
+    random numbers from `chance`. Without `keep` the weights that were there before are let go.
 
     Where the merge changes the dtype, every other floating-point parameter is rounded too; else only those in
     `job["whole"]`, which the adapter brought in a wider dtype than they are stored in.
     """
     dtype: torch.dtype = getattr(torch, job["storage"])
-    rounds = _rounds(how, dtype)
+    rounds = _rounds(how, dtype, chance)
     clamps = job["clamps"] and how != "exact"
     return _replace(model, job, lambda exact: rounds(clamp(exact, dtype) if clamps else exact), keep)
 
 
-def _rounds(how: str, dtype: torch.dtype) -> Round:
+def _rounds(how: How, dtype: torch.dtype, chance: torch.Generator) -> Round:
     if how in ("exact", "clamped"):
         return lambda exact: exact
     if how == "nearest":
         return lambda exact: round_once(exact, dtype)
-    generator = torch.Generator().manual_seed(int(how))
-    return lambda exact: round_stochastically(exact, dtype, generator)
+    return lambda exact: round_stochastically(exact, dtype, chance)
 
 
 def size_of(model: nn.Module) -> int:

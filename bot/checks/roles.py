@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from bot.checks import measure
 from bot.checks.case import read_json
 from bot.checks.choices import is_mixture
-from bot.checks.control import SMALL, changed, size_of, stand_in, watched
+from bot.checks.control import SMALL, How, changed, size_of, stand_in, watched
 from bot.checks.nearest import merge_to_nearest, quantised_again
 from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer, other_tokens, text_windows, trusts
 from bot.checks.respelled import respelled
@@ -54,6 +54,7 @@ class Unmerged:
     def __init__(self, job: Job, tuned: Any) -> None:
         self._job, self._tuned, self._off, self._spoilt = job, tuned, False, False
         self.plain = tuned.get_base_model()
+        self._chance = torch.Generator().manual_seed(0)
         self.small = size_of(self.plain) <= SMALL
 
     def switched_off(self) -> Any:
@@ -67,7 +68,7 @@ class Unmerged:
             self._off = True
         return self.plain
 
-    def far(self, how: str) -> list[measure.Distance]:
+    def far(self, how: How) -> list[measure.Distance]:
         """How far a stand-in lies from the reference."""
         with self._standing_in(how):
             return compare(self.plain, self._job)
@@ -78,8 +79,8 @@ class Unmerged:
             save_again(self.plain, self._job)
 
     @contextmanager
-    def _standing_in(self, how: str) -> Iterator[None]:
-        replaced = stand_in(self.switched_off(), self._job, how, keep=self.small)
+    def _standing_in(self, how: How) -> Iterator[None]:
+        replaced = stand_in(self.switched_off(), self._job, how, self._chance, keep=self.small)
         yield
         replaced.restore()
         self._spoilt = not self.small
@@ -101,7 +102,7 @@ def reference(job: Job) -> Job:
     if job["rows"] is not None:
         answer["measured"]["base"] = sums(unmerged.plain, job)
     nearest = unmerged.far("nearest") if thorough else None
-    controls = [unmerged.far(str(draw)) for draw in range(job["draws"] if thorough else 1)]
+    controls = [unmerged.far("control") for _ in range(job["draws"] if thorough else 1)]
     return {**answer, "base": base, "exact": exact, "nearest": nearest, "controls": controls}
 
 
