@@ -19,7 +19,8 @@ def job_of(base: Path, adapter: Path, folder: Path, **changes: Any) -> dict[str,
     return {
         "base": str(base), "adapter": str(adapter), "folder": str(folder), "work": str(folder.parent),
         "storage": "bfloat16", "compute": "float32", "quantised": False, "text": None, "clamps": False,
-        "cast_all": False, "trust": False, "distrusted": {}, "whole": [], "class": None, "labels": None, "vocabulary": None, "rows": None,
+        "cast_all": False, "trust": False, "distrusted": {}, "whole": [],
+        "class": None, "labels": None, "vocabulary": None, "rows": None,
         **FIRST, **changes,
     }  # fmt: skip
 
