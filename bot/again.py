@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bot import formats, strict
+from bot import formats, strict, trained
 from bot.assets import files_to_prove, read_json
 from bot.budget import choose_level, verify_disk, verify_memory
 from bot.card import retarget
@@ -135,6 +135,7 @@ def _prove_again(
             **form,
             original=original_at_hand(sources.base, hub),
             **measuring,
+            trained=tuple(filter(None, map(trained.in_four_bits, sources.adapters))),
             adapters=local.adapters if together else (),
             combination=notation.to_json(together.how) if together else None,
         )

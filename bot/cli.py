@@ -532,7 +532,8 @@ def _refuse(plan: Plan) -> int:
 
 
 def _error_json(error: AdapterMergeError) -> dict[str, Any]:
-    return {"error": {"what": error.what, "remedy": error.remedy, "exit_code": error.exit_code}}
+    code = {"code": error.code} if error.code else {}
+    return {"error": {"what": error.what, "remedy": error.remedy, "exit_code": error.exit_code, **code}}
 
 
 def _print_json(found: Any) -> None:

@@ -28,10 +28,12 @@ class AdapterMergeError(Exception):
 
     exit_code = OUR_BUG
 
-    def __init__(self, what: str, *, remedy: str) -> None:
+    def __init__(self, what: str, *, remedy: str, code: str | None = None) -> None:
+        """`code`: the one word for machines, as a plan's refusals have it; None for most."""
         super().__init__(what)
         self.what = what
         self.remedy = remedy
+        self.code = code
 
     def __str__(self) -> str:
         return f"{self.what} {self.remedy}"

@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from bot.engines.product import Product
 
 
-def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
+def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit, *, force: bool = False) -> Merged:
     """Write every shard, the index and the assets of `plan` into `partial`.
 
     Every input file is hashed while it is read. Raises Damaged where one is not what its source states, Refused for inputs
-    whose bytes forbid the merge or that change meanwhile, and MachineTooSmall when the disk fills up.
+    whose bytes forbid the merge, that change meanwhile, or that change nothing (unless `force`), and MachineTooSmall when
+    the disk fills up.
     """
     emit(Stage(name="merge", title=f"Merging {plan.method} into {plan.dtype}"))
     started = time.monotonic()
@@ -49,6 +50,8 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
         _compare_twins(plan, inputs)
         _see_idle(plan, inputs)
         compare_vocabulary(plan, inputs, emit)
+        if not force:
+            work.require_change()
         for shard in plan.shards:
             work.shard(shard)
         _write_rest(plan, inputs, partial, keeper)
@@ -85,6 +88,19 @@ class _Work:
         self._planned = _planned(plan)
         self._checked: set[str] = set()
         self._before = noted(partial)  # sha256 of the shards that earlier runs have finished
+
+    def require_change(self) -> None:
+        """Raise Refused where nothing would be other than the base: before anything is written."""
+        from bot.engines.effect import nothing, refusal  # imports numpy
+
+        files = sorted({file for op in self.plan.ops for file in _files_of(op.source)})
+        for file in files:
+            self._notice_change(file)
+        found = nothing(self.plan, self.inputs, lambda: self._layers, **self._product)
+        if found is not None:
+            self.keeper.follow(self.inputs.base / file for file in files)
+            self.keeper.settle()  # zeros may be what is left of a damaged file, which has a remedy of its own
+            raise refusal(found, self.plan)
 
     def shard(self, shard: Shard) -> None:
         """Write one weight file, unless an earlier run has."""

@@ -16,11 +16,12 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Literal
 
+from bot import trained
 from bot.card import render
 from bot.combine import Predicted, notation
 from bot.combine.joined import as_one, combined_in, joined, retold
 from bot.errors import AdapterMergeError, Damaged, Usage
-from bot.events import Emit, Show, Stage
+from bot.events import Emit, Note, Show, Stage
 from bot.held import holding, unchanging
 from bot.machine import look
 from bot.merge import left_behind, merge, place
@@ -41,7 +42,7 @@ from bot.records import (
     Source,
     Sources,
 )
-from bot.show import merged_terms, plan_table, tensor_counts
+from bot.show import merged_terms, plan_table
 from bot.special_tokens import is_token
 from bot.verify import Subject, table, verify, write
 
@@ -116,7 +117,7 @@ def _build(
     together = joined(sources, request.combination)
     # What was proven was made of what was planned for.
     with dropping(hub), one_adapter(together, inputs, hub, emit) as inputs, unchanging(inputs.files):
-        report = prove(merge(plan, inputs, partial, emit), inputs, sources, request, hub, emit)
+        report = prove(merge(plan, inputs, partial, emit, force=request.force), inputs, sources, request, hub, emit)
     card = render(
         report.document,
         target=None if request.publish == "none" else target_of(request),
@@ -172,11 +173,13 @@ def plan_merge(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] 
     if request.output:  # what an earlier, killed run left there is gone on with, or removed
         machine = replace(machine, disk_free=machine.disk_free + left_behind(request.output))
     together = joined(sources, request.combination)
-    plan = make_plan(as_one(sources, together), request.options, machine)
+    plan = make_plan(as_one(sources, together), request.options, machine, sources.adapters)
     if together is not None:
         plan = retold(plan, together, request.combination, map(pin_of, sources.adapters), machine)
     emit(Stage(name="plan", title="The plan"))
     emit(Show(text=plan_table(plan)))
+    for warning in plan.warnings:
+        emit(Note(text=warning, level="warning"))
     return sources, plan
 
 
@@ -205,6 +208,7 @@ def prove(merged: Merged, inputs: Local, sources: Sources, request: Request, hub
         original=original_at_hand(sources.base, hub),
         eval_text=request.eval_text,
         force=request.force,
+        trained=tuple(filter(None, map(trained.in_four_bits, sources.adapters))),
         adapters=inputs.adapters if plan.combination else (),
         combination=plan.combination,
     )
@@ -238,7 +242,8 @@ def facts(merged: Merged, sources: Sources, target: str | None) -> Json:
             "quantize": plan.options.quantize,
             "overflow": plan.options.overflow,
         },
-        "tensors": tensor_counts(plan),
+        "tensors": dict(plan.tensors),
+        "base_weights": plan.basis,
         "ranks": sorted({term.rank for term in terms}),
         "scalings": sorted({term.scaling for term in terms}),
         "tokens": {

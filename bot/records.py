@@ -421,6 +421,9 @@ class Plan:
     notes: tuple[str, ...]
     budget: Budget
     fingerprint: str
+    basis: str = ""  # which weights of the base are merged into, and why: words behind "base-weights: "
+    tensors: tuple[tuple[str, int], ...] = ()  # what the model's tensors are made of, see `bot.plan.counts`
+    warnings: tuple[str, ...] = ()  # what may make this the wrong merge
     adapters: tuple[Json, ...] = ()  # where `adapter` is the combination of several: those, as pinned
     combination: Json | None = None  # and how they are combined
     idle: tuple[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -35,7 +35,7 @@ def plan_table(plan: Plan) -> str:
         *(("adapter", _ref(pin)) for pin in plan.adapters or (plan.adapter,)),
         ("method", plan.method + _settings(terms)),
         ("engine", f"{plan.engine}, result in {plan.dtype}"),
-        ("tensors", ", ".join(f"{count} {name}" for name, count in tensor_counts(plan).items() if count)),
+        ("tensors", tensors_in_words(dict(plan.tensors), plan.dtype, plan.options.quantize).partition(": ")[2]),
         ("files", f"{len(plan.shards)} of weights ({whole} unchanged), {len(plan.assets)} others"),
         ("download", readable(plan.budget.download)),
         ("output", readable(plan.budget.output)),
@@ -46,6 +46,7 @@ def plan_table(plan: Plan) -> str:
     lines = [f"  {name:<12} {text}" for name, text in rows if text]
     lines += [f"  {'config':<12} {c.path}: {c.before} → {c.after}" for c in plan.config_changes]
     lines += [f"  note         {note}" for note in plan.notes]
+    lines += [f"  warning      {warning}" for warning in plan.warnings]
     return "\n".join(lines)
 
 
@@ -55,16 +56,27 @@ def merged_terms(plan: Plan) -> list[Term]:
     return [term for patch in patches for term in patch.terms if term.right is not None]
 
 
-def tensor_counts(plan: Plan) -> dict[str, int]:
-    """How many tensors of the output are what: merged, replaced, copied, cast; and how many of the base are dropped."""
-    kinds = Counter(type(_made(op)).__name__ for op in plan.ops)
-    return {
-        "merged": kinds["AddDelta"] + kinds["PeftMerge"],
-        "replaced": kinds["Replace"] + kinds["SetRows"],
-        "copied": kinds["Copy"],
-        "cast": kinds["Cast"],
-        "dropped": len(plan.drops),
-    }
+# What each of `bot.plan.counts.KINDS` is called; {dtype}, {form}: those of the result.
+KINDS = {
+    "merged": "merged",
+    "replaced": "replaced by the adapter's",
+    "rows": "with rows of the adapter's",
+    "new": "new",
+    "copied": "copied byte for byte",
+    "cast": "rounded once to {dtype}",
+    "dequantised": "dequantised and rounded once to {dtype}",
+    "simulated": "quantised and back, without a delta, and rounded once to {dtype}",
+    "quantised": "without a delta, in {form}",
+}
+
+
+def tensors_in_words(counts: Mapping[str, int], dtype: str, form: str) -> str:
+    """`21 tensors: 14 merged, 7 copied byte for byte`: numbers that add up; what the base has and the result has not, behind."""
+    known = {kind: words.format(dtype=dtype, form=form) for kind, words in KINDS.items()}
+    parts = [f"{counts[kind]} {words}" for kind, words in known.items() if counts.get(kind)]
+    total = sum(counts.get(kind, 0) for kind in KINDS)
+    left = f"; {counts['dropped']} of the base's left out" if counts.get("dropped") else ""
+    return f"{total} tensor{'' if total == 1 else 's'}: {', '.join(parts)}{left}"
 
 
 def _made(op: Op) -> Op:
@@ -102,6 +114,8 @@ def plan_json(plan: Plan) -> Json:
         "ops": [_op(op) for op in plan.ops],
         "refusals": [asdict(refusal) for refusal in plan.refusals],
         "notes": list(plan.notes),
+        "warnings": list(plan.warnings),
+        "tensors": dict(plan.tensors),
     }
 
 

@@ -19,7 +19,7 @@ from bot.action.state import CHECKSUMS, REPORT, Book, Failure, Job, Told, failur
 from bot.action.tokens import Tokens
 from bot.again import publish_folder
 from bot.errors import AdapterMergeError, NotFound, Refused, Usage
-from bot.events import Emit, Show, Stage
+from bot.events import Emit, Note, Show, Stage
 from bot.hub import Hub
 from bot.machine import look
 from bot.pipeline import make, target_of
@@ -95,6 +95,8 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
     sources, plan = _planned(request, run, hub)
     run.emit(Stage(name="plan", title="The plan"))
     run.emit(Show(text=plan_table(plan)))
+    for warning in plan.warnings:
+        run.emit(Note(text=warning, level="warning"))
     found = {"plan": plan_table(plan), "base": plan.base, "source": plan.adapter, "fingerprint": plan.fingerprint}
     book.update(index, **found, tag=_tag(sources))
     if plan.refusals:

@@ -15,6 +15,7 @@ from bot.card import comparison, evidence, loading, metadata
 from bot.card.markdown import cell, link, pinned
 from bot.records import Json, Source
 from bot.redact import redact
+from bot.show import tensors_in_words
 
 UNNAMED = "your-name/your-merged-model"  # stands for the target until there is one; `retarget` replaces it
 KEPT_ENOUGH = 0.9  # below, so much of the delta is rounded away that a separate adapter serves better
@@ -75,6 +76,8 @@ def _headline(document: Json, base: Source, adapters: Sequence[Source]) -> str:
     statuses = [check.get("status") for check in document.get("checks", [])]
     if document.get("verdict") != "verified":
         return f"{what}. Not verified: {statuses.count('fail')} of {len(statuses)} checks failed; do not use it."
+    if base_again := evidence.without_effect(document):
+        return f"{what}: this is the base under another name. {base_again}"
     warned = statuses.count("warn")
     passed = f"{len(statuses)} checks passed" + (f", {warned} with a remark" if warned else "")
     if not evidence.recomputed(document):
@@ -85,14 +88,14 @@ def _headline(document: Json, base: Source, adapters: Sequence[Source]) -> str:
 def _summary(document: Json, base: Source, adapters: Sequence[Source], licenses: str) -> str:
     merge = document.get("merge") or {}
     tensors = merge.get("tensors") or {}
-    counts = f"tensors: {tensors.get('merged', '?')} merged, {tensors.get('copied', '?')} copied byte for byte"
-    if tensors.get("cast"):
-        counts += f", {tensors['cast']} rounded once to this dtype"
+    form = (merge.get("options") or {}).get("quantize", "none")
+    counts = tensors_in_words(tensors, str(merge.get("dtype", "?")), str(form))
     rows = [
         *(("adapter", pinned(adapter)) for adapter in adapters),
         ("combined", cell(_combined(document))),
         ("base", pinned(base)),
         ("method", cell(_method(merge))),
+        ("base weights", cell(str(merge.get("base_weights") or ""))),
         ("weights", cell(f"{_stored(merge)}; {counts}" if tensors else _stored(merge))),
         ("tokens", cell(_tokens(merge))),
         ("verdict", cell(str(document.get("verdict", "?")))),

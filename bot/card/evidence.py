@@ -40,6 +40,12 @@ def recomputed(document: Json) -> bool:
     return any(check.get("id") == "touched" and check.get("status") == "pass" for check in document.get("checks", []))
 
 
+def without_effect(document: Json) -> str:
+    """What the check `effect` found where it did not pass: that the merge is the base, and why; else ""."""
+    found = (check for check in document.get("checks", []) if check.get("id") == "effect")
+    return next((cell(str(check.get("why"))) for check in found if check.get("status") in ("warn", "fail")), "")
+
+
 def _row(check: Json) -> str:
     status = str(check.get("status"))
     cells = [cell(str(check.get(key) or "")) for key in ("id", "measured", "allowed")]

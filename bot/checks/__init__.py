@@ -18,6 +18,12 @@ def _quantised(case: Case) -> Finding:
     return quantised(case)
 
 
+def _effect(case: Case) -> Finding:
+    from bot.checks.effect import effect
+
+    return effect(case)
+
+
 def _requantised(case: Case) -> Finding:
     from bot.checks.comparison import requantised
 
@@ -34,6 +40,7 @@ CHECKS: tuple[Check, ...] = (
     Check(id="pins", level="files", run=files.pins),
     Check(id="config", level="files", run=config.config),
     Check(id="own-code", level="files", run=own_code),
+    Check(id="base-weights", level="files", run=config.base_weights),
     *assets.checks(),
     Check(id="chat-template", level="files", run=assets.chat_template),
     Check(id="keys", level="weights", run=weights.keys, needs=("headers",)),
@@ -46,6 +53,7 @@ CHECKS: tuple[Check, ...] = (
     Check(id="coverage", level="weights", run=weights.coverage, needs=("headers", "method")),
     Check(id="bypassed", level="weights", run=weights.bypassed, needs=("headers", "method")),
     Check(id="quantised", level="weights", run=_quantised, needs=("headers", "method"), quantised=True),
+    Check(id="effect", level="weights", run=_effect, needs=("headers", "method")),
     Check(id="finite", level="weights", run=weights.finite, needs=("headers", "method")),
     Check(id="retention", level="weights", run=weights.retention, needs=("headers", "method")),
     Check(id="vocabulary", level="weights", run=vocabulary, needs=("headers", "method")),

@@ -189,6 +189,8 @@ def _compare(case: Case, family: Family, name: str) -> tuple[str | None, str]:
     said = f"{name} is not the {owner}'s."
     if subject.ours:
         return family.changed, said
+    tokens = templates.tokens_said(here, original)
+    said = f"{name} is not the {owner}'s: {'; '.join(tokens)}." if tokens else said
     return templates.foreign_verdict(here, original, family.changed), said
 
 

@@ -111,7 +111,7 @@ class Case:
         """Every byte of the merged weights, compared."""
         from bot.checks.sweep import sweep
 
-        return sweep(self.model, self.claims, self.subject.clamps, self.emit)
+        return sweep(self.model, self.claims, self.subject.clamps, self.emit, foreign=not self.subject.ours)
 
     @cached_property
     def written(self) -> Written:

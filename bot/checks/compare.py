@@ -9,16 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bot.checks import arithmetic
+from bot.checks import arithmetic, effect
 from bot.checks.arithmetic import Sizes, Terms
 from bot.checks.checkpoint import FLOATS, Place
+from bot.checks.drift import measure
 from bot.checks.rounding import clamp, round_once
 from bot.checks.rows import TORCH, Opened
 from bot.checks.steps import Parts, Ready
 from bot.checks.tally import Tally
-from bot.checks.touch import Expected, Step, lines_of
+from bot.checks.touch import Expected, Product, Step, lines_of
 
 Ranges = Iterable[tuple[int, int]]
+LOOKED_AT = 1 << 19  # elements of one tensor that are asked which way they lean: 1 % too much shows in a tenth of that
 Steps = tuple[tuple[Step, Ready], ...]
 
 
@@ -33,10 +35,21 @@ class Part:
 
 
 def compare_touched(
-    wanted: Expected, merged: Place, steps: Steps, ranges: Ranges, opened: Opened, tally: Tally, clamps: bool
+    wanted: Expected,
+    merged: Place,
+    steps: Steps,
+    ranges: Ranges,
+    opened: Opened,
+    tally: Tally,
+    clamps: bool,
+    *,
+    foreign: bool = False,
 ) -> None:
     """Every element against the source's, changed by every step and rounded once; evaluated in float64."""
-    for low, high in ranges:
+    ranges = tuple(ranges)
+    every = max(1, merged.elements // LOOKED_AT)
+    leans = foreign and bool(steps) and all(isinstance(step, Product) and step.right for step, _ in steps)
+    for number, (low, high) in enumerate(ranges):
         found = opened.rows(merged, low, high, wanted.view)
         weight = opened.rows(wanted.source, low, high, wanted.view).to(torch.float64)
         exact = _exact(weight, steps, low, high, opened)
@@ -45,7 +58,14 @@ def compare_touched(
         tally.elements += found.numel()
         if not torch.equal(right, found):
             _blame(tally, _terms(part, steps, opened, found.dtype), right, found, low)
+        if leans and number % every == 0:
+            wider = wanted.source.stored.dtype != merged.stored.dtype
+            measure(tally.drifts, weight, exact, found, low, wider=wider)
         before = _before(wanted, low, high, opened)
+        if effect.STORED not in tally.keeps:
+            tally.keeps |= effect.keeps(part.exact, _alone(wanted, before, weight, found.dtype, clamps), found.dtype)
+            if not tally.keeps and bool(_terms(part, steps, opened, found.dtype).delta.any()):
+                tally.keeps.add(effect.ANY)
         if before is None:
             _count_bad(tally, weight, found)
             tally.changed += found.numel()
@@ -72,6 +92,14 @@ def _before(wanted: Expected, low: int, high: int, opened: Opened) -> Tensor | N
     if wanted.base is None or wanted.base.stored.shape != wanted.shape or wanted.base.stored.dtype not in FLOATS:
         return None
     return opened.rows(wanted.base, low, high, wanted.view).to(torch.float64)
+
+
+def _alone(wanted: Expected, before: Tensor | None, weight: Tensor, dtype: torch.dtype, clamps: bool) -> Tensor | None:
+    """What would stand there without the adapter; None where nothing would, or something of another shape."""
+    if before is None and (wanted.base is not None or wanted.uses):
+        return None
+    found = weight if before is None else before  # a head that is written apart, a layer that is there twice
+    return clamp(found, dtype) if clamps else found
 
 
 def _exact(weight: Tensor, steps: Steps, low: int, high: int, opened: Opened) -> Tensor:

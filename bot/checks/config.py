@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bot import trained
 from bot.checks.case import Case
 from bot.checks.checkpoint import quantization_of
 from bot.checks.declared import Declared, at
@@ -61,6 +62,15 @@ def config(case: Case) -> Finding:
     reasons = "; ".join(dict.fromkeys(one.why for one in changes))
     right = (counted(len(changes), "change"), f"Declared: {reasons}.") if changes else ("no drift", SAME)
     return graded("config", "as declared" if changes else "no drift", right, fails=fails, warns=warns)
+
+
+def base_weights(case: Case) -> Finding:
+    """The weights that are merged into are of the kind that the adapter was trained on, as far as its repo tells."""
+    four_bits = case.subject.base_weights == "simulate-nf4" or quantization_of(case.base_config) is not None
+    measured = "in four bits" if case.subject.base_weights == "simulate-nf4" else "quantised" if four_bits else "plain"
+    said = () if four_bits else case.subject.trained
+    right = (measured, "Nothing says that the adapter was trained on other weights.")
+    return graded("base-weights", "as trained", right, warns=map(trained.warning, said))
 
 
 def _changes(case: Case) -> tuple[Declared, ...]:

@@ -16,6 +16,8 @@ NESTED = (
     "thinker_config",
 )  # where a text model's config may lie
 
+REPLICATED = "the adapter replicates layers"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
@@ -61,7 +63,7 @@ def resized(config: Json, before: int, rows: int) -> list[Declared]:
 
 def replicated(config: Json, source: list[int], layers: int) -> list[Declared]:
     """The number of layers, and every list of the config that has one entry per layer."""
-    why = "the adapter replicates layers"
+    why = REPLICATED
     found = [Declared(path=path, value=len(source), why=why) for path in text_paths(config, "num_hidden_layers")]
     for name, value in config.items():
         if isinstance(value, list) and len(value) == layers and layers > 1 and name != "architectures":

@@ -27,6 +27,7 @@ class Subject:
     `original`: the 16-bit model that a quantised base was made from, where that lies here; `eval_text`: what to compare
     on beside the prompts; `force`: a quantised result that has lost the tune is a remark, not a failure.
     `card_bases`: the base models that the folder's card names, where none of them is among the inputs.
+    `trained`: what the adapters' repos say of a base in four bits that they were trained on.
     `ours`: the folder claims to be this bot's work and must be exact; else any named arithmetic is a mere warning.
     """
 
@@ -53,3 +54,4 @@ class Subject:
     original: Path | None = None
     eval_text: Path | None = None
     force: bool = False
+    trained: tuple[str, ...] = ()

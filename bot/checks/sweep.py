@@ -38,17 +38,23 @@ class Piece:
     merged: Place
     steps: Steps
     clamps: bool
+    foreign: bool
     ranges: tuple[tuple[int, int], ...]
 
 
-def sweep(merged: Checkpoint, claims: Claims, clamps: bool, emit: Emit) -> Swept:
-    """Compare every tensor that is as expected in kind and shape. `clamps`: too large numbers should have been clamped.
+def sweep(merged: Checkpoint, claims: Claims, clamps: bool, emit: Emit, *, foreign: bool = False) -> Swept:
+    """Compare every tensor that is as expected in kind and shape. `clamps`: too large numbers should have been clamped;
+    `foreign`: it need not be exact, and is asked whether it leans.
     Working set: about 10 MB a thread, and the factors of the tensors in work."""
     packed = frozenset(key for key, place in merged.tensors.items() if place.packed is not None)
     shared = [key for key in merged.tensors if key in claims.expected and key not in packed]
     comparable = [key for key in shared if _comparable(claims.expected[key], merged.tensors[key])]
-    tallies = {key: Tally(key=key, wanted=claims.expected[key]) for key in comparable}
-    pieces = [piece for key in comparable for piece in _pieces(claims.expected[key], merged.tensors[key], clamps)]
+    tallies = {
+        key: Tally(key=key, wanted=claims.expected[key], stored=merged.tensors[key].stored.dtype) for key in comparable
+    }
+    pieces = [
+        piece for key in comparable for piece in _pieces(claims.expected[key], merged.tensors[key], clamps, foreign)
+    ]
     total, done = sum(_size(piece) for piece in pieces), 0
     threads = torch.get_num_threads()
     try:
@@ -72,7 +78,7 @@ def _comparable(wanted: Expected, merged: Place) -> bool:
     return found.shape == wanted.shape and (found.dtype == source.dtype or {found.dtype, source.dtype} <= FLOATS)
 
 
-def _pieces(wanted: Expected, merged: Place, clamps: bool) -> Iterable[Piece]:
+def _pieces(wanted: Expected, merged: Place, clamps: bool, foreign: bool) -> Iterable[Piece]:
     """Rows of the view; bytes and casts are compared in the tensor's own rows."""
     computed = wanted.touched and wanted.source.stored.dtype in FLOATS
     view = wanted.view if computed else flat_view(merged)
@@ -85,7 +91,7 @@ def _pieces(wanted: Expected, merged: Place, clamps: bool) -> Iterable[Piece]:
     steps = tuple((step, ready(step, source)) for step in wanted.steps)
     for at in range(0, len(ranges), per_piece):
         some = tuple(ranges[at : at + per_piece])
-        yield Piece(wanted=wanted, merged=merged, steps=steps, clamps=clamps, ranges=some)
+        yield Piece(wanted=wanted, merged=merged, steps=steps, clamps=clamps, foreign=foreign, ranges=some)
 
 
 def _size(piece: Piece) -> int:
@@ -101,7 +107,9 @@ def _examine(piece: Piece) -> Tally:
     tally = Tally(key=merged.stored.key, wanted=wanted)
     with Opened() as opened:
         if wanted.touched and wanted.source.stored.dtype in FLOATS:
-            compare_touched(wanted, merged, piece.steps, piece.ranges, opened, tally, piece.clamps)
+            compare_touched(
+                wanted, merged, piece.steps, piece.ranges, opened, tally, piece.clamps, foreign=piece.foreign
+            )
         elif wanted.source.stored.dtype == merged.stored.dtype and wanted.source.packed is None:
             compare_bytes(wanted.source, merged, piece.ranges, opened, tally)
         else:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from bot.checks.drift import Drifts, join
 from bot.checks.touch import Expected
 
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts over one tensor, or over some of its rows.
+    """Counts over one tensor, or over some of its rows. `stored`: the dtype that the merge has it in.
 
     `wrong`: elements that are not the correctly rounded result (touched) or not the base's bytes (untouched).
     `undecided`: of the touched, those that differ from the float64 result within float64's own error; not in `wrong`.
     `changed`: elements that differ from the base. `bad`: NaN or infinity where the base is finite, `inherited`: where
     it is not. `clamped`: numbers too large for their dtype, where the merge was asked to clamp those.
+    `keeps`: the dtypes in which the exact merge is not what the base is in them ("stored": in its own), as far as was
+    looked, which is until one is; "any": the change is not exactly zero.
+    `drifts`: of a foreign merge, which way its deviations lean.
     `kept` and `power` are <W'−W, D> and <D, D>. `arithmetic` is the loosest that some part of the tensor needs.
     """
 
     key: str
     wanted: Expected
+    stored: str = ""
     elements: int = 0
     wrong: int = 0
     undecided: int = 0
@@ -31,12 +36,16 @@ class Tally:
     power: float = 0.0
     arithmetic: int = 0
     example: str = ""
+    keeps: set[str] = field(default_factory=set)
+    drifts: Drifts = field(default_factory=dict)
 
     def add(self, other: Tally) -> None:
         """Join the counts of another part of the same tensor."""
         for name in ("elements", "wrong", "undecided", "changed", "bad", "inherited", "clamped", "kept", "power"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.arithmetic = max(self.arithmetic, other.arithmetic)
+        self.keeps |= other.keeps
+        join(self.drifts, other.drifts)
         self.example = self.example or other.example
 
     @property

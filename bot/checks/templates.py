@@ -9,11 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from bot.checks.case import read_json
+from bot.records import Json
 
 # Slow-tokenizer files that transformers 5 no longer writes; a fast tokenizer does without them.
 OPTIONAL_FOR_OTHERS = frozenset(
     {"special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"}
 )
+# What generation starts with and stops at: another one is another model. Padding is no more than a remark: many a trainer sets
+# it where the base has none.
+STOPS = ("eos_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "eos_token", "bos_token")
+PADS = ("pad_token_id", "pad_token")
 MEANING = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
@@ -57,4 +62,24 @@ def foreign_verdict(here: Path, original: Path, otherwise: str) -> str | None:
         return None
     if here.name == "tokenizer.json":
         return "warn" if all(mine.get(part) == theirs.get(part) for part in MEANING) else otherwise
+    if any(_tokens(mine, name) != _tokens(theirs, name) for name in STOPS):
+        return "fail"
     return "warn"  # settings: transformers adds and drops defaults from version to version
+
+
+def tokens_said(here: Path, original: Path) -> list[str]:
+    """The tokens that a re-saved settings file gives otherwise than the original: `eos_token_id is 7, and was 2`."""
+    mine, theirs = read_json(here) or {}, read_json(original) or {}
+    pairs = ((name, _tokens(mine, name), _tokens(theirs, name)) for name in (*STOPS, *PADS))
+    return [f"{name} is {_shown(now)}, and was {_shown(before)}" for name, now, before in pairs if now != before]
+
+
+def _tokens(said: Json, name: str) -> list[object]:
+    """A token's number or text, or several, as a list: 2 and [2] say the same, and so do null and nothing."""
+    value = said.get(name)
+    several = value if isinstance(value, list) else [] if value is None else [value]
+    return sorted((one.get("content") if isinstance(one, dict) else one for one in several), key=str)
+
+
+def _shown(tokens: list[object]) -> str:
+    return ", ".join(map(str, tokens)) or "none"

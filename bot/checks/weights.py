@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from bot.checks.case import Case
 from bot.checks.checkpoint import FLOATS
 from bot.checks.finding import counted, finding, graded
+from bot.checks.touch import Product
 from bot.records import Finding
 
 if TYPE_CHECKING:
@@ -131,12 +132,34 @@ def _not_exact(case: Case, measured: str, wrong: list[Tally], unread: list[str])
     worst = [*unread, *(_describe(tally) for tally in wrong)]
     loosest = max((tally.arithmetic for tally in wrong), default=NONE_FITS)
     if not case.subject.ours and not unread and loosest < NONE_FITS:
+        leaning = _leaning(case.swept.touched)
+        if leaning:
+            why = f"Within the error of {name_of(loosest)}, and yet {leaning[0]}: a rounding has no bias."
+            return finding("touched", "fail", measured, "no bias", why, [*leaning[1:], *worst])
         why = f"Not exact, and within the error of this arithmetic: {name_of(loosest)}."
         return finding("touched", "warn", measured, name_of(loosest), why, worst)
     hint = f" It looks like this arithmetic: {name_of(loosest)}." if loosest < NONE_FITS else ""
     why = f"{counted(len(wrong) + len(unread), 'tensor')} is not base plus adapter, rounded once.{hint}"
     why = why.replace("tensors is", "tensors are")
     return finding("touched", "fail", measured, "0 differ", why, worst)
+
+
+def _leaning(tallies: list[Tally]) -> list[str]:
+    """A sentence for all of a foreign merge, and one for each tensor, whose deviations from the exact one lean to a side."""
+    from bot.checks.drift import lean
+    from bot.checks.rows import TORCH
+
+    asked = [one for one in tallies if one.drifts]
+    questions, scalings = 2 * (len(asked) + 1), set[float]()
+    said = []
+    for one in asked:
+        own = {step.scaling for step in one.wanted.steps if isinstance(step, Product)}
+        if leans := lean([one.drifts], questions, sorted(own), TORCH[one.stored]):
+            said.append(f"{one.key}: {leans}")
+        scalings |= own
+    if asked and (leans := lean([one.drifts for one in asked], questions, sorted(scalings), TORCH[asked[0].stored])):
+        said.insert(0, f"over all {len(asked)} tensors: {leans}")
+    return said
 
 
 def _describe(tally: Tally) -> str:
@@ -190,23 +213,22 @@ def bypassed(case: Case) -> Finding:
 
 
 def finite(case: Case) -> Finding:
-    """No NaN and no infinity in any merged weight; where that took clamping, how often."""
+    """No NaN and no infinity in any merged weight, but for those that the base has there; where that took clamping, how often."""
     tallies = list(case.swept.tallies.values())
     fails = [f"{one.key} has {counted(one.bad, 'value')} that are NaN or infinite." for one in tallies if one.bad]
-    inherited = [one for one in tallies if one.inherited]
-    fails += [
+    own = [
         f"{one.key} has {counted(one.inherited, 'value')} that are NaN or infinite, as the base has."
-        for one in inherited
+        for one in tallies
+        if one.inherited
     ]
     clamped = [(one.key, one.clamped) for one in tallies if one.clamped]
     if clamped and not fails:
         total = counted(sum(count for _, count in clamped), "value")
         why = f"{total} too large for the dtype, stored as its largest number, as asked."
-        return finding(
-            "finite", "warn", f"{total} clamped", "none clamped", why, [f"{key}: {count:,}" for key, count in clamped]
-        )
+        worst = [*(f"{key}: {count:,}" for key, count in clamped), *own]
+        return finding("finite", "warn", f"{total} clamped", "none clamped", why, worst)
     right = ("0 non-finite", "Every weight is a finite number.")
-    return graded("finite", "0 non-finite", right, fails=fails)
+    return graded("finite", "0 non-finite" if not own else "those of the base", right, fails=fails, warns=own)
 
 
 def retention(case: Case) -> Finding:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bot.checks.checkpoint import FLOATS, Place, quantization_of, read_input
 from bot.checks.compare import exact_rows
+from bot.checks.effect import ANY, STORED
 from bot.checks.finding import counted, finding, graded
 from bot.checks.linears import converted
 from bot.checks.packed import SHELF, Form, Packed, read_part
@@ -39,12 +40,13 @@ SAME = "same"
 @dataclass(frozen=True, kw_only=True)
 class Written:
     """`faults`: a sentence for each weight that is not stored as it must be. `shares`: ‖W − W_q‖ ÷ ‖D‖ by key, where
-    the adapter changes the weight: its rounding, against what the adapter changes."""
+    the adapter changes the weight: its rounding, against what the adapter changes. `keeps`: as a Tally's, of all of them."""
 
     count: int
     kept: int = 0  # of them: the base's own, byte for byte
     faults: tuple[str, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
+    keeps: frozenset[str] = frozenset()
 
     @property
     def worst(self) -> list[tuple[str, float]]:
@@ -69,6 +71,7 @@ def written(case: Case) -> Written:
     faults = _other_weights(case, form, said, set(merged))
     shares: dict[str, float] = {}
     left = 0
+    keeps: set[str] = set()
     for done, (key, place) in enumerate(sorted(merged.items())):
         wanted = case.claims.expected.get(key)
         if wanted is None or place.packed is None or wanted.shape != place.stored.shape:
@@ -78,12 +81,14 @@ def written(case: Case) -> Written:
             left += 1
             continue
         found, share = _one(wanted, place.packed, form, case.subject.quantize)
+        if share is not None and STORED not in keeps:
+            keeps |= _keeps(wanted, place.packed, form)
         faults += [f"{key}: {one}." for one in found]
         if share is not None:
             shares[key] = share
         case.emit(Moved(stage="verify", done=done + 1, total=len(merged)))
     SHELF.clear()
-    return Written(count=len(merged), kept=left, faults=tuple(faults), shares=shares)
+    return Written(count=len(merged), kept=left, faults=tuple(faults), shares=shares, keeps=frozenset(keeps))
 
 
 def quantised(case: Case) -> Finding:
@@ -171,6 +176,17 @@ def _one(wanted: Expected, packed: Packed, form: Form, name: str) -> tuple[list[
     extra = sorted(packed.parts.keys() - right.keys())
     faults += [f"its {role} is not a part of {name}" for role in extra]
     return faults, (off / delta if delta else None)
+
+
+def _keeps(wanted: Expected, packed: Packed, form: Form) -> set[str]:
+    """Whether what is stored of a weight whose delta is not zero is other than what the base alone would be."""
+    alone = _made(replace(wanted, steps=()), packed)[0]
+    try:
+        sides = [form.quantise(one.reshape(packed.shape), packed) for one in (_made(wanted, packed)[0], alone)]
+    except ValueError:
+        return {STORED}  # that it cannot be stored is told elsewhere
+    same = sides[0].keys() == sides[1].keys() and all(_equal(value, sides[1][role]) for role, value in sides[0].items())
+    return {ANY} if same else {STORED}
 
 
 def _made(wanted: Expected, packed: Packed) -> tuple[Tensor, float, float]:

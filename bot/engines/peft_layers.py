@@ -63,7 +63,7 @@ class PeftLayers:
             self._phantoms = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
             real = engine_for(adapter_config) == "in-memory"
             if real:
-                in_memory.fill(model, self._sources(), self._read)
+                in_memory.fill(model, self._sources(), self.read)
             hold_to_end(adapter_config, (name for name, _ in model.named_modules()))
             tuned = _injected(model, _peft_config(adapter_config), widened=real and _may_widen(adapter_config))
             _load(tuned, self._phantoms.keys(), adapter, adapter_config)
@@ -82,7 +82,7 @@ class PeftLayers:
         others = {name: tensor for name, tensor in before.items() if name not in wanted}
         for name, op in wanted.items():
             # In-memory: the base as PEFT's initialisation left it.
-            held = self._read(op.source) if is_phantom(before[name]) else before[name]
+            held = self.read(op.source) if is_phantom(before[name]) else before[name]
             getattr(owner, name).data = held.to(torch.float64, copy=True)
         try:
             with torch.no_grad(), all_widened(), _quiet():
@@ -109,7 +109,7 @@ class PeftLayers:
         for own in self._ops.values():
             yield from ((op.module, op.parameter, op.source) for op in own.values())
 
-    def _read(self, stored: Stored) -> Tensor:
+    def read(self, stored: Stored) -> Tensor:
         """A base tensor (or the adapter's copy of one), float32, exact for 16-bit and packed ones, or float64."""
         if stored.packed is not None:
             rows = stored.shape[0] if len(stored.shape) < 3 else math.prod(stored.shape[:-1])
@@ -169,7 +169,7 @@ def write_peft_ops(
 
 
 def _write(op: PeftMerge, value: Tensor, layers: PeftLayers, descriptor: int, clamps: bool) -> Measured:
-    change = float(torch.linalg.vector_norm(value - layers._read(op.source).double()))
+    change = float(torch.linalg.vector_norm(value - layers.read(op.source).double()))
     found = narrow(value.contiguous().numpy(), op.target.dtype)
     is_finite = np.isfinite(value.numpy())
     if clamps:

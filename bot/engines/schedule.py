@@ -57,7 +57,7 @@ def _start(op: Op) -> int:
 
 
 def _cut(op: PlainOp) -> Iterator[Piece]:
-    rows, columns = op.view if isinstance(op, AddDelta) else _view(op.target)
+    rows, columns = view_of(op)
     step = _block_rows(columns)
     if isinstance(op, AddDelta) and any(patch.along == "columns" and patch.magnitude for patch in op.patches):
         step = rows or 1  # its norms need the whole tensor first: one worker reads it twice
@@ -69,9 +69,20 @@ def _cut(op: PlainOp) -> Iterator[Piece]:
 
 def _whole(op: Quantize) -> Piece:
     """A tensor that is stored quantised: its scales are known only when all of it is, so that one worker makes it."""
-    rows, columns = op.make.view if isinstance(op.make, AddDelta) else _view(op.target)
+    rows, columns = view_of(op.make)
     start, stop = op.parts[0].start, op.parts[-1].stop
     return Piece(op=op, first=0, stop=rows, columns=columns, start=start, length=stop - start)
+
+
+def whole(op: PlainOp) -> Piece:
+    """All rows of what an op makes, for somebody who writes them nowhere."""
+    rows, columns = view_of(op)
+    return Piece(op=op, first=0, stop=rows, columns=columns, start=0, length=0)
+
+
+def view_of(op: PlainOp) -> tuple[int, int]:
+    """The rows × columns that an op's result is made as."""
+    return op.view if isinstance(op, AddDelta) else _view(op.target)
 
 
 def _view(stored: Stored) -> tuple[int, int]:

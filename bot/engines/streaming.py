@@ -103,10 +103,8 @@ class _Run:
     """The work on one shard."""
 
     def __init__(self, files: Inputs, out: Output, moved: Moved, product: Product, clamps: bool) -> None:
-        self.files, self.out, self.moved, self.clamps = files, out, moved, clamps
-        self.worker, self.buffers = Worker(product, clamps), Buffers()
-        self.reader = TensorReader(files, self.buffers)
-        self.deltas = Deltas(files)
+        self.files, self.out, self.moved = files, out, moved
+        self.rows = Made(files, product, clamps)
         self._measured: dict[str, Measured] = {}
         self._lock, self._ended = Lock(), False
 
@@ -120,7 +118,7 @@ class _Run:
             for future in done:
                 future.result()  # raises what went wrong
             deltas = [op.make if isinstance(op, Quantize) else op for op in ops]
-            norms = {op.target.key: self.deltas.norm(op) for op in deltas if isinstance(op, AddDelta)}
+            norms = {op.target.key: self.rows.deltas.norm(op) for op in deltas if isinstance(op, AddDelta)}
             return [replace(found, delta_norm=norms[key]) for key, found in self._measured.items()]
         except BaseException:  # after an error or Ctrl-C, only what is in work is waited for
             self._ended = True
@@ -145,7 +143,7 @@ class _Run:
             source = self.files.descriptor(piece.source.owner, piece.source.file)
             self.out.copy(source, piece.first, piece.start, piece.length)
             return
-        tally, make = self.worker.rounder.tally, piece.op.make if isinstance(piece.op, Quantize) else piece.op
+        tally, make = self.rows.worker.rounder.tally, piece.op.make if isinstance(piece.op, Quantize) else piece.op
         before = tally.float64, tally.rational
         if isinstance(piece.op, Quantize):
             self._quantize(piece.op, piece)
@@ -159,24 +157,46 @@ class _Run:
             offset = offset_of(op.target, first, piece.columns)
             size = offset_of(op.target, first + count, piece.columns) - offset
             buffer = self.out.buffer(size)
-            self._fill(op, first, _numbers(buffer, op.target.dtype, count, piece.columns))
+            self.rows.fill(op, first, _numbers(buffer, op.target.dtype, count, piece.columns))
             self.out.put(buffer, size, offset)
 
     def _quantize(self, op: Quantize, piece: Piece) -> None:
         """One whole tensor: its rows are made in float32, for the writer to store."""
         parts = {part.key: part for part in op.parts}
-        take = partial(self._float32_rows, op.make, piece.columns)
+        take = partial(self.rows.float32, op.make, piece.columns)
         for key, offset, content in formats.writer_of(op).quantise(op.target.key, take, op.target.shape):
             self.out.write(np.ascontiguousarray(content).data.cast("B"), parts[key].start + offset)
         self.out.written(piece.start, piece.start + piece.length)
 
-    def _float32_rows(self, op: PlainOp, columns: int, first: int, count: int) -> Array:
+    def _measure(self, op: AddDelta, piece: Piece, float64: int, rational: int) -> None:
+        """Add up what the workers counted of one tensor; its norm is known at the end."""
+        with self._lock:
+            before = self._measured.get(op.target.key)
+            self._measured[op.target.key] = Measured(
+                key=op.target.key,
+                elements=(before.elements if before else 0) + (piece.stop - piece.first) * piece.columns,
+                delta_norm=0.0,
+                by_float64=(before.by_float64 if before else 0) + float64,
+                by_rational=(before.by_rational if before else 0) + rational,
+            )
+
+
+class Made:
+    """Rows of what ops make, as a merge stores them. Shared by workers; a shard has one, and who asks for no shard."""
+
+    def __init__(self, files: Inputs, product: Product = np.matmul, clamps: bool = False) -> None:
+        self.clamps = clamps
+        self.worker, self.buffers = Worker(product, clamps), Buffers()
+        self.reader = TensorReader(files, self.buffers)
+        self.deltas = Deltas(files)
+
+    def float32(self, op: PlainOp, columns: int, first: int, count: int) -> Array:
         block = self.buffers.array("out", op.target.dtype, count * columns).reshape(count, columns)
-        self._fill(op, first, block)
+        self.fill(op, first, block)
         return block
 
-    def _fill(self, op: PlainOp, first: int, block: Array) -> None:
-        """block ← the rows from `first` on of what the op makes."""
+    def fill(self, op: PlainOp, first: int, block: Array) -> None:
+        """block ← the rows from `first` on of what the op makes, rounded once. Raises Refused."""
         match op:
             case AddDelta():
                 self._add_delta(op, first, block)
@@ -210,18 +230,6 @@ class _Run:
             raise _too_large(op.target) from error
         if result is not block:
             block[...] = result
-
-    def _measure(self, op: AddDelta, piece: Piece, float64: int, rational: int) -> None:
-        """Add up what the workers counted of one tensor; its norm is known at the end."""
-        with self._lock:
-            before = self._measured.get(op.target.key)
-            self._measured[op.target.key] = Measured(
-                key=op.target.key,
-                elements=(before.elements if before else 0) + (piece.stop - piece.first) * piece.columns,
-                delta_norm=0.0,
-                by_float64=(before.by_float64 if before else 0) + float64,
-                by_rational=(before.by_rational if before else 0) + rational,
-            )
 
     def _set_rows(self, op: SetRows, first: int, block: Array) -> None:
         count, columns = block.shape

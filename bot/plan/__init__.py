@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bot import assets, special_tokens
+from bot import assets, special_tokens, trained
 from bot.budget import choose_device, choose_level, machine_refusals, make_budget
 from bot.plan import heads, replicas, tying
 from bot.plan.base import basis_of
 from bot.plan.claims import Claims, claim
+from bot.plan.counts import counts
 from bot.plan.outputs import Decisions, Outputs, make_outputs
 from bot.plan.own_code import code_refusals
 from bot.plan.peft import claim_layers
@@ -64,8 +65,9 @@ class Draft:
     notes: tuple[str, ...] = ()
 
 
-def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
-    """Plan a merge. Whatever forbids it is in `refusals`, all of it at once."""
+def make_plan(sources: Sources, options: Options, machine: Machine, given: Sequence[Source] = ()) -> Plan:
+    """Plan a merge. Whatever forbids it is in `refusals`, all of it at once. `given`: where the adapter is the combination
+    of several, those."""
     base, adapter = sources.base, sources.adapter
     config = assets.read_json(base, "config.json")
     basis = basis_of(base, options)
@@ -119,7 +121,7 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
         refusals=tuple(refusals),
         notes=(
             *_notes(main, wanted, outputs, options),
-            *filter(None, (basis.why,)),
+            f"base-weights: {basis.why}.",
             *draft.notes,
             *quantised.notes,
             *followed.notes,
@@ -127,6 +129,9 @@ def make_plan(sources: Sources, options: Options, machine: Machine) -> Plan:
         ),
         budget=budget,
         fingerprint=fingerprint(base.sha, adapter.sha, options, basis.how),
+        basis=basis.why,
+        tensors=counts(outputs.ops, quantised.ops, outputs.drops, options.quantize),
+        warnings=() if basis.packed else trained.warnings(given or (adapter,)),
     )
     _claim_everything(plan, stored, adapter.headers, draft)
     return plan

@@ -23,7 +23,8 @@ QUANTIZATION = "quantization_config"
 class Basis:
     """The base as a merge sees it. `headers` name the model's own tensors; `main`: the dtype of most of the output.
 
-    `how`: stored or simulate-nf4; `why`: a sentence; `edits`: what config.json must say otherwise.
+    `how`: stored or simulate-nf4; `why`: that in words, with the reason; `edits`: what config.json must say otherwise.
+    `packed`: W is what a quantised base holds, or would hold.
     """
 
     headers: tuple[Header, ...]
@@ -33,6 +34,7 @@ class Basis:
     why: str
     edits: dict[str, Any] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
+    packed: bool = False
 
 
 def basis_of(base: Source, options: Options) -> Basis:
@@ -45,7 +47,9 @@ def basis_of(base: Source, options: Options) -> Basis:
         return _quantised(base, config, plain, asked)
     if asked == "simulate-nf4":
         return _simulated(base, config, plain, options)
-    why = "base-weights: stored, because the base is not quantised." if asked == "auto" else ""
+    why = "stored, because the base is not quantised"
+    if asked == "original":
+        why = "original: the 16-bit weights, and not what a quantised copy of them holds"
     return Basis(headers=base.headers, stored=plain, main=main_dtype(base.headers), how="stored", why=why)
 
 
@@ -60,15 +64,18 @@ def _quantised(base: Source, config: Json, plain: dict[str, Stored], asked: str)
     if "dtype" not in config and "torch_dtype" not in config:
         edits["dtype"] = dtype
     method = str((formats.quantization_of(config) or {}).get("quant_method", "an unnamed method"))
-    why = f"base-weights: stored, because the base is quantised ({method}) and its adapter was trained on that."
+    why = f"stored, because the base is quantised ({method}) and its adapter was trained on that"
+    if asked == "stored":
+        why = f"stored, as asked: the base is quantised ({method}), and its weights are what that means"
     return Basis(
         headers=_seen(base.headers, unpacked.tensors),
         stored=dict(unpacked.tensors),
         main=STORED_NAMES[dtype],
         how="stored",
-        why=why if asked == "auto" else "",
+        why=why,
         edits=edits,
         refusals=tuple(refusals),
+        packed=True,
     )
 
 
@@ -78,7 +85,7 @@ def _simulated(base: Source, config: Json, plain: dict[str, Stored], options: Op
     settings = simulated.settings_of(dict(options.quantization))
     seen = simulated.unpack(plain, config, settings)
     count = sum(tensor.packed is not None for tensor in seen.tensors.values())
-    why = f"base-weights: simulate-nf4: {count} weights are rounded as {settings.words()} would have held them."
+    why = f"simulate-nf4: {count} weights are rounded as {settings.words()} would have held them"
     return Basis(
         headers=_seen(base.headers, seen.tensors),
         stored=dict(seen.tensors),
@@ -86,6 +93,7 @@ def _simulated(base: Source, config: Json, plain: dict[str, Stored], options: Op
         how="simulate-nf4",
         why=why,
         refusals=tuple(seen.refusals),
+        packed=True,
     )
 
 

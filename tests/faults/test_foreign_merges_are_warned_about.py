@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +73,62 @@ def test_notes_of_the_saving_library_are_tolerated_and_named(llama: Built, copy:
     assert statuses(report, "warn", "fail") == {"config": "warn"}
     assert "use_cache" in " ".join((named(report, "config").why, *named(report, "config").worst))
     assert named(prove(llama, copy, level="files"), "config").status == "fail"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "status", "words"),
+    [
+        ("generation_config.json", {"eos_token_id": 7}, "fail", "eos_token_id is 7, and was 2."),
+        ("generation_config.json", {"eos_token_id": [2, 7]}, "fail", "eos_token_id is 2, 7, and was 2."),
+        ("generation_config.json", {"bos_token_id": None}, "fail", "bos_token_id is none, and was 1."),
+        ("generation_config.json", {"pad_token_id": 0}, "warn", "pad_token_id is 0, and was none."),
+        ("generation_config.json", {"eos_token_id": [2], "transformers_version": "4.1"}, "warn", "is not the base's."),
+        ("tokenizer_config.json", {"eos_token": "<unk>"}, "fail", "eos_token is <unk>, and was <eos>."),
+        ("tokenizer_config.json", {"pad_token": "<eos>"}, "warn", "pad_token is <eos>, and was none."),
+    ],
+)
+def test_other_special_tokens_are_named(
+    llama: Built, copy: Path, tmp_path: Path, file: str, change: dict[str, object], status: str, words: str
+):
+    base = Path(shutil.copytree(llama.base, tmp_path / "base"))
+    tokens = {"bos_token_id": 1, "eos_token_id": 2}
+    for folder in (base, copy):
+        (folder / "generation_config.json").write_text(json.dumps(tokens))
+    said = json.loads((copy / file).read_text())
+    (copy / file).write_text(json.dumps(said | change))
+    found = named(
+        prove(llama, copy, ours=False, level="files", base=base), {"g": "generation-config", "t": "tokenizer"}[file[0]]
+    )
+    assert (found.status, words in " ".join((found.why, *found.worst))) == (status, True), found
+
+
+SCALED = {
+    "rounded once": lambda weight, delta, dtype: models.round_by_trial(weight.double() + 1.01 * delta, dtype),
+    "all in bfloat16": lambda weight, delta, dtype: weight + (1.01 * delta).to(weight.dtype),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_one_per_cent_too_much_of_the_delta_is_a_fault_with_its_figure(llama: Built, tmp_path: Path, name: str):
+    """All of its elements lie within the error of an arithmetic; together they do not."""
+    models.merge(llama, tmp_path / "merged", add=SCALED[name])
+    found = named(prove(llama, tmp_path / "merged", ours=False), "touched")
+    assert found.status == "fail", found
+    assert found.why.startswith("Within the error of ")
+    figure = re.search(r"over all \d+ tensors: its delta is (\d\.\d+) ± (\d\.\d+) times what it should be", found.why)
+    assert figure is not None, found
+    assert abs(float(figure[1]) - 1.01) < 0.003
+
+
+def test_a_truncated_merge_is_a_fault(llama: Built, tmp_path: Path):
+    def truncated(weight: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        exact = weight.double() + delta
+        near = models.round_by_trial(exact, dtype)
+        return torch.where(near.double().abs() > exact.abs(), (near.view(torch.int16) - 1).view(dtype), near)
+
+    models.merge(llama, tmp_path / "merged", add=truncated)
+    found = named(prove(llama, tmp_path / "merged", ours=False), "touched")
+    assert (found.status, "rounded toward zero" in found.why) == ("fail", True), found
 
 
 def test_a_tied_head_that_was_saved_along_is_only_remarked(llama: Built, copy: Path):

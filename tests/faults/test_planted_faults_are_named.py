@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from bot.verify import table
 from tests.faults import damage
@@ -115,3 +117,19 @@ def test_the_worst_tensor_is_named_with_the_share_of_the_delta_that_it_has(llama
     damage.unmerged_module(copy, llama)
     found = named(prove(llama, copy), "touched")
     assert any(line.startswith(damage.Q0) and " 0× the delta" in line for line in found.worst), found
+
+
+def test_what_the_base_has_of_nan_and_infinity_is_a_remark(llama: Built, copy: Path, tmp_path: Path):
+    """An attention mask that was saved, a row that nobody reads: no adapter touches it, and the merge is the base there."""
+    base = Path(shutil.copytree(llama.base, tmp_path / "base"))
+    for folder in (base, copy):
+        value = damage.read(folder, damage.K0).clone()
+        value[3, 4], value[3, 5], value[2, 2] = torch.inf, -torch.inf, torch.nan
+        damage.replace(folder, damage.K0, value)
+    report = prove(llama, copy, base=base)
+    found = named(report, "finite")
+    assert (found.status, report.verdict) == ("warn", "verified"), table(report)
+    assert f"{damage.K0} has 3 values that are NaN or infinite, as the base has." in found.why
+    damage.infinity_in_untouched(copy, llama)  # a fourth is the merge's own
+    damage.replace(copy, damage.K0, damage.read(copy, damage.K0).index_fill(0, torch.tensor([5]), torch.inf))
+    assert named(prove(llama, copy, base=base), "finite").status == "fail"

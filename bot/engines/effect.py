@@ -1,0 +1,216 @@
+"""Whether a merge changes anything at all: asked before the first byte is written, and answered by the first number that does.
+
+Of an adapter that was trained, a few rows of its smallest tensor are read. Of one that was not, all of it is, and of the base
+only what a delta that is not zero would change.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bot import formats
+from bot.engines.files import Inputs
+from bot.engines.schedule import blocks, view_of, whole
+from bot.engines.streaming import Made
+from bot.errors import Refused
+from bot.records import AddDelta, Cast, Local, Op, PeftMerge, PlainOp, Plan, Quantize, Replace, SetRows, Stored
+from bot.weights.delta import Product
+from bot.weights.headers import STORED_NAMES, TORCH_NAMES
+from bot.weights.rounding import RAW, Array, clamp, narrow
+
+if TYPE_CHECKING:
+    from bot.engines.peft_layers import PeftLayers
+
+WIDEST = "F32"  # of what --dtype offers: it holds every number that the others hold
+NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nothing:
+    """A merge whose every number is the base's. `zero`: every delta is exactly zero; else `kept_by`: the options that would
+    keep some of it, "" where there are none."""
+
+    zero: bool
+    kept_by: str = ""
+
+
+def nothing(
+    plan: Plan, inputs: Local, layers: Callable[[], PeftLayers], product: Product = np.matmul
+) -> Nothing | None:
+    """None where the merge changes something: a number, or which tensors there are. `layers`: PEFT's, for what they merge.
+
+    Raises Refused for a NaN or Inf on the way, as the merge itself would.
+    """
+    if plan.drops or any(_is_another(op) for op in plan.ops):
+        return None
+    changes = sorted((op for op in plan.ops if isinstance(_made(op), _CHANGES)), key=_size)
+    base = {tensor.key: tensor for tensor in plan.base_tensors}
+    with Inputs(inputs) as files:
+        look = _Look(Made(files, product, plan.options.clamps), layers, base, plan.options.clamps)
+        if any(look.alters(op) for op in changes):
+            return None
+        if not any(look.is_not_zero(op) for op in changes):
+            return Nothing(zero=True)
+        return Nothing(zero=False, kept_by=_kept_by(look, changes, plan))
+
+
+def _kept_by(look: _Look, changes: list[Op], plan: Plan) -> str:
+    """The options that would keep something: without quantisation first, then in the widest dtype."""
+    plain = "--quantize none" if any(isinstance(op, Quantize) for op in changes) else ""
+    if plain and any(look.alters_in(_made(op), STORED_NAMES.get(plan.dtype, WIDEST)) for op in changes):
+        return plain
+    if not any(look.alters_in(_made(op), WIDEST) for op in changes) or plan.dtype == TORCH_NAMES[WIDEST]:
+        return ""
+    return f"{plain} and --dtype float32" if plain else "--dtype float32"
+
+
+def refusal(found: Nothing, plan: Plan) -> Refused:
+    """What happened, and what to do."""
+    code = "changes-nothing"
+    trained = "Merge the trained checkpoint"
+    if found.zero:
+        what = "The adapter changes nothing: every delta is exactly zero."
+        return Refused(what, remedy=f"{trained}; before training, PEFT's B is zero.", code=code)
+    form = plan.dtype if plan.options.quantize == "none" else plan.options.quantize
+    what = f"The adapter changes nothing: none of its deltas survives {form}."
+    other = (
+        f", or choose {found.kept_by}, which would keep them" if found.kept_by else "; no other dtype would keep them"
+    )
+    return Refused(what, remedy=f"{trained}{other}.", code=code)
+
+
+_CHANGES = (AddDelta, Replace, SetRows, PeftMerge)
+
+
+def _made(op: Op) -> PlainOp:
+    return op.make if isinstance(op, Quantize) else op
+
+
+def _size(op: Op) -> int:
+    return math.prod(op.target.shape)
+
+
+def _is_another(op: Op) -> bool:
+    """A tensor that the base does not have, of another shape, or of another layer: that alone is another model."""
+    made = _made(op)
+    if made.source is None or made.source.shape != made.target.shape:
+        return True
+    key, target = made.source.key, made.target.key
+    return not made.source.owner and key != target and NUMBER.sub("#", key) == NUMBER.sub("#", target)
+
+
+class _Look:
+    """Compares what ops make with what is made of the base alone."""
+
+    def __init__(self, made: Made, layers: Callable[[], PeftLayers], base: dict[str, Stored], clamps: bool) -> None:
+        self.made, self.layers, self.base, self.clamps = made, layers, base, clamps
+
+    def alters(self, op: Op) -> bool:
+        """Whether any byte of what is stored is another one."""
+        if isinstance(op, Quantize):
+            return self._alters_quantised(op)
+        return self._alters(op, op.target.dtype)
+
+    def alters_in(self, op: PlainOp, dtype: str) -> bool:
+        """The same, were it stored in `dtype`; False where that cannot hold the result."""
+        with suppress(Refused):
+            return self._alters(op, dtype)
+        return False
+
+    def is_not_zero(self, op: Op) -> bool:
+        """Whether the change is anything but exactly zero, as far as float64 can see."""
+        made = _made(op)
+        if isinstance(made, AddDelta):
+            return any(patch.magnitude or self._is_product(made, at) for at, patch in enumerate(made.patches))
+        if isinstance(made, PeftMerge):
+            value = self.layers().merge(made.module)[made.parameter]
+            return bool((value != self.layers().read(made.source).double()).any())
+        return self.alters_in(made, "F32")
+
+    def _alters(self, op: PlainOp, dtype: str) -> bool:
+        if isinstance(op, AddDelta) and self._is_idle(op):
+            return False
+        before = self._before(op)
+        if before is None:
+            return True
+        if isinstance(op, PeftMerge):
+            value = self.layers().merge(op.module)[op.parameter]
+            sides = (value.numpy(), self.layers().read(before).double().numpy())
+            return not _same(*(self._stored(side, dtype) for side in sides))
+        target = replace(op.target, dtype=dtype)
+        after, unchanged = replace(op, target=target), Cast(source=before, target=target)
+        return any(not _same(one, other) for one, other in zip(self._rows(after), self._rows(unchanged), strict=True))
+
+    def _alters_quantised(self, op: Quantize) -> bool:
+        if isinstance(op.make, AddDelta) and self._is_idle(op.make):
+            return False
+        before = self._before(op.make)
+        if before is None:
+            return True
+        columns = view_of(op.make)[1]
+        writer, key, shape = formats.writer_of(op), op.target.key, op.target.shape
+        takes = [partial(self.made.float32, one, columns) for one in (op.make, Cast(source=before, target=op.target))]
+        # One after the other: a writer may come back to its rows, which lie in one buffer for both.
+        mine, theirs = ([_copied(part) for part in writer.quantise(key, take, shape)] for take in takes)
+        return any(one != other for one, other in zip_longest(mine, theirs))
+
+    def _before(self, op: PlainOp) -> Stored | None:
+        """The base's own tensor, also where the adapter brings a copy to add to; None where the base has none such."""
+        if op.source is not None and not op.source.owner:
+            return op.source
+        found = self.base.get(op.target.key)
+        return found if found is not None and found.shape == op.target.shape else None
+
+    def _rows(self, op: PlainOp) -> Iterator[Array]:
+        columns = view_of(op)[1]
+        for first, count in blocks(whole(op)):
+            block = np.empty((count, columns), RAW[op.target.dtype])
+            self.made.fill(op, first, block)
+            yield block
+
+    def _is_idle(self, op: AddDelta) -> bool:
+        """Whether each of its products has a factor that is zero, and W is not the adapter's own copy, which may itself
+        be another one: then the base need not be read."""
+        return not op.source.owner and not any(
+            patch.magnitude or self._factors(op, at) for at, patch in enumerate(op.patches)
+        )
+
+    def _factors(self, op: AddDelta, at: int) -> bool:
+        delta = self.made.deltas.prepared(op, op.patches[at], self.made.reader.rows)
+        return bool(delta.left.any() and delta.right.any() and delta.scale.any())
+
+    def _is_product(self, op: AddDelta, at: int) -> bool:
+        if not self._factors(op, at):
+            return False
+        delta = self.made.deltas.prepared(op, op.patches[at], self.made.reader.rows)
+        right = (delta.right * delta.scale).T.astype(np.float64)
+        step = max(1, (1 << 19) // max(1, right.shape[1]))
+        lefts = (delta.left[low : low + step] for low in range(0, len(delta.left), step))
+        return any(bool((left.astype(np.float64) @ right).any()) for left in lefts)
+
+    def _stored(self, value: Array, dtype: str) -> Array:
+        found = narrow(np.ascontiguousarray(value), dtype)
+        if self.clamps:
+            clamp(found, dtype)
+        return found
+
+
+def _same(one: Array, other: Array) -> bool:
+    """The same numbers by their bits, a NaN that stays among them; but −0, to which adding 0 gives 0, is 0."""
+    mine, theirs = (side.view(f"u{side.itemsize}") for side in (one, other))
+    differs = mine != theirs
+    return not bool((differs & ((mine | theirs) << mine.dtype.type(1) != 0)).any())
+
+
+def _copied(part: tuple[str, int, Array]) -> tuple[str, int, bytes]:
+    key, offset, content = part
+    return key, offset, np.ascontiguousarray(content).tobytes()
