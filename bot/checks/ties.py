@@ -33,10 +33,17 @@ def groups(names: Names) -> dict[str, tuple[str, ...]]:
     for target, source in (skeleton.tied if skeleton else {}).items():
         keys = [skeleton.key_of.get(one) for one in (target, source)] if skeleton else []
         one, other = (names.base.tensors.get(key or "") for key in keys)
-        if one and other and not same_values(one, other):
+        if one and other and (_is_block(names, target) or not same_values(one, other)):
             continue
         found.setdefault(source, [source]).append(target)
     return {member: tuple(group) for group in found.values() for member in group}
+
+
+def _is_block(names: Names, parameter: str) -> bool:
+    """Whether it is no embedding nor head. Where such weights are stored at every depth, each has a tensor of its own, and
+    transformers ties them only as long as they are equal."""
+    skeleton = names.skeleton
+    return skeleton is not None and skeleton.tied.get(parameter) != skeleton.embedding and parameter != skeleton.head
 
 
 def tie(names: Names, own: Mapping[str, str], reading: Reading) -> Ties:
@@ -53,6 +60,8 @@ def tie(names: Names, own: Mapping[str, str], reading: Reading) -> Ties:
         for change in several:
             if group is None:
                 apart.setdefault(parameter, []).append(change)
+            elif len(group) > 2 and isinstance(change, Tokens):
+                problems.append(f"{' and '.join(group)} are one tensor, and PEFT hands tokens on to some of them only.")
             elif _is_shared(change, group, parameter, changes, own, reading.follows):
                 twins |= _share(shared.setdefault(group, []), change, problems)
             else:

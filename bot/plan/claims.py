@@ -90,7 +90,8 @@ class _Claimer:
         except Ambiguous as ambiguity:
             self._refuse_all("ambiguous-names", f"{ambiguity.args[0]} and {ambiguity.args[1]}")
             return
-        if asked and not self.found.places and not self.found.unmergeable and not self._only_new():
+        is_known = any(self.names.names_of_one(self.replicas.in_base(name)[0]) for name in asked)
+        if asked and not self.found.places and not self.found.unmergeable and not self._only_new() and not is_known:
             self._refuse_all("matches-nothing", "; ".join(list(dict.fromkeys(asked))[:SHOWN]))
             return
         for whole in self.changes.wholes:
@@ -136,6 +137,9 @@ class _Claimer:
 
     def _whole(self, whole: Whole) -> None:
         place, new = self._place(whole.parameter)
+        if whole.trained and self._is_shared(whole.parameter, place):
+            self.claims.refuse(self._shared_code, whole.parameter, whole.values)
+            return
         if place is None and (twin := self._twin_of(whole)):
             self.claims.twins.append((twin.values, whole.values, False))
             self.claims.used.add(whole.values.key)
@@ -185,6 +189,9 @@ class _Claimer:
 
     def _tokens(self, tokens: Tokens) -> None:
         place, new = self._place(f"{tokens.module}.weight")
+        if self._is_shared(f"{tokens.module}.weight", place):
+            self.claims.refuse(self._shared_code, tokens.module, tokens.values)
+            return
         if place is not None and place.key is None:
             self.claims.refuse("in-pieces", f"{tokens.module}.weight", tokens.values)
         elif place is not None and place.key is not None:
@@ -218,6 +225,9 @@ class _Claimer:
         parameter = self.parameters[id(pair)]
         tensors = (pair.a, pair.b, pair.magnitude)
         place, new = self._place(parameter)
+        if self._is_shared(parameter, place):
+            self.claims.refuse(self._shared_code, parameter, *tensors)
+            return
         key = None
         if place is None and self._is_tied_head(parameter) and self.names.embedding and self.names.head:
             # The head of a tied model: its weight is the embedding's, under a name of its own.
@@ -303,6 +313,20 @@ class _Claimer:
     def _place(self, parameter: str) -> tuple[Placement | None, int | None]:
         name, new = self.replicas.in_base(parameter)
         return self.found.places.get(name), new
+
+    @property
+    def _shared_code(self) -> str:
+        """Where the forward pass scales by the tie flag, one that is untied would not do either."""
+        return "tied-scaling" if self.names.scaled_by_tying else "shared-weight"
+
+    def _is_shared(self, parameter: str, place: Placement | None) -> bool:
+        """Whether the adapter changes one name of a weight that others go by too. A weight at several depths may well be
+        stored at each of them: then each has its own."""
+        own = parameter.replace(
+            ".base_layer.", "."
+        )  # PEFT wraps trained tokens twice where an embedding has several names
+        names = self.names.names_of_one(self.replicas.in_base(own)[0])
+        return len(names) > 1 or (len(names) == 1 and place is None)
 
     def _place_of_key(self, key: str) -> Placement | None:
         return self.names.find([key]).places.get(key)

@@ -6,13 +6,16 @@ labels into the config, and what only the base's own head had is left out.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from bot.plan.claims import Claims
 from bot.records import Json, Stored
 from bot.weights.conversions import known
-from bot.weights.families import family_of
+from bot.weights.families import family_of, star
 
 BY_TASK = {
     "SEQ_CLS": "ForSequenceClassification",
@@ -41,12 +44,30 @@ def new_class(adapter: Json, config: Json) -> str | None:
 
 
 def dropped_keys(config: Json, head_class: str, keys: Iterable[str], claims: Claims) -> list[str]:
-    """Base keys that belong to the old head alone: those outside the shared body, which the new class does not have."""
-    prefix = family_of({**config, "architectures": [head_class]}).prefix
-    found = list(keys)
-    if not prefix or not any(key.startswith(f"{prefix}.") for key in found):
+    """Base keys that belong to the old head alone: those outside the shared body, which the new class does not have.
+
+    ModernBERT's masked-language model has `head.dense`, and so has its classifier: such keys stay.
+    """
+    family = family_of({**config, "architectures": [head_class]})
+    found, modules = list(keys), modules_of(head_class)
+    if not family.prefix or not any(key.startswith(f"{family.prefix}.") for key in found):
         return []
-    return [key for key in found if not key.startswith(f"{prefix}.") and key not in claims.values]
+    outside = [key for key in found if not key.startswith(f"{family.prefix}.") and key not in claims.values]
+    names = {key: [star(one) for one in (key, *family.conversions.route(key).targets)] for key in outside}
+    return [key for key in outside if not any(one.startswith(f"{m}.") for one in names[key] for m in modules)]
+
+
+@cache
+def _table() -> Json:
+    """heads.json: rows, and by class, which of them."""
+    content: Json = json.loads(files("bot.weights").joinpath("heads.json").read_text())
+    return content
+
+
+def modules_of(name: str) -> tuple[str, ...]:
+    """What a class has outside of its body, and its pooler; numbers stand as `*`. () where nothing is known of it."""
+    row = _table()["classes"].get(name)
+    return () if row is None else tuple(_table()["rows"][row])
 
 
 def _is_class(name: str) -> bool:

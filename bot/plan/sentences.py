@@ -50,6 +50,11 @@ SENTENCES = {
         SEPARATE,
     ),
     "in-pieces": ("{n} whole adapter tensors are stored in pieces in the base: {shown}.", SEPARATE),
+    "shared-weight": (
+        "{n} adapter modules change one of several names of a weight that the model stores once, which would make them "
+        "different: {shown}.",
+        SEPARATE,
+    ),
     "lora-bias": (
         "{n} adapter modules have a LoRA bias, and the base's layer has no bias to add it to: {shown}.",
         "Keep the adapter separate, or train it without lora_bias.",

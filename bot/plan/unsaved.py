@@ -6,13 +6,10 @@ at every load, merged or not. Which modules a class has outside of its body is i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable
-from functools import cache
-from importlib.resources import files
 
 from bot.plan.claims import Claims
-from bot.plan.heads import new_class
+from bot.plan.heads import modules_of, new_class
 from bot.plan.sentences import SHOWN
 from bot.records import Json, Refusal
 from bot.weights.families import Family, family_of, star
@@ -23,7 +20,7 @@ TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 def unsaved_modules(said: Json, config: Json, keys: Iterable[str], claims: Claims) -> list[Refusal]:
     """The refusal of an adapter whose class has modules that are neither among the base's `keys` nor in the adapter."""
     trained = _trained_class(said, config)
-    wanted = _modules_of(trained) if trained and trained not in (config.get("architectures") or ()) else ()
+    wanted = modules_of(trained) if trained and trained not in (config.get("architectures") or ()) else ()
     if not wanted:
         return []
     family = family_of({**config, "architectures": [trained]})
@@ -64,16 +61,3 @@ def _lost_body(base: str, trained: str, names: Collection[str]) -> list[str]:
     if not base or not trained or base == trained or any(name.startswith(f"{trained}.") for name in names):
         return []
     return [trained] if any(name.startswith(f"{base}.") for name in names) else []
-
-
-@cache
-def _table() -> Json:
-    """heads.json: rows, and by class, which of them."""
-    content: Json = json.loads(files("bot.weights").joinpath("heads.json").read_text())
-    return content
-
-
-def _modules_of(name: str) -> tuple[str, ...]:
-    """What a class has outside of its body, and its pooler; numbers stand as `*`. () where nothing is known of it."""
-    row = _table()["classes"].get(name)
-    return () if row is None else tuple(_table()["rows"][row])

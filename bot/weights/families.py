@@ -46,7 +46,8 @@ class Family:
     """A model class with this config.
 
     `conv1d`: paths of Conv1D modules; `experts`: path → (is_transposed, parameters). `head` and `embedding` are v5
-    parameter names, `saved_head` and `saved_embedding` what save_pretrained calls them.
+    parameter names, `saved_head` and `saved_embedding` what save_pretrained calls them. `shared`: starred names of one
+    weight each; a single name stands at several depths.
     """
 
     prefix: str = ""
@@ -60,6 +61,7 @@ class Family:
     tied: bool = False
     scaled_by_tying: bool = False
     languages: tuple[Language, ...] = ()
+    shared: tuple[frozenset[str], ...] = ()
 
     def spellings(self, path: str) -> tuple[str, ...]:
         """A path, starred, and the same with the base model's prefix put on or taken off (what loading tries too)."""
@@ -72,6 +74,11 @@ class Family:
         """Whether a v5 parameter is the weight of a Conv1D, which is stored in × out."""
         module, _, leaf = parameter.rpartition(".")
         return leaf == "weight" and any(one in self.conv1d for one in self.spellings(module))
+
+    def names_of_one(self, parameter: str) -> frozenset[str]:
+        """The starred names that the weight of this name has, where the model ties them together; else none."""
+        spelled = self.spellings(parameter)
+        return next((group for group in self.shared if any(one in group for one in spelled)), frozenset())
 
     def stack(self, module: str) -> tuple[bool, tuple[str, ...]] | None:
         """(is_transposed, parameters) of a v5 module of stacked experts; None for any other module."""
@@ -98,6 +105,7 @@ def family_of(config: Json) -> Family:
         tied=_is_tied(root, config),
         scaled_by_tying=config.get("model_type") in known()["scaled"],
         languages=tuple(_language(part) for part in parts if part.attribute == "text_config"),
+        shared=tuple(_shared(parts)) if _ties(root, config) else (),
     )
 
 
@@ -189,11 +197,22 @@ def _embedding(parts: list[Part]) -> str | None:
     return _join(owners[-1].path, inner) if inner else str(name)
 
 
+def _shared(parts: list[Part]) -> Iterator[frozenset[str]]:
+    for part in parts:
+        for group in part.row.get("shared", ()):
+            yield frozenset(_join(part.path, one) for one in group)
+
+
 def _is_tied(root: Part, config: Json) -> bool:
-    """Whether transformers ties the head to the embedding: by the flag, its default for the model type, and the class."""
+    """Whether transformers ties the head to the embedding: by the flag, and the class."""
+    return root.row.get("head") is not None and not root.row.get("apart") and _ties(root, config)
+
+
+def _ties(root: Part, config: Json) -> bool:
+    """Whether transformers ties weights: by the flag, and its default for the model type."""
     rules = known()["tying"]
     model_type = config.get("model_type") or root.model_type
-    if root.row.get("head") is None or root.row.get("apart") or model_type in rules["never"]:
+    if model_type in rules["never"]:
         return False
     if model_type in rules["always"]:
         return True

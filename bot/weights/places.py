@@ -131,6 +131,10 @@ class Names:
             return False
         return layers - shared <= int(found[1]) < layers
 
+    def names_of_one(self, parameter: str) -> frozenset[str]:
+        """The names (numbers as `*`) of a weight that has several, which the model ties together; none for any other."""
+        return self._family.names_of_one(parameter)
+
     # --- embeddings ------------------------------------------------------------------------------------------------
 
     @cached_property

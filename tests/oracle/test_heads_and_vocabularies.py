@@ -117,6 +117,23 @@ def test_a_new_head_on_a_language_model(name: str, auto: str, task: str | None, 
         assert distance(merged.eval()(**inputs).logits, expected) < 2e-6
 
 
+def test_what_the_heads_of_base_and_classifier_have_in_common_stays(tmp_path: Path) -> None:
+    """ModernBERT's masked-language model and its classifier both have `head.dense` and `head.norm`."""
+    config = transformers.AutoConfig.for_model("modernbert", **TEXT, pad_token_id=0, num_labels=3)
+    transformers.ModernBertForMaskedLM(config).save_pretrained(tmp_path / "base")
+    chosen = transformers.ModernBertForSequenceClassification
+    model = chosen.from_pretrained(tmp_path / "base", num_labels=3)
+    adapted = randomised(get_peft_model(model, LoraConfig(r=4, task_type="SEQ_CLS", target_modules=["Wqkv"])))
+    adapted.save_pretrained(tmp_path / "adapter")
+    folder = merge_folders(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
+    merged, loading = chosen.from_pretrained(folder, dtype=torch.float64, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    inputs = model_inputs("bert")
+    with torch.no_grad():
+        assert distance(merged.eval()(**inputs).logits, adapted.double().eval()(**inputs).logits) < 2e-6
+
+
 def test_a_classifier_with_more_labels_than_the_bases(tmp_path: Path) -> None:
     base = save_base("llama-classifier", tmp_path / "base", dtype=torch.float32)
     auto = getattr(transformers, ALL_ARCHITECTURES["llama-classifier"].auto)

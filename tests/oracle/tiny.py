@@ -56,12 +56,13 @@ CLASSES = {
     "musicgen_melody": "MusicgenMelodyForConditionalGeneration",
     "hyperclovax_vision_v2": "HyperClovaXVisionV2ForConditionalGeneration",
     "bark": "BarkSemanticModel",
+    "marian": "MarianMTModel",
     "lxmert": "LxmertForPreTraining",
 }
 EQUAL_HEADS = {"num_key_value_heads": 4}
 ZAMBA = {
     "num_hidden_layers": 6, "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2,
-    "attention_head_dim": 32, "mamba_d_state": 16, "n_mamba_heads": 2,
+    "attention_hidden_size": 128, "attention_head_dim": 32, "mamba_d_state": 16, "n_mamba_heads": 2,
 }  # fmt: skip
 # Settings that sizes alone do not lead to.
 GIVEN: dict[str, dict[str, Any]] = {
@@ -72,8 +73,14 @@ GIVEN: dict[str, dict[str, Any]] = {
     "dots3_note_text": EQUAL_HEADS,
     "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1},
     "gemma3n_text": {"num_kv_shared_layers": 0},
-    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0}},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}},
     "gemma4_unified_assistant": {"text_config": {"num_kv_shared_layers": 0}},
+    "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
+    "aya_vision": {"vision_config": {"hidden_size": 64, "num_attention_heads": 4}},
+    "qwen3_omni_moe_talker": {"spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": 32}},
+    "seamless_m4t_v2": {"variance_predictor_embed_dim": 64},
+    "moshi": {"num_codebooks": 2},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
     "hunyuan_vl": {"text_config": {"head_dim": 16}},
@@ -84,7 +91,8 @@ GIVEN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
     "zamba": ZAMBA,
     "zamba2": {"num_hidden_layers": 6, "layers_block_type": ["linear_attention", "hybrid"] * 3, "mamba_ngroups": 1,
-               "n_mamba_heads": 8, "num_mem_blocks": 2, "adapter_rank": 8, "chunk_size": 16, "mamba_d_state": 16},
+               "n_mamba_heads": 8, "num_mem_blocks": 2, "adapter_rank": 8, "attention_hidden_size": 128,
+               "attention_head_dim": 32, "use_shared_attention_adapter": False, "chunk_size": 16, "mamba_d_state": 16},
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "chameleon": {"vocabulary_map": {"<image>": 120}},
     "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}}},

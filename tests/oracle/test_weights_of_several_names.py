@@ -1,0 +1,81 @@
+"""Weights that a model stores once and asks by several names: as the unmerged model answers, or a refusal that is true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, TrainableTokensConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from bot.checks.case import Case
+from bot.events import silent
+from tests.faults.conftest import claim
+from tests.oracle.one_architecture import adapted, answers, load, proven
+from tests.oracle.tiny import class_of, config_of
+from tests.steps import merge_folders, plan_folders
+
+
+def base_of(model_type: str, folder: Path) -> Any:
+    torch.manual_seed(0)
+    chosen = getattr(transformers, str(class_of(model_type)))
+    model = chosen(config_of(model_type))
+    with torch.no_grad():
+        for one in model.parameters():
+            one += 0.05 * torch.randn_like(one)
+    model.save_pretrained(folder)
+    return chosen
+
+
+EMBEDDINGS: dict[str, Any] = {
+    "the head saved whole": LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    "the shared embedding saved whole": LoraConfig(target_modules=["q_proj"], modules_to_save=["shared"]),
+    "both embeddings saved whole": LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
+    "LoRA on the decoder's": LoraConfig(target_modules=["q_proj", "decoder.embed_tokens"]),
+    "trained tokens": TrainableTokensConfig(target_modules=["embed_tokens"], token_indices=[3, 5]),
+}
+
+
+@pytest.mark.parametrize("model_type", ["m2m_100", "marian"])
+@pytest.mark.parametrize("way", EMBEDDINGS)
+def test_one_embedding_of_encoder_decoder_and_head_is_refused(way: str, model_type: str, tmp_path: Path) -> None:
+    """PEFT changes one of its names, and the others stay; nothing is said of another base. The verifier says so too."""
+    chosen = base_of(model_type, tmp_path / "base")
+    model = get_peft_model(load(chosen, tmp_path / "base"), EMBEDDINGS[way])
+    for one in model.parameters():
+        if one.requires_grad and one.numel():
+            one.data += 0.05 * torch.randn_like(one)
+    model.save_pretrained(tmp_path / "adapter")
+    refusals = plan_folders(tmp_path / "base", tmp_path / "adapter").refusals
+    assert {one.code for one in refusals} == {"shared-weight"}
+    assert Case(claim(tmp_path / "base", tmp_path / "adapter", tmp_path / "base"), silent).claims.problems
+
+
+@pytest.mark.parametrize("model_type", ["zamba", "zamba2"])
+def test_a_block_at_several_depths(model_type: str, tmp_path: Path) -> None:
+    """PEFT trains a LoRA for each depth. Stored once, the block cannot be several; stored at each, every one is merged."""
+    base, block = tmp_path / "base", r".*(self_attn|feed_forward)\.\w+_proj"
+    chosen = base_of(model_type, base)
+    tuned = adapted(load(chosen, base), tmp_path / "adapter", target_modules=block)
+    (refusal,) = plan_folders(base, tmp_path / "adapter").refusals
+    assert refusal.code == "shared-weight"
+    assert "layers.5.shared_transf" in refusal.reason
+    stored = load_file(base / "model.safetensors")
+    tied = load(chosen, base).all_tied_weights_keys
+    copies = {target: stored[source].clone() for target, source in tied.items() if "shared_transf" in target}
+    save_file(stored | copies, base / "model.safetensors", metadata={"format": "pt"})
+    merged = merge_folders(base, tmp_path / "adapter", tmp_path / "merged")
+    inputs = [{"input_ids": torch.randint(3, 100, (2, 12))}]
+    expected = answers(tuned, inputs)
+    with tuned.disable_adapter():
+        plain = answers(tuned, inputs)
+    found = answers(load(chosen, merged), inputs)
+    assert expected is not None
+    assert plain is not None
+    assert found is not None
+    assert (plain - expected).norm() > 1e-3 * expected.norm(), "the adapter does nothing, so this test could not fail"
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert not proven(tmp_path)
