@@ -59,6 +59,11 @@ def require_fit(visibility: Visibility, private: str, target: Target) -> None:
             f"{target.repo} is public, and {visibility.why}.",
             remedy="Name a private target, or pass --private false to publish it openly.",
         )
+    if visibility.gated and not target.gated:
+        raise Refused(
+            f"{target.repo} is open to everyone, and {visibility.why}.",
+            remedy="Gate that repo on the Hub, name another target, or pass --private false to publish it openly.",
+        )
 
 
 def _inputs(document: Json) -> list[tuple[str, str | None]]:

@@ -369,6 +369,18 @@ def test_a_gated_base_makes_a_private_and_gated_output(hub, owner, folder, docum
     assert made.gated == "manual"
 
 
+@pytest.mark.parametrize("how", ["pr", "push"])
+def test_a_gated_base_does_not_go_to_a_target_that_is_open_to_everyone(hub, owner, folder, document, how):
+    owner.existing()
+    owner.api.update_repo_settings(BASE, gated="auto")
+    with pytest.raises(Refused) as caught:
+        deliver(folder, document, hub, how=how)
+    two_sentences(caught.value, what=f"{TARGET} is open to everyone, and {BASE} is gated", do="--private false")
+    assert owner.pulls() == []
+    owner.api.update_repo_settings(TARGET, gated="auto")
+    assert deliver(folder, document, hub, how=how).status == "published"
+
+
 def test_public_must_be_asked_for_and_stays_gated(hub, owner, folder, document):
     owner.api.update_repo_settings(BASE, gated="auto")
     deliver(folder, document, hub, private="false")
