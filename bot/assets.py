@@ -68,6 +68,7 @@ def choose_assets(
         for entry in source.files:
             if kind := _kind(entry, source.role):
                 chosen[entry.name] = Asset(name=entry.name, source=source.role, why=kind)
+    _keep_both_licenses(chosen, base, adapter)
     for name in base_tokenizer_left_out(base, adapter):
         del chosen[name]
     _follow_template(chosen, base, adapter)
@@ -99,6 +100,26 @@ def _kind(entry: FileEntry, role: Role) -> str | None:
         if pattern.fullmatch(entry.name) and (role == "base" or adapter_wins):
             return kind
     return None
+
+
+def _keep_both_licenses(chosen: dict[str, Asset], base: Source, adapter: Source) -> None:
+    """Where both ship a license of one name, the base's keeps it and the adapter's gets `.adapter` into its name: what is
+    merged is under both. One of them does where their bytes are known to be the same."""
+    bases = {entry.name: entry for entry in base.files if _kind(entry, "base") == "license"}
+    for entry in adapter.files:
+        other = bases.get(entry.name)
+        if other is None or _same_bytes(entry, other):
+            continue
+        stem, dot, suffix = entry.name.partition(".")
+        name = f"{stem}.adapter{dot}{suffix}"
+        chosen[entry.name] = Asset(name=entry.name, source="base", why="license")
+        chosen[name] = Asset(name=name, source="adapter", why="license", original=entry.name)
+
+
+def _same_bytes(one: FileEntry, other: FileEntry) -> bool:
+    """Whether they are known to be the same; a folder's file is known by its sha256, a repo's small one by git's id."""
+    by_sha256 = one.sha256 is not None and one.sha256 == other.sha256
+    return by_sha256 or (one.oid is not None and one.oid == other.oid)
 
 
 def base_tokenizer_left_out(base: Source, adapter: Source) -> list[str]:

@@ -233,7 +233,7 @@ def _write_rest(plan: Plan, inputs: Local, partial: Path, keeper: Keeper) -> Non
         if asset.content is not None:
             target.write_bytes(asset.content)
         else:
-            keeper.copy(roots[asset.source] / asset.name, target)
+            keeper.copy(roots[asset.source] / asset.origin, target)
     if plan.index is not None and plan.index_name is not None:
         (partial / plan.index_name).write_bytes(plan.index)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-RECIPE = "1"  # bumped whenever the same inputs would give other bytes; part of every fingerprint
+RECIPE = "2"  # bumped whenever the same inputs would give other bytes; part of every fingerprint
 
 Level = Literal["files", "weights", "full"]
 Role = Literal["base", "adapter"]
@@ -362,12 +362,19 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Asset:
-    """A file that is not a weight. Its bytes are `source`'s file, or `content` where the plan declares a change."""
+    """A file that is not a weight. Its bytes are `source`'s file of that name (or that called `original`), or `content` where
+    the plan declares a change."""
 
     name: str
     source: Role
     why: str
     content: bytes | None = None
+    original: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """What the file is called in its source."""
+        return self.original or self.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,8 @@ class Family:
     lost: str = "fail"
     changed: str = "fail"
     # "first": the adapter's copy stands before the base's. "never": only the base's count (an adapter repo's train.py
-    # is no model code). "either": the base's names, and either copy will do.
-    adapters: Literal["first", "never", "either"] = "first"
+    # is no model code). "both": each of the two is kept, under whatever name of the family.
+    adapters: Literal["first", "never", "both"] = "first"
 
 
 PROGRAMS = (
@@ -43,6 +43,7 @@ PROGRAMS = (
     ".safetensors",
 )  # no license's text
 
+KEPT = {"first": "the adapter's, else the base's", "never": "the base's", "both": "kept, the base's and the adapter's"}
 GENERATION = Family(id="generation-config", noun="generation config", patterns=("generation_config.json",), lost="warn")
 FAMILIES = (
     Family(
@@ -84,7 +85,7 @@ FAMILIES = (
         patterns=("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*", "license*"),
         lost="warn",
         changed="warn",
-        adapters="either",
+        adapters="both",
     ),
 )  # fmt: skip
 
@@ -102,7 +103,7 @@ def preserved(family: Family) -> Callable[[Case], Finding]:
                 (fails if verdict == "fail" else warns).append(said)
         if not names:
             return finding(family.id, "pass", "none", "same bytes", f"There is no {family.noun} to keep.")
-        right = (counted(len(names), "file"), f"Every {family.noun} is the adapter's, else the base's.")
+        right = (counted(len(names), "file"), f"Every {family.noun} is {KEPT[family.adapters]}.")
         return graded(family.id, "same bytes", right, fails=fails, warns=warns)
 
     return check
@@ -154,7 +155,7 @@ def _names(case: Case, family: Family) -> list[str]:
     shipped = set(list_files(case.subject.base))
     if family.id == "tokenizer":  # a tokenizer is taken whole, from one of the two
         shipped -= foreign_to_the_tokenizer(case)
-    if family.adapters == "first":
+    if family.adapters != "never":
         shipped |= {name for name in list_files(case.subject.adapter) if "/" not in name or family.id == "modules"}
     if family.id == "license":
         shipped = {name for name in shipped if not name.endswith(PROGRAMS)}
@@ -170,11 +171,13 @@ def _originals(case: Case, family: Family, name: str) -> list[tuple[str, Path]]:
     """(owner, path) of the copies that the merged file may equal; the first is the one it should."""
     adapters, bases = ("adapter", case.subject.adapter / name), ("base", case.subject.base / name)
     found = [one for one in (adapters, bases) if one[1].is_file()]
-    return {"first": found[:1], "never": [bases], "either": found}[family.adapters]
+    return {"first": found[:1], "never": [bases], "both": found}[family.adapters]
 
 
 def _compare(case: Case, family: Family, name: str) -> tuple[str | None, str]:
     """(verdict, sentence) for one file; verdict None when it is as it should be."""
+    if family.adapters == "both":
+        return _both_kept(case, family, name)
     subject = case.subject
     here = subject.folder / name
     originals = _originals(case, family, name)
@@ -192,6 +195,19 @@ def _compare(case: Case, family: Family, name: str) -> tuple[str | None, str]:
     tokens = templates.tokens_said(here, original)
     said = f"{name} is not the {owner}'s: {'; '.join(tokens)}." if tokens else said
     return templates.foreign_verdict(here, original, family.changed), said
+
+
+def _both_kept(case: Case, family: Family, name: str) -> tuple[str | None, str]:
+    """Whether the base's file and the adapter's of this name are both in the merged folder, under any of the family's names."""
+    folder = case.subject.folder
+    alike = [path for path in case.files if any(_matches(path, pattern) for pattern in family.patterns)]
+    kept = {(folder / path).read_bytes() for path in alike if (folder / path).is_file()}
+    lost = [owner for owner, path in _originals(case, family, name) if path.read_bytes() not in kept]
+    if not lost:
+        return None, ""
+    if not (folder / name).is_file():
+        return family.lost, f"{name} is lost; the {lost[0]} has it."
+    return family.changed, f"{name} of the {' and of the '.join(lost)} is not in the folder."
 
 
 def _has_fast_tokenizer(folder: Path) -> bool:

@@ -183,7 +183,7 @@ def needed(sources: Sources, plan: Plan) -> dict[Role, set[str]]:
     }
     for asset in plan.assets:
         if asset.content is None:
-            wanted[asset.source].add(asset.name)
+            wanted[asset.source].add(asset.origin)
     return wanted
 
 
