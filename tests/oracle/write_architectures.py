@@ -18,8 +18,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "support-matrix.md"
 BEGIN = "## LoRA on every architecture"
 QUICK = ("llama", "gpt2", "qwen3_moe", "t5", "bert", "vit", "llava", "kimi_k25", "dots1", "whisper")
 SAID = {
-    "wrong": "answer otherwise than the unmerged model",
-    "not proven": "are merged, and not proven",
+    "wrong": "have the weights of PEFT's own merge, and PEFT's unmerged model answers otherwise than either",
+    "not proven": "are refused by the proof: the model reads weights past PEFT's layers, so that no merge answers as it does",
     "refused": "are refused by name",
     "no layers": "PEFT itself finds no layers in, or cannot adapt",
     "not built": "were not built: a library is missing, or no small config makes one",
