@@ -218,7 +218,8 @@ def _count_bad(tally: Tally, stored: Tensor, found: Tensor) -> None:
     # x − x is 0 for a finite x and NaN otherwise: one sum says whether there is anything to count.
     if bool(torch.isfinite((found - found).sum(dtype=torch.float32))):
         return
-    bad = ~torch.isfinite(found)
-    inherited = int((bad & ~torch.isfinite(stored)).sum())
+    bad, own = ~torch.isfinite(found), ~torch.isfinite(stored)
+    numbers, inherited = int((bad & own & found.isnan()).sum()), int((bad & own & found.isinf()).sum())
+    tally.unnumbered += numbers
     tally.inherited += inherited
-    tally.bad += int(bad.sum()) - inherited
+    tally.bad += int(bad.sum()) - numbers - inherited

@@ -14,8 +14,9 @@ class Tally:
 
     `wrong`: elements that are not the correctly rounded result (touched) or not the base's bytes (untouched).
     `undecided`: of the touched, those that differ from the float64 result within float64's own error; not in `wrong`.
-    `changed`: elements that differ from the base. `bad`: NaN or infinity where the base is finite, `inherited`: where
-    it is not. `clamped`: numbers too large for their dtype, where the merge was asked to clamp those.
+    `changed`: elements that differ from the base. `bad`: NaN or infinity where the base is finite; `inherited`: infinity
+    where it is not, `unnumbered`: NaN. `clamped`: numbers too large for their dtype, where the merge was asked to clamp
+    those.
     `keeps`: the dtypes in which the exact merge is not what the base is in them ("stored": in its own), as far as was
     looked, which is until one is; "any": the change is not exactly zero.
     `drifts`: of a foreign merge, which way its deviations lean.
@@ -31,6 +32,7 @@ class Tally:
     changed: int = 0
     bad: int = 0
     inherited: int = 0
+    unnumbered: int = 0
     clamped: int = 0
     kept: float = 0.0
     power: float = 0.0
@@ -41,7 +43,18 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Join the counts of another part of the same tensor."""
-        for name in ("elements", "wrong", "undecided", "changed", "bad", "inherited", "clamped", "kept", "power"):
+        for name in (
+            "elements",
+            "wrong",
+            "undecided",
+            "changed",
+            "bad",
+            "inherited",
+            "unnumbered",
+            "clamped",
+            "kept",
+            "power",
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.arithmetic = max(self.arithmetic, other.arithmetic)
         self.keeps |= other.keeps

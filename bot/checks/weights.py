@@ -213,11 +213,16 @@ def bypassed(case: Case) -> Finding:
 
 
 def finite(case: Case) -> Finding:
-    """No NaN and no infinity in any merged weight, but for those that the base has there; where that took clamping, how often."""
+    """No NaN in any merged weight, and no infinity that the base has not in the same place; where that took clamping, how often."""
     tallies = list(case.swept.tallies.values())
     fails = [f"{one.key} has {counted(one.bad, 'value')} that are NaN or infinite." for one in tallies if one.bad]
+    fails += [
+        f"{one.key} has {counted(one.unnumbered, 'value')} that are NaN, as the base has."
+        for one in tallies
+        if one.unnumbered
+    ]
     own = [
-        f"{one.key} has {counted(one.inherited, 'value')} that are NaN or infinite, as the base has."
+        f"{one.key} has {counted(one.inherited, 'value')} that are infinite, as the base has."
         for one in tallies
         if one.inherited
     ]

@@ -87,8 +87,8 @@ def test_git_lfs_pointers_name_the_checkouts_setting(run: Run, own: Path, world:
 def test_what_is_not_verified_is_not_published(run: Run, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     merge = pipeline.merge
 
-    def merge_wrongly(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
-        merged = merge(plan, inputs, partial, emit)
+    def merge_wrongly(plan: Plan, inputs: Local, partial: Path, emit: Emit, **more: bool) -> Merged:
+        merged = merge(plan, inputs, partial, emit, **more)
         edit_tensors(partial / "model-00002-of-00004.safetensors", put("proj", 3.0))
         return merged
 
