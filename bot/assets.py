@@ -66,7 +66,7 @@ def choose_assets(
     chosen: dict[str, Asset] = {}
     for source in (base, adapter):
         for entry in source.files:
-            if kind := _kind(entry, source.role):
+            if kind := kind_of(entry.name, source.role):
                 chosen[entry.name] = Asset(name=entry.name, source=source.role, why=kind)
     _keep_both_licenses(chosen, base, adapter)
     for name in base_tokenizer_left_out(base, adapter):
@@ -86,26 +86,27 @@ def read_json(source: Source, name: str) -> Json:
     return found if isinstance(found, dict) else {}
 
 
+def kind_of(name: str, role: Role) -> str | None:
+    """What a file is that is copied from the base or from the adapter, e.g. "tokenizer"; None for one that is left behind."""
+    for kind, pattern, adapter_wins in KINDS:
+        if pattern.fullmatch(name) and (role == "base" or adapter_wins):
+            return kind
+    return None
+
+
 def files_to_prove(sources: Sources) -> dict[Role, list[str]]:
     """By role, the files that a verification compares with: all weights, and whatever may have been copied."""
     found: dict[Role, list[str]] = {"base": [], "adapter": []}
     for source in (sources.base, *sources.adapters):
         found[source.role] += [header.file for header in source.headers]
-        found[source.role] += [entry.name for entry in source.files if _kind(entry, source.role)]
+        found[source.role] += [entry.name for entry in source.files if kind_of(entry.name, source.role)]
     return found
-
-
-def _kind(entry: FileEntry, role: Role) -> str | None:
-    for kind, pattern, adapter_wins in KINDS:
-        if pattern.fullmatch(entry.name) and (role == "base" or adapter_wins):
-            return kind
-    return None
 
 
 def _keep_both_licenses(chosen: dict[str, Asset], base: Source, adapter: Source) -> None:
     """Where both ship a license of one name, the base's keeps it and the adapter's gets `.adapter` into its name: what is
     merged is under both. One of them does where their bytes are known to be the same."""
-    bases = {entry.name: entry for entry in base.files if _kind(entry, "base") == "license"}
+    bases = {entry.name: entry for entry in base.files if kind_of(entry.name, "base") == "license"}
     for entry in adapter.files:
         other = bases.get(entry.name)
         if other is None or _same_bytes(entry, other):

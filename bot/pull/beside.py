@@ -10,12 +10,18 @@ from bot.pull.weights import ADAPTER, PICKLE, thing
 from bot.records import Source
 
 WEIGHTS = re.compile(r"[^/]+\.(safetensors|bin|pt|pth|ckpt)|model_head\.pkl")
-# What trainers (transformers, accelerate, DeepSpeed) keep to go on training: no weights of the model.
+# What trainers (transformers, accelerate, DeepSpeed, torchtune) keep to go on training: no weights of the model, or all of it.
 TRAINING = re.compile(
-    r"(optimizer|scheduler|lr_scheduler|scaler|sampler|training_args|trainer_state|dl_state_dict|rng_state|random_states)"
-    r"(_\d+)*\.(pt|pth|bin|pkl|safetensors)"
+    r"((optimizer|scheduler|lr_scheduler|scaler|sampler|training_args|trainer_state|dl_state_dict|rng_state|random_states)"
+    r"(_\d+)*|recipe_state|(\w+_)?mp_rank_\d+_(model|optim)_states)\.(pt|pth|bin|pkl|safetensors)"
 )
-CHECKPOINT = re.compile(r"(checkpoint|global_step)-?\d+|last-checkpoint")  # an earlier state of the same training
+# An earlier state of the same training.
+CHECKPOINT = re.compile(
+    r"(tmp-)?(checkpoint|global_step|step|epoch)[-_]?\d+|(last|best)-checkpoint|checkpoint-(last|best)"
+)
+# The adapter's own weights in another form: llama.cpp's and unsloth's, torchtune's.
+SAME = re.compile(r"ggml-adapter-model[\w.-]*\.bin|adapter(_model|_\d+)\.pt")
+MERGED = re.compile(r"(.+[-_])?merged([-_].+)?")  # axolotl's merge of the same adapter is merged/, a whole model
 OF_A_MERGE = (ADAPTER, PICKLE, "new_embeddings.safetensors")  # what a merge reads, or refuses with a reason of its own
 MODULES, MODULE = "modules.json", re.compile(r"(\w+_)?\d+_\w+")  # of sentence-transformers, e.g. 2_Dense
 SHOWN = 3
@@ -36,6 +42,10 @@ def refuse_others(source: Source) -> None:
 
 def _is_lost(path: PurePosixPath, names: set[str]) -> bool:
     if not WEIGHTS.fullmatch(path.name) or TRAINING.fullmatch(path.name) or path.as_posix() in OF_A_MERGE:
+        return False
+    if SAME.fullmatch(path.as_posix()):
+        return False
+    if MERGED.fullmatch(path.parent.name) and f"{path.parent}/config.json" in names:
         return False
     folders = [parent.as_posix() for parent in path.parents if parent.name]
     if any(CHECKPOINT.fullmatch(part) or part.startswith(".") for part in path.parts):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
+from bot import assets
 from bot.errors import NotFound, Refused
 from bot.events import Emit, Moved
 from bot.held import is_stated, look, not_its_hash
@@ -19,6 +21,9 @@ from bot.pull.hashes import Hashes
 from bot.records import FileEntry, Ref, Role, Source
 
 LFS_POINTER = b"version https://git-lfs"
+WEIGHTS = re.compile(
+    r"(?!consolidated)[^/]+\.safetensors|adapter_model\.bin"
+)  # consolidated: Mistral's own, beside the same
 LEFT_OUT = {"README.md"}  # hidden files (.gitattributes, .git) are left out too: none of them changes a merge
 
 
@@ -35,7 +40,7 @@ def pin_folder(role: Role, ref: Ref) -> Source:
         raise NotFound(f"{ref.text} is a file.", remedy="Name the folder that holds it.")
     paths = input_files(folder)
     files = tuple(entry_of(name, path) for name, path in paths.items())
-    _refuse_pointers(paths, ref)
+    _refuse_pointers(paths, role, ref)
     found = {name: paths[name].read_bytes() for name in texts.wanted(files)}
     texts.check(found, ref.text)
     return Source(
@@ -72,15 +77,22 @@ def folder_sha(hashes: Iterable[tuple[str, str]]) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def _refuse_pointers(paths: dict[str, Path], ref: Ref) -> None:
-    """A checkout without LFS holds 130-byte stand-ins; merged, they would be nonsense."""
-    pointers = [name for name, path in paths.items() if path.stat().st_size < 1024 and _starts_as_pointer(path)]
+def _refuse_pointers(paths: dict[str, Path], role: Role, ref: Ref) -> None:
+    """A checkout without LFS holds 130-byte stand-ins; merged, they would be nonsense. Those of files that no merge reads
+    are left alone: many fetch no original/ and no GGUF (`git lfs pull --include "*.safetensors"`)."""
+    read = {name: path for name, path in paths.items() if _is_read(name, role)}
+    pointers = [name for name, path in read.items() if path.stat().st_size < 1024 and _starts_as_pointer(path)]
     if pointers:
         shown = ", ".join(pointers[:3]) + (f" and {len(pointers) - 3} more" if len(pointers) > 3 else "")
         raise Refused(
             f"{ref.text} holds git-lfs pointers instead of files: {shown}.",
             remedy="Fetch the files with `git lfs pull` (in a workflow: `lfs: true` of actions/checkout).",
         )
+
+
+def _is_read(name: str, role: Role) -> bool:
+    """Whether a merge may read or copy a file of that name."""
+    return bool(WEIGHTS.fullmatch(name) or texts.NAMES.fullmatch(name)) or assets.kind_of(name, role) is not None
 
 
 def _starts_as_pointer(path: Path) -> bool:

@@ -168,6 +168,26 @@ def test_git_lfs_pointers_are_refused(hub, tmp_path):
     two_sentences(refused(hub, adapter), what="git-lfs pointers", do="git lfs pull")
 
 
+def test_git_lfs_pointers_of_files_that_no_merge_reads_are_left_alone(hub, tmp_path):
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "a")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12345\n"
+    unread = [
+        base / "original/consolidated.00.pth", base / "consolidated.safetensors", base / "pytorch_model.bin",
+        base / "model-Q4_K_M.gguf", base / "onnx/model.onnx", adapter / "checkpoint-10/optimizer.pt", adapter / "loss.png",
+    ]  # fmt: skip
+    for path in unread:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(pointer)
+    request = Request(adapter=parse_ref(str(adapter)), base=parse_ref(str(base)))
+    assert [header.file for header in pin(request, hub, silent).base.headers] == ["model.safetensors"]
+    for name in ("tokenizer.json", "config.json", "2_Dense/model.safetensors"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(pointer)
+        two_sentences(refused(hub, adapter, base), what="git-lfs pointers", do="git lfs pull")
+        (base / name).unlink()
+        write_base(base)
+
+
 def test_a_truncated_weight_file_is_refused(dev, hub, pair, tmp_path):
     adapter = write_adapter(tmp_path / "a")
     whole = (adapter / "adapter_model.safetensors").read_bytes()

@@ -37,7 +37,7 @@ def put(adapter: Path, *names: str) -> None:
     [
         "vit.safetensors", "non_lora_state_dict.bin", "non_lora_trainables.bin", "value_head.safetensors", "v_head.bin",
         "mm_projector.bin", "model.safetensors", "pytorch_model.bin", "head.pt", "epoch.ckpt", "model_head.pkl",
-        "vit/model.safetensors", "2_Dense/model.safetensors", "custom_checkpoint_0.bin",
+        "vit/model.safetensors", "2_Dense/model.safetensors", "custom_checkpoint_0.bin", "merged/model.safetensors",
     ],
 )  # fmt: skip
 def test_other_weights_are_refused_by_name(hub, inputs, name):
@@ -58,7 +58,20 @@ def test_what_a_trainer_keeps_to_go_on_is_passed_over(hub, inputs):
         inputs[1], "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_3.pth", "sampler.bin",
         "training_args.bin", "checkpoint-500/model.safetensors", "checkpoint-500/optimizer.pt", "last-checkpoint/x.bin",
         "global_step500/mp_rank_00_model_states.pt", "adapter_model.bin", "runs/events.out.tfevents.1",
+        "pytorch_model/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "epoch_2/pytorch_model.bin", "step_50/model.safetensors",
+        "checkpoint_7/model.safetensors", "checkpoint-best/pytorch_model.bin", "recipe_state/recipe_state.pt",
     )  # fmt: skip
+    assert len(pinned(hub, inputs).adapter.headers) == 1
+
+
+def test_the_adapter_in_another_form_and_what_was_merged_of_it_are_passed_over(hub, inputs):
+    put(inputs[1], "ggml-adapter-model.bin", "adapter_model.pt", "adapter_0.pt")
+    put(
+        inputs[1],
+        "merged/config.json",
+        "merged/model-00001-of-00002.safetensors",
+        "merged/model-00002-of-00002.safetensors",
+    )
     assert len(pinned(hub, inputs).adapter.headers) == 1
 
 
