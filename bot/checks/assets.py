@@ -11,6 +11,7 @@ from typing import Literal
 from bot.checks import templates
 from bot.checks.case import Case, list_files, read_json
 from bot.checks.finding import Check, counted, finding, graded
+from bot.checks.specials import GENERATION as GENERATION_CONFIG
 from bot.checks.specials import foreign_to_the_tokenizer, generation_drift, special_tokens
 from bot.records import Finding
 
@@ -122,9 +123,17 @@ def generation_config(case: Case) -> Finding:
     if drift is None:
         return preserved(GENERATION)(case)
     right = ("as declared", "It is the base's, with the tokens of the adapter's tokenizer.")
-    if not (case.subject.folder / "generation_config.json").is_file():
+    if not (case.subject.folder / GENERATION_CONFIG).is_file():
         return graded(GENERATION.id, "as declared", right, warns=["generation_config.json is lost; the base has it."])
-    return graded(GENERATION.id, "as declared", right, fails=drift)
+    here, base = case.subject.folder / GENERATION_CONFIG, case.subject.base / GENERATION_CONFIG
+    ends = drift.keys()
+    if not case.subject.ours:  # it may leave the base's as it is
+        ends &= set(templates.other_ends(here, base))
+        drift = {name: said for name, said in drift.items() if name != "transformers_version"}
+    fails = [said for name, said in drift.items() if name in ends]
+    return graded(
+        GENERATION.id, "as declared", right, fails=fails, warns=[one for one in drift.values() if one not in fails]
+    )
 
 
 def chat_template(case: Case) -> Finding:

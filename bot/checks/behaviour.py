@@ -21,12 +21,15 @@ def loads(case: Case) -> Finding:
         return stopped
     said = answer["loads"]
     fails = [f"{key} is {how}." for how in ("missing", "unexpected", "mismatched") for key in said[how]]
-    fails += [f"The tokenizer is another: {one}." for one in said.get("tokens", ())]
+    other = said.get("tokens", ())
+    padding = [] if case.subject.ours else [one for one in other if one.startswith("pad_token ")]  # as trainers set it
+    fails += [f"The tokenizer is another: {one}." for one in other if one not in padding]
     if not fails:
         fails += [f"transformers says: {line}" for line in said["said"]]
     tokenizer = "" if said["tokenizer"] == "none" else f", with its {said['tokenizer']}"
     right = (said["class"], f"No peft, no network{tokenizer}.")
-    return graded("loads", "no complaint", right, fails=fails)
+    warns = [f"The tokenizer is another: {one}." for one in padding]
+    return graded("loads", "no complaint", right, fails=fails, warns=warns)
 
 
 def behaviour(case: Case) -> Finding:

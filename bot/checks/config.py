@@ -28,8 +28,10 @@ TOLERATED = {
     "unsloth_fixed": "names the trainer",
 }
 QUANTIZATION = "quantization_config"
+Difference = tuple[str, Any, Any]  # dotted path, before, after
 SAME = "config.json says what the base's does."
 ROPE = "rope_parameters"  # transformers 5 writes rope_theta and rope_scaling as one map
+OLD_ROPE = frozenset({"rope_theta", "rope_scaling"})
 
 
 def config(case: Case) -> Finding:
@@ -42,16 +44,14 @@ def config(case: Case) -> Finding:
         base, merged = unite_rope(base), unite_rope(merged)
     changes = _changes(case)
     fails, warns = undeclared(merged, changes), list[str]()
-    for path, before, after in differences(base, merged):
-        said = f"{path}: {show(before)} → {show(after)}"
-        if declared(path, after, case.subject.dtype) or any(one.covers(path) for one in changes):
-            continue
-        if QUANTIZATION in path.split("."):
-            continue  # what must stand there, and what must not, is said below
-        if foreign and (path.rsplit(".", 1)[-1] in TOLERATED or before is ABSENT):
-            warns.append(said)
-        else:
-            fails.append(said)
+    if foreign:  # the author may have left the base's tokens as they are
+        left_alone = tuple(one for one in declared_tokens(case) if at(merged, one.path) == at(base, one.path))
+        warns = undeclared(merged, left_alone)
+        fails = [one for one in fails if one not in warns]
+    drift = [one for one in differences(base, merged) if not _is_expected(case, changes, one)]
+    graver = drift if not foreign else _changed_for_transformers(base, merged, [one for one in drift if _matters(one)])
+    fails += [_said(one) for one in drift if one in graver]
+    warns += [_said(one) for one in drift if one not in graver]
     left = quantization_left(merged)
     if left and case.subject.quantize == "none":
         fails.insert(0, f"{left} is left in config.json, and the weights are not quantised: it cannot be loaded.")
@@ -62,6 +62,44 @@ def config(case: Case) -> Finding:
     reasons = "; ".join(dict.fromkeys(one.why for one in changes))
     right = (counted(len(changes), "change"), f"Declared: {reasons}.") if changes else ("no drift", SAME)
     return graded("config", "as declared" if changes else "no drift", right, fails=fails, warns=warns)
+
+
+def _is_expected(case: Case, changes: tuple[Declared, ...], found: Difference) -> bool:
+    path, _, after = found
+    if QUANTIZATION in path.split("."):
+        return True  # what must stand there, and what must not, is said by itself
+    return declared(path, after, case.subject.dtype) or any(one.covers(path) for one in changes)
+
+
+def _said(found: Difference) -> str:
+    path, before, after = found
+    return f"{path}: {show(before)} → {show(after)}"
+
+
+def _matters(found: Difference) -> bool:
+    """Whether a field of a foreign merge may change what the model is: neither a new one, nor one without meaning, nor a
+    padding where the base has none."""
+    path, before, _ = found
+    name = path.rsplit(".", 1)[-1]
+    return before is not ABSENT and name not in TOLERATED and not (name == "pad_token_id" and before is None)
+
+
+def _changed_for_transformers(base: Json, merged: Json, found: list[Difference]) -> list[Difference]:
+    """Those that are still there once transformers has read both: it drops and fills in fields that make no difference (the
+    `sliding_window` of a Qwen2 that does not use it)."""
+    if not found:
+        return found
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    try:
+        kind = CONFIG_MAPPING[base["model_type"]]
+        read = differences(kind.from_dict(dict(base)).to_dict(), kind.from_dict(dict(merged)).to_dict())
+    except Exception:  # a class raises whatever it likes for a config that it cannot read
+        return found
+    still = [f"{path}." for path, _, _ in read]
+    return [
+        one for one in found if any(path.startswith(f"{one[0]}.") or f"{one[0]}.".startswith(path) for path in still)
+    ]
 
 
 def base_weights(case: Case) -> Finding:
@@ -114,7 +152,7 @@ class _Absent:
 ABSENT = _Absent()
 
 
-def differences(before: Any, after: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+def differences(before: Any, after: Any, path: str = "") -> list[Difference]:
     """Leaves at which two JSON values differ, as (dotted path, before, after); lists are leaves."""
     if isinstance(before, dict) and isinstance(after, dict):
         return [
@@ -147,13 +185,14 @@ def unite_rope(config: Json) -> Json:
     """The same config with rope_theta and rope_scaling written the way transformers 5 writes them, nested ones too."""
     nested = {key for key, value in config.items() if isinstance(value, dict) and key != ROPE}
     united = {key: unite_rope(value) if key in nested else value for key, value in config.items()}
-    if "rope_theta" not in united or ROPE in united:
+    if ROPE in united or not OLD_ROPE & united.keys():
         return united
     scaling = dict(united.pop("rope_scaling", None) or {})
     if "type" in scaling:
         scaling.setdefault("rope_type", scaling.pop("type"))
     scaling.setdefault("rope_type", "default")
-    united[ROPE] = {**scaling, "rope_theta": united.pop("rope_theta")}
+    theta = {"rope_theta": united.pop("rope_theta")} if "rope_theta" in united else {}  # else it is the class's
+    united[ROPE] = {**scaling, **theta}
     return united
 
 

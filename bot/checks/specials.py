@@ -6,14 +6,14 @@ Read from the files, as transformers does: tokenizer_config.json, then special_t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from bot.checks.case import Case, list_files, read_json
 from bot.checks.declared import Declared, text_paths
-from bot.checks.finding import finding, graded
+from bot.checks.finding import counted, graded
 from bot.records import Finding
 
 TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -40,10 +40,14 @@ WHY = "the adapter's tokenizer has another"
 
 @dataclass(frozen=True, kw_only=True)
 class Speaks:
-    """A folder's special tokens as a loader takes them: their texts, and the numbers that its files give to texts."""
+    """A folder's special tokens as a loader takes them: their texts, and the numbers that its files give to texts.
+
+    `unsaid`: those that no file speaks of, where a loader takes what its class has (GPT-2 and BERT ship like this).
+    """
 
     texts: dict[str, str]
     numbers: dict[str, int]
+    unsaid: frozenset[str] = frozenset()
 
     def number(self, name: str) -> int | None:
         """The number of a special token, where a file says it."""
@@ -82,37 +86,53 @@ def speaks(folder: Path) -> Speaks:
     else:
         older = read_json(folder / MAP) or {}
         texts |= {name: text for name in TOKENS if (text := _text(older.get(name))) is not None}
+        said = {**older, **said}
         given += (read_json(folder / ADDED) or {}).items()
     numbers = {text: number for text, number in given if text is not None and type(number) is int}
-    return Speaks(texts=texts, numbers=numbers)
+    return Speaks(texts=texts, numbers=numbers, unsaid=frozenset(TOKENS) - said.keys())
 
 
 def special_tokens(case: Case) -> Finding:
-    """The folder's special tokens and their numbers are the adapter's, where it has a tokenizer, else the base's."""
+    """The folder's special tokens and their numbers are the adapter's, where it has a tokenizer, else the base's.
+
+    A foreign merge may have another padding, as trainers set it, and may write down what the files left to the class.
+    """
     subject, allowed = case.subject, "same tokens"
-    mine = (subject.adapter / CONFIG).is_file()
-    owner, wanted = ("adapter", speaks(subject.adapter)) if mine else ("base", speaks(subject.base))
-    if mine and not vocabulary_files(subject.adapter):
-        wanted = Speaks(texts=wanted.texts, numbers=speaks(subject.base).numbers | wanted.numbers)
-    found = speaks(subject.folder)
-    fails = [f"{name} is {found.texts.get(name)!r}; the {owner}'s is {wanted.texts.get(name)!r}."
-             for name in TOKENS if found.texts.get(name) != wanted.texts.get(name)]  # fmt: skip
-    fails += [f"{name} is number {found.number(name)}; the {owner}'s is {wanted.number(name)}."
-              for name in TOKENS if None not in (found.number(name), wanted.number(name))
-              and found.number(name) != wanted.number(name)]  # fmt: skip
+    owner, wanted = _wanted(subject.base, subject.adapter)
+    drift = _token_drift(speaks(subject.folder), wanted, owner)
+    remarked = frozenset() if subject.ours else wanted.unsaid | {"pad_token"}
+    fails = [said for name, said in drift if name not in remarked]
+    warns = [said for name, said in drift if name in remarked]
     if subject.ours:
         mixed = foreign_to_the_tokenizer(case) & set(case.files)
         fails += [f"{name} is the base's, beside the adapter's tokenizer." for name in sorted(mixed)]
-    if not wanted.texts:
-        return (
-            finding("special-tokens", "pass", "none", allowed, "There is no tokenizer that names any.")
-            if not fails
-            else graded("special-tokens", allowed, ("", ""), fails=fails)
-        )
     changed = tokens_changed(case)
-    why = f"The special tokens are the {owner}'s"
-    why += f"; {', '.join(f'{name}_id' for name in changed)} with them." if changed else "."
-    return graded("special-tokens", allowed, (f"{len(wanted.texts)} tokens", why), fails=fails)
+    right = ("none", "There is no tokenizer that names any.")
+    if wanted.texts:
+        follow = f"; {', '.join(f'{name}_id' for name in changed)} with them." if changed else "."
+        right = (counted(len(wanted.texts), "token"), f"The special tokens are the {owner}'s{follow}")
+    return graded("special-tokens", allowed, right, fails=fails, warns=warns)
+
+
+def _wanted(base: Path, adapter: Path) -> tuple[str, Speaks]:
+    """Whose special tokens they are, and which."""
+    if not (adapter / CONFIG).is_file():
+        return "base", speaks(base)
+    wanted = speaks(adapter)
+    if not vocabulary_files(adapter):
+        wanted = replace(wanted, numbers=speaks(base).numbers | wanted.numbers)
+    return "adapter", wanted
+
+
+def _token_drift(found: Speaks, wanted: Speaks, owner: str) -> list[tuple[str, str]]:
+    """(token, sentence) of every one that is another, or has another number."""
+    texts = [(name, f"{name} is {found.texts.get(name)!r}; the {owner}'s is {wanted.texts.get(name)!r}.")
+             for name in TOKENS if found.texts.get(name) != wanted.texts.get(name)]  # fmt: skip
+    return texts + [
+        (name, f"{name} is number {found.number(name)}; the {owner}'s is {wanted.number(name)}.")
+        for name in TOKENS
+        if None not in (found.number(name), wanted.number(name)) and found.number(name) != wanted.number(name)
+    ]
 
 
 def tokens_changed(case: Case) -> dict[str, tuple[int | None, int]]:
@@ -147,8 +167,9 @@ def declared_tokens(case: Case) -> tuple[Declared, ...]:
     return tuple(found)
 
 
-def generation_drift(case: Case) -> list[str] | None:
-    """What generation_config.json says otherwise than the base's with the adapter's tokens; None where nothing was to change."""
+def generation_drift(case: Case) -> dict[str, str] | None:
+    """{field: sentence} of what generation_config.json says otherwise than the base's with the adapter's tokens; None where
+    nothing was to change."""
     base = read_json(case.subject.base / GENERATION)
     changed = tokens_changed(case)
     if base is None or (case.subject.adapter / GENERATION).is_file() or not changed:
@@ -164,7 +185,7 @@ def generation_drift(case: Case) -> list[str] | None:
         return None
     found = read_json(case.subject.folder / GENERATION) or {}
     other = [key for key in sorted(wanted.keys() | found.keys()) if found.get(key) != wanted.get(key)]
-    return [f"{GENERATION}: {key} is {found.get(key)!r}, and must be {wanted.get(key)!r}." for key in other]
+    return {key: f"{GENERATION}: {key} is {found.get(key)!r}, and must be {wanted.get(key)!r}." for key in other}
 
 
 def _ends(value: Any, old: int | None, new: int) -> Any:

@@ -6,9 +6,12 @@ additional_chat_templates/ replace what tokenizer_config.json says; processors k
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from bot.checks.case import read_json
+from bot.checks.respelled_tokenizer import same_tokenizer
+from bot.checks.specials import CONFIG, speaks
 from bot.records import Json
 
 # Slow-tokenizer files that transformers 5 no longer writes; a fast tokenizer does without them.
@@ -19,7 +22,6 @@ OPTIONAL_FOR_OTHERS = frozenset(
 # it where the base has none.
 STOPS = ("eos_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "eos_token", "bos_token")
 PADS = ("pad_token_id", "pad_token")
-MEANING = ("model", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
 def effective(folder: Path) -> dict[str, str]:
@@ -61,17 +63,36 @@ def foreign_verdict(here: Path, original: Path, otherwise: str) -> str | None:
     if mine == theirs:
         return None
     if here.name == "tokenizer.json":
-        return "warn" if all(mine.get(part) == theirs.get(part) for part in MEANING) else otherwise
-    if any(_tokens(mine, name) != _tokens(theirs, name) for name in STOPS):
-        return "fail"
-    return "warn"  # settings: transformers adds and drops defaults from version to version
+        return "warn" if same_tokenizer(mine, theirs) else otherwise
+    return (
+        "fail" if other_ends(here, original) else "warn"
+    )  # transformers adds and drops defaults from version to version
+
+
+def other_ends(here: Path, original: Path) -> list[str]:
+    """The tokens that generation starts with or stops at, by their names, which a re-saved settings file has otherwise."""
+    return [name for name, _, _ in _other_tokens(here, original) if name in STOPS]
 
 
 def tokens_said(here: Path, original: Path) -> list[str]:
     """The tokens that a re-saved settings file gives otherwise than the original: `eos_token_id is 7, and was 2`."""
-    mine, theirs = read_json(here) or {}, read_json(original) or {}
-    pairs = ((name, _tokens(mine, name), _tokens(theirs, name)) for name in (*STOPS, *PADS))
-    return [f"{name} is {_shown(now)}, and was {_shown(before)}" for name, now, before in pairs if now != before]
+    return [f"{name} is {_shown(now)}, and was {_shown(before)}" for name, now, before in _other_tokens(here, original)]
+
+
+def _other_tokens(here: Path, original: Path) -> Iterator[tuple[str, list[object], list[object]]]:
+    """(token, now, before) where they differ. What a tokenizer's own files leave to its class may be written down."""
+    mine, theirs = _settings(here), _settings(original)
+    unsaid = speaks(original.parent).unsaid if original.name == CONFIG else frozenset()
+    for name in (*STOPS, *PADS):
+        now, before = _tokens(mine, name), _tokens(theirs, name)
+        if now != before and (name not in unsaid or name in PADS):
+            yield name, now, before
+
+
+def _settings(path: Path) -> Json:
+    """The file's, with the special tokens that an older tokenizer has in another file."""
+    said = read_json(path) or {}
+    return {**said, **speaks(path.parent).texts} if path.name == CONFIG else said
 
 
 def _tokens(said: Json, name: str) -> list[object]:

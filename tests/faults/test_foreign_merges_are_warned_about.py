@@ -148,3 +148,81 @@ def test_a_config_in_the_older_spelling_of_rope_is_the_same_config(llama: Built,
     assert named(prove(llama, copy, ours=False, level="files"), "config").status == "pass"
     damage.in_config(rope_theta=500000.0)(copy, llama)
     assert named(prove(llama, copy, ours=False, level="files"), "config").status == "fail"
+
+
+# --- what libraries write anew, and what trainers set --------------------------------------------------------------------------
+
+
+def edit(path: Path, **fields: object) -> None:
+    """Fields of a JSON file; None takes one away."""
+    said = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({key: value for key, value in said.items() if value is not None}))
+
+
+@pytest.fixture
+def base(llama: Built, tmp_path: Path) -> Path:
+    """The base of `copy`, free to be changed."""
+    return Path(shutil.copytree(llama.base, tmp_path / "base"))
+
+
+def resaved(llama: Built, base: Path, copy: Path) -> dict[str, str]:
+    """{check: status} of what is not simply right about a foreign merge, at the level files."""
+    return statuses(prove(llama, copy, ours=False, level="files", base=base), "warn", "fail")
+
+
+def test_a_padding_that_a_trainer_set_is_a_remark(llama: Built, base: Path, copy: Path):
+    for folder in (base, copy):
+        edit(folder / "generation_config.json", eos_token_id=159)
+    said = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**said, "pad_token_id": None}))
+    edit(copy / "config.json", pad_token_id=159)
+    edit(copy / "tokenizer_config.json", pad_token="<eos>", padding_side="left")
+    edit(copy / "generation_config.json", pad_token_id=159)
+    expected = dict.fromkeys(("config", "tokenizer", "generation-config", "special-tokens"), "warn")
+    assert resaved(llama, base, copy) == expected
+    edit(copy / "tokenizer_config.json", eos_token="<unk>")
+    assert resaved(llama, base, copy) == expected | {"tokenizer": "fail", "special-tokens": "fail"}
+
+
+def test_special_tokens_that_the_base_leaves_to_its_class_may_be_written_down(llama: Built, base: Path, copy: Path):
+    """GPT-2's and BERT's tokenizer_config.json name none."""
+    (base / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
+    assert resaved(llama, base, copy) == {"tokenizer": "warn", "special-tokens": "warn"}
+    (base / "tokenizer_config.json").write_text('{"eos_token": null, "unk_token": "<unk>"}')
+    assert resaved(llama, base, copy) == {"tokenizer": "fail", "special-tokens": "fail"}
+
+
+def test_special_tokens_of_an_older_file_are_the_bases_too(llama: Built, base: Path, copy: Path):
+    (base / "tokenizer_config.json").write_text("{}")
+    (base / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<eos>"}, "unk_token": "<unk>"}))
+    assert resaved(llama, base, copy) == {"tokenizer": "warn"}
+    (base / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<end>"}, "unk_token": "<unk>"}))
+    assert resaved(llama, base, copy) == {"tokenizer": "fail", "special-tokens": "fail"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "status"),
+    [
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 10000.0},
+         {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}, "pass"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
+         {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}, "warn"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
+         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}, "fail"),
+        ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": False},
+         {"model_type": "qwen2", "sliding_window": "null", "use_sliding_window": False}, "warn"),
+        ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 0},
+         {"model_type": "qwen2", "sliding_window": 32, "use_sliding_window": True, "max_window_layers": 0}, "fail"),
+        ({"model_type": "of tomorrow", "sliding_window": 64}, {"model_type": "of tomorrow", "sliding_window": 32}, "fail"),
+    ],
+)  # fmt: skip
+def test_a_config_that_is_the_same_to_transformers_is_no_fault(
+    llama: Built, base: Path, copy: Path, before: dict[str, object], after: dict[str, object], status: str
+):
+    edit(base / "config.json", **before)
+    edit(copy / "config.json", **after)
+    (copy / "config.json").write_text((copy / "config.json").read_text().replace('"null"', "null"))
+    found = named(prove(llama, copy, ours=False, level="files", base=base), "config")
+    assert found.status == status, found
+    if before.get("model_type") == "qwen2" and status == "warn":
+        assert "sliding_window: 64 → None" in " ".join((found.why, *found.worst))

@@ -234,6 +234,20 @@ def test_a_foreign_merge_that_lost_the_adapters_end_is_not_verified(world: World
     assert named(world.prove(ours=False), "special-tokens").status == "fail"
 
 
+def test_a_foreign_merge_may_keep_the_ends_of_the_base_in_its_configs(world: World):
+    """Everybody saves the adapter's tokenizer and the base's configs: remarks, unless it is neither's end."""
+    shutil.copy(world.base / "config.json", world.merge())
+    shutil.copy(world.base / GENERATION, world.merged)
+    write(world.merged, generation_config={**world.said(GENERATION), "transformers_version": "5"})
+    report = world.prove(ours=False)
+    assert statuses(report, "warn", "fail") == {"config": "warn", "generation-config": "warn"}, table(report)
+    assert "eos_token_id is 100, and must be 102" in named(report, "generation-config").why
+    assert "transformers_version" not in " ".join(named(report, "generation-config").worst)
+    write(world.merged, generation_config={**world.said(GENERATION), "eos_token_id": 101})
+    write(world.merged, config={**world.said("config.json"), "eos_token_id": 101})
+    assert statuses(world.prove(ours=False), "fail") == {"config": "fail", "generation-config": "fail"}
+
+
 def test_the_models_that_count_from_their_padding_are_those_of_transformers():
     """By transformers' own sources: where a model's positions are made of `padding_idx`, its padding token stays."""
     import transformers
