@@ -1,11 +1,15 @@
 """What a folder holds, and where its links lead: none may lead out of it.
 
 A folder may come from a stranger (a cloned repository): a link in it to a secret of this machine would be read, merged or
-copied as if it were the stranger's own file. The one way out is the Hub cache's: its folders are nothing but links to blobs.
+copied as if it were the stranger's own file. The one way out is the Hub cache's: its folders are nothing but links to blobs,
+and what came by Xet lies once for the whole cache, with a link in the place of each repo's blob:
+`models--x--y/snapshots/<commit>/name` → `models--x--y/blobs/<etag>` → `blobs/<two digits>/<xet hash>`
+(huggingface_hub.utils._shared_blobs). The etag is the sha256, or git's blob id; the Xet hash is neither.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,9 +38,21 @@ def cached_blob(path: Path) -> str | None:
     """The name of the blob that a link in a Hub cache's folder leads to: a sha256, or git's blob id. None for all else."""
     if not path.is_symlink():
         return None
-    real, blobs = path.resolve(), _blobs(path.parent.resolve())
-    named = SHA256.fullmatch(real.name) or OID.fullmatch(real.name)
-    return real.name if named and real.parent == blobs and real.is_file() else None
+    blobs, blob = _blobs(path.parent.resolve()), link_target(path)
+    if blobs is None or blob.parent.resolve() != blobs or not (SHA256.fullmatch(blob.name) or OID.fullmatch(blob.name)):
+        return None
+    real = blob.resolve()
+    return blob.name if real.is_file() and (real == blobs / blob.name or _is_shared(real, blobs)) else None
+
+
+def link_target(link: Path) -> Path:
+    """Where a link leads, one step of the way."""
+    return link.parent / os.readlink(link)
+
+
+def _is_shared(real: Path, blobs: Path) -> bool:
+    """Whether a file lies in the store that all repos of a cache share; `blobs`: those of one of its repos."""
+    return SHA256.fullmatch(real.name) is not None and real.parent == blobs.parent.parent / "blobs" / real.name[:2]
 
 
 def _walk(folder: Path, root: Path, *, hidden: bool) -> Iterator[Path]:

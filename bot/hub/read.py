@@ -25,10 +25,10 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported
 from bot.errors import NotFound, Outside
 from bot.hub.door import Door
 from bot.hub.errors import Busy, gate
+from bot.links import OID, SHA256, cached_blob, link_target
 from bot.records import FileEntry
 
-SHA = re.compile(r"[0-9a-f]{40}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
+MOST_STEPS = 4  # from link to link; a cache has two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,14 +162,22 @@ class Reading(Door):
         anew. Raises Outside where that is not allowed."""
         link = self._storage(repo) / "snapshots" / sha / file
         try:
-            if link.is_symlink() and link.resolve().parent == self._storage(repo) / "blobs":
-                link.resolve().unlink(missing_ok=True)
-            link.unlink(missing_ok=True)
+            for path in (link, *self._blobs_of(repo, link)):
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise Outside(
                 f"{file} of {repo} is damaged in the cache, and cannot be removed there: {error.strerror}.",
                 remedy=f"Remove {link} by hand, or set HF_HOME to a cache of your own; then run it again.",
             ) from error
+
+    def _blobs_of(self, repo: str, link: Path) -> list[Path]:
+        """What a link of this cache leads to and the cache owns: the repo's blob, and the one that repos share (Xet)."""
+        own, shared = (self._storage(repo) / "blobs").resolve(), (self.cache_dir / "blobs").resolve()
+        found = []
+        while link.is_symlink() and len(found) < MOST_STEPS:
+            link = link_target(link)
+            found.append(link)
+        return [path for path in found if path.parent.resolve() == own or path.parent.parent.resolve() == shared]
 
     def read_span(self, repo: str, sha: str, file: str, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` (exclusive) of a file at a commit: from the cache, else by one ranged request."""
@@ -209,8 +217,8 @@ class Reading(Door):
 
 def _from_cache(name: str, size: int, path: Path) -> FileEntry:
     """A file of which nobody can be asked: its blob's name in the cache says what must be in it, where there is one."""
-    blob = path.resolve().name if path.is_symlink() else ""
-    sha256, oid = (blob if kind.fullmatch(blob) else None for kind in (SHA256, SHA))
+    blob = cached_blob(path) or ""
+    sha256, oid = (blob if kind.fullmatch(blob) else None for kind in (SHA256, OID))
     return FileEntry(name=name, size=size, sha256=sha256, oid=oid, here=path.is_file())
 
 
