@@ -9,7 +9,6 @@ and what came by Xet lies once for the whole cache, with a link in the place of 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +46,7 @@ def cached_blob(path: Path) -> str | None:
 
 def link_target(link: Path) -> Path:
     """Where a link leads, one step of the way."""
-    return link.parent / os.readlink(link)
+    return link.parent / link.readlink()
 
 
 def _is_shared(real: Path, blobs: Path) -> bool:
