@@ -9,6 +9,7 @@ dot) takes no longer than it is long, and is matched here.
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
 import subprocess
@@ -26,6 +27,7 @@ from bot.errors import Refused
 SECONDS = 8  # of work for one set of patterns, over all names; a rank for each of 500 modules takes a tenth of one
 PATIENCE = 120.0  # seconds to wait for them on a busy machine
 MEMORY = 1 << 30  # bytes
+LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # where this Python may have its own, on clusters with modules
 MOST = 5000  # patterns; one for each module of the largest dense models
 NAME = re.compile(r"[\w.-]+")
 REMEDY = "Write the names themselves, as PEFT does, or a shorter pattern without repetitions inside of repetitions."
@@ -34,8 +36,13 @@ Mode = Literal["match", "fullmatch"]
 WORKER = """
 import json, re, resource, sys
 seconds, memory = map(int, sys.argv[1:3])
-resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+for kind, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory)):
+    hard = resource.getrlimit(kind)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    try:
+        resource.setrlimit(kind, (most, most))
+    except (ValueError, OSError):  # a system that lacks it; whoever asks waits only so long
+        pass
 def say(what):
     print(json.dumps(what), flush=True)
 try:
@@ -157,8 +164,9 @@ class _Set:
         if self._bad:
             raise BadPattern(self._bad)
         command = [sys.executable, "-I", "-S", "-c", WORKER, str(SECONDS), str(MEMORY)]
+        env = {name: os.environ[name] for name in LIBRARIES if name in os.environ}
         worker = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={}, cwd="/"
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, cwd="/"
         )
         self._worker = worker
         found = self._asked([(at, self._mode, self._form.replace("{}", one)) for at, one in self._others])
@@ -183,18 +191,29 @@ class _Set:
         except OSError:
             line = b""
         if not line:
-            self._end()
             self._left = -1.0
-            raise self._too_long()
+            raise self._unanswered(worker)
         return json.loads(line)
 
-    def _too_long(self) -> Refused:
-        shown = self._others or [(0, self._patterns[0])]
-        what = f"{len(self._patterns):,} patterns" if len(self._patterns) > 1 else "A pattern"
+    def _unanswered(self, worker: subprocess.Popen[bytes]) -> Refused:
+        """Why there is no answer: the system or our patience ended the worker, or it ended by itself."""
+        with suppress(subprocess.TimeoutExpired):
+            worker.wait(0.5)
+        status = worker.poll()
+        self._end()
+        if status is None or status < 0:
+            return self._too_long()
         return Refused(
-            f"{what} of the config, e.g. {shown[0][1][:80]!r}, took more than {SECONDS} seconds to match.",
-            remedy=REMEDY,
+            f"{self._shown()}, cannot be matched here: the process for it ended with status {status}.", remedy=REMEDY
         )
+
+    def _too_long(self) -> Refused:
+        return Refused(f"{self._shown()}, took more than {SECONDS} seconds to match.", remedy=REMEDY)
+
+    def _shown(self) -> str:
+        one = (self._others or [(0, self._patterns[0])])[0][1]
+        what = f"{len(self._patterns):,} patterns" if len(self._patterns) > 1 else "A pattern"
+        return f"{what} of the config, e.g. {one[:80]!r}"
 
     def _end(self) -> None:
         worker, self._worker = self._worker, None

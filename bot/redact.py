@@ -43,7 +43,8 @@ def know(secret: object) -> None:
 def know_environment() -> None:
     """`know` every token that this process was given in its environment."""
     for name, value in os.environ.items():
-        if name in NAMES or (name.endswith(ENDINGS) and len(value) >= LONG and "/" not in value):
+        is_path = value.startswith(("/", "./", "../", "~"))
+        if name in NAMES or (name.endswith(ENDINGS) and len(value) >= LONG and not is_path):
             for line in value.splitlines():
                 know(line)
 

@@ -315,6 +315,17 @@ def test_what_changes_while_it_is_sent_is_not_committed(
     assert not commits(dev)
 
 
+def test_two_publications_of_one_folder_do_not_stand_in_each_others_way(dev, hub, folder, document):
+    def link(event):  # as `publish` does, and takes away again
+        if type(event).__name__ == "Note":
+            os.link(folder / "tokenizer.json", folder.parent / "twin")
+            (folder.parent / "twin").unlink()
+
+    before = (folder / "tokenizer.json").stat().st_ctime_ns
+    assert deliver(folder, document, hub, emit=link).status == "published"
+    assert (folder / "tokenizer.json").stat().st_ctime_ns != before
+
+
 def test_another_report_than_the_folders_is_not_published(hub, folder, document):
     with pytest.raises(NotVerified) as caught:
         deliver(folder, document | {"inputs": {}}, hub)

@@ -12,7 +12,7 @@ from bot.action.summary import write_summary
 from bot.checks.document import canonical
 from bot.devhub import DevHub, Fault
 from bot.gh.checks import cut
-from bot.redact import know, redact
+from bot.redact import know, know_environment, redact
 from tests.publishing.given import deliver, finished
 from tests.pulling.given import door, write_adapter
 from tests.safety.conftest import Started
@@ -69,6 +69,15 @@ def test_what_was_given_as_a_token_is_never_shown_whatever_it_looks_like() -> No
     know('correct horse "battery"')
     assert redact('it says correct horse "battery" here') == "it says … here"
     assert "battery" not in redact(json.dumps({"a": 'correct horse "battery"'}))
+
+
+def test_what_the_environment_calls_a_secret_is_one_and_a_path_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bot.redact._given", set())
+    secret, path = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "/var/run/secrets/serviceaccount/token"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    monkeypatch.setenv("VAULT_TOKEN", path)
+    know_environment()
+    assert redact(f"{secret} {path}") == f"… {path}"
 
 
 def test_with_debug_neither_the_hubs_words_nor_the_traceback_show_a_secret(dev: DevHub, start: Started) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from bot.patterns import BadPattern, check, first, hold_to_end
 from bot.weights.adapter import ENDING, read_settings, scaling_of
 from bot.weights.methods import is_target
 from tests.pulling.given import write_adapter, write_base
-from tests.safety.conftest import Started
+from tests.safety.conftest import ROOT, Started
 
 ENDLESS = "(([a-z_.0-9]+)+)+!"
 MODULE = "model.layers.11.self_attn.q_proj"
@@ -94,6 +96,35 @@ def test_it_is_re_that_matches(some: list[str], text: str, mode: Any) -> None:
             continue
         found = first(some, text, form, mode)
         assert (found.at if found else None) == next((at for at, way in enumerate(ways) if way(text)), None)
+
+
+def test_the_worker_finds_pythons_libraries_and_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$LD_LIBRARY_PATH" = /modules/lib ] && [ -z "$HF_TOKEN" ] && exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o700)
+    for name, value in {"LD_LIBRARY_PATH": "/modules/lib", "HF_TOKEN": "hf_secret"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert first(["a.*"], "abc") is not None
+
+
+def test_limits_that_the_system_has_already_set_are_kept() -> None:
+    code = """if True:
+        import resource
+        from bot import patterns
+        for kind, most in ((resource.RLIMIT_CPU, 6), (resource.RLIMIT_AS, 1 << 29)):
+            resource.setrlimit(kind, (most, most))
+        print(patterns.first(["a.*"], "abc"))"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "Found(at=0, groups={})\n"
+
+
+def test_a_worker_that_cannot_run_is_not_called_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(Refused, match=r"e.g. 'a\.\*', cannot be matched here: .* ended with status 1"):
+        first(["a.*"], "abc")
 
 
 def test_a_pattern_that_re_cannot_read_is_a_bad_config() -> None:
