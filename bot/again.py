@@ -193,7 +193,7 @@ def _pins(sources: Sources, together: Predicted | None) -> Json:
 
 def publish_folder(folder: Path, request: Request, hub: Hub, emit: Emit) -> Publication:
     """Publish a folder that an earlier merge finished, with the report that lies in it, to the request's target."""
-    require_usable(folder)
+    require_usable(folder, hidden=True)
     files = plain_files(folder)  # before anything of it is read: a link would lead to what is none of its business
     document = read_report(folder)
     if document is None:
@@ -273,7 +273,7 @@ def whole_folder(ref: Ref, hub: Hub) -> Whole:
     if ref.folder is not None:
         if not ref.folder.is_dir():
             raise NotFound(f"There is no folder {ref.text}.", remedy="Check the path.")
-        require_usable(ref.folder)
+        require_usable(ref.folder, hidden=True)
         return Whole(folder=ref.folder, files=merged_files(ref))
     assert ref.repo is not None
     pinned = hub.pin(ref.repo, ref.revision)

@@ -2,7 +2,7 @@
 
 Landlock is the kernel's own (5.13 and later), needs no right, and holds for every child: https://docs.kernel.org/userspace-api/landlock.html.
 A process so confined can neither write what is judged, nor read a token out of a file or out of another process's
-environment, nor connect by TCP, nor send signals to what started it.
+environment; from Linux 6.7 on, nor connect by TCP, and from 6.12 on, nor send signals to what started it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
 
 
 def _pythons() -> Iterable[Path]:
-    return {Path(place) for place in (sys.prefix, sys.base_prefix, *sys.path) if place}
+    libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)  # on clusters with modules, anywhere
+    return {Path(place) for place in (sys.prefix, sys.base_prefix, *sys.path, *libraries) if place}
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:

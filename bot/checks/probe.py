@@ -23,12 +23,11 @@ def main(path: Path) -> None:
     end_with_parent()
     job = json.loads(path.read_bytes())
     cut_network()
-    if job["trust"]:
-        confine_for(job)
+    confined = confine_for(job) if job["trust"] else True
     if job["role"] == "merged":
         # None in sys.modules makes `import peft` raise and find_spec answer None: as if it were not installed.
         sys.modules["peft"] = None  # type: ignore[assignment]
-    answer(job, attempt(job))
+    answer(job, {**attempt(job), "confined": confined})
 
 
 def attempt(job: Job) -> dict[str, Any]:
@@ -55,15 +54,16 @@ def answer(job: Job, result: dict[str, Any]) -> None:
     fresh.replace(path)
 
 
-def confine_for(job: Job) -> None:
-    """Leave a stranger's code what it needs to run: the files that it reads, and the job's own folder to write."""
+def confine_for(job: Job) -> bool:
+    """Leave a stranger's code what it needs to run: the files that it reads, and the job's own folder to write. Whether the
+    system could do that."""
     from bot.checks.confined import confine
 
     given = [Path(job[name]) for name in ("base", "adapter", "folder", "text") if job[name]]
     given += [Path(row["folder"]) for row in job["rows"] or ()]
     # A folder of the Hub's cache is made of links to where the files are.
     places = {path.resolve().parent for folder in given if folder.is_dir() for path in folder.rglob("*")}
-    confine(writable=[Path(job["work"])], readable=[*given, *places])
+    return confine(writable=[Path(job["work"])], readable=[*given, *places])
 
 
 def cut_network() -> None:

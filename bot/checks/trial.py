@@ -31,6 +31,9 @@ SAID = {
     "merged": "Running the merged model.",
     "comparison": "Comparing the ways to use it.",
 }
+UNCONFINED = (
+    "This system cannot confine the model's own code (no Landlock): it runs in a process without secrets, no more."
+)
 FIRST: Json = {"prompts": 8, "draws": 8, "thorough": False}
 MORE: Json = {"prompts": 32, "draws": 16, "thorough": True}
 
@@ -104,6 +107,8 @@ def _work(case: Case, job: Json, role: str, work: Path) -> Json:
         return {"error": f"the repo's own code changed {name}, which is judged here, while it ran"}
     if answer.exists():
         found: Json = json.loads(answer.read_bytes())
+        if not found.pop("confined", True) and role == "merged":  # said once
+            case.emit(Note(text=UNCONFINED, level="warning"))
         return found
     if done.returncode == -9:
         return {"skip": "the system killed the process, most likely for its memory", "beyond": True}

@@ -172,7 +172,7 @@ class Reading(Door):
     def _blobs_of(self, repo: str, link: Path) -> list[Path]:
         """What a link of this cache leads to and the cache owns: the repo's blob, and the one that repos share (Xet)."""
         own, shared = (self._storage(repo) / "blobs").resolve(), (self.cache_dir / "blobs").resolve()
-        found = []
+        found: list[Path] = []
         while link.is_symlink() and len(found) < MOST_STEPS:
             link = link_target(link)
             found.append(link)

@@ -6,16 +6,17 @@ import os
 from pathlib import Path
 
 from bot.errors import Refused
+from bot.links import BOOKKEEPING
 
 DEEPEST = 40  # folders within each other; a repo on the Hub has three or four
 MOST = 200_000  # files and folders
-BOOKKEEPING = frozenset({".git", ".cache"})  # a clone's and a download's own, which nobody here reads
 
 
-def require_usable(folder: Path) -> None:
+def require_usable(folder: Path, *, hidden: bool = False) -> None:
     """Raises Refused for a folder that is too deep or too full, and for a name that is no text (a repo could not hold it).
 
-    Links are not followed. Without recursion, so that no depth is too deep to be refused.
+    `hidden`: hidden folders are walked too, as a result's are; nobody looks into those of an input (a trainer's `.venv`, a
+    disk's `.Trash-1000`). Links are not followed. Without recursion, so that no depth is too deep to be refused.
     """
     level, depth, count = [str(folder)], 0, 0
     while level:
@@ -28,7 +29,8 @@ def require_usable(folder: Path) -> None:
                 for entry in entries:
                     count += 1
                     _require_text(folder, entry.name)
-                    if entry.name not in BOOKKEEPING and entry.is_dir(follow_symlinks=False):
+                    passed = entry.name in BOOKKEEPING if hidden else entry.name.startswith(".")
+                    if not passed and entry.is_dir(follow_symlinks=False):
                         below.append(entry.path)
         if count > MOST:
             raise _unusable(folder, f"has more than {MOST:,} files")

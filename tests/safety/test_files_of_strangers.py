@@ -379,6 +379,14 @@ def test_a_name_that_is_no_text_is_refused_in_text(tmp_path: Path, pair: tuple[P
     planned((pair[0], adapter))
 
 
+def test_what_lies_in_an_inputs_hidden_folders_is_nobodys_business(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    (adapter / ".venv" / "/".join("d" * 50)).mkdir(parents=True)
+    require_usable(adapter)
+    with pytest.raises(Refused, match="more than 40 deep"):
+        require_usable(adapter, hidden=True)
+
+
 def test_an_ordinary_folder_is_usable(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "ädapter 模型")
     (adapter / ".git" / "a" / "b").mkdir(parents=True)

@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from bot.assets import KINDS
+from bot.checks import trial
 from bot.checks.own_code import changed_since, code_named, foreign_code, state_of
 from bot.plan.own_code import code_refusals
 from bot.records import Asset, FileEntry, Options, Ref, Role, Source
@@ -18,6 +21,8 @@ from tests.safety.conftest import ROOT
 TRIES = """
 import json, os, signal, socket, sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from bot.checks.confined import confine
 home, work, judged = map(Path, sys.argv[1:4])
 if sys.argv[4] == "confined":
@@ -71,6 +76,20 @@ def test_what_a_confined_process_can_do(confined: bool, tmp_path: Path) -> None:
     assert {name for name in needed if not found[name]} == set()
     others = {name for name, could in found.items() if could} - needed
     assert others == (set() if confined and has_landlock() else found.keys() - needed)
+
+
+def test_a_system_that_cannot_confine_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **_: object) -> object:
+        (tmp_path / f"{json.loads(Path(command[-1]).read_bytes())['role']}.json").write_text('{"confined": false}')
+        return SimpleNamespace(returncode=0)
+
+    said: list[object] = []
+    subject = SimpleNamespace(folder=tmp_path / "a", base=tmp_path / "a", adapter=tmp_path / "a")
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(trial.subprocess, "run", run)
+    case: Any = SimpleNamespace(emit=said.append, subject=subject)
+    assert [trial._work(case, {"trust": True}, role, tmp_path) for role in ("reference", "merged")] == [{}, {}]
+    assert [note.text for note in said if getattr(note, "level", "") == "warning"] == [trial.UNCONFINED]
 
 
 def has_landlock() -> bool:
