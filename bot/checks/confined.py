@@ -89,8 +89,9 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
 
 
 def _pythons() -> Iterable[Path]:
+    places = {Path(place) for place in (sys.prefix, sys.base_prefix, *sys.path) if place}
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)  # on clusters with modules, anywhere
-    return {Path(place) for place in (sys.prefix, sys.base_prefix, *sys.path, *libraries) if place}
+    return places | {Path(place) for place in libraries if place.startswith("/")}
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from bot.assets import KINDS
 from bot.checks import trial
+from bot.checks.confined import _pythons
 from bot.checks.own_code import changed_since, code_named, foreign_code, state_of
 from bot.plan.own_code import code_refusals
 from bot.records import Asset, FileEntry, Options, Ref, Role, Source
@@ -76,6 +77,12 @@ def test_what_a_confined_process_can_do(confined: bool, tmp_path: Path) -> None:
     assert {name for name in needed if not found[name]} == set()
     others = {name for name, could in found.items() if could} - needed
     assert others == (set() if confined and has_landlock() else found.keys() - needed)
+
+
+def test_pythons_libraries_stay_readable_and_the_current_folder_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(_pythons())
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/modules/lib:.::lib")
+    assert set(_pythons()) - before == {Path("/modules/lib")}
 
 
 def test_a_system_that_cannot_confine_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
