@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from bot.engines.product import Product
 
 
-def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit, *, force: bool = False) -> Merged:
+def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
     """Write every shard, the index and the assets of `plan` into `partial`.
 
     Every input file is hashed while it is read. Raises Damaged where one is not what its source states, Refused for inputs
-    whose bytes forbid the merge, that change meanwhile, or that change nothing (unless `force`), and MachineTooSmall when
+    whose bytes forbid the merge, that change meanwhile, or that change nothing (unless the plan is forced), and MachineTooSmall when
     the disk fills up.
     """
     emit(Stage(name="merge", title=f"Merging {plan.method} into {plan.dtype}"))
@@ -50,7 +50,7 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit, *, force: bool =
         _compare_twins(plan, inputs)
         _see_idle(plan, inputs)
         compare_vocabulary(plan, inputs, emit)
-        if not force:
+        if not plan.forced:
             work.require_change()
         for shard in plan.shards:
             work.shard(shard)

@@ -117,7 +117,8 @@ def _build(
     together = joined(sources, request.combination)
     # What was proven was made of what was planned for.
     with dropping(hub), one_adapter(together, inputs, hub, emit) as inputs, unchanging(inputs.files):
-        report = prove(merge(plan, inputs, partial, emit, force=request.force), inputs, sources, request, hub, emit)
+        merged = merge(replace(plan, forced=request.force), inputs, partial, emit)
+        report = prove(merged, inputs, sources, request, hub, emit)
     card = render(
         report.document,
         target=None if request.publish == "none" else target_of(request),

@@ -433,9 +433,9 @@ class Plan:
     warnings: tuple[str, ...] = ()  # what may make this the wrong merge
     adapters: tuple[Json, ...] = ()  # where `adapter` is the combination of several: those, as pinned
     combination: Json | None = None  # and how they are combined
-    idle: tuple[
-        Stored, ...
-    ] = ()  # adapter tensors that must be all zeros, since the base has no place for what they add
+    # Adapter tensors that must be all zeros, since the base has no place for what they add.
+    idle: tuple[Stored, ...] = ()
+    forced: bool = False  # whether a merge that changes nothing is made all the same
 
 
 @dataclass(frozen=True, kw_only=True)
