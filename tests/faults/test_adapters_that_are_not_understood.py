@@ -87,11 +87,13 @@ def test_an_adapter_without_safetensors_is_refused(llama: Built, copy: Path, ada
         prove(llama, copy, adapter=adapter)
 
 
-def test_a_wholly_zero_delta_is_verified(llama: Built, adapter: Path, tmp_path: Path):
+def test_a_wholly_zero_delta_proves_nothing(llama: Built, adapter: Path, tmp_path: Path):
     path = adapter / "adapter_model.safetensors"
     save_file({key: value * 0 if "lora_B" in key else value for key, value in load_file(path).items()}, path)
     folder = Path(shutil.copytree(llama.base, tmp_path / "same"))
     report = prove(llama, folder, adapter=adapter)
-    assert report.verdict == "verified"
+    assert report.verdict == "not-verified"
+    assert [found.id for found in report.findings if found.status in ("fail", "skip")] == ["effect"]
+    assert "every delta is exactly zero" in named(report, "effect").why
     assert named(report, "retention").measured == "no delta"
     assert "8 too small to show" in named(report, "coverage").why
