@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,16 @@ __all__ = ["inputs", "tiny", "world"]  # fixtures
 SIGNALS = 100
 LIMIT = 10.0  # seconds
 INTERRUPTED = 130
+
+
+def default_signals() -> None:
+    """In a child: as a terminal would start it. Under nohup, or in a script's background, some would be ignored."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def started(arguments: list[str], **more: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(arguments, preexec_fn=default_signals, **more)
 
 
 def listens(running: subprocess.Popen[bytes]) -> bool:
@@ -52,7 +63,7 @@ def test_a_hundred_signals_at_random_moments_end_a_merge_and_the_next_one_goes_o
     usual, expected = time.monotonic() - began, hashes(tmp_path / "once")
     for turn in range(SIGNALS):
         output = tmp_path / f"merged{turn // 10}"  # ten interruptions of one merge, if it does not end before
-        running = subprocess.Popen(command(inputs, output), stderr=subprocess.PIPE)
+        running = started(command(inputs, output), stderr=subprocess.PIPE)
         seconds = interrupt(running, dice.choice(ENDING), dice.uniform(0, usual))
         said = running.stderr.read().decode() if running.stderr else ""
         if seconds is None or (running.returncode == 0 and output.exists()):
@@ -73,7 +84,7 @@ def test_signals_at_random_moments_of_a_run_publish_nothing_twice(world: World, 
     env = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     dice = random.Random(2)
     for _ in range(12):
-        running = subprocess.Popen(given, env=env, stderr=subprocess.PIPE)
+        running = started(given, env=env, stderr=subprocess.PIPE)
         seconds = interrupt(running, dice.choice(ENDING), dice.uniform(0, 3))
         assert running.stderr
         said = running.stderr.read().decode()
@@ -101,7 +112,7 @@ while True:
 
 @pytest.mark.parametrize("number", ENDING)
 def test_a_program_that_does_not_listen_is_ended_all_the_same(number: signal.Signals) -> None:
-    running = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running = started([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert running.stdout
     assert running.stdout.readline()
     running.send_signal(number)
