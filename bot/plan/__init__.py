@@ -47,6 +47,7 @@ from bot.weights.places import Names
 from bot.weights.shards import INDEX_NAME, lay_out, stored_targets, torch_name
 
 # The weights of a sentence-transformers module, e.g. 2_Dense, as a pickle: copied they would be code.
+MODULE_WEIGHTS = re.compile(r"(\w+_)?\d+_\w+/[\w.-]+\.safetensors")
 MODULE_PICKLE = re.compile(r"((?:\w+_)?\d+_\w+/)[^/]+\.(?:bin|pt|pth|ckpt|pkl)")
 NEW_ROWS = "new_embeddings.safetensors"
 
@@ -313,6 +314,11 @@ def _base_refusals(base: Source, config: Json) -> list[Refusal]:
             f"The base has a module whose weights are a pickle ({min(pickled)}), which can run code when it is read."
         )
         remedy = "Save the base again with sentence-transformers 3 or later, or keep the adapter separate."
+        refusals.append(Refusal(code="module-weights", reason=reason, remedy=remedy))
+    unnamed = sorted(name for name in names if MODULE_WEIGHTS.fullmatch(name)) if "modules.json" not in names else []
+    if unnamed:
+        reason = f"The base has modules with weights of their own ({unnamed[0]}), and no modules.json that says what they are for."
+        remedy = "Add the modules.json of sentence-transformers, or remove those folders from the base."
         refusals.append(Refusal(code="module-weights", reason=reason, remedy=remedy))
     seen: set[str] = set()
     for header in base.headers:
