@@ -126,7 +126,7 @@ def generation_config(case: Case) -> Finding:
     if not (case.subject.folder / GENERATION_CONFIG).is_file():
         return graded(GENERATION.id, "as declared", right, warns=["generation_config.json is lost; the base has it."])
     here, base = case.subject.folder / GENERATION_CONFIG, case.subject.base / GENERATION_CONFIG
-    ends = drift.keys()
+    ends = set(drift)
     if not case.subject.ours:  # it may leave the base's as it is
         ends &= set(templates.other_ends(here, base))
         drift = {name: said for name, said in drift.items() if name != "transformers_version"}
