@@ -29,6 +29,7 @@ def loads(case: Case) -> Finding:
     tokenizer = "" if said["tokenizer"] == "none" else f", with its {said['tokenizer']}"
     right = (said["class"], f"No peft, no network{tokenizer}.")
     warns = [f"The tokenizer is another: {one}." for one in padding]
+    warns += [f"{one}." for one in said.get("remarks", ())]
     return graded("loads", "no complaint", right, fails=fails, warns=warns)
 
 

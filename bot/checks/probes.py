@@ -63,38 +63,6 @@ def trusts(folder: Path, job: dict[str, Any]) -> bool:
     return bool(job["trust"]) and str(folder) not in job["distrusted"]
 
 
-def other_tokens(found: Any, job: dict[str, Any]) -> list[str]:
-    """Where a tokenizer says otherwise than its owner's, loaded beside it: the adapter's, where that can be, else the base's."""
-    owner = next(
-        (one for role in ("adapter", "base") if (one := _loaded(Path(job[role]), trusts(Path(job[role]), job)))), None
-    )
-    if owner is None:
-        return []
-    names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-    said = [f"{name} is {getattr(found, name)!r} ({getattr(found, f'{name}_id')}), and should be {getattr(owner, name)!r} "
-            f"({getattr(owner, f'{name}_id')})" for name in names if _token(found, name) != _token(owner, name)]  # fmt: skip
-    if len(found) != len(owner):
-        said.append(f"the tokenizer has {len(found)} tokens, and should have {len(owner)}")
-    added = " ".join(sorted(map(str, owner.get_added_vocab()))[:64])
-    texts = [f"{TEXTS[0]} {added}", *TEXTS]
-    other = sum(found(text)["input_ids"] != owner(text)["input_ids"] for text in texts)
-    return said + ([f"{other} of {len(texts)} texts have other token numbers"] if other else [])
-
-
-def _token(tokenizer: Any, name: str) -> tuple[Any, Any]:
-    return getattr(tokenizer, name), getattr(tokenizer, f"{name}_id")
-
-
-def _loaded(folder: Path, trust: bool) -> Any:
-    """The folder's tokenizer; None where it has none that can be loaded by itself."""
-    if not has_tokenizer(folder):
-        return None
-    try:
-        return load_tokenizer(folder, trust)
-    except Exception:  # whatever a tokenizer's class raises for files that it has not
-        return None
-
-
 def build_inputs(model: Any, job: dict[str, Any]) -> list[dict[str, Tensor]]:
     """`job["prompts"]` inputs of batch size one, by what the model's `main_input_name` says it reads. More prompts are
     the same ones, and others."""

@@ -17,10 +17,11 @@ from bot.checks.case import read_json
 from bot.checks.choices import is_mixture
 from bot.checks.control import SMALL, How, changed, size_of, stand_in, watched
 from bot.checks.nearest import merge_to_nearest, quantised_again
-from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer, other_tokens, text_windows, trusts
+from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer, text_windows, trusts
 from bot.checks.respelled import respelled
 from bot.checks.saved import TEXT, compare, save_again, save_reference, sums
 from bot.checks.skeleton import NEEDS_CODE, Skeleton, build, model_class
+from bot.checks.tokenizer import compare_tokenizers
 from bot.checks.unmerged import loading, mend
 from bot.patterns import hold_to_end
 
@@ -229,7 +230,7 @@ def merged(job: Job) -> Job:
     if has_tokenizer(folder):
         tokenizer = load_tokenizer(folder, trusts(folder, job))
         loads["tokenizer"] = type(tokenizer).__name__
-        loads["tokens"] = other_tokens(tokenizer, job)
+        loads["tokens"], loads["remarks"] = compare_tokenizers(tokenizer, job)
     runs = not job["quantised"] and (Path(job["work"]) / "reference.json").exists()
     return {"loads": loads, "merged": compare(_prepared(model, job), job) if runs else None}
 
