@@ -14,6 +14,7 @@ from bot.checks.own_code import code_named
 LENGTH = 64  # tokens per text
 COUNT = 8  # texts, pictures or sounds, at first
 LOGITS = 160 << 20  # bytes of saved logits at most: 32 positions per text at 150,000 tokens
+DISTINCT = 8  # tokens of a text, at least, or it was not read
 WINDOW = 256  # tokens of a longer text at a time
 WINDOWED = 4096  # and in all
 TEXT_LOGITS = 640 << 20  # bytes of their saved logits at most
@@ -123,10 +124,16 @@ def _tokens(model: Any, job: dict[str, Any], generator: torch.Generator) -> list
     if owner is not None:
         tokenizer = load_tokenizer(owner, _is_base(owner, job))
         ids = [tokenizer(text, return_tensors="pt")["input_ids"][:, :length] for text in TEXTS]
-        if all(one.numel() and int(one.max()) < vocabulary for one in ids):
+        if all(_is_read(one, vocabulary, length) for one in ids):
             more = job["prompts"] - len(ids)
             return ids + [_random_ids(model.config, generator, length) for _ in range(more)]
     return [_random_ids(model.config, generator, length) for _ in range(job["prompts"])]
+
+
+def _is_read(ids: Tensor, vocabulary: int, length: int) -> bool:
+    """Whether the tokenizer reads text at all: one of proteins makes it nothing but unknown tokens, and among tokens that are
+    all the same no attention has anything to choose from, so that changed queries and keys would go unseen."""
+    return len(ids.unique()) >= min(DISTINCT, length) and int(ids.max()) < vocabulary
 
 
 def _random_ids(config: Any, generator: torch.Generator, length: int) -> Tensor:

@@ -361,7 +361,8 @@ def _notes(main: str, wanted: str | None, outputs: Outputs, options: Options) ->
         notes.append("Numbers that are too large for the dtype become its largest, as asked.")
     if outputs.drops:
         shown = ", ".join(drop.source.key for drop in outputs.drops[:SHOWN])
-        notes.append(f"{len(outputs.drops)} base tensors are left out ({outputs.drops[0].why}): {shown}.")
+        more = f" and {len(outputs.drops) - SHOWN} more" if len(outputs.drops) > SHOWN else ""
+        notes.append(f"Left out of the base ({outputs.drops[0].why}): {shown}{more}.")
     return tuple(notes)
 
 
