@@ -133,7 +133,7 @@ def _tokens(model: Any, job: dict[str, Any], generator: torch.Generator) -> list
 def _is_read(ids: Tensor, vocabulary: int, length: int) -> bool:
     """Whether the tokenizer reads text at all: one of proteins makes it nothing but unknown tokens, and among tokens that are
     all the same no attention has anything to choose from, so that changed queries and keys would go unseen."""
-    return len(ids.unique()) >= min(DISTINCT, length) and int(ids.max()) < vocabulary
+    return len(set(ids.flatten().tolist())) >= min(DISTINCT, length) and int(ids.max()) < vocabulary
 
 
 def _random_ids(config: Any, generator: torch.Generator, length: int) -> Tensor:
