@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bot.checks.own_code import code_named
+from bot.checks.specials import vocabulary_files
 
 LENGTH = 64  # tokens per text
 COUNT = 8  # texts, pictures or sounds, at first
@@ -106,7 +107,7 @@ def text_windows(model: Any, job: dict[str, Any]) -> list[dict[str, Tensor]]:
 def _owner(job: dict[str, Any]) -> Path | None:
     """The adapter's tokenizer, else the base's: an adapter's own Python is never run, so that one which needs it is none."""
     adapter, base = Path(job["adapter"]), Path(job["base"])
-    if has_tokenizer(adapter) and not any(True for _ in code_named(adapter)):
+    if has_tokenizer(adapter) and vocabulary_files(adapter) and not any(True for _ in code_named(adapter)):
         return adapter
     return base if has_tokenizer(base) else None
 

@@ -1,4 +1,5 @@
-"""The merged folder's tokenizer against its owner's: the adapter's, where that can be loaded, else the base's.
+"""The merged folder's tokenizer against its owner's: the adapter's, where that can be loaded, else the base's; of an adapter
+that ships settings without a vocabulary, the base's under those settings.
 
 transformers chooses a tokenizer's class by the `model_type` of the config.json beside it, too (AutoTokenizer): beside a
 qwen2 config, a LlamaTokenizerFast of DeepSeek's becomes a Qwen2Tokenizer, with other token numbers. An adapter's folder has no
@@ -13,27 +14,43 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bot.checks.probes import TEXTS, has_tokenizer, load_tokenizer, trusts
+from bot.checks.specials import ADDED, CONFIG, MAP, vocabulary_files
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-NOT_COPIED = (".py", ".safetensors", ".bin", ".pt", ".pth")  # of an adapter: no code, and no weights
-CONFIG = "config.json"
+NOT_COPIED = (".py", ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".ckpt")
+MODEL = "config.json"
 
 
 def compare_tokenizers(found: Any, job: dict[str, Any]) -> tuple[list[str], list[str]]:
     """(faults, remarks): where the merged folder's tokenizer says otherwise than its owner's. A remark where that is so
     only because of the config.json beside it, which the base has as well."""
     adapter, base = Path(job["adapter"]), Path(job["base"])
-    alone = _loaded(adapter, trusts(adapter, job))
-    owner = alone if alone is not None else _loaded(base, trusts(base, job))
-    said = differences(found, owner) if owner is not None else []
-    if alone is None or not said:
-        return said, []
-    with TemporaryDirectory(dir=job["work"]) as place:
-        beside = _loaded(_with_config(adapter, base, Path(place)), trust=False)
+    with TemporaryDirectory(dir=job["work"]) as work:
+        place = Path(work)
+        if not vocabulary_files(adapter):
+            owner = _base_under_settings(base, adapter, place, job)
+            return ([] if owner is None else differences(found, owner)), []
+        alone = _loaded(adapter, trusts(adapter, job))
+        owner = alone if alone is not None else _loaded(base, trusts(base, job))
+        said = differences(found, owner) if owner is not None else []
+        if alone is None or not said:
+            return said, []
+        _copy(adapter, place, {MODEL})
+        shutil.copyfile(base / MODEL, place / MODEL)
+        beside = _loaded(place, trust=False)
     if beside is None or differences(found, beside):
         return said, []
     why = f"as a {type(alone).__name__} by itself, and beside a config.json like the base's as a {type(found).__name__}"
     return [], [f"transformers reads the adapter's tokenizer {why}: {'; '.join(said)}"]
+
+
+def _base_under_settings(base: Path, adapter: Path, place: Path, job: dict[str, Any]) -> Any:
+    """The base's tokenizer with the adapter's settings, where it ships some; None where that cannot be loaded."""
+    if not any((adapter / name).is_file() for name in (CONFIG, MAP, ADDED)):
+        return _loaded(base, trusts(base, job))
+    _copy(base, place, {MAP} if (adapter / CONFIG).is_file() else set())
+    _copy(adapter, place, {MODEL})
+    return _loaded(place, trust=False)
 
 
 def differences(found: Any, owner: Any) -> list[str]:
@@ -62,10 +79,8 @@ def _loaded(folder: Path, trust: bool) -> Any:
         return None
 
 
-def _with_config(adapter: Path, base: Path, place: Path) -> Path:
-    """The adapter's small files and the base's config.json, in one folder."""
-    for path in adapter.iterdir():
-        if path.is_file() and path.suffix not in NOT_COPIED and path.name != CONFIG:
+def _copy(folder: Path, place: Path, but: set[str]) -> None:
+    """A folder's small files: no code, and no weights."""
+    for path in folder.iterdir():
+        if path.is_file() and path.suffix not in NOT_COPIED and path.name not in but:
             shutil.copyfile(path, place / path.name)
-    shutil.copyfile(base / CONFIG, place / CONFIG)
-    return place

@@ -63,3 +63,15 @@ def test_another_tokenizer_is_a_fault_beside_the_config_too(job: dict[str, Any])
 def test_the_same_tokenizer_of_one_class_says_nothing(job: dict[str, Any], tmp_path: Path):
     merged = write(tmp_path / "merged", "llama")
     assert compare_tokenizers(load_tokenizer(merged, trust=False), job) == ([], [])
+
+
+def test_settings_without_a_vocabulary_are_those_of_the_bases(job: dict[str, Any], tmp_path: Path):
+    adapter = Path(job["adapter"])
+    (adapter / "tokenizer.json").unlink()
+    said = json.loads((adapter / "tokenizer_config.json").read_text())
+    (adapter / "tokenizer_config.json").write_text(json.dumps({**said, "pad_token": "11"}))
+    merged = write(tmp_path / "merged", "qwen2")
+    faults, _ = compare_tokenizers(load_tokenizer(merged, trust=False), job)
+    assert [fault for fault in faults if "pad_token is '<eos>'" in fault and "should be '11'" in fault]
+    (merged / "tokenizer_config.json").write_bytes((adapter / "tokenizer_config.json").read_bytes())
+    assert compare_tokenizers(load_tokenizer(merged, trust=False), job) == ([], [])
