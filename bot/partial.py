@@ -5,7 +5,7 @@ shards, and a folder called `DIR` is complete.
 
 After a power cut, or a crash of the machine, a file may have its name and not its bytes: nothing here waits for the disk,
 which takes longer than most merges. So a finished shard is taken only where its sha256 is the one that was noted of it
-(`.DIR.partial-….finished`, beside it), and a finished folder's report tells what should be in it.
+(`.DIR.finished-<fingerprint>`, beside it), and a finished folder's report tells what should be in it.
 """
 
 from __future__ import annotations
@@ -53,24 +53,27 @@ def place(output: Path, fingerprint: str) -> Iterator[Path]:
                 _forget(partial)
 
 
-def _note(partial: Path) -> Path:
-    return partial.with_name(f"{partial.name}.finished")
+def note_of(partial: Path) -> Path:
+    """Where the sha256 of the finished shards of a partial folder are noted."""
+    name, _, fingerprint = partial.name.rpartition(".partial-")
+    return partial.with_name(f"{name}.finished-{fingerprint}")
 
 
 def _forget(partial: Path) -> None:
-    for path in (_note(partial), _fresh(partial)):
+    for path in (note_of(partial), _fresh(partial)):
         path.unlink(missing_ok=True)
 
 
 def _fresh(partial: Path) -> Path:
-    return partial.with_name(f"{partial.name}.finished.tmp")
+    note = note_of(partial)
+    return note.with_name(f"{note.name}.tmp")
 
 
 def write_note(partial: Path, sha256: Mapping[str, str]) -> None:
     """Keep the sha256 of the shards that are finished. Raises OSError."""
     fresh = _fresh(partial)
     fresh.write_text(json.dumps(sha256))
-    fresh.replace(_note(partial))
+    fresh.replace(note_of(partial))
 
 
 def noted(partial: Path) -> dict[str, str]:
@@ -79,7 +82,7 @@ def noted(partial: Path) -> dict[str, str]:
     with suppress(OSError, ValueError, KeyError, TypeError):
         found |= json.loads((partial / "verification.json").read_bytes())["subject"]["files"]
     with suppress(OSError, ValueError, TypeError):
-        found |= json.loads(_note(partial).read_bytes())
+        found |= json.loads(note_of(partial).read_bytes())
     return found
 
 

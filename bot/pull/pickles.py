@@ -124,5 +124,7 @@ def beside(source: Source, folder: Path, names: Sequence[str], hub: Hub) -> Path
 
 
 def _home(source: Source, hub: Hub) -> Path:
-    key = f"{source.repo or ''}@{source.sha}"
+    # A folder of the same content elsewhere has its own: the links lead to the files of this one.
+    folder = source.ref.folder.resolve() if source.ref.folder is not None else None
+    key = f"{source.repo or folder}@{source.sha}"
     return hub.scratch / "converted" / hashlib.sha256(key.encode()).hexdigest()[:32]

@@ -22,6 +22,7 @@ from bot.events import Emit, Event, Moved, Note, silent
 from bot.hub import Hub
 from bot.machine import look
 from bot.merge import merge, place
+from bot.partial import note_of
 from bot.plan import make_plan
 from bot.pull import fetch
 from bot.records import Local, Options, Plan
@@ -132,7 +133,7 @@ def test_a_finished_shard_that_a_power_cut_has_emptied_is_written_again(lost: st
     first, *kept = sorted(partial.glob("*.safetensors"))
     assert kept
     if lost == "what was noted":
-        partial.with_name(f"{partial.name}.finished").write_text('{"half of i')
+        note_of(partial).write_text('{"half of i')
     else:  # the name is on the disk, and the bytes are not
         size = first.stat().st_size
         first.write_bytes(bytes(size) if lost == "its bytes" else b"")
