@@ -237,6 +237,19 @@ def test_a_pickle_is_read_when_allowed_and_gives_the_same_bytes(
     assert (plain / SHARD).read_bytes() == (pickled / SHARD).read_bytes()
 
 
+def test_a_pickle_that_was_read_once_is_read_again_from_another_folder(
+    folders: Folders, adapter_merge: Command, tmp_path: Path
+) -> None:
+    base, adapter = folders
+    as_pickle(base, adapter)
+    moved = Path(shutil.copytree(adapter, tmp_path / "moved"))
+    for number, folder in enumerate((adapter, moved)):
+        ran = adapter_merge(
+            *("merge", folder, "--base", base, "--verify", "files", "--allow-pickle", "-o", tmp_path / f"{number}")
+        )
+        assert ran.code == 0, ran.err
+
+
 def test_an_existing_folder_is_not_overwritten_unless_told(
     folders: Folders, adapter_merge: Command, tmp_path: Path
 ) -> None:
