@@ -87,6 +87,7 @@ ADAPTER: dict[str, tuple[str, Kind]] = {
     "exclude_modules": ("names or a pattern", lambda value: isinstance(value, str) or _names(value)),
     "feedforward_modules": ("names or a pattern", lambda value: isinstance(value, str) or _names(value)),
     "layers_pattern": ("names or a pattern", lambda value: isinstance(value, str) or _names(value)),
+    "modules_to_save": ("names", lambda value: isinstance(value, str) or _names(value)),
     "layers_to_transform": ("whole numbers", lambda value: all(type(one) is int for one in _listed(value))),
 }
 TABLES = {"config.json": CONFIG, "adapter_config.json": ADAPTER}

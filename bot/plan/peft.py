@@ -11,7 +11,7 @@ from bot.plan.patches import WEIGHTS
 from bot.plan.replicas import Replicas
 from bot.records import Json, Refusal, Stored
 from bot.weights import methods
-from bot.weights.adapter import Settings, read_changes
+from bot.weights.adapter import Settings, names_listed, read_changes
 from bot.weights.places import Ambiguous, Names
 
 
@@ -30,7 +30,7 @@ def claim_layers(said: Json, tensors: Sequence[Stored], names: Names, stored: Ma
     """Claim every adapter tensor: by a module that PEFT merges, as shared, or as a whole tensor."""
     found = methods.modules_of(said, [tensor.key for tensor in tensors], names.modules())
     empty = [tensor for tensor in tensors if is_empty(tensor)]
-    settings = Settings(bias=str(said.get("bias", "none")), saved=tuple(said.get("modules_to_save") or ()))
+    settings = Settings(bias=str(said.get("bias", "none")), saved=names_listed(said.get("modules_to_save")))
     whole = [tensor for tensor in tensors if tensor.key in found.whole]
     changes = read_changes(whole, settings)
     layers = Layers(claims=claim(changes, settings, names, stored, Replicas()), refusals=list(found.refusals))

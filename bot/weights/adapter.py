@@ -140,9 +140,9 @@ def _settings(config: Json) -> Settings:
         rank_pattern={k: _positive_int(v) for k, v in _patterns(config, "rank_pattern")},
         alpha_pattern={k: _finite(v) for k, v in _patterns(config, "alpha_pattern")},
         bias=str(config.get("bias", "none")),
-        saved=_names(config.get("modules_to_save")),
+        saved=names_listed(config.get("modules_to_save")),
         tokens={name: _rows(rows) for name, rows in tokens.items()} if isinstance(tokens, dict) else _rows(tokens),
-        parameters=_names(config.get("target_parameters")),
+        parameters=names_listed(config.get("target_parameters")),
         version=version if isinstance(version := config.get("peft_version"), str) else None,
         tying=bool(config.get("ensure_weight_tying", False)),
         replication=tuple((_index(low), _index(high)) for low, high in config.get("layer_replication") or ()),
@@ -303,7 +303,8 @@ def _patterns(config: Json, name: str) -> Iterable[tuple[str, Any]]:
     return found.items()
 
 
-def _names(value: Any) -> tuple[str, ...]:
+def names_listed(value: Any) -> tuple[str, ...]:
+    """The names of a config's field, which may hold a single one or none. Raises ValueError for anything else."""
     names = [value] if isinstance(value, str) else list(value or ())
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"{value!r} is not a list of names")
