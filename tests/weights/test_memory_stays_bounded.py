@@ -54,6 +54,7 @@ def adapter(folder: Path) -> Path:
     save_file(tensors, folder / "adapter_model.safetensors")
     parameters = ["experts.gate_up_proj", "experts.down_proj"]
     config = {"peft_type": "LORA", "r": RANK, "target_modules": ["q_proj"], "target_parameters": parameters}
+    config["peft_version"] = "0.21.2"  # the stacked experts are square: only this says which side is which
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
