@@ -1,4 +1,4 @@
-"""action.yml, Request, the command line and the README's table say the same."""
+"""action.yml, Request, the command line and the table in docs/action.md say the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bot.records import Options, Request
 
 ROOT = Path(__file__).parents[2]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "action.md").read_text()
 
 # Each input and the field of Request or Options that it sets; None where it is the launcher's or the reports' own.
 FIELDS = {
@@ -53,13 +53,13 @@ def test_an_input_of_one_name_with_an_option_exists_on_the_command_line(name: st
 
 
 @pytest.mark.parametrize("name", ACTION["inputs"])
-def test_the_readmes_table_has_the_inputs_own_words(name: str) -> None:
-    assert f"| `{name}` | {ACTION['inputs'][name]['description'].strip()} |" in README
+def test_the_pages_table_has_the_inputs_own_words(name: str) -> None:
+    assert f"| `{name}` | {ACTION['inputs'][name]['description'].strip()} |" in PAGE
 
 
 @pytest.mark.parametrize("name", ACTION["outputs"])
-def test_the_readme_names_every_output(name: str) -> None:
-    assert f"`{name}`" in README[README.index("Outputs:") :]
+def test_the_page_names_every_output(name: str) -> None:
+    assert f"`{name}`" in PAGE[PAGE.index("Outputs:") :]
 
 
 @pytest.mark.parametrize("name", ACTION["inputs"])

@@ -16,6 +16,8 @@ from bot.weights.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+COMMAND_LINE = (ROOT / "docs" / "command-line.md").read_text()
+WHAT_IT_MERGES = (ROOT / "docs" / "what-it-merges.md").read_text()
 NOT_NAMES = re.compile(
     r"(^|_)(util|utils|helper|helpers|manager|process|handler|legacy|efficient|info|data)(_|$|\.py$)"
 )
@@ -32,10 +34,11 @@ def test_every_exit_code_of_the_contract_has_its_error() -> None:
 
 
 @pytest.mark.parametrize("code", [0, 2, 3, 4, 5, 6, 70])
-def test_the_help_and_the_readme_name_every_exit_code(code: int) -> None:
+def test_the_help_the_readme_and_the_docs_name_every_exit_code(code: int) -> None:
     help_text = cli.get_help(click.Context(cli))
     assert re.search(rf"\b{code}\b", help_text)
     assert re.search(rf"\*\*{code}\*\*", README)
+    assert re.search(rf"\*\*{code}\*\*", COMMAND_LINE)
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
@@ -43,9 +46,10 @@ def test_the_readme_names_every_command(name: str) -> None:
     assert f"`{name}" in README or f"adapter-merge {name}" in README
 
 
-def test_the_readme_explains_every_option_of_run() -> None:
+def test_the_docs_explain_every_option_of_run() -> None:
+    table = COMMAND_LINE.partition("## Options")[2].partition("\n## ")[0]
     for option in option_names(cli.commands["run"]):
-        assert f"`{option}" in README, option
+        assert re.search(rf"^\|.*`{option}\b.*\| \S", table, re.MULTILINE), option
 
 
 def test_every_field_of_a_request_can_be_set_on_the_command_line() -> None:
@@ -57,24 +61,35 @@ def test_every_field_of_a_request_can_be_set_on_the_command_line() -> None:
     assert {renamed.get(name, name) for name in fields} <= parameters
 
 
-def test_every_kind_of_combination_is_on_the_command_line_and_in_the_readme() -> None:
+def test_every_kind_of_combination_is_on_the_command_line_and_in_the_docs() -> None:
     option = next(parameter for parameter in cli.commands["run"].params if parameter.name == "combine")
     assert isinstance(option.type, click.Choice)
     assert sorted(option.type.choices) == sorted(KINDS)
-    assert all(f"`{kind}`" in README for kind in KINDS)
+    assert all(f"`{kind}`" in COMMAND_LINE for kind in KINDS)
 
 
-def test_the_readme_names_every_method_that_is_merged_and_every_one_that_is_not() -> None:
-    merged, _, refused = README.partition("## What it merges")[2].partition("\n## ")[0].partition("The rest is refused")
+def test_the_docs_name_every_method_that_is_merged_and_every_one_that_is_not() -> None:
+    merged, _, refused = WHAT_IT_MERGES.partition("\n## What it refuses")
     for method in METHODS.values():
         here = merged if method.engine else refused
         assert re.search(rf"\b{re.escape(method.name)}", here, re.IGNORECASE), method.name
 
 
-def test_the_readme_counts_the_architectures_that_are_tested() -> None:
+def test_the_readme_and_the_docs_count_the_architectures_that_are_tested() -> None:
     from tests.factory import ALL_ARCHITECTURES
 
-    assert f"on {len(ALL_ARCHITECTURES)} architectures" in README
+    for text in (README, WHAT_IT_MERGES):
+        assert f"on {len(ALL_ARCHITECTURES)} architectures" in text
+
+
+def test_the_readme_counts_the_methods_as_the_docs_do() -> None:
+    others = re.search(r"\*\*(\d+) other methods\*\*", WHAT_IT_MERGES)
+    assert others
+    assert f"{others[1]} other methods" in README
+
+
+def test_the_readme_is_read_in_a_minute() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 @pytest.mark.parametrize("command", sorted(cli.commands))
