@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bot.errors import AdapterMergeError, Usage
 from bot.events import Emit, Note
-from bot.pipeline import run
+from bot.pipeline import run, target_of
 from bot.records import Outcome, Ref, Request, Source
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ class Ended:
 def run_each(requests: Sequence[Request], hub: Hub, emit: Emit) -> Iterator[Ended]:
     """Run one request after the other. With an output, each gets a folder in it, called like its adapter.
 
-    Raises Usage where two would have the same folder.
+    Raises Usage where two would have the same folder, or one would be published over another's adapter.
     """
+    require_none_replaced(requests)
     bases: dict[Ref, Source] = {}
     for place, request in enumerate(_apart(requests), 1):
         emit(Note(text=f"{place} of {len(requests)}: {request.adapter.text}"))
@@ -37,6 +38,22 @@ def run_each(requests: Sequence[Request], hub: Hub, emit: Emit) -> Iterator[Ende
             yield Ended(request=request, outcome=run(request, hub, emit, bases))
         except AdapterMergeError as error:
             yield Ended(request=request, error=error)
+
+
+def require_none_replaced(requests: Sequence[Request]) -> None:
+    """Raises Usage where one merge's target is the adapter that another is to be made of."""
+    adapters = {
+        ref.repo.casefold(): ref.repo for request in requests for ref in (request.adapter, *request.more) if ref.repo
+    }
+    for request in requests:
+        if request.publish == "none" or not (request.target or request.adapter.repo):
+            continue
+        target = target_of(request)
+        if target.casefold() in adapters:
+            raise Usage(
+                f"{request.adapter.text} would be published to {target}, which is one of the adapters to be merged.",
+                remedy="Leave that adapter out, or name another target.",
+            )
 
 
 def _apart(requests: Sequence[Request]) -> list[Request]:

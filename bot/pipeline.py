@@ -26,8 +26,8 @@ from bot.held import holding, unchanging
 from bot.machine import look
 from bot.merge import left_behind, merge, place
 from bot.plan import is_change, make_plan, pin_of
-from bot.publish import already, carry_tag, publish, require_reach
-from bot.pull import dropping, fetch, original_at_hand, pin, require_headers, with_sound_files
+from bot.publish import already, carry_tag, publish, require_apart, require_reach
+from bot.pull import base_of, dropping, fetch, original_at_hand, pin, require_headers, with_sound_files
 from bot.records import (
     RECIPE,
     Json,
@@ -75,6 +75,8 @@ def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Ou
         require_headers(sources, hub)
         return Outcome(status="refused", plan=plan)
     target = None if request.publish == "none" else target_of(request)
+    if target:
+        require_apart(target, meant(request, sources, plan), hub)
     if target and not request.force and (known := already(plan.fingerprint, target, hub, emit)):
         _drop_scratch(request, plan, hub)
         standing = known if request.dry_run else carry_tag(known, _tag(sources), hub, emit)
@@ -225,6 +227,13 @@ def named_inputs(plan: Plan) -> Json:
         return {"base": plan.base, "adapter": plan.adapter, "recipe": RECIPE}
     given = {"adapters": list(plan.adapters), "combination": plan.combination}
     return {"base": plan.base, **given, "recipe": RECIPE}
+
+
+def meant(request: Request, sources: Sources, plan: Plan) -> Json:
+    """The inputs as they were pinned, and the base as it was named, which is another where its 16-bit parent is merged into."""
+    asked = (request.base or base_of(sources.adapter)).repo
+    inputs = named_inputs(plan)
+    return {**inputs, "base": [inputs["base"], {"repo": asked}]}
 
 
 def facts(merged: Merged, sources: Sources, target: str | None) -> Json:

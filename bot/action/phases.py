@@ -18,13 +18,14 @@ from bot.action.memory import NotingHub, RecallingHub
 from bot.action.state import CHECKSUMS, REPORT, Book, Failure, Job, Told, failure_of
 from bot.action.tokens import Tokens
 from bot.again import publish_folder
+from bot.each import require_none_replaced
 from bot.errors import AdapterMergeError, NotFound, Refused, Usage
 from bot.events import Emit, Note, Show, Stage
 from bot.hub import Hub
 from bot.machine import look
-from bot.pipeline import make, target_of
+from bot.pipeline import make, meant, target_of
 from bot.plan import make_plan
-from bot.publish import already, carry_tag, require_reach
+from bot.publish import already, carry_tag, require_apart, require_reach
 from bot.pull import fetch as download
 from bot.pull import pin
 from bot.records import Outcome, Plan, Publication, Request, Sources
@@ -71,6 +72,7 @@ def preflight(run: Run) -> None:
 def fetch(run: Run) -> None:
     """Pin and plan every adapter, refuse early, find what is published already; then download the rest."""
     book = run.book
+    require_none_replaced(run.inputs.requests)
     jobs = [
         Job(number=number, adapter=request.adapter.text, target=_target(request, run))
         for number, request in enumerate(run.inputs.requests)
@@ -93,6 +95,9 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
     book.update(index)
     run.emit(Stage(name="pull", title=f"Reading base and adapter {request.adapter.text}"))
     sources, plan = _planned(request, run, hub)
+    target = book.state.jobs[index].target
+    if target:
+        require_apart(target, meant(request, sources, plan), hub)
     run.emit(Stage(name="plan", title="The plan"))
     run.emit(Show(text=plan_table(plan)))
     for warning in plan.warnings:
@@ -102,7 +107,6 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
     if plan.refusals:
         code = min(refusal.exit_code for refusal in plan.refusals)
         raise Told(code, tuple((refusal.reason, refusal.remedy) for refusal in plan.refusals))
-    target = book.state.jobs[index].target
     if run.event.plan_only:
         book.update(index, status="dry-run")
     elif target and not request.force and (known := already(plan.fingerprint, target, hub, run.emit)):

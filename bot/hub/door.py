@@ -62,6 +62,7 @@ class Door:
         self.address = redact(self.endpoint)  # as it may be shown: without a user and a password
         self.cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
         self.patience = patience
+        self.spellings: dict[str, str] = {}  # a repo as it was called, and as the Hub calls it now
         for token in (read_token, write_token):
             know(token)
         inputs_token = read_token if read_token is not None else write_token

@@ -6,7 +6,7 @@ from itertools import islice
 
 from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[attr-defined]  # re-exported lazily
 
-from bot.errors import NotFound, Outside
+from bot.errors import Outside
 from bot.hub.door import Door
 from bot.hub.errors import gate
 from bot.hub.read import nobody_answered
@@ -35,7 +35,10 @@ class History(Door):
 
     def spelled(self, repo: str) -> str:
         """A repo's name as the Hub has it today: renamed repos answer to their old names. Itself where nobody knows it."""
-        try:
-            return str(self.patiently(self.where(f"look up {repo}", repo), lambda: self.inputs.model_info(repo)).id)
-        except (Outside, NotFound):
-            return repo
+        if repo not in self.spellings:
+            try:
+                found = self.patiently(self.where(f"look up {repo}", repo), lambda: self.inputs.model_info(repo))
+            except Outside:
+                return repo
+            self.spellings[repo] = found.id
+        return self.spellings[repo]

@@ -61,6 +61,7 @@ class Reading(Door):
                 raise
             return self._pin_cached(repo, revision, away)
         assert found.sha is not None
+        self.spellings |= {repo: found.id, found.id: found.id}
         tree = self.tree(self.inputs, where, found.id, found.sha)
         self._remember(found.id, revision, found.sha)
         return Pinned(

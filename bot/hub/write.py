@@ -81,6 +81,15 @@ class Writing(Door):
         files = self.tree(self.outputs, where, repo, found.sha)
         return Target(repo=found.id, sha=found.sha, files=files, private=bool(found.private), gated=found.gated or None)
 
+    def target_name(self, repo: str) -> str | None:
+        """The target as the Hub spells it today: renamed repos answer to their old names. None where it does not exist."""
+        try:
+            return str(
+                self.patiently(self.where_writing(f"look at {repo}", repo), lambda: self.outputs.model_info(repo)).id
+            )
+        except NotFound:
+            return None
+
     def head(self, repo: str, revision: str = "main") -> str:
         """The sha that a branch or PR ref has now."""
         where = self.where_writing(f"look at {repo}", repo, revision)

@@ -13,6 +13,7 @@ from bot.errors import AdapterMergeError, Forbidden, Usage
 from bot.events import Emit, Note, Stage
 from bot.hub import is_repo_id
 from bot.publish import visibility
+from bot.publish.apart import require_apart
 from bot.publish.deliver import Job, propose, push
 from bot.publish.parcel import pack
 from bot.publish.parcel import plain_files as plain_files
@@ -23,7 +24,7 @@ from bot.records import Json, Publication
 if TYPE_CHECKING:
     from bot.hub import Hub, Target
 
-__all__ = ["already", "carry_tag", "publish", "require_reach"]
+__all__ = ["already", "carry_tag", "publish", "require_apart", "require_reach"]
 
 How = Literal["auto", "pr", "push", "none"]
 
@@ -48,6 +49,7 @@ def publish(
         raise Usage(f"{target!r} is not a Hub repo.", remedy="Name the target as owner/name.")
     emit(Stage(name="publish", title=f"Publishing to {target}"))
     parcel = pack(folder, document)
+    require_apart(target, document.get("inputs") or {}, hub)
     found = None if force else already(parcel.fingerprint, target, hub, emit)
     if found is not None:
         return found if dry_run else carry_tag(found, tag, hub, emit)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bot.errors import Outside, Refused
 from bot.events import Emit, Note
+from bot.publish.apart import named_repos
 from bot.records import Json
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def decide(document: Json, private: str, hub: Hub, emit: Emit) -> Visibility:
     """`private`: auto (follow the inputs), true or false. What cannot be looked up counts as private."""
     reasons: list[str] = []
     gated: str | None = None
-    for role, repo in _inputs(document):
+    for role, repo in named_repos(document.get("inputs") or {}):
         if repo is None:
             reasons.append(f"the {role} is a local folder")
             continue
@@ -64,13 +65,3 @@ def require_fit(visibility: Visibility, private: str, target: Target) -> None:
             f"{target.repo} is open to everyone, and {visibility.why}.",
             remedy="Gate that repo on the Hub, name another target, or pass --private false to publish it openly.",
         )
-
-
-def _inputs(document: Json) -> list[tuple[str, str | None]]:
-    found = document.get("inputs") or {}
-    pairs = []
-    for role in ("base", "adapter", "adapters"):
-        entries = found.get(role)
-        for entry in entries if isinstance(entries, list) else [entries] if isinstance(entries, dict) else []:
-            pairs.append((role.removesuffix("s") if role == "adapters" else role, entry.get("repo")))
-    return pairs
