@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from bot import brief
 from bot.budget import readable
 from bot.errors import NotVerified
 from bot.records import (
     AddDelta,
     Asset,
+    ConfigChange,
     Factor,
     Json,
     Op,
@@ -27,7 +29,7 @@ from bot.records import (
 
 
 def plan_table(plan: Plan) -> str:
-    """The plan in a screenful of plain text."""
+    """The plan in a screenful of plain text, without its warnings: whoever shows it says each of them once."""
     whole = sum(shard.same_as_base for shard in plan.shards)
     terms = merged_terms(plan)
     rows = [
@@ -44,10 +46,19 @@ def plan_table(plan: Plan) -> str:
         ("fingerprint", plan.fingerprint[:16]),
     ]
     lines = [f"  {name:<12} {text}" for name, text in rows if text]
-    lines += [f"  {'config':<12} {c.path}: {c.before} → {c.after}" for c in plan.config_changes]
+    lines += [f"  {'config':<12} {_changed(change)}" for change in plan.config_changes]
     lines += [f"  note         {note}" for note in plan.notes]
-    lines += [f"  warning      {warning}" for warning in plan.warnings]
     return "\n".join(lines)
+
+
+def _changed(change: ConfigChange) -> str:
+    before, after = (brief.value(change.path, value) for value in (change.before, change.after))
+    return f"{change.path}: {before} → {after}"
+
+
+def plan_kept(plan: Plan) -> str:
+    """The table with the plan's warnings under it, for a page that is read afterwards; a log has those as lines of their own."""
+    return "\n".join([plan_table(plan), *(f"  warning      {warning}" for warning in plan.warnings)])
 
 
 def merged_terms(plan: Plan) -> list[Term]:

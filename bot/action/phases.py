@@ -29,7 +29,7 @@ from bot.publish import already, carry_tag, require_apart, require_reach
 from bot.pull import fetch as download
 from bot.pull import pin
 from bot.records import Outcome, Plan, Publication, Request, Sources
-from bot.show import not_verified, plan_table
+from bot.show import not_verified, plan_kept, plan_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
     run.emit(Show(text=plan_table(plan)))
     for warning in plan.warnings:
         run.emit(Note(text=warning, level="warning"))
-    found = {"plan": plan_table(plan), "base": plan.base, "source": plan.adapter, "fingerprint": plan.fingerprint}
+    found = {"plan": plan_kept(plan), "base": plan.base, "source": plan.adapter, "fingerprint": plan.fingerprint}
     book.update(index, **found, tag=_tag(sources))
     if plan.refusals:
         code = min(refusal.exit_code for refusal in plan.refusals)

@@ -197,7 +197,7 @@ def test_plan_report_and_card_name_it(tiny: tuple[Path, Path], adapter_merge: Co
     output = tmp_path / "merged"
     ran = adapter_merge("merge", adapter, "--base", base, "--output", output, "--verify", "files")
     assert ran.code == 0
-    assert f"warning      {warning}" in ran.err
+    assert f"! {warning}" in ran.err
     report = json.loads((output / "verification.json").read_text())
     (found,) = [check for check in report["checks"] if check["id"] == "base-weights"]
     assert (found["status"], found["why"], report["verdict"]) == ("warn", warning, "verified")
