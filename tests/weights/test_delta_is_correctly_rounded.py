@@ -132,6 +132,23 @@ def test_subnormal_ties_too(hair: float, expected: int, clone: str | None) -> No
     assert set(result.view(torch.int16)[0].tolist()) == {expected}
 
 
+@pytest.mark.parametrize("out", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rank", [3, 8, 33])
+def test_a_sum_that_float32_gets_wrong_is_never_taken_for_certain(rank: int, out, clone: str | None) -> None:
+    """What is left of W + D is a 256th of them and lies beside a tie: nearer than the float32 product is to the truth."""
+    torch.manual_seed(rank)
+    columns, scaling, step = 1000, 0.7, torch.finfo(out).eps
+    weight = (256 * (1 + torch.randint(128, (1, columns)) / 128)).to(out)
+    tie = 1 + (torch.randint(round(1 / step), (columns,)) + 0.5) * step
+    b, a = torch.rand(1, rank) + 0.5, (torch.rand(rank, columns) - 0.5) * 256
+    others = (b[:, :-1].double() @ a[:-1].double())[0] * scaling
+    a[-1] = ((tie.double() - weight[0].double() - others) / (scaling * float(b[0, -1]))).float()
+    result, _ = merged(weight, a, b, scaling, out, clone=clone)
+    for j in range(columns):
+        beside = exact(weight, a, b, scaling, 0, j) - Fraction(float(tie[j]))
+        assert float(result[0, j]) == float(tie[j]) + (step / 2 if beside > 0 else -step / 2), (j, beside)
+
+
 @pytest.mark.parametrize("clone", CLONES)
 def test_zeros_that_nothing_is_added_to_are_settled_at_once(clone: str) -> None:
     weight = torch.zeros(3, 70).bfloat16()
