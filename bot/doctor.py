@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from bot.errors import Forbidden, Outside, Usage
-from bot.hub import Hub, is_repo_id
+from bot.hub import Hub, Unserved, is_repo_id
 from bot.records import Machine
 
 GB = 1_000_000_000
@@ -33,7 +33,7 @@ def examine(target: str | None, hub: Hub, machine: Machine) -> list[Line]:
     lines.append(_cache(hub))
     reachable = _reach(hub)
     lines.append(reachable)
-    if reachable.status == "ok":
+    if reachable.status != "fail":
         lines.append(_token(hub))
         if target is not None:
             lines.append(_target(target, hub))
@@ -82,6 +82,11 @@ def _cache(hub: Hub) -> Line:
 def _reach(hub: Hub) -> Line:
     try:
         hub.reach()
+    except Unserved:
+        sentence = f"{hub.address} answers, but lists no models: it is a mirror of the Hub, or no Hub."
+        return Line(
+            "hub", "warn", sentence, "Reading may work all the same; to publish, set HF_ENDPOINT to the Hub itself."
+        )
     except Outside as error:
         return Line("hub", "fail", error.what, error.remedy)
     return Line("hub", "ok", f"{hub.address} answers.")
@@ -93,6 +98,8 @@ def _token(hub: Hub) -> Line:
             remedy = "Set HF_TOKEN, or run `hf auth login`, to read private or gated repos and to publish."
             return Line("token", "warn", "There is no token: only public inputs can be read.", remedy)
         who = hub.whoami()
+    except Unserved as error:
+        return Line("token", "warn", error.what, error.remedy)
     except Outside as error:
         return Line("token", "fail", error.what, error.remedy)
     scope = f", limited to {'; '.join(who.scopes)}" if who.scopes else ""

@@ -26,7 +26,7 @@ from bot.held import holding, unchanging
 from bot.machine import look
 from bot.merge import left_behind, merge, place
 from bot.plan import is_change, make_plan, pin_of
-from bot.publish import already, carry_tag, publish, require_apart, require_reach
+from bot.publish import already, carry_tag, publish, require_apart, require_reach, warn_of_reach
 from bot.pull import base_of, dropping, fetch, original_at_hand, pin, require_headers, with_sound_files
 from bot.records import (
     RECIPE,
@@ -82,6 +82,8 @@ def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Ou
         standing = known if request.dry_run else carry_tag(known, _tag(sources), hub, emit)
         return Outcome(status="unchanged", plan=plan, publication=standing)
     if request.dry_run:
+        if target:
+            warn_of_reach(target, request.publish, hub, emit)
         return Outcome(status="dry-run", plan=plan)
     if target is None:
         return make(request, sources, plan, hub, emit)

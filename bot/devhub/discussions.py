@@ -42,6 +42,20 @@ def get(rows: sqlite3.Connection, repo: Repo, num: int) -> Discussion:
     return _discussion(row)
 
 
+def require_on(db: Database, repo: Repo) -> None:
+    """Refuse where the repo's owner has switched discussions off."""
+    if db.read.execute("SELECT 1 FROM silenced WHERE repo = ?", (repo.id,)).fetchone():
+        raise Refused(403, "Discussions are disabled for this repo")
+
+
+def switch(db: Database, repo: Repo, *, on: bool) -> None:
+    """Switch discussions and pull requests on or off."""
+    with db.write() as rows:
+        rows.execute("DELETE FROM silenced WHERE repo = ?", (repo.id,))
+        if not on:
+            rows.execute("INSERT INTO silenced VALUES (?)", (repo.id,))
+
+
 def every(db: Database, repo: Repo) -> list[Discussion]:
     """All discussions, the newest first."""
     rows = db.read.execute("SELECT * FROM discussion WHERE repo = ? ORDER BY num DESC", (repo.id,)).fetchall()

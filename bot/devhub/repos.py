@@ -89,7 +89,7 @@ def create(db: Database, objects: Objects, *, kind: RepoKind, name: str, private
 def delete(db: Database, repo: Repo) -> None:
     """Remove a repo and everything about it; objects stay, other repos may hold them."""
     with db.write() as rows:
-        for table in ("access", "commits", "ref", "holding", "discussion", "event", "alias"):
+        for table in ("access", "commits", "ref", "holding", "discussion", "event", "alias", "silenced"):
             rows.execute(f"DELETE FROM {table} WHERE repo = ?", (repo.id,))
         rows.execute("DELETE FROM repo WHERE id = ?", (repo.id,))
 

@@ -38,11 +38,16 @@ class DevHub:
         xet: bool = False,
         user: str = DEFAULT_USER,
         part_size: int = PART_SIZE,
+        prefix: str = "",
+        mirror: int = 0,
     ) -> None:
+        """`prefix`: the path that the Hub lies under, as below a company's Artifactory. `mirror`: serve only what reading a
+        model takes (info, revision, tree, resolve), and answer the rest with this status and a web page."""
         self._folder = Path(folder)
         self._host, self._ports = host, (port, cdn_port)
         self._wants_xet = xet
         self._part_size = part_size
+        self._prefix, self._mirror = prefix.rstrip("/"), mirror
         self.user = user
         self.faults = Faults()
         self._site: Site | None = None
@@ -104,6 +109,7 @@ class DevHub:
         self._sockets = [_listen(self._host, port) for port in self._ports]
         self._site = _open_site(self._folder, self.faults, xet=self._wants_xet, part_size=self._part_size)
         self._site.cdn_port = self._sockets[1].getsockname()[1]
+        self._site.prefix, self._site.mirror = self._prefix, self._mirror
         access.add_account(self._site.db, self.user)
         self._site.deliveries.start()
         from .web.app import Front
@@ -124,7 +130,7 @@ class DevHub:
     @property
     def url(self) -> str:
         """The hub's address, for HF_ENDPOINT."""
-        return self._address(0)
+        return self._address(0) + self._prefix
 
     @property
     def cdn_url(self) -> str:

@@ -32,6 +32,8 @@ class Site:
     deliveries: Deliveries
     xet: Xet | None
     part_size: int
+    prefix: str = ""
+    mirror: int = 0
     cdn_port: int = 0
     before_commit: BeforeCommit | None = None
     hook_running: bool = False

@@ -16,18 +16,19 @@ from bot.hub.names import is_repo_id, scratch_folder
 if TYPE_CHECKING:
     from bot.hub.client import Hub
     from bot.hub.door import Blob
-    from bot.hub.errors import Busy
+    from bot.hub.errors import Busy, NoDiscussions, Unserved
     from bot.hub.pulls import Pull
     from bot.hub.read import Pinned
     from bot.hub.write import Change, Target, Upload, Who
 
 __all__ = [
-    "Blob", "Busy", "Change", "Hub", "Pinned", "Pull", "Target", "Upload", "Who", "is_repo_id", "when_asked",
+    "Blob", "Busy", "Change", "Hub", "NoDiscussions", "Pinned", "Pull", "Target", "Unserved", "Upload", "Who", "is_repo_id",
+    "when_asked",
 ]  # fmt: skip
 
 HOMES = {
-    "Hub": "client", "Blob": "door", "Busy": "errors", "Pull": "pulls", "Pinned": "read",
-    "Change": "write", "Target": "write", "Upload": "write", "Who": "write",
+    "Hub": "client", "Blob": "door", "Busy": "errors", "NoDiscussions": "errors", "Unserved": "errors", "Pull": "pulls",
+    "Pinned": "read", "Change": "write", "Target": "write", "Upload": "write", "Who": "write",
 }  # fmt: skip
 
 

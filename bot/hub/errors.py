@@ -27,9 +27,9 @@ from huggingface_hub.errors import (
 
 from bot.errors import AdapterMergeError
 from bot.hub import sentences
-from bot.hub.sentences import Busy, Where, plain
+from bot.hub.sentences import Busy, NoDiscussions, Unserved, Where, plain
 
-__all__ = ["Busy", "Where", "gate", "plain", "translate"]
+__all__ = ["Busy", "NoDiscussions", "Unserved", "Where", "gate", "plain", "translate"]
 
 
 @contextmanager

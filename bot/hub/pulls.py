@@ -44,6 +44,11 @@ class Proposing(Writing):
             if item.author == me and item.is_pull_request:
                 yield self.pull(repo, item.num)
 
+    def require_pulls(self, repo: str) -> None:
+        """Raise NoDiscussions where the repo takes no pull requests."""
+        where = self.where_writing(f"list the pull requests of {repo}", repo)
+        self.patiently(where, lambda: next(iter(self.outputs.get_repo_discussions(repo)), None))
+
     def pull(self, repo: str, num: int) -> Pull:
         """One pull request."""
         where = self.where_writing(f"read pull request {num} of {repo}", repo)

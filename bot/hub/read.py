@@ -49,7 +49,9 @@ class Reading(Door):
     def reach(self) -> None:
         """Raise Outside where the endpoint does not answer as a Hub; no token is used."""
         with gate(self.where("reach the Hub")):
-            hf_raise_for_status(get_session().get(f"{self.endpoint}/api/models", params={"limit": 1}))
+            answer = get_session().get(f"{self.endpoint}/api/models", params={"limit": 1})
+            hf_raise_for_status(answer)
+            answer.json()  # a web page is no list: ValueError
 
     def pin(self, repo: str, revision: str | None = None) -> Pinned:
         """The commit that `revision` means now, and its files. From the cache where the Hub cannot be reached."""

@@ -28,6 +28,14 @@ class Busy(Outside):
         self.wait = wait
 
 
+class Unserved(Outside):
+    """The address is none that this server has, as mirrors and company proxies serve only a part of the Hub's."""
+
+
+class NoDiscussions(Forbidden):
+    """The repo's owner has switched discussions off, and pull requests with them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Where:
     """What was being done when the client raised; `doing` completes "could not …"."""
@@ -101,9 +109,21 @@ def no_file(error: Any, where: Where) -> AdapterMergeError:
 
 def answered(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
     status = error.response.status_code
+    if status in UNSERVED and not (where.writing and status == 400) and not error.response.headers.get("X-Error-Code"):
+        return _unserved(error, where)
     if status >= 500 or status == 408:
         return Busy(f"Could not {where.doing}: the Hub failed with {status}{_said(error)}.", remedy=TRY_AGAIN)
     return STATUS.get(status, _odd)(error, where)
+
+
+def _unserved(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
+    status = error.response.status_code
+    return Unserved(
+        f"Could not {where.doing}: {where.endpoint} has no such page ({status}){_said(error)}.",
+        remedy="Publishing needs the Hub itself and no mirror of it: set HF_ENDPOINT, or pass --publish none."
+        if where.writing
+        else "Check the name and HF_ENDPOINT; a mirror or proxy may serve only a part of the Hub.",
+    )
 
 
 def _bad_token(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
@@ -120,6 +140,11 @@ def _bad_token(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
 
 def _forbidden(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
     repo = where.repo or "it"
+    if re.search(r"(discussions|pull requests)[^.]* disabled", error.server_message or "", re.IGNORECASE):
+        return NoDiscussions(
+            f"Could not {where.doing}: discussions and pull requests are switched off there{_said(error)}.",
+            remedy="Switch them on in that repo's settings, or push to it (--publish push).",
+        )
     if where.writing:
         remedy = f"Use a token with write access to {repo}: role write, or fine-grained with that repo in its scope."
     else:
@@ -173,9 +198,9 @@ def misnamed(error: Any, where: Where) -> AdapterMergeError:
 
 
 def misread(error: BaseException, where: Where, said: str) -> AdapterMergeError:
-    words = plain(ascii(said)[1:-1], 120)
+    words = plain(re.sub(r"<[^<>]*>", " ", ascii(said)[1:-1]), 120)
     why = plain(str(error) if type(error) is ValueError else type(error).__name__, 120)
-    return Outside(
+    return Unserved(
         f"Could not {where.doing}: {where.endpoint} answered what no Hub would ({why})"
         + (f": {words}" if words else "."),
         remedy="Check HF_ENDPOINT and any proxy in between; if it is the Hub itself, report it with --debug's output.",
@@ -269,6 +294,7 @@ def seconds_to_wait(headers: Any) -> float | None:
     return float(found[1]) if found else None
 
 
+UNSERVED = (400, 404, 405, 410, 501)
 STATUS: dict[int, Callable[[Any, Where], AdapterMergeError]] = {
     401: _bad_token,
     402: _payment,

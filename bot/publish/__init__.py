@@ -24,7 +24,7 @@ from bot.records import Json, Publication
 if TYPE_CHECKING:
     from bot.hub import Hub, Target
 
-__all__ = ["already", "carry_tag", "publish", "require_apart", "require_reach"]
+__all__ = ["already", "carry_tag", "publish", "require_apart", "require_reach", "warn_of_reach"]
 
 How = Literal["auto", "pr", "push", "none"]
 
@@ -60,6 +60,7 @@ def publish(
     pushing = how == "push" or (how == "auto" and (now is None or now.empty))
     job = Job(parcel=parcel, tag=tag, force=force, hub=hub, emit=emit)
     if dry_run:
+        warn_of_reach(target, how, hub, emit)
         return _dry_run(job, target, now, seen, pushing)
     return _deliver(job, target, now, seen, pushing)
 
@@ -71,6 +72,14 @@ def require_reach(target: str, how: How, hub: Hub) -> None:
         hub.require_create(target)
     else:
         _require_reach(hub, now, how == "push" or (how == "auto" and now.empty))
+
+
+def warn_of_reach(target: str, how: How, hub: Hub, emit: Emit) -> None:
+    """Of a dry run: say what would stand in the way, and nothing more."""
+    try:
+        require_reach(target, how, hub)
+    except AdapterMergeError as error:
+        emit(Note(text=f"Publishing would fail: {error}", level="warning"))
 
 
 def _deliver(job: Job, repo: str, now: Target | None, seen: visibility.Visibility, pushing: bool) -> Publication:
@@ -100,13 +109,17 @@ def _finish(job: Job, target: Target, pushing: bool) -> Publication:
 
 def _require_reach(hub: Hub, now: Target | None, pushing: bool) -> None:
     """Fail before the upload, not after it."""
-    if pushing and now is not None:
+    if now is None:
+        return
+    if pushing:
         hub.require_write(now.repo)
-    elif now is not None and hub.whoami().role == "read":
+        return
+    if hub.whoami().role == "read":
         raise Forbidden(
             "The token can only read, so it cannot open a pull request.",
             remedy="Use a token of role write (or fine-grained, with discussions) as HF_TOKEN.",
         )
+    hub.require_pulls(now.repo)
 
 
 def _create(job: Job, repo: str, seen: visibility.Visibility) -> Target:

@@ -101,8 +101,17 @@ def _is_there(name: str, sha256: str, target: Target, then: dict[str, Blob], hub
 
 
 def _in_a_pull(fingerprint: str, target: Target, hub: Hub) -> Publication | None:
+    from bot.hub import NoDiscussions
+
     if not hub.signed_in(hub.outputs):
         return None
+    try:
+        return _of_ours(fingerprint, target, hub)
+    except NoDiscussions:  # nothing is proposed there, and pushing needs no pull request
+        return None
+
+
+def _of_ours(fingerprint: str, target: Target, hub: Hub) -> Publication | None:
     for pull in hub.my_pulls(target.repo):
         if mark_in(pull.text) != fingerprint or pull.status not in ("open", "closed"):
             continue  # a draft is work that was cut off; a merged one counts by what main holds now

@@ -38,9 +38,25 @@ def pin_repo(role: Role, ref: Ref, hub: Hub, emit: Emit) -> Source:
         private=pinned.private,
         gated=pinned.gated,
         # Only the adapter's tag is carried to the merged repo.
-        tags=hub.tags_at(pinned.repo, pinned.sha) if role == "adapter" and pinned.online else (),
+        tags=_tags(pinned, hub, emit) if role == "adapter" and pinned.online else (),
         card=texts.card_of(found),
     )
+
+
+def _tags(pinned: Pinned, hub: Hub, emit: Emit) -> tuple[str, ...]:
+    """The tags of the commit; none where a mirror of the Hub does not tell them, which is said."""
+    from bot.hub import Unserved
+
+    try:
+        return hub.tags_at(pinned.repo, pinned.sha)
+    except Unserved as unserved:
+        emit(
+            Note(
+                text=f"{unserved.what} Whether that commit has a tag is not known, and none is carried over.",
+                level="warning",
+            )
+        )
+        return ()
 
 
 def _sound_texts(pinned: Pinned, names: list[str], hub: Hub, emit: Emit) -> dict[str, bytes]:

@@ -16,7 +16,10 @@ from bot.weights.methods import INITS_REFUSED, LORA_REFUSED, METHODS, OTHER_REFU
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = ("devhub", "demo")  # the local Hub speaks as the Hub does; the demo's faults are ours
 ERRORS = frozenset(
-    "Usage Refused NotVerified Outside NotFound Gated Forbidden Damaged Moved MachineTooSmall Interrupted Busy".split()
+    (
+        "Usage Refused NotVerified Outside NotFound Gated Forbidden Damaged Moved MachineTooSmall Interrupted "
+        "Busy Unserved NoDiscussions"
+    ).split()
 )
 SHELL = re.compile(r'\b(fail \d+|say (?:error|warning|notice)) "((?:[^"\\]|\\.)*)"')
 ADAPTER_TENSORS = "… adapter tensors …, e.g. …."  # spelled out by _of_the_reader

@@ -40,6 +40,11 @@ HUB_ROUTES = [
     *repo_routes.ROUTES,
     *page_routes.ROUTES,
 ]
+# All that a mirror of a package registry passes on: enough to download a model, and no more.
+MIRRORED = re.compile(
+    r"/api/models/[^/]+/[^/]+(/(revision|tree)/.+)?|/api/resolve-cache/models/.+|/(?!api/)[^/]+/[^/]+/resolve/.+"
+)
+PAGE = b"<!DOCTYPE html><html><head><title>Simple index</title></head><body><a href='models/'>models</a></body></html>"
 LOG = logging.getLogger(__name__)
 CDN_ROUTES = [*lfs_routes.CDN_ROUTES, *file_routes.CDN_ROUTES]
 
@@ -60,6 +65,8 @@ class Front:
         """Serve one request."""
         on_cdn = scope["server"][1] == self._site.cdn_port
         raw = scope["raw_path"].partition(b"?")[0].decode("ascii", "replace")
+        if not on_cdn:
+            raw = raw.removeprefix(self._site.prefix) if raw.startswith(f"{self._site.prefix}/") else f"/outside{raw}"
         query = scope["query_string"].decode("ascii", "replace")
         target = f"{raw}?{query}" if query else raw
         fault = self._site.faults.take(scope["method"], target, "cdn" if on_cdn else "hub")
@@ -75,6 +82,12 @@ class Front:
                 return await _reply(answer, 421, b"This Hub is called by its address, or localhost.", {})
             if on_cdn and any(name == b"authorization" for name, _ in scope["headers"]):
                 return await _refuse_authorization(answer)
+            if (
+                self._site.mirror
+                and not on_cdn
+                and not (scope["method"] in ("GET", "HEAD") and MIRRORED.fullmatch(raw))
+            ):
+                return await _reply(answer, self._site.mirror, PAGE, {"Content-Type": "text/html; charset=utf-8"})
             app: ASGIApp = self._cdn if on_cdn else self._hub
             return await app(scope, receive, answer.send)
         except (_Cut, ClientDisconnect):

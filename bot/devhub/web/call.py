@@ -172,7 +172,7 @@ def make_call(request: Request, body: bytes) -> Call:
         headers=request.headers,
         method=request.method,
         path=str(request.scope["path"]),
-        origin=f"http://{host}:{request.url.port or 80}",
+        origin=f"http://{host}:{request.url.port or 80}{site.prefix}",
         cdn=f"http://{host}:{site.cdn_port}",
         body=body,
     )

@@ -19,9 +19,15 @@ PAGE = 10
 DIFF_LIMIT = 1 << 20
 
 
+def _repo(call: Call) -> Repo:
+    repo = call.repo()
+    discussions.require_on(call.site.db, repo)
+    return repo
+
+
 def list_discussions(call: Call) -> Answer:
     """GET …/discussions, newest first."""
-    repo = call.repo()
+    repo = _repo(call)
     found = discussions.every(call.site.db, repo)
     kind, status, author = (call.query.get(key, "all") for key in ("type", "status", "author"))
     if kind != "all":
@@ -51,7 +57,7 @@ def _summary(repo: Repo, discussion: Discussion) -> dict[str, Any]:
 
 def create(call: Call) -> Answer:
     """POST …/discussions; a pull request made this way is a draft, as on the Hub."""
-    repo = call.repo()
+    repo = _repo(call)
     access.require_voice(call.site.db, call.viewer, repo, "open a discussion")
     body = call.json
     is_pr = bool(body.get("pullRequest"))
@@ -68,7 +74,7 @@ def create(call: Call) -> Answer:
 
 def show(call: Call) -> Answer:
     """GET …/discussions/{n}."""
-    repo = call.repo()
+    repo = _repo(call)
     found = discussions.get(call.site.db.read, repo, _num(call))
     events = [_event(event) for event in discussions.events(call.site.db, repo, found.num)]
     answer = _summary(repo, found) | {"events": events}
@@ -132,7 +138,7 @@ def _lines(call: Call, entry: Entry | None) -> list[str] | None:
 
 def _to_change(call: Call, what: str) -> tuple[Repo, Discussion]:
     """The discussion in the path, which its author and the repo's owners may change."""
-    repo = call.repo()
+    repo = _repo(call)
     found = discussions.get(call.site.db.read, repo, _num(call))
     access.require_voice(call.site.db, call.viewer, repo, what)
     if found.author != call.viewer.user:
@@ -146,7 +152,7 @@ def _told(call: Call, repo: Repo, num: int, comment: Event | None = None, action
 
 def comment(call: Call) -> Answer:
     """POST …/comment."""
-    repo = call.repo()
+    repo = _repo(call)
     access.require_voice(call.site.db, call.viewer, repo, "comment")
     num = _num(call)
     event = discussions.comment(call.site.db, repo, num, call.user, str(call.json.get("comment", "")))
@@ -184,7 +190,7 @@ def merge(call: Call) -> Answer:
 
 
 def _own_comment(call: Call, what: str) -> tuple[Repo, int, str]:
-    repo = call.repo()
+    repo = _repo(call)
     access.require_voice(call.site.db, call.viewer, repo, what)
     event = discussions.comment_event(call.site.db.read, repo, _num(call), call.params["event"])
     if event.author != call.viewer.user:

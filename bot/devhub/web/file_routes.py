@@ -114,7 +114,7 @@ def resolve(call: Call) -> Answer:
     if not entry.lfs:
         kind = next(key for key, value in KINDS.items() if value == repo.kind)
         # Relative, as on the Hub. The path alone names the blob: clients drop the query of a relative redirect.
-        target = f"/api/resolve-cache/{kind}/{repo.name}/{commit.oid}/{quote(entry.path)}"
+        target = f"{call.site.prefix}/api/resolve-cache/{kind}/{repo.name}/{commit.oid}/{quote(entry.path)}"
         return Response(status_code=307, headers=headers | {"Location": target, "ETag": f'"{entry.blob}"'})
     headers |= {
         "Location": _signed(call, entry),

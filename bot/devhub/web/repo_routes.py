@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from .. import access, card, repos, trees
+from .. import access, card, discussions, repos, trees
 from ..errors import bad_request, repo_not_found
 from ..notices import tell
 from ..records import Commit, Entry, Repo, RepoKind
@@ -86,6 +86,8 @@ def settings(call: Call) -> Answer:
     if gate not in (None, False, "auto", "manual"):
         raise bad_request(f"Invalid gated status: {gate}")
     repos.change_settings(call.site.db, repo, private=private, gate=gate)
+    if "discussionsDisabled" in body:
+        discussions.switch(call.site.db, repo, on=not body["discussionsDisabled"])
     tell(call.site, call.origin, repo, "update", "repo.config")
     return {"private": repo.private if private is None else private, "gated": repo.gate if gate is None else gate}
 

@@ -24,6 +24,8 @@ def _target(call: Call, what: str) -> tuple[Repo, str]:
     repo = call.repo()
     revision = call.params["rev"]
     ref = repos.branch_ref(call.site.db, repo, revision)
+    if call.query.get("create_pr") or ref.startswith("refs/pr/"):
+        discussions.require_on(call.site.db, repo)
     if call.query.get("create_pr"):
         access.require_voice(call.site.db, call.viewer, repo, "open a pull request")
     elif ref.startswith("refs/pr/"):
