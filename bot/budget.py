@@ -82,7 +82,9 @@ def verify_disk(tensors: Iterable[Stored], *, base: bool, result: bool) -> int:
 def machine_refusals(budget: Budget, machine: Machine) -> list[Refusal]:
     """What this machine lacks for the merge itself (exit 6)."""
     refusals = []
-    if budget.disk > machine.disk_free:
+    if machine.cache_free is not None:
+        refusals += _two_disks(budget, machine.disk_free, machine.cache_free)
+    elif budget.disk > machine.disk_free:
         reason = f"The merge needs {readable(budget.disk)} of disk and {readable(machine.disk_free)} are free."
         remedy = "Free some, or point --output and HF_HOME at a larger disk."
         refusals.append(Refusal(code="disk", reason=reason, remedy=remedy, exit_code=6))
@@ -93,6 +95,21 @@ def machine_refusals(budget: Budget, machine: Machine) -> list[Refusal]:
         )
         remedy = "Close other programs, or raise the container's memory limit."
         refusals.append(Refusal(code="memory", reason=reason, remedy=remedy, exit_code=6))
+    return refusals
+
+
+def _two_disks(budget: Budget, output_free: int, cache_free: int) -> list[Refusal]:
+    """Output and downloads each by itself, where they go to disks of their own."""
+    refusals = []
+    if budget.output > output_free:
+        reason = f"The output needs {readable(budget.output)} of disk and {readable(output_free)} are free."
+        remedy = "Free some, or point --output at a larger disk."
+        refusals.append(Refusal(code="disk", reason=reason, remedy=remedy, exit_code=6))
+    cached = budget.disk - budget.output
+    if cached > cache_free:
+        reason = f"The download cache needs {readable(cached)} of disk and {readable(cache_free)} are free."
+        remedy = "Free some, or point HF_HOME at a larger disk."
+        refusals.append(Refusal(code="disk", reason=reason, remedy=remedy, exit_code=6))
     return refusals
 
 
@@ -141,17 +158,26 @@ def _too_little_to_prove(machine: Machine) -> list[Refusal]:
     return [Refusal(code="verify-memory", reason=reason, remedy=remedy, exit_code=6)]
 
 
-def choose_device(options: Options, ops: Iterable[Op], machine: Machine) -> tuple[Device, list[Refusal]]:
-    """(where the deltas are multiplied, refusals). `auto` takes a GPU only for ranks at which the processor would be
-    slower than the way to the GPU and back."""
+def choose_device(options: Options, ops: Iterable[Op], machine: Machine) -> tuple[Device, list[Refusal], list[str]]:
+    """(where the deltas are multiplied, refusals, notes). `auto` takes a GPU only for ranks at which the processor would be
+    slower than the way to the GPU and back, and only one that torch can use: the bytes are the same."""
     if options.device == "cpu" or (options.device == "auto" and machine.gpu is None):
-        return "cpu", []
+        return "cpu", [], []
     if machine.gpu is None:
         reason, remedy = "--device cuda was asked for, and this machine has no GPU.", "Leave --device at auto."
-        return "cpu", [Refusal(code="no-gpu", reason=reason, remedy=remedy, exit_code=6)]
+        return "cpu", [Refusal(code="no-gpu", reason=reason, remedy=remedy, exit_code=6)], []
+    if options.device == "cuda" and not machine.cuda:
+        reason = "--device cuda was asked for, and the installed torch is not built for GPUs."
+        remedy = "Install torch with CUDA, or leave --device at auto."
+        return "cpu", [Refusal(code="no-cuda", reason=reason, remedy=remedy, exit_code=6)], []
     patches = (patch for op in ops if isinstance(op, AddDelta) for patch in op.patches)
     rank = max((term.rank for patch in patches for term in patch.terms), default=0)
-    return ("cuda" if options.device == "cuda" or rank >= GPU_RANK else "cpu"), []
+    if options.device == "auto" and rank < GPU_RANK:
+        return "cpu", [], []
+    if not machine.cuda:
+        note = "device: cpu, since the installed torch is not built for this machine's GPU; the bytes are the same."
+        return "cpu", [], [note]
+    return "cuda", [], []
 
 
 def readable(size: float) -> str:

@@ -28,7 +28,7 @@ class Moved:
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """One sentence for the reader. `level` is note or warning."""
+    """One sentence for the reader. `level` is note, notice (one that the Actions page shows beside the log) or warning."""
 
     text: str
     level: str = "note"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -25,7 +28,19 @@ def look(folder: Path) -> Machine:
         gpu=_gpu(),
         platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         versions={name: _version(name) for name in PACKAGES},
+        cuda=_torch_has_cuda(),
     )
+
+
+def free_beside(cache: Path, output: Path) -> int | None:
+    """Free bytes where downloads go; None where that is the disk that the output goes to."""
+    found, other = (_existing(folder) for folder in (cache, output))
+    if found.stat().st_dev == other.stat().st_dev:
+        return None
+    one, two = (os.statvfs(folder) for folder in (found, other))
+    if (one.f_blocks, one.f_bfree) == (two.f_blocks, two.f_bfree):  # subvolumes of one disk have devices of their own
+        return None
+    return one.f_bavail * one.f_frsize
 
 
 # What a process of strangers' code or files needs of the environment: to find programs and libraries, and to be tuned.
@@ -98,6 +113,16 @@ def _gpu() -> str | None:
         [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
     )
     return asked.stdout.strip().splitlines()[0] if asked.returncode == 0 and asked.stdout.strip() else None
+
+
+def _torch_has_cuda() -> bool:
+    """As torch's own file of versions says, since torch itself takes seconds to import. True where nobody can tell."""
+    spec = importlib.util.find_spec("torch")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        with suppress(OSError):
+            found = re.search(r"^cuda\b.*=\s*(\S+)$", (Path(folder) / "version.py").read_text(), re.MULTILINE)
+            return found is None or found[1] != "None"
+    return True
 
 
 def _version(name: str) -> str:

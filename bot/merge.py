@@ -165,7 +165,11 @@ class _Work:
             return {}
         from bot.engines.product import Product
 
-        return {"product": Product(self.plan.device)}
+        def fall_back(why: str) -> None:
+            self.emit(Note(text=f"{why} The merge goes on without it: the bytes are the same."))
+
+        insisting = self.plan.options.device == "cuda"
+        return {"product": Product(self.plan.device, None if insisting else fall_back)}
 
     @cached_property
     def _layers(self) -> PeftLayers:

@@ -23,7 +23,7 @@ from bot.combine.joined import as_one, combined_in, joined, retold
 from bot.errors import AdapterMergeError, Damaged, Usage
 from bot.events import Emit, Note, Show, Stage
 from bot.held import holding, unchanging
-from bot.machine import look
+from bot.machine import free_beside, look
 from bot.merge import left_behind, merge, place
 from bot.plan import is_change, make_plan, pin_of
 from bot.publish import already, carry_tag, publish, require_apart, require_reach, warn_of_reach
@@ -174,18 +174,24 @@ def plan_merge(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] 
     notation.settle(request.combination, 1 + len(request.more))  # what cannot be meant is said before the first look
     emit(Stage(name="pull", title=f"Reading base and adapter{'s' if request.more else ''}"))
     sources = pin(request, hub, emit, bases)
-    machine = look(request.output or hub.scratch)
-    if request.output:  # what an earlier, killed run left there is gone on with, or removed
-        machine = replace(machine, disk_free=machine.disk_free + left_behind(request.output))
-    together = joined(sources, request.combination)
-    plan = make_plan(as_one(sources, together), request.options, machine, sources.adapters)
-    if together is not None:
-        plan = retold(plan, together, request.combination, map(pin_of, sources.adapters), machine)
+    plan = planned(sources, request, request.output or hub.scratch, hub)
     emit(Stage(name="plan", title="The plan"))
     emit(Show(text=plan_table(plan)))
     for warning in plan.warnings:
         emit(Note(text=warning, level="warning"))
     return sources, plan
+
+
+def planned(sources: Sources, request: Request, output: Path, hub: Hub) -> Plan:
+    """The plan for pinned inputs; where there are several adapters, for the combination of them."""
+    machine = replace(look(output), cache_free=free_beside(hub.cache_dir, output))
+    if request.output:  # what an earlier, killed run left there is gone on with, or removed
+        machine = replace(machine, disk_free=machine.disk_free + left_behind(request.output))
+    together = joined(sources, request.combination)
+    plan = make_plan(as_one(sources, together), request.options, machine, sources.adapters)
+    if together is None:
+        return plan
+    return retold(plan, together, request.combination, map(pin_of, sources.adapters), machine)
 
 
 def prove(merged: Merged, inputs: Local, sources: Sources, request: Request, hub: Hub, emit: Emit) -> Report:

@@ -440,7 +440,8 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What this machine has. Sizes in bytes; `disk_free` at the place where the output goes."""
+    """What this machine has. Sizes in bytes; `disk_free` at the place where the output goes, `cache_free` where downloads go,
+    None where that is the same disk. `cuda`: whether the installed torch is built for GPUs."""
 
     cpus: int
     memory: int
@@ -449,6 +450,8 @@ class Machine:
     gpu: str | None
     platform: str
     versions: dict[str, str]
+    cache_free: int | None = None
+    cuda: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,9 @@ def escape_property(text: str) -> str:
 class Commands:
     """Speaks to the runner; outside of Actions (`on` is false) it prints for people instead."""
 
-    def __init__(self, *, on: bool, stream: TextIO | None = None) -> None:
+    def __init__(self, *, on: bool, debug: bool = False, stream: TextIO | None = None) -> None:
+        """`debug`: every error is told with its traceback."""
+        self.debug = debug
         self._on, self._stream = on, stream or sys.stdout
         self._grouped = False
         self._given: Counter[str] = Counter()

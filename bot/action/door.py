@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,13 +34,14 @@ def main() -> None:
 
 def act(arguments: list[str], env: MutableMapping[str, str]) -> int:
     """One call of `python -m bot.action`; its exit code."""
-    commands = Commands(on=env.get("GITHUB_ACTIONS") == "true")
+    commands = Commands(on=env.get("GITHUB_ACTIONS") == "true", debug=_wants_debug(env))
     commands.mask(secrets_in(env))
     try:
         return _act(arguments, env, commands)
     except KeyboardInterrupt:
         return _interrupted(commands)
     except AdapterMergeError as error:  # before there was a run to write it down in
+        _trace(commands)
         _complain(commands, ((error.what, error.remedy),), "")
         return error.exit_code
     except Exception as error:
@@ -53,6 +54,11 @@ def act(arguments: list[str], env: MutableMapping[str, str]) -> int:
         return OUR_BUG
     finally:
         commands.end_group()
+
+
+def _wants_debug(env: Mapping[str, str]) -> bool:
+    """By the input, or by GitHub's debug logging."""
+    return env.get("INPUT_DEBUG", "").strip().lower() == "true" or env.get("RUNNER_DEBUG") == "1"
 
 
 def _interrupted(commands: Commands) -> int:
@@ -86,7 +92,9 @@ def _enter(env: MutableMapping[str, str]) -> None:
     if workspace and Path(workspace).is_dir():
         os.chdir(workspace)
     if cache := env.get("INPUT_CACHE_DIR", "").strip():
-        env["HF_HOME"] = str(Path(cache).absolute())
+        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_XET_CACHE", "HF_ASSETS_CACHE"):
+            env.pop(name, None)  # parts of a cache that are elsewhere
+        env["HF_HOME"] = str(Path(cache).expanduser().absolute())
 
 
 def _work(env: MutableMapping[str, str]) -> Path:
@@ -109,7 +117,7 @@ def _prepare(env: MutableMapping[str, str], book: Book, commands: Commands) -> R
 
     event = read_event(env)
     try:
-        inputs = read_inputs(env, event.tag)
+        inputs = read_inputs(env)
     except AdapterMergeError as error:
         _fail(error, book, commands, event.workflow)
         return None
@@ -153,6 +161,8 @@ def _fail(error: AdapterMergeError, book: Book, commands: Commands, file: str) -
 
     failure: Failure = failure_of(error)
     book.change(failure=failure)
+    if failure.exit_code != OUR_BUG:  # whose traceback is shown anyway
+        _trace(commands)
     _complain(commands, failure.sentences, file)
 
 
@@ -181,6 +191,11 @@ def _close(book: Book, commands: Commands) -> None:
 def _complain(commands: Commands, sentences: tuple[tuple[str, str], ...], file: str) -> None:
     for what, remedy in sentences:
         commands.annotate("error", as_inputs(f"{what} {remedy}"), title=TITLE, file=file)
+
+
+def _trace(commands: Commands) -> None:
+    if commands.debug:
+        _crash(commands)
 
 
 def _crash(commands: Commands) -> None:

@@ -34,7 +34,10 @@ class Event:
     name: str
     repo: str  # owner/name on GitHub
     sha: str  # the commit that reports belong to
-    tag: str | None  # the tag that was pushed
+    tag: str | None  # the tag whose commit the job has
+    pushed_tag: (
+        str | None
+    )  # the same where it started the run; in the form of a dispatch, a tag chooses the workflow's file
     pull: int | None
     run_url: str | None
     api_url: str
@@ -48,12 +51,14 @@ def read_event(env: Mapping[str, str]) -> Event:
     pull = _of(payload, "pull_request")
     issue = _of(payload, "issue")
     number = pull.get("number") or (issue.get("number") if issue.get("pull_request") else None)
+    tag = _tag(env)
     server, repo, run = (env.get(f"GITHUB_{name}", "") for name in ("SERVER_URL", "REPOSITORY", "RUN_ID"))
     return Event(
         name=name,
         repo=repo,
         sha=_of(pull, "head").get("sha") or env.get("GITHUB_SHA", ""),
-        tag=_tag(env),
+        tag=tag,
+        pushed_tag=None if name == "workflow_dispatch" else tag,
         pull=number if isinstance(number, int) else None,
         run_url=f"{server}/{repo}/actions/runs/{run}" if server and repo and run else None,
         api_url=env.get("GITHUB_API_URL") or "https://api.github.com",

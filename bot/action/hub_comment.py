@@ -10,6 +10,7 @@ from bot.events import Emit, Note
 from bot.hub import Hub
 from bot.hub.errors import gate
 from bot.markdown import cell, code
+from bot.records import Json
 from bot.redact import redact
 
 if TYPE_CHECKING:
@@ -23,18 +24,19 @@ CLOSING = "Feel free to close this discussion; a closed one is left alone."
 def tell_adapters(run: Run) -> None:
     """On every adapter that came from the Hub and was published just now."""
     for job in run.book.state.jobs:
-        repo = job.source.get("repo")
-        if repo is None or job.status != "published" or job.target is None:
-            continue
-        if run.tokens.by_identity:
-            text = f"A trusted publisher may write to {job.target} only, so that {repo} got no comment. Pass hf-token."
-            run.emit(Note(text=text, level="warning"))
-            continue
-        with publishing(job.target, run.tokens, run.book.memory) as hub:
-            _tell(hub, repo, job, run.emit)
+        for source in job.sources if job.status == "published" else ():
+            repo = source.get("repo")
+            if repo is None or job.target is None:
+                continue
+            if run.tokens.by_identity:
+                text = f"A trusted publisher may write to {job.target} only, so that {repo} got no comment."
+                run.emit(Note(text=f"{text} Pass hf-token.", level="warning"))
+                continue
+            with publishing(job.target, run.tokens, run.book.memory) as hub:
+                _tell(hub, repo, _text(job, source), run.emit)
 
 
-def _tell(hub: Hub, repo: str, job: Job, emit: Emit) -> None:
+def _tell(hub: Hub, repo: str, said: str, emit: Emit) -> None:
     """Our open discussion gets a comment; where there is none, it is opened; one that was closed stays so."""
     me = hub.whoami().name
     where = hub.where_writing(f"comment on {repo}", repo)
@@ -43,20 +45,21 @@ def _tell(hub: Hub, repo: str, job: Job, emit: Emit) -> None:
         if any(discussion.status == "closed" for discussion in ours):
             return
         if ours:
-            hub.outputs.comment_discussion(repo, ours[0].num, redact(_text(job)))
+            hub.outputs.comment_discussion(repo, ours[0].num, redact(said))
             url = ours[0].url
         else:
-            text = redact(f"{_text(job)}\n\n{CLOSING}\n{MARK}")
+            text = redact(f"{said}\n\n{CLOSING}\n{MARK}")
             url = hub.outputs.create_discussion(repo, TITLE, description=text).url
     emit(Note(text=f"Hub comment: {url}"))
 
 
-def _text(job: Job) -> str:
+def _text(job: Job, source: Json) -> str:
     found = job.publication or {}
-    at = job.source.get("revision") or str(job.source.get("sha"))[:12]
+    at = source.get("revision") or str(source.get("sha"))[:12]
+    others = " with others" if len(job.sources) > 1 else ""
     where = found.get("pr_url") or found.get("url")
     how = "proposed to" if found.get("how") == "pr" else "published as"
     return (
-        f"`adapter-merge` merged {code(str(at))} into its base, proved the merge, and {how} "
+        f"`adapter-merge` merged {code(str(at))}{others} into its base, proved the merge, and {how} "
         f"[{cell(str(found.get('repo')))}]({where}). The evidence is `verification.json` there."
     )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+from bot.combine import notation
 from bot.errors import Usage
 from bot.hub import is_repo_id
 from bot.pipeline import target_of
 from bot.pull import parse_ref
-from bot.records import Options, Ref, Request
+from bot.records import Combination, Options, Ref, Request
+
+Number = TypeVar("Number", int, float)
 
 CHOICES = {
     "publish": ("auto", "pr", "push", "none"),
@@ -21,6 +24,9 @@ CHOICES = {
     "overflow": ("refuse", "clamp"),
     "verify": ("auto", "files", "weights", "full"),
     "private": ("auto", "true", "false"),
+    "device": ("auto", "cpu", "cuda"),
+    "combine": notation.KINDS,
+    "majority-sign": ("total", "frequency"),
 }
 REPORTS = ("summary", "check-run", "comment", "release", "status", "hub-comment")
 
@@ -38,33 +44,80 @@ def variable(name: str) -> str:
     return f"INPUT_{name.upper().replace('-', '_')}"
 
 
-def read_inputs(env: Mapping[str, str], pushed_tag: str | None = None) -> Inputs:
-    """All inputs, checked. Raises Usage with the input's name and what it takes.
-
-    An adapter on the Hub that names no revision is taken at the tag whose push started the workflow, if one did.
-    """
+def read_inputs(env: Mapping[str, str]) -> Inputs:
+    """All inputs, checked. Raises Usage with the input's name and what it takes."""
     asked = _Asked(env)
     adapters = asked.several("adapter")
     if not adapters:
         raise Usage("The input adapter is empty.", remedy="Name a Hub repo or a folder: `adapter: owner/name`.")
     revisions = asked.for_each("adapter-revision", len(adapters))
-    targets = asked.for_each("target-repo", len(adapters))
-    pairs = zip(adapters, revisions, targets, strict=True)
-    requests = tuple(_request(asked, _adapter(*pair[:2], pushed_tag), pair[2]) for pair in pairs)
+    refs = [_ref("adapter", *pair) for pair in zip(adapters, revisions, strict=True)]
+    how = _combination(asked, len(refs))
+    if how is None:
+        targets = asked.for_each("target-repo", len(adapters))
+        requests = tuple(_request(asked, (ref,), to) for ref, to in zip(refs, targets, strict=True))
+    else:
+        requests = (replace(_request(asked, tuple(refs), _one_target(asked)), combination=how),)
     _require_targets(requests)
+    asked.flag("debug")  # which the door has read already
     return Inputs(requests=requests, report=_report(asked))
 
 
-def _request(asked: _Asked, adapter: Ref, target: str | None) -> Request:
+def adapters_of(request: Request) -> tuple[Ref, ...]:
+    """One, or those that become one."""
+    return (request.adapter, *request.more)
+
+
+def called(request: Request) -> str:
+    """The adapter as it was asked for; several that become one with a + between them."""
+    return " + ".join(ref.text for ref in adapters_of(request))
+
+
+def _combination(asked: _Asked, count: int) -> Combination | None:
+    """How the adapters become one; None where each is merged into a model of its own."""
+    settings = {name: asked.text(name) for name in ("weights", "density", "seed", "rank", "majority-sign")}
+    if not asked.text("combine"):
+        given = next((name for name, value in settings.items() if value), None)
+        if given:
+            raise Usage(
+                f"{given} is given, and combine is empty, so that each adapter becomes a model of its own.",
+                remedy="Say how they become one (`combine: cat` is their sum), or leave it empty.",
+            )
+        return None
+    sign: Any = asked.choice("majority-sign") if settings["majority-sign"] else None
+    kind: Any = asked.choice("combine")
+    how = Combination(
+        kind=kind,
+        weights=tuple(asked.number("weights", float, each) for each in asked.several("weights")),
+        density=asked.number("density", float, settings["density"]) if settings["density"] else None,
+        seed=asked.number("seed", int, settings["seed"]) if settings["seed"] else None,
+        rank=asked.number("rank", int, settings["rank"]) if settings["rank"] else None,
+        majority_sign=sign,
+    )
+    notation.settle(how, count)  # what cannot be meant is said before the first look
+    return how
+
+
+def _one_target(asked: _Asked) -> str | None:
+    found = asked.several("target-repo")
+    if len(found) > 1:
+        raise Usage(
+            f"target-repo has {len(found)} entries, and combine makes one model.", remedy="Name one target repo."
+        )
+    return found[0] if found else None
+
+
+def _request(asked: _Asked, adapters: tuple[Ref, ...], target: str | None) -> Request:
     base = asked.text("base-model")
     if not base and asked.text("base-revision"):
         raise Usage("base-revision is given without base-model.", remedy="Name the base with base-model, too.")
     choice = asked.choice
     chosen: dict[str, Any] = {name: choice(name) for name in ("publish", "private")}
-    options: dict[str, Any] = {name: choice(name) for name in ("dtype", "verify", "quantize", "overflow")}
+    options: dict[str, Any] = {name: choice(name) for name in ("dtype", "verify", "quantize", "overflow", "device")}
     options["base_weights"] = choice("base-weights")
     return Request(
-        adapter=adapter,
+        adapter=adapters[0],
+        more=adapters[1:],
         base=_ref("base", base, asked.text("base-revision")) if base else None,
         target=target,
         license=asked.text("license") or None,
@@ -74,11 +127,6 @@ def _request(asked: _Asked, adapter: Ref, target: str | None) -> Request:
         ),
         **chosen,
     )
-
-
-def _adapter(text: str, revision: str | None, pushed_tag: str | None) -> Ref:
-    ref = _ref("adapter", text, revision)
-    return _ref("adapter", text, pushed_tag) if ref.folder is None and ref.revision is None else ref
 
 
 def _ref(role: str, text: str, revision: str | None) -> Ref:
@@ -147,6 +195,13 @@ class _Asked:
         if value not in allowed:
             raise Usage(f"{name} cannot be {value!r}.", remedy=f"It takes {', '.join(allowed)}.")
         return value
+
+    def number(self, name: str, kind: type[Number], value: str) -> Number:
+        try:
+            return kind(value)
+        except ValueError as error:
+            kinds = "whole numbers" if kind is int else "numbers"
+            raise Usage(f"{name} cannot be {value!r}.", remedy=f"It takes {kinds}.") from error
 
     def flag(self, name: str) -> bool:
         value = self.text(name).lower()

@@ -28,6 +28,8 @@ class Log:
                 self._moved(event)
             case Note() if event.level == "warning":
                 self._commands.annotate("warning", as_inputs(event.text), title="adapter-merge", file=self._file)
+            case Note() if event.level == "notice":
+                self._commands.annotate("notice", as_inputs(event.text), title="adapter-merge", file=self._file)
             case Note():
                 self._commands.line(f"  {as_inputs(event.text)}")
             case Show():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from bot.action.state import CHECKSUMS, REPORT, Book
-from bot.errors import MachineTooSmall, NotVerified, Refused
+from bot.action.state import CHECKSUMS, REPORT, Book, Failure, Job
+from bot.errors import NotVerified, Refused
 from bot.redact import redact
 
 OUTPUTS = (
@@ -21,38 +22,54 @@ OUTPUTS = (
     "base-sha",
     "adapter-sha",
     "fingerprint",
+    "folder",
     "report-path",
     "checksums-path",
 )
-STATUS_OF = {
-    Refused.exit_code: "refused",
-    MachineTooSmall.exit_code: "refused",  # this machine refuses it
-    NotVerified.exit_code: "not-verified",
-}
+FAILED = "failed"
+STATUS_OF = {Refused.exit_code: "refused", NotVerified.exit_code: "not-verified"}
 
 
 def outputs_of(book: Book) -> dict[str, str]:
-    """Every output by name, of the job that failed or else of the last one."""
-    job, failure = book.job, book.state.failure
-    found = dict.fromkeys(OUTPUTS, "") | {"verified": "false"}
-    if failure is not None:
-        found["status"] = STATUS_OF.get(failure.exit_code, "")
-    if job is None:
-        return found
+    """Every output by name: of one merge as it is, of several as a JSON list in the adapters' order."""
+    found = [_of(index, job, book) for index, job in enumerate(book.state.jobs)]
+    if not found:  # it ended before anybody knew how many there are
+        return dict.fromkeys(OUTPUTS, "") | {"status": _status(book.state.failure), "verified": "false"}
+    if len(found) == 1:
+        return found[0]
+    return {name: json.dumps([one[name] for one in found], ensure_ascii=False) for name in OUTPUTS}
+
+
+def _of(index: int, job: Job, book: Book) -> dict[str, str]:
+    """One merge's outputs. Where another one failed and this one had no end yet, it failed with it."""
+    failure = book.state.failure
+    failed = failure is not None and (index == book.state.current or not job.status)
+    found = dict.fromkeys(OUTPUTS, "")
     found |= {
-        "status": found["status"] if failure else job.status,
+        "status": _status(failure if index == book.state.current else None) if failed else job.status,
         "verified": "true" if job.verified else "false",
         "base-sha": job.base.get("sha") or "",
-        "adapter-sha": job.source.get("sha") or "",
+        "adapter-sha": _shas(job),
         "fingerprint": job.fingerprint,
+        "folder": job.folder if job.verified and job.folder and Path(job.folder).is_dir() else "",
     }
-    if job.publication and failure is None:
+    if job.publication and not failed:
         names = {"repo": "repo", "revision": "revision", "tag": "tag", "pr-url": "pr_url", "pr-number": "pr_number"}
         found |= {name: str(job.publication.get(key) or "") for name, key in names.items()}
     for name, file in (("report-path", REPORT), ("checksums-path", CHECKSUMS)):
         path = book.papers(job) / file
         found[name] = str(path) if path.exists() else ""
     return found
+
+
+def _status(failure: Failure | None) -> str:
+    return STATUS_OF.get(failure.exit_code, FAILED) if failure is not None else FAILED
+
+
+def _shas(job: Job) -> str:
+    """The adapter's commit; of several that became one, a JSON list."""
+    shas = [str(source.get("sha") or "") for source in job.sources]
+    return json.dumps(shas) if len(shas) > 1 else "".join(shas)
 
 
 def write_outputs(path: Path, values: Mapping[str, str]) -> None:

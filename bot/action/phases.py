@@ -6,29 +6,29 @@ preflight (write token) → fetch (read token) → merge (none, and no network) 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bot.action.event import Event
 from bot.action.identity import publishing
-from bot.action.inputs import Inputs
+from bot.action.inputs import Inputs, adapters_of, called
 from bot.action.memory import NotingHub, RecallingHub
 from bot.action.state import CHECKSUMS, REPORT, Book, Failure, Job, Told, failure_of
+from bot.action.tag import settled
 from bot.action.tokens import Tokens
 from bot.again import publish_folder
 from bot.each import require_none_replaced
-from bot.errors import AdapterMergeError, NotFound, Refused, Usage
+from bot.errors import AdapterMergeError, Refused, Usage
 from bot.events import Emit, Note, Show, Stage
 from bot.hub import Hub
-from bot.machine import look
-from bot.pipeline import make, meant, target_of
-from bot.plan import make_plan
+from bot.pipeline import make, meant, planned, target_of
 from bot.publish import already, carry_tag, require_apart, require_reach
 from bot.pull import fetch as download
 from bot.pull import pin
-from bot.records import Outcome, Plan, Publication, Request, Sources
+from bot.records import Outcome, Plan, Publication, Ref, Request, Sources
 from bot.show import not_verified, plan_kept, plan_table
 
 
@@ -74,13 +74,13 @@ def fetch(run: Run) -> None:
     book = run.book
     require_none_replaced(run.inputs.requests)
     jobs = [
-        Job(number=number, adapter=request.adapter.text, target=_target(request, run))
+        Job(number=number, adapter=called(request), target=_target(request, run))
         for number, request in enumerate(run.inputs.requests)
     ]
     book.change(jobs=tuple(jobs), plan_only=run.event.plan_only)
     hub = NotingHub(book.memory, read_token=run.tokens.read, write_token=run.tokens.write or run.tokens.read)
-    planned = [_plan(index, run, hub) for index in range(len(jobs))]
-    for index, (sources, plan) in enumerate(planned):
+    plans = [_plan(index, run, hub) for index in range(len(jobs))]
+    for index, (sources, plan) in enumerate(plans):
         book.update(index)
         if not book.state.jobs[index].status:
             _require_reach(book.state.jobs[index], book)
@@ -92,8 +92,12 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
     request, book = run.inputs.requests[index], run.book
     if run.event.plan_only:
         request = replace(request, options=replace(request.options, allow_pickle=False))
+    if os.environ.get("NVIDIA_VISIBLE_DEVICES") == "void":  # the GPU is kept for the merge, which looks for it again
+        request = replace(request, options=replace(request.options, device="auto"))
     book.update(index)
-    run.emit(Stage(name="pull", title=f"Reading base and adapter {request.adapter.text}"))
+    run.emit(Stage(name="pull", title=f"Reading base and adapter {called(request)}"))
+    request = _with(request, [settled(ref, run.event.pushed_tag, hub, run.emit) for ref in adapters_of(request)])
+    book.update(index, revisions=tuple(ref.revision for ref in adapters_of(request)))
     sources, plan = _planned(request, run, hub)
     target = book.state.jobs[index].target
     if target:
@@ -102,8 +106,8 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
     run.emit(Show(text=plan_table(plan)))
     for warning in plan.warnings:
         run.emit(Note(text=warning, level="warning"))
-    found = {"plan": plan_kept(plan), "base": plan.base, "source": plan.adapter, "fingerprint": plan.fingerprint}
-    book.update(index, **found, tag=_tag(sources))
+    found = {"plan": plan_kept(plan), "base": plan.base, "fingerprint": plan.fingerprint}
+    book.update(index, **found, sources=plan.adapters or (plan.adapter,), tag=_tag(sources))
     if plan.refusals:
         code = min(refusal.exit_code for refusal in plan.refusals)
         raise Told(code, tuple((refusal.reason, refusal.remedy) for refusal in plan.refusals))
@@ -115,19 +119,21 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
 
 
 def _planned(request: Request, run: Run, hub: Hub) -> tuple[Sources, Plan]:
-    try:
-        sources = pin(request, hub, run.emit)
-    except NotFound as missing:
-        if run.event.tag and request.adapter.revision == run.event.tag:
-            missing.remedy += " It is the tag that started this workflow; adapter-revision can name another revision."
-        raise
+    sources = pin(request, hub, run.emit)
     if sources.adapter.repo is None and run.event.tag:
         # An adapter in the GitHub repo itself: the tag that was pushed there is the adapter's tag.
         sources = replace(sources, adapter=replace(sources.adapter, tags=(run.event.tag,)))
-    return sources, make_plan(sources, request.options, look(run.book.work))
+    return sources, planned(sources, request, run.book.work, hub)
+
+
+def _with(request: Request, adapters: Sequence[Ref]) -> Request:
+    first, *more = adapters
+    return replace(request, adapter=first, more=tuple(more))
 
 
 def _tag(sources: Sources) -> str | None:
+    if sources.more:
+        return None  # no one adapter's version is the version of them together
     adapter = sources.adapter
     return adapter.revision if adapter.revision in adapter.tags else next(iter(adapter.tags), None)
 
@@ -161,6 +167,8 @@ def merge(run: Run) -> None:
 
 
 def _merge(request: Request, job: Job, run: Run, hub: Hub) -> Outcome:
+    pairs = zip(adapters_of(request), job.revisions, strict=True)
+    request = _with(request, [ref if ref.repo is None else replace(ref, revision=found) for ref, found in pairs])
     sources, plan = _planned(request, run, hub)
     if plan.fingerprint != job.fingerprint:
         raise Refused(
@@ -169,6 +177,9 @@ def _merge(request: Request, job: Job, run: Run, hub: Hub) -> Outcome:
     if plan.refusals:
         code = min(refusal.exit_code for refusal in plan.refusals)
         raise Told(code, tuple((refusal.reason, refusal.remedy) for refusal in plan.refusals))
+    for note in plan.notes:
+        if note.startswith("device:"):  # a GPU that only this phase was handed
+            run.emit(Note(text=note))
     output = run.book.merged(job)
     for left in (output, output.with_name(f"{output.name}.unverified")):
         shutil.rmtree(left, ignore_errors=True)  # an earlier try's
@@ -225,7 +236,7 @@ def _fetch_papers(book: Book, job: Job, done: Publication, hub: Hub) -> None:
 def _jobs(run: Run) -> tuple[Job, ...]:
     """The jobs that fetch left. Raises Usage where this phase was asked for other adapters than that one."""
     jobs = run.book.state.jobs
-    if [job.adapter for job in jobs] != [request.adapter.text for request in run.inputs.requests]:
+    if [job.adapter for job in jobs] != [called(request) for request in run.inputs.requests]:
         raise Usage(
             "This phase was asked for other adapters than the fetch phase.", remedy="Give all phases the same inputs."
         )

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bot.action import summary
 from bot.action.hub_comment import tell_adapters
+from bot.action.inputs import adapters_of
 from bot.action.state import CHECKSUMS, REPORT, Book
 from bot.action.words import as_inputs
 from bot.errors import AdapterMergeError
 from bot.events import Note
+from bot.records import Request
 
 if TYPE_CHECKING:
     from bot.action.phases import Run
@@ -164,12 +166,16 @@ def _title(book: Book) -> str:
 
 def _name(run: Run) -> str:
     requests = run.inputs.requests
-    return NAME if len(requests) > 1 else f"{NAME} ({requests[0].adapter.repo or requests[0].adapter.text})"
+    return NAME if len(requests) > 1 else f"{NAME} ({_names(requests[0])})"
 
 
 def _key(run: Run) -> str:
-    names = ",".join(request.adapter.repo or request.adapter.text for request in run.inputs.requests)
+    names = ",".join(_names(request) for request in run.inputs.requests)
     return f"{run.event.workflow}:{names}".replace("--", "-").replace(">", "")
+
+
+def _names(request: Request) -> str:
+    return " + ".join(ref.repo or ref.text for ref in adapters_of(request))
 
 
 def _link(run: Run) -> str | None:

@@ -13,7 +13,7 @@ from bot.records import Json
 from bot.redact import redact
 
 FILE = "state.json"
-SCHEMA = 1
+SCHEMA = 2
 REPORT = "verification.json"
 CHECKSUMS = "SHA256SUMS"
 
@@ -40,11 +40,12 @@ class Job:
     """One adapter on its way. `status` is the output of that name, empty while it is open."""
 
     number: int  # its place in the list: two adapters may have the same bytes
-    adapter: str  # as asked
+    adapter: str  # as asked; of several that become one, all of them
     target: str | None
     plan: str = ""  # the table that people read
     base: Json = field(default_factory=dict)  # {repo, sha, revision}
-    source: Json = field(default_factory=dict)  # the adapter's
+    sources: tuple[Json, ...] = ()  # the adapter's, or each one's of several that become one
+    revisions: tuple[str | None, ...] = ()  # at which they were fetched, where that was left to us
     fingerprint: str = ""
     tag: str | None = None
     status: str = ""
@@ -137,7 +138,10 @@ def _place(job: Job) -> str:
 
 def _state(found: Json) -> State:
     return State(
-        jobs=tuple(Job(**job) for job in found["jobs"]),
+        jobs=tuple(
+            Job(**job | {"sources": tuple(job["sources"]), "revisions": tuple(job["revisions"])})
+            for job in found["jobs"]
+        ),
         current=found["current"],
         plan_only=found["plan_only"],
         reach={target: _failure(reason) for target, reason in found["reach"].items()},

@@ -46,7 +46,8 @@ def section(book: Book, job: Job, failure: Failure | None) -> str:
     elif job.status == "unchanged" and found.get("why"):
         parts.append(as_inputs(cell(found["why"])))
     elif job.target is None and job.folder:
-        parts.append(f"`publish: none` was asked for; the merged folder is {code(job.folder)}.")
+        text = f"`publish: none` was asked for; the merged folder is {code(job.folder)} (the output `folder`)."
+        parts.append(text)
     link = found.get("pr_url") or found.get("url")
     if link and failure is None:
         parts.append(f"<{link}>")
@@ -84,14 +85,18 @@ def write_summary(path: Path, text: str) -> None:
 
 
 def _reproduce(document: Json, target: str | None) -> str:
-    base, adapter = (_source(document, role) for role in ("base", "adapter"))
+    inputs = document.get("inputs") or {}
+    adapters = inputs.get("adapters") or [inputs.get("adapter")]
+    base = _source("base", inputs.get("base"))
     merge = document.get("merge") or {}
-    return evidence.reproduce(document, merge, target or "./merged", base, [adapter])
+    return evidence.reproduce(
+        document, merge, target or "./merged", base, [_source("adapter", found) for found in adapters]
+    )
 
 
-def _source(document: Json, role: Role) -> Source:
+def _source(role: Role, found: Json | None) -> Source:
     """The input that a report names, as far as its name goes."""
-    found = (document.get("inputs") or {}).get(role) or {}
+    found = found or {}
     repo, sha = found.get("repo"), str(found.get("sha"))
     ref = Ref(text=repo or role, repo=repo)
     return Source(role=role, ref=ref, repo=repo, revision=None, sha=sha, files=(), headers=(), texts={})

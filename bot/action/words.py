@@ -9,17 +9,29 @@ INPUTS = {
     "to": "target-repo",
     "adapter": "adapter",
     "dtype": "dtype",
+    "base-weights": "base-weights",
+    "quantize": "quantize",
+    "overflow": "overflow",
     "publish": "publish",
     "verify": "verify",
+    "device": "device",
+    "combine": "combine",
+    "weights": "weights",
+    "density": "density",
+    "seed": "seed",
+    "rank": "rank",
+    "majority-sign": "majority-sign",
     "private": "private",
     "license": "license",
     "allow-pickle": "allow-pickle",
     "trust-remote-code": "trust-remote-code",
     "force": "force",
+    "debug": "debug",
 }
-FLAGS = ("allow-pickle", "trust-remote-code", "force")
-VALUE = r"(?: (owner/name(?:@revision)?|\./folder|auto|files|weights|full|true|false|pr|push|none|float32))?"
-OPTION = re.compile(rf"--({'|'.join(INPUTS)})(?![\w-]){VALUE}")
+FLAGS = ("allow-pickle", "trust-remote-code", "force", "debug")
+WORDS = r"auto|files|weights|full|true|false|pr|push|none|cpu|cuda|original|stored|simulate-nf4|same|clamp|refuse"
+VALUES = rf"owner/name(?:@revision)?|\./folder|{WORDS}|bfloat16|float16|float32|nf4|fp4|int8|fp8|cat|svd|-?\d[\d.,-]*\d"
+OPTION = re.compile(rf"--({'|'.join(INPUTS)})(?![\w-])(?: ({VALUES})(?![\w-]))?")
 
 
 def as_inputs(text: str) -> str:

@@ -144,9 +144,13 @@ class Reading(Door):
 
     def tags_at(self, repo: str, sha: str) -> tuple[str, ...]:
         """The tags that point at a commit."""
+        return tuple(sorted(name for name, at in self.tags_of(repo).items() if at == sha))
+
+    def tags_of(self, repo: str) -> dict[str, str]:
+        """The tags of an input, and the commits that they point at."""
         where = self.where(f"list the tags of {repo}", repo)
         refs = self.patiently(where, lambda: self.inputs.list_repo_refs(repo))
-        return tuple(sorted(tag.name for tag in refs.tags if tag.target_commit == sha))
+        return {tag.name: tag.target_commit for tag in refs.tags}
 
     def privacy(self, repo: str) -> tuple[bool, str | None]:
         """(private, gated) of an input, now."""

@@ -93,7 +93,7 @@ def make_plan(sources: Sources, options: Options, machine: Machine, given: Seque
     level, not_run, level_refusals = choose_level(
         options, config, budget.verify_memory, machine, budget.verify_disk and budget.disk + budget.verify_disk
     )
-    device, no_device = choose_device(options, layout.ops, machine)
+    device, no_device, on_device = choose_device(options, layout.ops, machine)
     refusals += [*level_refusals, *machine_refusals(budget, machine), *no_device]
     if not any(is_change(op) for op in layout.ops) and not refusals:
         reason = "The adapter holds no weight that would change the base."
@@ -125,6 +125,7 @@ def make_plan(sources: Sources, options: Options, machine: Machine, given: Seque
             f"base-weights: {basis.why}.",
             *draft.notes,
             *quantised.notes,
+            *on_device,
             *followed.notes,
             *_left_out(assets.base_tokenizer_left_out(base, adapter)),
         ),

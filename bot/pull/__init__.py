@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from bot.hub import Hub
 
 STAGE = "pull"
-REVISION = re.compile(r"(?!.*(\.\.|//|@\{))[A-Za-z0-9][\w./+=-]*(?<![./])")
+REVISION = re.compile(r"(?!.*(\.\.|//|@\{))[A-Za-z0-9][\w./+=@-]*(?<![./])")
 HUB_URL = re.compile(r"(?:https?://[^/]+/|hf://)([\w.-]+/[\w.-]+)(?:/(?:tree|blob)/([^/?#]+))?")
 
 

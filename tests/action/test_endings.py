@@ -13,6 +13,7 @@ import pytest
 from bot import pipeline
 from bot.action import phases
 from bot.action.outputs import OUTPUTS
+from bot.devhub.faults import Fault
 from bot.events import Emit
 from bot.records import Local, Merged, Plan
 from tests.action.conftest import Runner, Step
@@ -37,6 +38,15 @@ NONSENSE: dict[str, tuple[dict[str, str], str]] = {
     "a target that is no repo": ({"target_repo": "merged"}, "'merged' is not a Hub repo"),
     "one target for two adapters": ({"adapter": "a/b,c/d", "target_repo": "e/f"}, "target-repo has 1 entries for 2"),
     "two adapters into one repo": ({"adapter": "a/b,c/d", "target_repo": "e/f,E/F"}, "the same target repo"),
+    "weights without a way to combine": ({"adapter": "a/b,c/d", "weights": "1,2"}, "weights is given, and combine is empty"),
+    "a way to combine that there is not": ({"combine": "blend"}, "combine cannot be 'blend'"),
+    "weights that are no numbers": ({"adapter": "a/b,c/d", "combine": "cat", "weights": "1,much"}, "weights cannot be 'much'"),
+    "a weight too few": ({"adapter": "a/b,c/d", "combine": "cat", "weights": "1", "target_repo": "e/f"}, "their weights 1"),
+    "half a rank": ({"adapter": "a/b,c/d", "combine": "svd", "rank": "7.5", "target_repo": "e/f"}, "It takes whole numbers"),
+    "two targets for one model": ({"adapter": "a/b,c/d", "combine": "cat", "target_repo": "e/f,g/h"}, "makes one model"),
+    "one model without a name": ({"adapter": "a/b,c/d", "combine": "cat"}, "Name the target with `target-repo: owner/name`"),
+    "a device that there is not": ({"device": "tpu"}, "device cannot be 'tpu'"),
+    "a debug that is no flag": ({"debug": "very"}, "debug cannot be 'very'"),
     "no ref at all": ({"adapter": "what is this?"}, "neither a Hub repo nor a folder"),
 }  # fmt: skip
 
@@ -49,7 +59,7 @@ def test_an_input_that_makes_no_sense_is_usage(case: str, runner: Runner) -> Non
     (error,) = step.annotations("error")
     assert words in error.replace("%3A", ":")
     assert tuple(step.outputs) == OUTPUTS
-    assert (step.outputs["status"], step.outputs["verified"]) == ("", "false")
+    assert (step.outputs["status"], step.outputs["verified"]) == ("failed", "false")
     assert step.summary.startswith("## ✗ Failed")
 
 
@@ -109,39 +119,35 @@ def test_no_token_to_publish_with(run: Run) -> None:
     assert "id-token: write" in step.annotations("error")[0]
 
 
-def test_a_tag_that_the_adapter_does_not_have(run: Run, runner: Runner) -> None:
-    runner.push_tag()
-    step = run()
-    assert step.code == 5
-    assert "adapter-revision can name another" in step.annotations("error")[0]
-
-
 def test_a_hub_that_is_away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bot.hub.door.time.sleep", lambda seconds: None)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     step = run(adapter="demo/elsewhere")
     assert step.code == 5
-    assert (step.outputs["status"], step.summary.splitlines()[0]) == ("", "## ✗ Failed: demo/elsewhere")
+    assert (step.outputs["status"], step.summary.splitlines()[0]) == ("failed", "## ✗ Failed: demo/elsewhere")
 
 
 def test_a_machine_that_is_too_small(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    look = phases.look
-    monkeypatch.setattr(phases, "look", lambda folder: replace(look(folder), disk_free=1000))
+    look = pipeline.look
+    monkeypatch.setattr(pipeline, "look", lambda folder: replace(look(folder), disk_free=1000))
     step = run()
     assert step.code == 6
     assert "disk" in step.annotations("error")[0]
-    assert step.outputs["status"] == "refused"
+    assert step.outputs["status"] == "failed"
+    assert step.outputs["base-sha"]
+    assert step.summary.startswith("## ✗ This machine is too small")
 
 
 def test_our_bug_shows_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_down(*arguments: object) -> None:
         raise ZeroDivisionError("::error::not a command")
 
-    monkeypatch.setattr(phases, "make_plan", break_down)
+    monkeypatch.setattr(phases, "planned", break_down)
     step = run()
     assert step.code == 70
     assert "Traceback" in step.log
     assert "report it" in step.annotations("error")[0]
+    assert step.outputs["status"] == "failed"
     assert tuple(step.outputs) == OUTPUTS
 
 
@@ -149,7 +155,7 @@ def test_a_cancelled_run_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     def cancel(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(phases, "make_plan", cancel)
+    monkeypatch.setattr(phases, "planned", cancel)
     step = run()
     assert step.code == 130
     assert "Interrupted" in step.log
@@ -167,3 +173,25 @@ def test_inputs_that_change_between_the_phases_are_refused(run: Run, own: Path) 
 def test_a_failed_phase_stays_failed_in_the_ones_after_it(run: Run) -> None:
     inputs = {"adapter": "demo/base", "target_repo": "demo/mine"}
     assert [run(phase, **inputs).code for phase in ("fetch", "merge", "publish")] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("how", ["input", "runner"])
+def test_a_debugged_run_shows_the_traceback_of_every_error(how: str, run: Run, runner: Runner) -> None:
+    asked = {"adapter": "demo/nobody"}
+    assert "Traceback" not in run(**asked).log
+    if how == "runner":
+        runner.environment["RUNNER_DEBUG"] = "1"
+    else:
+        asked["debug"] = "true"
+    step = run(**asked)
+    assert step.code == 5
+    assert "Traceback" in step.log
+    assert "NotFound" in step.log
+
+
+def test_a_merge_that_could_not_be_published_is_left_and_named(run: Run, world: World) -> None:
+    world.hub.faults.add(Fault(path=r"/commit/", status=400, times=None, body='{"error": "not today"}'))
+    step = run(target_repo="demo/mine")
+    assert step.code == 5
+    assert (step.outputs["status"], step.outputs["verified"]) == ("failed", "true")
+    assert (Path(step.outputs["folder"]) / "verification.json").exists()

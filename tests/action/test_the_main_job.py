@@ -120,11 +120,13 @@ def test_an_adapter_in_the_repository_takes_the_pushed_tag(run: Run, runner: Run
     assert str(runner.workspace) not in json.dumps(report)
 
 
-def test_without_publishing_the_folder_stays(run: Run, world: World) -> None:
+def test_without_publishing_the_folder_stays(run: Run, runner: Runner, world: World) -> None:
     step = run(publish="none", hf_token="")
     assert step.code == 0, step.log
     assert (step.outputs["status"], step.outputs["verified"], step.outputs["repo"]) == ("dry-run", "true", "")
-    folder = Path(step.summary.partition("the merged folder is `")[2].partition("`")[0])
+    folder = Path(step.outputs["folder"])
+    assert f"the merged folder is `{folder}`" in step.summary
+    assert folder.is_relative_to(runner.temp), "where later steps of the job may use it"
     assert (folder / "verification.json").exists()
     assert not world.api.repo_exists(MERGED)
 
@@ -134,8 +136,14 @@ def test_several_adapters_go_each_to_its_own_repo(run: Run, world: World) -> Non
     world.api.upload_folder(repo_id="demo/second", folder_path=world.adapter)
     step = run(adapter="demo/adapter@v1\ndemo/second")
     assert step.code == 0, step.log
-    assert step.outputs["repo"] == "demo/second-merged"
-    assert world.api.repo_exists(MERGED)
+    found = {name: json.loads(value) for name, value in step.outputs.items()}
+    assert tuple(found) == OUTPUTS
+    assert found["repo"] == [MERGED, "demo/second-merged"]
+    assert (found["status"], found["verified"]) == (["published"] * 2, ["true"] * 2)
+    assert (found["tag"], found["folder"]) == (["v1", ""], ["", ""])
+    assert found["revision"] == [world.api.model_info(repo).sha for repo in found["repo"]]
+    reports = [json.loads(Path(path).read_text()) for path in found["report-path"]]
+    assert [report["merge"]["fingerprint"] for report in reports] == found["fingerprint"]
     assert step.summary.count("## ✓ Verified and published") == 2
 
 
@@ -144,6 +152,45 @@ def test_of_several_adapters_none_is_published_when_one_is_refused(run: Run, wor
     assert step.code == 3
     assert not world.api.repo_exists("demo/one")
     assert "## ✗ Refused: demo/base" in step.summary
+    assert json.loads(step.outputs["status"]) == ["failed", "refused"]
+    assert json.loads(step.outputs["repo"]) == ["", ""]
+
+
+def test_without_publishing_every_adapters_folder_is_named(run: Run, world: World) -> None:
+    world.new_version("v2", seed=5)
+    step = run(adapter="demo/adapter@v1, demo/adapter@v2", publish="none", hf_token="")
+    assert step.code == 0, step.log
+    folders = json.loads(step.outputs["folder"])
+    names = [json.loads((Path(folder) / "verification.json").read_text())["inputs"]["adapter"] for folder in folders]
+    assert [name["revision"] for name in names] == ["v1", "v2"]
+
+
+def test_several_adapters_become_one_model_where_the_workflow_says_how(
+    run: Run, world: World, adapter_merge: Command
+) -> None:
+    world.new_version("v2", seed=5)
+    step = run(adapter="demo/adapter@v1, demo/adapter@v2", combine="ties", weights="0.7,-0.3", density="0.4",
+               majority_sign="frequency", target_repo="demo/both", report="hub-comment")  # fmt: skip
+    assert step.code == 0, step.log
+    assert (step.outputs["status"], step.outputs["repo"], step.outputs["tag"]) == ("published", "demo/both", "")
+    shas = [world.api.model_info("demo/adapter", revision=tag).sha for tag in ("v1", "v2")]
+    assert json.loads(step.outputs["adapter-sha"]) == shas
+    assert "## ✓ Verified and published: demo/both" in step.summary
+    assert "--combine ties --weights 0.7,-0.3" in step.summary
+    options = ["--combine", "ties", "--weights", "0.7,-0.3", "--density", "0.4", "--majority-sign", "frequency"]
+    inputs = ["demo/adapter@v1", "demo/adapter@v2", *options]
+    assert adapter_merge("run", *inputs, "--to", "demo/by-hand", "--verify", "weights").code == 0
+    reports = [
+        json.loads(published(world, "verification.json", repo).read_text()) for repo in ("demo/both", "demo/by-hand")
+    ]
+    assert reports[0]["inputs"] == reports[1]["inputs"]
+    assert reports[0]["subject"] == reports[1]["subject"]
+    (discussion,) = world.api.get_repo_discussions("demo/adapter")
+    details = world.api.get_discussion_details("demo/adapter", discussion.num)
+    assert len(details.events) == 2, "a word on each"
+    again = run(adapter="demo/adapter@v1, demo/adapter@v2", combine="ties", weights="0.7,-0.3", density="0.4",
+                majority_sign="frequency", target_repo="demo/both")  # fmt: skip
+    assert again.outputs["status"] == "unchanged"
 
 
 def test_three_processes_with_one_token_each(runner: Runner, world: World, tmp_path: Path) -> None:

@@ -97,6 +97,13 @@ SENTENCES = {
     "(--force would)": "(`force: true` would)",
     "a token as HF_TOKEN.": "a token as hf-token.",
     "Unset HF_HUB_OFFLINE.": "Unset HF_HUB_OFFLINE.",
+    "pass --device cpu.": "pass `device: cpu`.",
+    "order: --weights 0.7,0.3.": "order: `weights: 0.7,0.3`.",
+    "Leave --base-weights at auto": "Leave `base-weights` at auto",
+    "or --base-weights original, to": "or `base-weights: original`, to",
+    "or --quantize nf4.": "or `quantize: nf4`.",
+    "--majority-sign has no use": "`majority-sign` has no use",
+    "above 0 and up to 1: --density 0.5 keeps": "above 0 and up to 1: `density: 0.5` keeps",
     "--output stays": "--output stays",
 }
 

@@ -9,8 +9,10 @@ import click
 import pytest
 import yaml
 
+from bot.action.inputs import CHOICES
+from bot.action.outputs import OUTPUTS, STATUS_OF
 from bot.cli import cli
-from bot.records import Options, Request
+from bot.records import Combination, Options, Request
 
 ROOT = Path(__file__).parents[2]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
@@ -22,7 +24,9 @@ FIELDS = {
     "target-repo": "target", "publish": "publish", "dtype": "dtype", "base-weights": "base_weights", "overflow": "overflow",
     "quantize": "quantize", "verify": "verify", "private": "private", "license": "license", "force": "force",
     "trust-remote-code": "trust_remote_code", "allow-pickle": "allow_pickle", "hf-token": None, "hf-read-token": None,
-    "github-token": None, "report": None, "runtime": None, "gpus": None, "image": None, "cache-dir": None,
+    "github-token": None, "report": None, "runtime": None, "gpus": None, "image": None, "cache-dir": None, "debug": None,
+    "device": "device", "combine": "combination", "weights": "weights", "density": "density", "seed": "seed", "rank": "rank",
+    "majority-sign": "majority_sign",
 }  # fmt: skip
 
 
@@ -32,10 +36,20 @@ def test_every_input_is_accounted_for() -> None:
 
 @pytest.mark.parametrize("name", [name for name, field in FIELDS.items() if field])
 def test_an_input_sets_a_field_that_exists(name: str) -> None:
-    assert FIELDS[name] in Request.__dataclass_fields__ | Options.__dataclass_fields__
+    assert (
+        FIELDS[name] in Request.__dataclass_fields__ | Options.__dataclass_fields__ | Combination.__dataclass_fields__
+    )
 
 
-@pytest.mark.parametrize("name", ["publish", "dtype", "base-weights", "quantize", "overflow", "verify", "private"])
+def test_every_way_to_combine_has_its_input() -> None:
+    assert {field if field != "kind" else "combination" for field in Combination.__dataclass_fields__} <= set(
+        FIELDS.values()
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["publish", "dtype", "base-weights", "quantize", "overflow", "verify", "device", "private"]
+)
 def test_an_inputs_default_is_the_command_lines_and_its_values_are_told(name: str) -> None:
     option = next(p for p in cli.commands["run"].params if p.name == FIELDS[name])
     assert isinstance(option.type, click.Choice)
@@ -45,9 +59,29 @@ def test_an_inputs_default_is_the_command_lines_and_its_values_are_told(name: st
         assert re.search(rf"\b{choice}\b", given["description"]), f"{name} does not mention {choice}"
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, field in FIELDS.items() if field in ("publish", "private", "license", "force")]
+@pytest.mark.parametrize("name", ["combine", "majority-sign"])
+def test_an_input_of_the_combination_tells_its_values_and_is_left_open(name: str) -> None:
+    option = next(p for p in cli.commands["run"].params if p.name == name.replace("-", "_"))
+    assert isinstance(option.type, click.Choice)
+    assert ACTION["inputs"][name]["default"] == ""
+    for choice in option.type.choices:
+        assert re.search(rf"\b{choice}\b", ACTION["inputs"][name]["description"]), f"{name} does not mention {choice}"
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_an_input_takes_is_what_the_option_of_that_name_takes(name: str) -> None:
+    option = next(p for p in cli.commands["run"].params if p.name == name.replace("-", "_"))
+    assert isinstance(option.type, click.Choice)
+    assert set(CHOICES[name]) == set(option.type.choices)
+
+
+ALIKE = (
+    *("publish", "private", "license", "force", "device", "debug"),
+    *("combine", "weights", "density", "seed", "rank", "majority-sign"),
 )
+
+
+@pytest.mark.parametrize("name", ALIKE)
 def test_an_input_of_one_name_with_an_option_exists_on_the_command_line(name: str) -> None:
     assert f"--{name}" in {flag for parameter in cli.commands["run"].params for flag in parameter.opts}
 
@@ -58,8 +92,17 @@ def test_the_pages_table_has_the_inputs_own_words(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ACTION["outputs"])
-def test_the_page_names_every_output(name: str) -> None:
-    assert f"`{name}`" in PAGE[PAGE.index("Outputs:") :]
+def test_the_pages_table_has_the_outputs_own_words(name: str) -> None:
+    assert f"| `{name}` | {ACTION['outputs'][name]['description'].strip()} |" in PAGE
+
+
+def test_the_action_has_the_outputs_that_are_written() -> None:
+    assert tuple(ACTION["outputs"]) == OUTPUTS
+
+
+@pytest.mark.parametrize("status", ["published", "unchanged", "dry-run", "failed", *STATUS_OF.values()])
+def test_every_status_is_told(status: str) -> None:
+    assert re.search(rf"\b{status}\b", ACTION["outputs"]["status"]["description"])
 
 
 @pytest.mark.parametrize("name", ACTION["inputs"])

@@ -26,7 +26,12 @@ from tests.workflows.files import (
 
 MERGE = GITHUB / "workflows" / "merge.yml"
 SECRETS = {"hf-token", "hf-read-token", "github-token"}  # never typed into a form
-OF_THE_WORKFLOW = {"runs-on", "oidc-resource"}  # merge.yml's own
+OF_THE_WORKFLOW = {"runs-on", "oidc-resource", "container", "environment", "timeout-minutes"}  # merge.yml's own
+# What the form has no room for: a repository sets it once, by a variable, or it is the details of combine.
+NOT_IN_THE_FORM = {
+    "container": "CONTAINER", "environment": "ENVIRONMENT", "timeout-minutes": "TIMEOUT", "image": "IMAGE",
+    "cache-dir": "CACHE_DIR", "density": "", "seed": "", "rank": "", "majority-sign": "",
+}  # fmt: skip
 MOST_DISPATCH_INPUTS = 25  # GitHub's limit since December 2025
 BROAD = {"write-all", "read-all"}
 
@@ -140,9 +145,24 @@ def _call() -> Yaml:
 def test_merge_yml_takes_every_input_of_the_action_by_hand_and_as_a_call() -> None:
     on = read(MERGE)["on"]
     wanted = set(action()["inputs"]) - SECRETS | OF_THE_WORKFLOW
-    assert set(on["workflow_dispatch"]["inputs"]) == wanted
+    assert set(on["workflow_dispatch"]["inputs"]) == wanted - NOT_IN_THE_FORM.keys()
     assert set(on["workflow_call"]["inputs"]) == wanted
-    assert len(wanted) <= MOST_DISPATCH_INPUTS
+    assert len(on["workflow_dispatch"]["inputs"]) <= MOST_DISPATCH_INPUTS
+
+
+@pytest.mark.parametrize("name", [name for name, variable in NOT_IN_THE_FORM.items() if variable])
+def test_what_the_form_lacks_a_variable_of_the_repository_says(name: str) -> None:
+    text = MERGE.read_text()
+    assert f"inputs.{name} || vars.ADAPTER_MERGE_{NOT_IN_THE_FORM[name]}" in text
+    assert f"_{NOT_IN_THE_FORM[name]}" in text.partition("\nname:")[0], "the head of the file names it"
+
+
+def test_the_job_can_be_given_a_container_an_environment_and_a_time_limit() -> None:
+    ((_, job),) = jobs(MERGE)
+    for name in ("container", "environment", "timeout-minutes"):
+        assert f"inputs.{name}" in job[name], name
+        assert job[name].startswith("${{"), f"{name} is one expression: an empty text below a key of it is an error"
+    assert job["defaults"]["run"]["shell"] == "bash", "in a job container, scripts are sh's otherwise"
 
 
 def test_the_form_and_the_call_say_the_same() -> None:

@@ -1,0 +1,70 @@
+"""What a GitHub tag means for an adapter on the Hub. The rule is written down in docs/tag-push.md, and decided here.
+
+Where no revision is asked for and a tag started the run: the Hub tag of that very name; else the tag's version part, where
+the adapter has a tag called like that (`adapter-v1.0`: `v1.0` or `1.0`); else main, which is said.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from bot.errors import Forbidden, Gated, Outside
+from bot.events import Emit, Note
+from bot.hub import Hub
+from bot.hub.errors import Busy
+from bot.records import Ref
+
+VERSION = re.compile(r"v?\d")
+WITH_V = re.compile(r"v\d")
+DOTTED = re.compile(r"v\d|\d+\.\d")  # what nobody takes for a part of a name
+
+
+def settled(ref: Ref, tag: str | None, hub: Hub, emit: Emit) -> Ref:
+    """The adapter at the revision that the pushed `tag` means; as it is where it names one, or where no tag was pushed."""
+    if tag is None or ref.repo is None or ref.revision is not None:
+        return ref
+    found = next(filter(_known(ref.repo, hub), candidates(tag)), None)
+    if found is None:
+        text = f"{ref.repo} has no tag {tag} and none of its version, so that its main branch is merged."
+        emit(Note(text=f"{text} adapter-revision can name another revision.", level="notice"))
+        return ref
+    if found != tag:
+        emit(Note(text=f"The pushed tag {tag} means the tag {found} of {ref.repo}.", level="notice"))
+    return replace(ref, revision=found, text=f"{ref.repo}@{found}")
+
+
+def candidates(tag: str) -> tuple[str, ...]:
+    """The names that a pushed tag may have on the Hub, the closest first.
+
+    A version part begins behind a `-`, `/`, `@` or `_`. One without a v does not begin in the middle of another: `v1.0-2` is
+    no 2.
+    """
+    found = [tag]
+    for cut in re.finditer(r"[-/@_]", tag):
+        part, before = tag[cut.end() :], re.split(r"[-/@_]", tag[: cut.start()])[-1]
+        if WITH_V.match(part) or (VERSION.match(part) and not DOTTED.match(before)):
+            found.append(part)
+    versions = [name for name in found if VERSION.match(name)]
+    found += [name.removeprefix("v") if name.startswith("v") else f"v{name}" for name in versions]
+    return tuple(dict.fromkeys(found))
+
+
+def _known(repo: str, hub: Hub) -> Callable[[str], bool]:
+    """Whether the adapter has a tag. A Hub that does not list tags (some companies' proxies) is asked for each."""
+    try:
+        tags = hub.tags_of(repo)
+    except (Busy, Gated, Forbidden):
+        raise
+    except Outside:
+        return lambda name: _is_there(repo, name, hub)
+    return lambda name: name in tags
+
+
+def _is_there(repo: str, name: str, hub: Hub) -> bool:
+    try:
+        hub.pin(repo, name)
+    except Outside:
+        return False
+    return True
