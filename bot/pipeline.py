@@ -173,6 +173,7 @@ def plan_merge(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] 
     """Pin all inputs and plan their merge; no weight is downloaded."""
     notation.settle(request.combination, 1 + len(request.more))  # what cannot be meant is said before the first look
     emit(Stage(name="pull", title=f"Reading base and adapter{'s' if request.more else ''}"))
+    hub.tell(emit)
     sources = pin(request, hub, emit, bases)
     plan = planned(sources, request, request.output or hub.scratch, hub)
     emit(Stage(name="plan", title="The plan"))

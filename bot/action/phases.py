@@ -79,6 +79,7 @@ def fetch(run: Run) -> None:
     ]
     book.change(jobs=tuple(jobs), plan_only=run.event.plan_only)
     hub = NotingHub(book.memory, read_token=run.tokens.read, write_token=run.tokens.write or run.tokens.read)
+    hub.tell(run.emit)
     plans = [_plan(index, run, hub) for index in range(len(jobs))]
     for index, (sources, plan) in enumerate(plans):
         book.update(index)
@@ -207,6 +208,7 @@ def publish(run: Run) -> None:
         if job.target is None or job.status == "dry-run":
             continue
         with publishing(job.target, run.tokens, book.memory) as hub:
+            hub.tell(run.emit)
             if job.publication is not None:
                 done = carry_tag(Publication(**job.publication), job.tag, hub, run.emit)
                 _fetch_papers(book, job, done, hub)

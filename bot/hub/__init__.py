@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from bot.events import Emit, silent
 from bot.hub.names import is_repo_id, scratch_folder
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from bot.hub.errors import Busy, NoDiscussions, Unserved
     from bot.hub.pulls import Pull
     from bot.hub.read import Pinned
-    from bot.hub.write import Change, Target, Upload, Who
+    from bot.hub.send import Change, Upload
+    from bot.hub.write import Target, Who
 
 __all__ = [
     "Blob", "Busy", "Change", "Hub", "NoDiscussions", "Pinned", "Pull", "Target", "Unserved", "Upload", "Who", "is_repo_id",
@@ -28,7 +30,7 @@ __all__ = [
 
 HOMES = {
     "Hub": "client", "Blob": "door", "Busy": "errors", "NoDiscussions": "errors", "Unserved": "errors", "Pull": "pulls",
-    "Pinned": "read", "Change": "write", "Target": "write", "Upload": "write", "Who": "write",
+    "Pinned": "read", "Change": "send", "Upload": "send", "Target": "write", "Who": "write",
 }  # fmt: skip
 
 
@@ -43,15 +45,23 @@ class _WhenAsked:
 
     def __init__(self, make: Callable[[], Hub]) -> None:
         self._make, self._made = make, cast("Hub | None", None)
+        self._emit: Emit = silent
 
     @property
     def scratch(self) -> Path:
         """A private folder of ours beside the download cache."""
         return self._made.scratch if self._made else scratch_folder()
 
+    def tell(self, emit: Emit) -> None:
+        """Whom a Hub tells of long waits, once there is one."""
+        self._emit = emit
+        if self._made is not None:
+            self._made.tell(emit)
+
     def __getattr__(self, name: str) -> Any:
         if self._made is None:
             self._made = self._make()
+            self._made.tell(self._emit)
         return getattr(self._made, name)
 
 

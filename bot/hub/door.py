@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import httpx2
 from huggingface_hub import HfApi, constants, get_token, hf_hub_url, set_client_factory
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
@@ -21,16 +20,17 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported
     http_stream_backoff,
     logging,
 )
-from huggingface_hub.utils._http import default_client_factory
 
+from bot.errors import Forbidden, NotFound, Outside
+from bot.events import Emit
 from bot.hub.answers import CheckedApi
-from bot.hub.errors import Busy, Where, gate, heard
+from bot.hub.errors import Where, gate
+from bot.hub.patience import PAUSES, Patience, Step, rest
+from bot.hub.session import session
 from bot.redact import know, redact
 
 T = TypeVar("T")
 Token = str | bool | None  # None: the ecosystem's own lookup (HF_TOKEN, `hf auth login`, OIDC); False: none at all
-
-LONGEST_WAIT = 60.0  # seconds; a rate limit that asks for more is told to the user instead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +52,17 @@ class Door:
         read_token: Token = None,
         write_token: Token = None,
         cache_dir: Path | str | None = None,
-        patience: tuple[float, ...] = (1.0, 4.0, 15.0),
+        patience: tuple[float, ...] = PAUSES,
+        sleep: Callable[[float], None] = rest,
     ) -> None:
         """Tokens default to the ecosystem's lookup, and the read token to the write token where only that is given.
 
-        `patience`: seconds to wait before each further attempt of a read, when the Hub is busy or away.
+        `patience`: seconds before each further try, when the Hub is busy or away; `sleep` waits them. See `bot.hub.patience`.
         """
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         self.address = redact(self.endpoint)  # as it may be shown: without a user and a password
         self.cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
-        self.patience = patience
+        self.patience = Patience(patience, sleep)
         self.spellings: dict[str, str] = {}  # a repo as it was called, and as the Hub calls it now
         for token in (read_token, write_token):
             know(token)
@@ -96,23 +97,35 @@ class Door:
             doing=doing, endpoint=self.address, repo=repo, revision=revision, signed_in=signed_in, writing=True
         )
 
-    def patiently(self, where: Where, call: Callable[[], T]) -> T:
-        """`call`, repeated while the Hub is busy. For reads only: the client does not retry these by itself."""
-        for pause in self.patience:
+    def tell(self, emit: Emit) -> None:
+        """From now on, long waits are told to `emit`."""
+        self.patience.tell = emit
+
+    def patiently(self, where: Where, call: Callable[[], T], landed: Callable[[], T | None] | None = None) -> T:
+        """`call`, repeated while the Hub is busy.
+
+        `landed`: of a call that must not be done twice, looks what became of the last try: done all the same, and only the
+        answer was lost (its result), or not (None).
+        """
+        step = Step(self.patience, where)
+        tries = step.tries()
+        while True:
+            began = time.monotonic()
             try:
-                with gate(where):
+                with gate(where), step:
                     return call()
-            except Busy as busy:
-                if (busy.wait or 0.0) > LONGEST_WAIT:
+            except Outside as error:
+                again = not step.spent and tries.wait(error, time.monotonic() - began)
+                # Not only where no answer came: "already there", or "moved", may speak of a try before.
+                found = None if landed is None or isinstance(error, Forbidden | NotFound) else landed()
+                if found is not None:
+                    return found
+                if not again:
                     raise
-                time.sleep(max(pause, busy.wait or 0.0))
-        with gate(where):
-            return call()
 
     def tree(self, api: HfApi, where: Where, repo: str, revision: str) -> dict[str, Blob]:
         """All files of a repo at a revision."""
-        with gate(where):  # the client itself retries lists that come in pages
-            listed = list(api.list_repo_tree(repo, recursive=True, revision=revision))
+        listed = self.patiently(where, lambda: list(api.list_repo_tree(repo, recursive=True, revision=revision)))
         return {
             item.path: Blob(size=item.size, oid=item.blob_id, sha256=item.lfs.sha256 if item.lfs else None)
             for item in listed
@@ -149,15 +162,7 @@ def _prepare_client() -> None:
     disable_progress_bars()
     if "HF_HUB_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings also spell out signed URLs
-    set_client_factory(_client)
-
-
-def _client() -> httpx2.Client:
-    """The client's own, with time limits: by default it would wait for a silent server for ever."""
-    client = default_client_factory()
-    client.event_hooks = {**client.event_hooks, "response": [*client.event_hooks.get("response", ()), heard]}
-    client.timeout = httpx2.Timeout(connect=20.0, read=600.0, write=600.0, pool=None)
-    return client
+    set_client_factory(session)
 
 
 def _read_span(url: str, headers: dict[str, str], start: int, stop: int) -> bytes:

@@ -29,7 +29,11 @@ from bot.errors import AdapterMergeError
 from bot.hub import sentences
 from bot.hub.sentences import Busy, NoDiscussions, Unserved, Where, plain
 
-__all__ = ["Busy", "NoDiscussions", "Unserved", "Where", "gate", "plain", "translate"]
+__all__ = ["Busy", "NoDiscussions", "Unreached", "Unserved", "Where", "gate", "plain", "translate"]
+
+
+class Unreached(httpx2.TransportError):
+    """No answer came; its cause says why. Of a class that the client does not try again by itself."""
 
 
 @contextmanager
@@ -86,7 +90,7 @@ def translate(error: BaseException, where: Where) -> AdapterMergeError | None:
 
 def _cause(error: BaseException) -> BaseException:
     """The client wraps what really happened ("cannot find the file in the cache", "error while uploading")."""
-    wrappers = (LocalEntryNotFoundError, RevisionResolutionError, RuntimeError)
+    wrappers = (LocalEntryNotFoundError, RevisionResolutionError, RuntimeError, Unreached)
     while isinstance(error, wrappers) and error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -117,6 +121,9 @@ TABLE: tuple[tuple[type[BaseException], Callable[[Any, Where], AdapterMergeError
 )
 # What reading an answer of another shape comes to, in the client or here.
 MISREAD = (KeyError, IndexError, TypeError, AttributeError, ValueError, AssertionError, RecursionError)
-READERS = ("huggingface_hub", "httpx2", "json", "bot.hub.answers", "bot.hub.write", "bot.hub.pulls", "bot.hub.history")
+READERS = (
+    "huggingface_hub", "httpx2", "json", "bot.hub.answers", "bot.hub.write", "bot.hub.send", "bot.hub.pulls",
+    "bot.hub.history",
+)  # fmt: skip
 _LAST = threading.local()
 CAUGHT = tuple({kind for kind, _ in TABLE})

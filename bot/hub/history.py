@@ -8,7 +8,7 @@ from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[att
 
 from bot.errors import Outside
 from bot.hub.door import Door
-from bot.hub.errors import Unserved, gate
+from bot.hub.errors import Unserved
 from bot.hub.read import nobody_answered
 
 LONGEST = 5_000  # commits of main that are looked through, 50 a request; what is older needs a tag
@@ -20,14 +20,16 @@ class History(Door):
     def is_owners(self, repo: str, sha: str) -> bool | None:
         """Whether a commit is in main's history, or the end of a branch or a tag. None where nobody can be asked."""
         where = self.where(f"read the history of {repo}", repo)
+        headers = build_hf_headers(token=self.inputs.token, library_name="adapter-merge")
+
+        def is_in_main() -> bool:
+            commits = paginate(f"{self.endpoint}/api/models/{repo}/commits/main", params={}, headers=headers)
+            return any(commit.get("id") == sha for commit in islice(commits, LONGEST))
+
         try:
             refs = self.patiently(where, lambda: self.inputs.list_repo_refs(repo))
-            if any(ref.target_commit == sha for ref in (*refs.branches, *refs.tags)):
-                return True
-            headers = build_hf_headers(token=self.inputs.token, library_name="adapter-merge")
-            with gate(where):  # the client itself retries lists that come in pages
-                commits = paginate(f"{self.endpoint}/api/models/{repo}/commits/main", params={}, headers=headers)
-                return any(commit.get("id") == sha for commit in islice(commits, LONGEST))
+            ends = {ref.target_commit for ref in (*refs.branches, *refs.tags)}
+            return sha in ends or self.patiently(where, is_in_main)
         except Outside as away:
             if not (nobody_answered(away) or isinstance(away, Unserved)):
                 raise

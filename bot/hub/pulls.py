@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from itertools import chain, islice
+from typing import Any, Literal
 
 from huggingface_hub import DiscussionComment
+from huggingface_hub.community import DiscussionCommit
 
-from bot.hub.errors import gate
-from bot.hub.write import Writing
+from bot.hub.send import Sending
 from bot.redact import redact
+
+# However long a repo's history is, this many of our pull requests are listed, the newest first, and this many read.
+LISTED = 50
+OPEN, CLOSED = 10, 10
+SIGNED = "<!-- adapter-merge:call={} -->"  # by which a call whose answer was lost knows what it made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +38,42 @@ class Pull:
         return f"refs/pr/{self.num}"
 
 
-class Proposing(Writing):
+class Proposing(Sending):
     """What a run needs of the target's pull requests."""
 
+    def open_pulls(self, repo: str) -> Iterable[Pull]:
+        """The open and draft pull requests that this token's account made, the newest first; each costs one call."""
+        for item in islice(self._mine(repo, "open"), OPEN):
+            yield self.pull(repo, item.num)
+
+    def closed_pulls(self, repo: str) -> Iterable[Pull]:
+        """Those that were closed without being merged. What one of them said is asked once: nobody works on it."""
+        closed = (item for item in self._mine(repo, "closed") if item.status == "closed")
+        for item in islice(closed, CLOSED):
+            key = (repo, item.num)
+            if key not in self._closed:
+                self._closed[key] = self.pull(repo, item.num)
+            yield self._closed[key]
+
     def my_pulls(self, repo: str) -> Iterable[Pull]:
-        """The pull requests that this token's account opened, the newest first; each costs one call, so stop early."""
+        """All of these."""
+        return chain(self.open_pulls(repo), self.closed_pulls(repo))
+
+    @cached_property
+    def _closed(self) -> dict[tuple[str, int], Pull]:
+        return {}
+
+    def _mine(self, repo: str, status: Literal["open", "closed"]) -> list[Any]:
         me = self.whoami().name
         where = self.where_writing(f"list the pull requests of {repo}", repo)
-        listed = self.patiently(
-            where, lambda: list(self.outputs.get_repo_discussions(repo, author=me, discussion_type="pull_request"))
-        )
-        for item in listed:
-            if item.author == me and item.is_pull_request:
-                yield self.pull(repo, item.num)
+
+        def read() -> list[Any]:
+            found = self.outputs.get_repo_discussions(
+                repo, author=me, discussion_type="pull_request", discussion_status=status
+            )
+            return [item for item in islice(found, LISTED) if item.author == me and item.is_pull_request]
+
+        return self.patiently(where, read)
 
     def require_pulls(self, repo: str) -> None:
         """Raise NoDiscussions where the repo takes no pull requests."""
@@ -51,35 +82,68 @@ class Proposing(Writing):
 
     def pull(self, repo: str, num: int) -> Pull:
         """One pull request."""
+        return _pull(self._details(repo, num))
+
+    def _details(self, repo: str, num: int) -> Any:
         where = self.where_writing(f"read pull request {num} of {repo}", repo)
-        found = self.patiently(where, lambda: self.outputs.get_discussion_details(repo, num))
-        first = next((event for event in found.events if isinstance(event, DiscussionComment)), None)
-        return Pull(
-            num=found.num,
-            status=found.status,
-            author=found.author,
-            text=first.content if first else "",
-            comment_id=first.id if first else "",
-            url=found.url,
-        )
+        return self.patiently(where, lambda: self.outputs.get_discussion_details(repo, num))
 
     def open_draft(self, repo: str, title: str, text: str) -> Pull:
         """A new pull request without commits, in draft."""
-        with gate(self.where_writing(f"open a pull request on {repo}", repo)):
-            num = self.outputs.create_pull_request(repo, title=redact(title), description=redact(text)).num
-        return self.pull(repo, num)
+        signature = SIGNED.format(secrets.token_hex(8))
+
+        def landed() -> Pull | None:
+            return next((pull for pull in self.open_pulls(repo) if signature in pull.text), None)
+
+        def make() -> Pull:
+            description = f"{redact(text)}\n{signature}"
+            return _pull(self.outputs.create_pull_request(repo, title=redact(title), description=description))
+
+        return self.patiently(self.where_writing(f"open a pull request on {repo}", repo), make, landed)
 
     def rewrite(self, repo: str, pull: Pull, text: str) -> None:
         """Replace the pull request's first comment."""
-        with gate(self.where_writing(f"edit pull request {pull.num} of {repo}", repo)):
-            self.outputs.edit_discussion_comment(repo, pull.num, pull.comment_id, redact(text))
+        where = self.where_writing(f"edit pull request {pull.num} of {repo}", repo)
+        self.patiently(
+            where, lambda: self.outputs.edit_discussion_comment(repo, pull.num, pull.comment_id, redact(text))
+        )
 
     def comment(self, repo: str, num: int, text: str) -> None:
-        """Add a comment."""
-        with gate(self.where_writing(f"comment on pull request {num} of {repo}", repo)):
-            self.outputs.comment_discussion(repo, num, redact(text))
+        """Add a comment, unless it has been said since the last commit."""
+        text = redact(text)
+
+        def landed() -> bool | None:
+            return _said(self._details(repo, num).events, text) or None
+
+        where = self.where_writing(f"comment on pull request {num} of {repo}", repo)
+        self.patiently(where, lambda: self.outputs.comment_discussion(repo, num, text), landed)
 
     def set_status(self, repo: str, num: int, status: Literal["open", "closed"], comment: str = "") -> None:
         """Take a draft out of draft (`open`), or close it."""
-        with gate(self.where_writing(f"mark pull request {num} of {repo} as {status}", repo)):
-            self.outputs.change_discussion_status(repo, num, status, comment=redact(comment))
+        reached = {"open": ("open", "merged"), "closed": ("closed",)}[status]
+
+        def landed() -> bool | None:
+            return self.pull(repo, num).status in reached or None
+
+        where = self.where_writing(f"mark pull request {num} of {repo} as {status}", repo)
+        self.patiently(
+            where, lambda: self.outputs.change_discussion_status(repo, num, status, comment=redact(comment)), landed
+        )
+
+
+def _pull(found: Any) -> Pull:
+    first = next((event for event in found.events if isinstance(event, DiscussionComment)), None)
+    return Pull(
+        num=found.num,
+        status=found.status,
+        author=found.author,
+        text=first.content if first else "",
+        comment_id=first.id if first else "",
+        url=found.url,
+    )
+
+
+def _said(events: list[Any], text: str) -> bool:
+    """Whether a comment of these words follows the last commit."""
+    last = max((n for n, event in enumerate(events) if isinstance(event, DiscussionCommit)), default=-1)
+    return any(isinstance(e, DiscussionComment) and e.content.strip() == text.strip() for e in events[last + 1 :])

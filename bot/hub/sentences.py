@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from huggingface_hub.errors import HfHubHTTPError
@@ -17,15 +19,20 @@ from bot.errors import AdapterMergeError, Forbidden, Gated, MachineTooSmall, Mov
 from bot.redact import redact
 
 TRY_AGAIN = "Run it again in a few minutes; what was transferred is kept."
+IN_PROGRESS = "another conflicting operation is in progress"
 TOKENS = "https://huggingface.co/settings/tokens"
 
 
 class Busy(Outside):
-    """The Hub did not answer, or asked to come back later: the same call may succeed after `wait` seconds."""
+    """The Hub did not answer, or asked to come back later: the same call may succeed after `wait` seconds.
 
-    def __init__(self, what: str, *, remedy: str, wait: float | None = None) -> None:
+    `silent`: it let us wait, so that the time that this took counts as waiting too.
+    """
+
+    def __init__(self, what: str, *, remedy: str, wait: float | None = None, silent: bool = False) -> None:
         super().__init__(what, remedy=remedy)
         self.wait = wait
+        self.silent = silent
 
 
 class Unserved(Outside):
@@ -112,7 +119,17 @@ def answered(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
     if status in UNSERVED and not (where.writing and status == 400) and not error.response.headers.get("X-Error-Code"):
         return _unserved(error, where)
     if status >= 500 or status == 408:
-        return Busy(f"Could not {where.doing}: the Hub failed with {status}{_said(error)}.", remedy=TRY_AGAIN)
+        return Busy(
+            f"Could not {where.doing}: the Hub failed with {status}{_said(error)}.",
+            remedy=TRY_AGAIN,
+            wait=seconds_to_wait(error.response.headers),
+        )
+    if status == 409 and IN_PROGRESS in (error.server_message or ""):
+        return Busy(f"Could not {where.doing}: the Hub is busy with another change of this account.", remedy=TRY_AGAIN)
+    if is_not_there_yet(error):
+        return Busy(
+            f"Could not {where.doing}: the Hub does not see a file yet that was uploaded to it.", remedy=TRY_AGAIN
+        )
     return STATUS.get(status, _odd)(error, where)
 
 
@@ -124,6 +141,18 @@ def _unserved(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
         if where.writing
         else "Check the name and HF_ENDPOINT; a mirror or proxy may serve only a part of the Hub.",
     )
+
+
+def is_passing(response: Any) -> bool:
+    """Whether an answer asks to come back: a rate limit, a failure of the Hub, or a change that is under way."""
+    status = response.status_code
+    return status >= 500 or status in (408, 429) or (status == 409 and IN_PROGRESS in response.text)
+
+
+def is_not_there_yet(error: HfHubHTTPError) -> bool:
+    """Whether a commit came before the Hub's storage had told of the upload, or the upload was lost there."""
+    said = error.server_message or ""
+    return error.response.status_code == 400 and "LFS pointer" in said and "does not exist" in said
 
 
 def _bad_token(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
@@ -243,7 +272,8 @@ def no_oidc(error: Any, where: Where) -> AdapterMergeError:
 
 
 def slow(error: Any, where: Where) -> AdapterMergeError:
-    return Busy(f"Could not {where.doing}: {where.endpoint} did not answer in time.", remedy=TRY_AGAIN)
+    what = f"Could not {where.doing}: {where.endpoint} did not answer in time."
+    return Busy(what, remedy=TRY_AGAIN, silent=True)
 
 
 def unreachable(error: Any, where: Where) -> AdapterMergeError:
@@ -288,10 +318,17 @@ def _verb(where: Where) -> str:
 
 
 def seconds_to_wait(headers: Any) -> float | None:
-    """`t` of a RateLimit header, or Retry-After; None where the Hub names no time."""
-    window = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
-    found = window or re.fullmatch(r"(\d+)", headers.get("Retry-After", ""))
-    return float(found[1]) if found else None
+    """`t` of a RateLimit header that has nothing left, or Retry-After (seconds, or a date); None where no time is named."""
+    limit, after = headers.get("RateLimit", ""), headers.get("Retry-After", "").strip()
+    window = re.search(r"\bt\s*=\s*(\d+)", limit)
+    if window and not re.search(r"\br\s*=\s*[1-9]", limit):
+        return float(window[1])
+    if re.fullmatch(r"\d+(\.\d+)?", after):
+        return float(after)
+    try:
+        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 UNSERVED = (400, 404, 405, 410, 501)

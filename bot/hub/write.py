@@ -1,23 +1,18 @@
-"""Writing the target: look at it, create it, send files, commit once, set tags."""
+"""Writing the target: look at it, create it, set what it is to be, and its tags. Its files: `bot.hub.send`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import islice
 from typing import Any, Literal
+from urllib.parse import quote
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[attr-defined]  # re-exported lazily
 
-from bot.errors import Forbidden, NotFound, Outside
+from bot.errors import Forbidden, NotFound
 from bot.hub.door import Blob, Door
-from bot.hub.errors import gate, plain
-from bot.redact import redact
 
-SMALL = 10_000_000  # bytes; smaller files travel together
-
-Upload = CommitOperationAdd  # a file whose content the Hub has already; what is in it is the client's business
+HISTORY = 500  # commits of the target that are looked through for ours; where it is older, the report alone is believed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +39,6 @@ class Who:
     role: str
     orgs: tuple[str, ...]
     scopes: tuple[str, ...]  # what a fine-grained token is limited to, e.g. "acme/model: repo.write"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """One commit to be made. `parent` is the sha that `revision` must still have."""
-
-    repo: str
-    revision: str
-    parent: str
-    title: str
-    text: str
-    delete: tuple[str, ...]
 
 
 class Writing(Door):
@@ -104,12 +87,17 @@ class Writing(Door):
         where = self.where_writing(f"read {file} of {repo}", repo, revision)
         return self.text(self.outputs, replace(where, file=file))
 
-    def commit_messages(self, repo: str, revision: str = "main") -> list[tuple[str, str]]:
-        """(sha, whole message) of a branch's commits, the newest first."""
+    def commit_messages(self, repo: str, revision: str = "main", most: int = HISTORY) -> list[tuple[str, str]]:
+        """(sha, whole message) of a branch's newest commits, the newest first; 50 of them a call."""
         where = self.where_writing(f"read the history of {repo}", repo, revision)
-        with gate(where):
-            commits = self.outputs.list_repo_commits(repo, revision=revision)
-        return [(commit.commit_id, f"{commit.title}\n\n{commit.message}") for commit in commits]
+        url = f"{self.endpoint}/api/models/{repo}/commits/{quote(revision, safe='')}"
+        headers = build_hf_headers(token=self.outputs.token, library_name="adapter-merge")
+
+        def read() -> list[tuple[str, str]]:
+            commits = islice(paginate(url, params={}, headers=headers), most)
+            return [(str(one["id"]), f"{one['title']}\n\n{one['message']}") for one in commits]
+
+        return self.patiently(where, read)
 
     def require_write(self, repo: str) -> None:
         """Raise Forbidden, before anything is uploaded, where the token may not write to the repo."""
@@ -131,21 +119,26 @@ class Writing(Door):
                 f"{repo} does not exist, and the token can only read.", remedy="Use a token of role write as HF_TOKEN."
             )
 
-    def create(self, repo: str) -> None:
-        """A new, private model repo."""
-        with gate(self.where_writing(f"create {repo}", repo)):
-            self.outputs.create_repo(repo, private=True)
+    def create(self, repo: str, *, private: bool = True) -> None:
+        """A new model repo. Raises Outside where there is one of that name with something in it."""
+
+        def landed() -> Target | None:
+            found = self.target(repo)
+            return found if found is not None and found.empty else None
+
+        where = self.where_writing(f"create {repo}", repo)
+        self.patiently(where, lambda: self.outputs.create_repo(repo, private=private), landed)
 
     def set_gated(self, repo: str, gated: str) -> None:
         """Gate the repo as `auto` or `manual`."""
         mode: Literal["auto", "manual"] = "manual" if gated == "manual" else "auto"
-        with gate(self.where_writing(f"gate {repo}", repo)):
-            self.outputs.update_repo_settings(repo, gated=mode)
+        where = self.where_writing(f"gate {repo}", repo)
+        self.patiently(where, lambda: self.outputs.update_repo_settings(repo, gated=mode))
 
-    def make_public(self, repo: str) -> None:
-        """Open a private repo to everyone."""
-        with gate(self.where_writing(f"make {repo} public", repo)):
-            self.outputs.update_repo_settings(repo, private=False)
+    def set_private(self, repo: str, private: bool) -> None:
+        """Hide the repo from everyone else, or open it to everyone."""
+        where = self.where_writing(f"make {repo} {'private' if private else 'public'}", repo)
+        self.patiently(where, lambda: self.outputs.update_repo_settings(repo, private=private))
 
     def tags(self, repo: str) -> dict[str, str]:
         """The repo's tags and the commits they point at."""
@@ -155,77 +148,12 @@ class Writing(Door):
 
     def tag(self, repo: str, name: str, sha: str) -> None:
         """A new tag at a commit."""
-        with gate(self.where_writing(f"tag {repo} as {name}", repo, sha)):
-            self.outputs.create_tag(repo, tag=name, revision=sha)
+        where = self.where_writing(f"tag {repo} as {name}", repo, sha)
 
-    # --- files ------------------------------------------------------------------------------------------------------
+        def landed() -> bool | None:
+            return self.tags(repo).get(name) == sha or None
 
-    def check_card(self, text: str) -> None:
-        """Have the Hub validate the card's metadata, before anything large is uploaded. Raises Outside."""
-        where = self.where_writing("have the model card checked")
-        headers = build_hf_headers(token=self.outputs.token, library_name="adapter-merge")
-        url = f"{self.endpoint}/api/validate-yaml"
-        with gate(where):
-            answer = get_session().post(url, json={"content": text, "repoType": "model"}, headers=headers)
-            refused = answer.json().get("errors", []) if answer.status_code == 400 else []
-            errors = "; ".join(str(error.get("message")) for error in refused)
-        if answer.status_code == 400:
-            raise Outside(
-                f"The Hub does not accept the model card's metadata: {plain(errors, 400)}.",
-                remedy="Correct README.md's metadata block (a license can be set with --license).",
-            )
-
-    def upload(
-        self, repo: str, revision: str, files: Mapping[str, Path], *, pull_request: bool, sent: Callable[[int], None]
-    ) -> tuple[Upload, ...]:
-        """Send the contents, large files one by one, without any commit. `sent` is told the bytes of each.
-
-        `pull_request`: the commit will go to a PR that does not exist yet, so the token need not write to `revision`.
-        The result goes to `commit` and is spent there.
-        """
-        where = self.where_writing(f"upload to {repo}", repo, revision)
-        done = []
-        for names in _loads(files):
-            with gate(where):
-                adds = [_addition(name, files[name]) for name in names]
-                self.outputs.preupload_lfs_files(
-                    repo,
-                    additions=adds,
-                    revision=revision,
-                    create_pr=pull_request,
-                    free_memory=False,
-                    gitignore_content="",  # or the target's own .gitignore could drop proven files without a word
-                )
-            sent(sum(files[name].stat().st_size for name in names))
-            done.extend(adds)
-        return tuple(done)
-
-    def commit(self, change: Change, additions: Iterable[Upload]) -> str:
-        """One commit with everything; its sha. Raises Moved where `change.parent` is no longer the head."""
-        where = self.where_writing(f"commit to {change.repo}", change.repo, change.revision)
-        operations: list[Any] = [*additions, *(CommitOperationDelete(path_in_repo=name) for name in change.delete)]
-        with gate(where):
-            commit = self.outputs.create_commit(
-                change.repo,
-                operations,
-                commit_message=redact(change.title),
-                commit_description=redact(change.text),
-                revision=change.revision,
-                parent_commit=change.parent,
-            )
-        return str(commit.oid)
-
-
-def _addition(name: str, path: Path) -> Upload:
-    """A small file is read once and for all, so that what its hash is of is what the commit holds."""
-    is_small = path.stat().st_size < SMALL
-    return CommitOperationAdd(path_in_repo=name, path_or_fileobj=path.read_bytes() if is_small else path)
-
-
-def _loads(files: Mapping[str, Path]) -> list[list[str]]:
-    """The small files together first (they tell at once whether the token may write), then each large one."""
-    small = [name for name in sorted(files) if files[name].stat().st_size < SMALL]
-    return [*([small] if small else []), *([name] for name in sorted(files) if name not in set(small))]
+        self.patiently(where, lambda: self.outputs.create_tag(repo, tag=name, revision=sha), landed)
 
 
 def _who(found: dict[str, Any]) -> Who:

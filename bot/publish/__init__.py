@@ -48,6 +48,7 @@ def publish(
     if not is_repo_id(target) or "/" not in target:
         raise Usage(f"{target!r} is not a Hub repo.", remedy="Name the target as owner/name.")
     emit(Stage(name="publish", title=f"Publishing to {target}"))
+    hub.tell(emit)
     parcel = pack(folder, document)
     require_apart(target, document.get("inputs") or {}, hub)
     found = None if force else already(parcel.fingerprint, target, hub, emit)
@@ -124,7 +125,7 @@ def _require_reach(hub: Hub, now: Target | None, pushing: bool) -> None:
 
 def _create(job: Job, repo: str, seen: visibility.Visibility) -> Target:
     """Private at first, whatever it is to become: an empty or half-filled repo is nobody's business."""
-    job.hub.create(repo)
+    job.hub.create(repo, private=True)
     created = job.hub.target(repo)
     assert created is not None
     why = f", since {seen.why}" if seen.private and seen.why else ""
@@ -138,7 +139,7 @@ def _show(job: Job, repo: str, seen: visibility.Visibility) -> None:
         if seen.gated:
             job.hub.set_gated(repo, seen.gated)
         if not seen.private:
-            job.hub.make_public(repo)
+            job.hub.set_private(repo, False)
     except AdapterMergeError as error:
         text = f"{error.what} {repo} stays private; set its visibility and gating on the Hub."
         job.emit(Note(text=text, level="warning"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from bot.hub import Change, Hub, Pull, Target, Upload
 
 STAGE = "publish"
+RECENT = 10  # commits on top of the one that was looked at, among which ours may be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +70,8 @@ def propose(job: Job, target: Target, pull: Pull | None) -> Publication:
 
 def _raced(job: Job, repo: str, draft: Pull) -> Publication | None:
     """Another run of ours may have opened its draft of the same merge a moment earlier: the lower number stays."""
-    for other in job.hub.my_pulls(repo):
-        same = words.mark_in(other.text) == job.parcel.fingerprint and other.status in ("open", "draft")
-        if same and other.num < draft.num:
+    for other in job.hub.open_pulls(repo):
+        if words.mark_in(other.text) == job.parcel.fingerprint and other.num < draft.num:
             _abandon(job, repo, draft, f"pull request {other.num} already proposes this merge.")
             why = f"Pull request {other.num} already proposes this merge."
             return replace(_proposed(repo, other, None), status="unchanged", why=why)
@@ -141,22 +140,16 @@ def _meanwhile(job: Job, target: Target) -> Publication | None:
 
 def _commit(job: Job, change: Change, additions: tuple[Upload, ...]) -> str:
     """Commit; where that fails, look whether the same merge landed all the same: our answer lost, or a faster run."""
-    from bot.hub import Busy
 
-    for pause in (*job.hub.patience, None):
-        try:
-            return job.hub.commit(change, additions)
-        except (Busy, Moved) as error:
-            head = job.hub.head(change.repo, change.revision)
-            if head != change.parent:
-                _, message = job.hub.commit_messages(change.repo, change.revision)[0]
-                if words.trailer_in(message) == job.parcel.fingerprint:
-                    return head
-                raise
-            if pause is None or isinstance(error, Moved):
-                raise
-            time.sleep(pause)
-    raise AssertionError("unreachable")
+    def landed() -> str | None:
+        for sha, message in job.hub.commit_messages(change.repo, change.revision, most=RECENT):
+            if sha == change.parent:
+                return None
+            if words.trailer_in(message) == job.parcel.fingerprint:
+                return sha
+        return None
+
+    return job.hub.commit(change, additions, landed)
 
 
 def _require_arrived(job: Job, repo: str, sha: str, gone: tuple[str, ...]) -> None:

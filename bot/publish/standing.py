@@ -131,6 +131,6 @@ def _of_ours(fingerprint: str, target: Target, hub: Hub) -> Publication | None:
 
 def pull_to_update(fingerprint: str, target: Target, hub: Hub) -> Pull | None:
     """The unfinished pull request of ours that this merge belongs in: one with its mark, else the newest of ours."""
-    ours = [p for p in hub.my_pulls(target.repo) if p.status in ("open", "draft") and mark_in(p.text)]
+    ours = [pull for pull in hub.open_pulls(target.repo) if mark_in(pull.text)]
     same = [pull for pull in ours if mark_in(pull.text) == fingerprint]
     return next(iter(same or ours), None)

@@ -296,10 +296,10 @@ def test_a_folder_that_changed_since_it_was_verified_is_not_published(hub, folde
 def test_what_changes_while_it_is_sent_is_not_committed(
     name, when, large, dev, hub, owner, folder, document, monkeypatch
 ):
-    from bot.hub import write
+    from bot.hub import send
 
     if large:
-        monkeypatch.setattr(write, "SMALL", 0)
+        monkeypatch.setattr(send, "SMALL", 0)
     victim = folder / name
 
     def change(event):

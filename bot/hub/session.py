@@ -1,0 +1,99 @@
+"""The HTTP client below huggingface_hub: time limits, and further tries of what may be sent again."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # re-exported lazily
+from huggingface_hub.utils._http import hf_request_event_hook
+
+from bot.hub.errors import Unreached, heard, translate
+from bot.hub.patience import Step, under_way
+from bot.hub.sentences import is_passing
+
+# What comes to the same however often it is sent: the Hub looks what is there, or the same bytes take the same place.
+REPEATABLE = re.compile(
+    r"/preupload/|/info/lfs/objects/|/api/complete_multipart|/api/validate-yaml|/comment/[^/]+/edit$"
+)
+LONG_WORK = re.compile(r"/commit/|/info/lfs/objects/verify|/api/complete_multipart")
+PIECE = 1 << 16
+# Seconds. The client's own default would wait for a silent server for ever, and some of its calls say so themselves.
+LIMITS = httpx2.Timeout(connect=20.0, read=600.0, write=600.0, pool=None)
+QUICK = httpx2.Timeout(connect=20.0, read=60.0, write=60.0, pool=None)
+
+
+def session() -> Session:
+    """For huggingface_hub's `set_client_factory`."""
+    hooks: dict[str, Any] = {"request": [hf_request_event_hook], "response": [heard]}
+    return Session(event_hooks=hooks, follow_redirects=True, timeout=LIMITS)
+
+
+class Session(httpx2.Client):
+    """What huggingface_hub sends its requests with."""
+
+    def build_request(self, method: Any, url: Any, *, content: Any = None, data: Any = None, **more: Any) -> Any:
+        """A request that can be sent again, and that does not wait for ever."""
+        if hasattr(data, "read"):  # how the client hands over the file, or the part of one, that it uploads
+            content, data = Again(data), None
+        if not isinstance(more.get("timeout"), (int, float, tuple, httpx2.Timeout)):
+            path = httpx2.URL(url).path
+            long = method == "PUT" or LONG_WORK.search(path) or not path.startswith("/api/")
+            more["timeout"] = LIMITS if long else QUICK
+        return super().build_request(method, url, content=content, data=data, **more)
+
+    def send(self, request: httpx2.Request, *, stream: bool = False, **how: Any) -> httpx2.Response:
+        """Send it, again where that may help and cannot harm. A stream's reader must begin anew by itself."""
+        step = under_way()
+        if step is None or stream:
+            return super().send(request, stream=stream, **how)
+        tries = step.tries() if _is_repeatable(request) else None
+        while True:
+            began = time.monotonic()
+            try:
+                return self._answered(request, step, **how)
+            except (HfHubHTTPError, Unreached) as error:
+                if tries is None:
+                    raise
+                if not tries.wait(translate(error, step.where), time.monotonic() - began):
+                    step.spent = True
+                    raise
+
+    def _answered(self, request: httpx2.Request, step: Step, **how: Any) -> httpx2.Response:
+        """The answer. Raises HfHubHTTPError for one that asks to come back, Unreached where none came."""
+        try:
+            response = super().send(request, **how)
+        except httpx2.TransportError as error:
+            raise Unreached(str(error)) from error
+        step.patience.answered = True
+        if is_passing(response):
+            hf_raise_for_status(response)
+        return response
+
+
+class Again:
+    """A request's body that is read from the same place each time it is sent."""
+
+    def __init__(self, body: Any) -> None:
+        self._body, self._start = body, body.tell()
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._body.seek(self._start)
+        while piece := self._body.read(PIECE):
+            yield piece
+
+    def tell(self) -> int:
+        """With `seek`, how httpx finds out how long it is."""
+        return int(self._body.tell())
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """As of a file."""
+        return int(self._body.seek(offset, whence))
+
+
+def _is_repeatable(request: httpx2.Request) -> bool:
+    return request.method in ("GET", "HEAD", "PUT") or REPEATABLE.search(request.url.path) is not None
