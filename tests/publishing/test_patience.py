@@ -35,11 +35,13 @@ def patient(dev, tmp_path, waits):
     [
         ({"RateLimit": '"api";r=0;t=25', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}, 25),
         ({"Retry-After": "40"}, 40),
-        ({"Retry-After": email.utils.formatdate(time.time() + 90, usegmt=True)}, 80),
+        ({"Retry-After": "a date"}, 80),
     ],
 )
 @pytest.mark.parametrize("route", ["/commit/main", "/preupload/main", "/api/repos/create", "/api/validate-yaml"])
 def test_the_wait_that_the_hub_asks_for_is_kept(dev, patient, waits, owner, folder, document, headers, least, route):
+    if "a date" in headers.values():
+        headers = {"Retry-After": email.utils.formatdate(time.time() + 90, usegmt=True)}
     dev.faults.add(Fault(path=route, method="POST", status=429, headers=headers))
     assert deliver(folder, document, patient).status == "published"
     assert owner.titles() == ["Merge demo/adapter into demo/base", "initial commit"]
