@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ from bot.publish import plain_files
 from bot.pull import (
     card_of,
     fetch,
+    is_subfolder,
     merged_files,
     original_at_hand,
     pin,
     repo_files,
     require_usable,
+    sha_of_all,
     vouch,
     with_sound_files,
 )
@@ -122,7 +125,7 @@ def _prove_again(
             folder=folder,
             base=local.base,
             adapter=local.adapter,
-            inputs={**_pins(sources, together), "recipe": inputs.get("recipe")},
+            inputs={**_pins(sources, together, inputs), "recipe": inputs.get("recipe")},
             card_bases=_card_bases(folder, sources, hub),
             recorded=recorded,
             merge=facts,
@@ -183,12 +186,21 @@ def _form(recorded: Json, options: Options) -> Json:
     }
 
 
-def _pins(sources: Sources, together: Predicted | None) -> Json:
-    """The inputs as verification.json names them."""
-    pins = [pin_of(source) for source in sources.adapters]
+def _pins(sources: Sources, together: Predicted | None, recorded: Json) -> Json:
+    """The inputs as verification.json names them. `recorded`: as the one at hand does."""
+    named = [recorded.get("base"), *(recorded.get("adapters") or [recorded.get("adapter")])]
+    base, *pins = [_pin(*pair) for pair in zip_longest((sources.base, *sources.adapters), named) if pair[0]]
     if together is None:
-        return {"base": pin_of(sources.base), "adapter": pins[0]}
-    return {"base": pin_of(sources.base), "adapters": pins, "combination": notation.to_json(together.how)}
+        return {"base": base, "adapter": pins[0]}
+    return {"base": base, "adapters": pins, "combination": notation.to_json(together.how)}
+
+
+def _pin(source: Source, recorded: Any) -> Json:
+    """A source's pin; of a folder that a report of an earlier version names by all of its files, that one."""
+    pin, said = pin_of(source), recorded.get("sha") if isinstance(recorded, dict) else None
+    if source.ref.folder is None or said in (None, source.sha) or said != sha_of_all(source):
+        return pin
+    return {**pin, "sha": said}
 
 
 def publish_folder(folder: Path, request: Request, hub: Hub, emit: Emit) -> Publication:
@@ -235,10 +247,12 @@ def read_report(folder: Path) -> Json | None:
 
 def _recorded_ref(pinned: Any, role: Role) -> Ref:
     pinned = pinned if isinstance(pinned, dict) else {}
-    repo, sha = pinned.get("repo"), pinned.get("sha")
-    if not (isinstance(repo, str) and is_repo_id(repo) and isinstance(sha, str) and COMMIT.fullmatch(sha)):
+    repo, sha, subfolder = pinned.get("repo"), pinned.get("sha"), pinned.get("subfolder")
+    commit = isinstance(repo, str) and is_repo_id(repo) and isinstance(sha, str) and COMMIT.fullmatch(sha)
+    if not commit or not (subfolder is None or (role == "adapter" and is_subfolder(subfolder))):
         raise Usage(f"No verification.json names a Hub repo as the {role}.", remedy=f"Name it with --{role}.")
-    return Ref(text=f"{repo}@{sha}", repo=repo, revision=sha)
+    named = "/".join(filter(None, (repo, subfolder)))
+    return Ref(text=f"{named}@{sha}", repo=repo, revision=sha, subfolder=subfolder)
 
 
 def _recorded_adapters(inputs: Json) -> list[Ref]:

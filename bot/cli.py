@@ -31,6 +31,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = Interrupted("Interrupted.", remedy="The same command goes on from here, and publishes nothing twice.")
 EPILOG = """\b
 A REF is owner/name or owner/name@revision on the Hub, or a folder (./x, /x, or an existing path).
+An adapter may lie in a folder of its repo: owner/name/checkpoint-500.
 Exit codes: 0 done or unchanged, 2 usage, 3 refused by the plan, 4 not verified,
 5 the Hub or the network failed, 6 this machine is too small, 70 our bug, 130 interrupted."""
 
@@ -258,7 +259,7 @@ def verify(
     from bot.verify import canonical, table
 
     console = Console(quiet=quiet)
-    given = [_ref(adapter) for adapter in adapters]
+    given = [_adapter(adapter) for adapter in adapters]
     measuring = {name: chosen.pop(name) for name in ("eval_text", "force")}
     report = verify_again(_ref(merged), _maybe(base), given, _chosen_options(chosen), _hub(), console, **measuring)
     console.close()
@@ -388,6 +389,12 @@ def _ref(text: str) -> Ref:
     return parse_ref(text)
 
 
+def _adapter(text: str) -> Ref:
+    from bot.pull import parse_ref
+
+    return parse_ref(text, deeper=True)
+
+
 def _maybe(text: str | None) -> Ref | None:
     return _ref(text) if text else None
 
@@ -451,7 +458,7 @@ def _request(adapters: tuple[str, ...], base: str | None, debug: bool, **chosen:
 
     names = ("output", "target", "eval_text", "publish", "private", "license", "force", "dry_run")
     asked = {name: chosen[name] for name in names if name in chosen}
-    adapter, *more = map(_ref, adapters)
+    adapter, *more = map(_adapter, adapters)
     return Request(
         adapter=adapter,
         more=tuple(more),

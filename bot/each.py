@@ -68,4 +68,6 @@ def _apart(requests: Sequence[Request]) -> list[Request]:
 
 
 def _name(adapter: Ref) -> str:
-    return adapter.repo.rpartition("/")[2] if adapter.repo else (adapter.folder or Path(adapter.text)).resolve().name
+    return (
+        adapter.as_repo.rpartition("/")[2] if adapter.as_repo else (adapter.folder or Path(adapter.text)).resolve().name
+    )

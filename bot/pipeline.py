@@ -275,17 +275,18 @@ def facts(merged: Merged, sources: Sources, target: str | None) -> Json:
 
 
 def target_of(request: Request) -> str:
-    """The repo to publish to: as asked, or `<adapter>-merged`, `-nf4` and so on behind it. Raises Usage when there is no telling."""
+    """The repo to publish to: as asked, or `<adapter>-merged`, the folder's name before it where the adapter lies deeper in its
+    repo, `-nf4` and so on behind it. Raises Usage when there is no telling."""
     if request.target:
         return request.target
     if request.more:
         raise Usage("Several adapters in one model give it no name.", remedy="Name the target with --to owner/name.")
-    if request.adapter.repo is None:
+    if request.adapter.as_repo is None:
         raise Usage(
             "An adapter in a folder has no repo name to add -merged to.", remedy="Name the target with --to owner/name."
         )
     form = request.options.quantize
-    return f"{request.adapter.repo}-merged" + ("" if form == "none" else f"-{form}")
+    return f"{request.adapter.as_repo}-merged" + ("" if form == "none" else f"-{form}")
 
 
 def _import_ahead(request: Request) -> None:

@@ -5,6 +5,7 @@ Request → pull → Sources → plan → Plan → merge → Merged → verify �
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +19,23 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Ref:
-    """What a person wrote: `owner/name[@revision]` on the Hub, or a folder. Exactly one of `repo`, `folder` is set."""
+    """What a person wrote: `owner/name[/folder][@revision]` on the Hub, or a folder. One of `repo`, `folder` is set.
+
+    `subfolder`: where in its repo an adapter lies; None: at the root.
+    """
 
     text: str
     repo: str | None = None
     revision: str | None = None
     folder: Path | None = None
+    subfolder: str | None = None
+
+    @property
+    def as_repo(self) -> str | None:
+        """One name for a repo and the folder in it, which a repo of its own could have: `owner/name-checkpoint-500`."""
+        if self.repo is None or self.subfolder is None:
+            return self.repo
+        return f"{self.repo}-" + re.sub(r"[^\w.]+|[.-]{2,}", "-", self.subfolder, flags=re.ASCII).strip("-.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +110,7 @@ class FileEntry:
     a repo, `oid`: git's blob id, a sha1.
 
     `here`: it lies on this disk already (a folder's file, or one in the Hub cache), so that fetching costs nothing.
+    `path`: its name in the repo, where that is another: of an adapter that lies deeper in it.
     """
 
     name: str
@@ -106,6 +119,7 @@ class FileEntry:
     here: bool = False
     oid: str | None = None
     identity: Identity | None = None  # of a folder's file, before anything of it was read
+    path: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +207,22 @@ class Source:
     gated: str | None = None  # "auto" | "manual"
     tags: tuple[str, ...] = ()  # git tags that point at `sha`
     card: Json = field(default_factory=dict)  # README.md's metadata block
+    subfolder: str | None = None  # where in the repo the adapter lies
+
+    @property
+    def called(self) -> str:
+        """The source as its user named it, without the revision."""
+        return "/".join(filter(None, (self.repo, self.subfolder))) or self.ref.text
+
+    @property
+    def pin(self) -> str:
+        """What names its bytes: the sha, and where in that commit an adapter lies deeper, the folder."""
+        return f"{self.sha}/{self.subfolder}" if self.subfolder else self.sha
+
+    def in_repo(self, name: str) -> str:
+        """What one of its files is called in its repo."""
+        paths = (entry.path for entry in self.files if entry.name == name) if self.subfolder else ()
+        return next(filter(None, paths), name)
 
 
 @dataclass(frozen=True, kw_only=True)

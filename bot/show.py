@@ -181,7 +181,7 @@ def held_against(inputs: Json) -> list[str]:
     """What a merged model was verified against: every input with its commit."""
     adapters = inputs.get("adapters") or [inputs.get("adapter")]
     named = [("base", inputs.get("base")), *(("adapter", one) for one in adapters)]
-    return [f"  {role:<12} {pin.get('repo') or 'a folder'} @ {pin.get('sha')}" for role, pin in named if pin]
+    return [f"  {role:<12} {_name(pin)} @ {pin.get('sha')}" for role, pin in named if pin]
 
 
 def _several(plan: Plan) -> Json:
@@ -189,10 +189,14 @@ def _several(plan: Plan) -> Json:
     return {"adapters": list(plan.adapters), "combination": plan.combination} if plan.combination else {}
 
 
+def _name(pin: Json) -> str:
+    """A repo with the folder in it that an adapter lies in."""
+    return "/".join(filter(None, (pin.get("repo") or "a folder", pin.get("subfolder"))))
+
+
 def _ref(pin: Json) -> str:
-    name = pin["repo"] or "a folder"
     asked = f" ({pin['revision']})" if pin.get("revision") else ""
-    return f"{name}{asked} @ {pin['sha'].removeprefix('sha256:')[:12]}"
+    return f"{_name(pin)}{asked} @ {pin['sha'].removeprefix('sha256:')[:12]}"
 
 
 def _proof(plan: Plan) -> str:

@@ -55,11 +55,11 @@ def _tell(hub: Hub, repo: str, said: str, emit: Emit) -> None:
 
 def _text(job: Job, source: Json) -> str:
     found = job.publication or {}
-    at = source.get("revision") or str(source.get("sha"))[:12]
+    at = " ".join(filter(None, (source.get("revision") or str(source.get("sha"))[:12], source.get("subfolder"))))
     others = " with others" if len(job.sources) > 1 else ""
     where = found.get("pr_url") or found.get("url")
     how = "proposed to" if found.get("how") == "pr" else "published as"
     return (
-        f"`adapter-merge` merged {code(str(at))}{others} into its base, proved the merge, and {how} "
+        f"`adapter-merge` merged {code(at)}{others} into its base, proved the merge, and {how} "
         f"[{cell(str(found.get('repo')))}]({where}). The evidence is `verification.json` there."
     )

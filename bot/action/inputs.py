@@ -131,7 +131,7 @@ def _request(asked: _Asked, adapters: tuple[Ref, ...], target: str | None) -> Re
 
 def _ref(role: str, text: str, revision: str | None) -> Ref:
     """A reference and the revision from its own input; the names of branches and tags may come as full refs."""
-    ref = parse_ref(text)
+    ref = parse_ref(text, deeper=role == "adapter")
     wanted = re.sub(r"^refs/(tags|heads)/", "", revision or "")
     if not wanted:
         return ref
@@ -139,7 +139,8 @@ def _ref(role: str, text: str, revision: str | None) -> Ref:
         raise Usage(f"{text} is a folder, which has no revision {wanted}.", remedy=f"Leave {role}-revision empty.")
     if ref.revision not in (None, wanted):
         raise Usage(f"{text} names one revision and {role}-revision another, {wanted}.", remedy="Name one of them.")
-    return parse_ref(f"{ref.repo}@{wanted}")
+    named = "/".join(filter(None, (ref.repo, ref.subfolder)))
+    return parse_ref(f"{named}@{wanted}", deeper=role == "adapter")
 
 
 def _require_targets(requests: tuple[Request, ...]) -> None:

@@ -175,7 +175,7 @@ def _key(run: Run) -> str:
 
 
 def _names(request: Request) -> str:
-    return " + ".join(ref.repo or ref.text for ref in adapters_of(request))
+    return " + ".join(ref.as_repo or ref.text for ref in adapters_of(request))
 
 
 def _link(run: Run) -> str | None:

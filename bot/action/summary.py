@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bot.action.state import Book, Failure, Job
@@ -98,5 +99,6 @@ def _source(role: Role, found: Json | None) -> Source:
     """The input that a report names, as far as its name goes."""
     found = found or {}
     repo, sha = found.get("repo"), str(found.get("sha"))
-    ref = Ref(text=repo or role, repo=repo)
-    return Source(role=role, ref=ref, repo=repo, revision=None, sha=sha, files=(), headers=(), texts={})
+    ref, subfolder = Ref(text=repo or role, repo=repo), found.get("subfolder")
+    source = Source(role=role, ref=ref, repo=repo, revision=None, sha=sha, files=(), headers=(), texts={})
+    return replace(source, subfolder=subfolder)

@@ -68,7 +68,7 @@ def _title(target: str | None, base: Source, adapters: Sequence[Source]) -> str:
 
 
 def _short(source: Source) -> str:
-    return source.repo.rpartition("/")[2] if source.repo else f"a local {source.role}"
+    return source.called.partition("/")[2] if source.repo else f"a local {source.role}"
 
 
 def _headline(document: Json, base: Source, adapters: Sequence[Source]) -> str:

@@ -74,7 +74,7 @@ def reproduce(document: Json, merge: Json, target: str, base: Source, adapters: 
 
 def _ref(source: Source, place: int = 0) -> str:
     """`place`: which of several adapters it is, from 1 on."""
-    return f"{source.repo}@{source.sha}" if source.repo else f"./{source.role}{place or ''}"
+    return f"{source.called}@{source.sha}" if source.repo else f"./{source.role}{place or ''}"
 
 
 def _combination(document: Json) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from bot.markdown import cell
 from bot.records import Source
 
@@ -19,7 +21,9 @@ def short_sha(sha: str) -> str:
 
 
 def link(source: Source) -> str:
-    """The source's repo, linked; words for a folder."""
+    """The source's repo, linked, or the folder of it that an adapter lies in; words for a local folder."""
+    if source.subfolder:
+        return f"[{cell(source.called)}]({_tree(source)})"
     return f"[{source.repo}]({HUB}/{source.repo})" if source.repo else f"a local {source.role}"
 
 
@@ -29,4 +33,9 @@ def pinned(source: Source) -> str:
     if source.repo is None:
         return f"a local folder, `{sha}`"
     tag = f" ({cell(source.tags[0])})" if source.tags else ""
-    return f"{link(source)} @ [`{sha}`]({HUB}/{source.repo}/tree/{source.sha}){tag}"
+    return f"{link(source)} @ [`{sha}`]({_tree(source)}){tag}"
+
+
+def _tree(source: Source) -> str:
+    """The page of its files at its commit."""
+    return "/".join(filter(None, (HUB, source.repo, "tree", source.sha, quote(source.subfolder or ""))))

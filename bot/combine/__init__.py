@@ -104,7 +104,7 @@ def _source(adapters: Sequence[Source], how: Combination, planned: Outline, orig
     gates = [one.gated for one in adapters if one.gated]
     return Source(
         role="adapter",
-        ref=Ref(text=" + ".join(one.repo or one.ref.text for one in adapters)),
+        ref=Ref(text=" + ".join(one.called for one in adapters)),
         repo=None,
         revision=None,
         sha=_sha(adapters, how),
@@ -119,7 +119,7 @@ def _source(adapters: Sequence[Source], how: Combination, planned: Outline, orig
 
 def _sha(adapters: Sequence[Source], how: Combination) -> str:
     """`sha256:…` over the canonical JSON of what decides its numbers: the pins, in their order, and the combination."""
-    decides = {"adapters": [one.sha for one in adapters], "combination": notation.to_json(how)}
+    decides = {"adapters": [one.pin for one in adapters], "combination": notation.to_json(how)}
     return f"sha256:{hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(',', ':')).encode()).hexdigest()}"
 
 
@@ -147,7 +147,7 @@ def _origins(adapters: Sequence[Source]) -> tuple[dict[str, int], list[str]]:
                 origins.setdefault(name, place)
         other = [name for name, kind in names.items() if kind in SPEAKS and _differs(adapters, name, speaker, place)]
         if other:
-            whose, others = (adapters[at].repo or adapters[at].ref.text for at in (speaker, place))
+            whose, others = (adapters[at].called for at in (speaker, place))
             said.append(f"The tokenizer and chat template are {whose}'s; {others} brings another {other[0]}.")
     return origins, said
 

@@ -107,7 +107,7 @@ class Given:
 def read(source: Source, place: int) -> tuple[Given, list[Refusal]]:
     """What can be read of an adapter, and a refusal for everything else in it."""
     config = json.loads(source.texts.get("adapter_config.json", b"{}"))
-    called = f"Adapter {place + 1} ({source.repo or source.ref.text})"
+    called = f"Adapter {place + 1} ({source.called})"
     given = Given(place=place, called=called, sha=source.sha, config=config)
     if config.get("peft_type") != "LORA":
         reason = f"{called} is no LoRA (its peft_type is {config.get('peft_type')!r}), and only LoRAs can be combined."

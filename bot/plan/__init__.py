@@ -130,7 +130,7 @@ def make_plan(sources: Sources, options: Options, machine: Machine, given: Seque
             *_left_out(assets.base_tokenizer_left_out(base, adapter)),
         ),
         budget=budget,
-        fingerprint=fingerprint(base.sha, adapter.sha, options, basis.how),
+        fingerprint=fingerprint(base.sha, adapter.pin, options, basis.how),
         basis=basis.why,
         tensors=counts(outputs.ops, quantised.ops, outputs.drops, options.quantize),
         warnings=() if basis.packed else trained.warnings(given or (adapter,)),
@@ -404,8 +404,11 @@ def _parts(tensor: Stored) -> set[str]:
 
 
 def pin_of(source: Source) -> Json:
-    """The source as verification.json names it: {repo, sha} and, where one was asked for, the revision."""
+    """The source as verification.json names it: {repo, sha}, where an adapter lies deeper the folder, and the revision that was
+    asked for, if one was."""
     pin: dict[str, Any] = {"repo": source.repo, "sha": source.sha}
+    if source.subfolder:
+        pin["subfolder"] = source.subfolder
     return {**pin, "revision": source.revision} if source.revision else pin
 
 

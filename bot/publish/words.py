@@ -112,7 +112,7 @@ def _pinned(document: Json, role: str, *, short: bool = False) -> str:
 
 
 def _repo(pin: Json, role: str) -> str:
-    return one_line(str(pin.get("repo") or f"a local {role}"))
+    return one_line("/".join(map(str, filter(None, (pin.get("repo") or f"a local {role}", pin.get("subfolder"))))))
 
 
 def _pin(pin: Json, role: str, *, short: bool = False) -> str:

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bot.errors import NotFound, Refused, Usage
+from bot.errors import NotFound, Refused
 from bot.events import Emit, Moved, Note, Stage
 from bot.hub import is_repo_id
-from bot.pull import beside, pickles, quantised, vocabulary, weights
+from bot.pull import beside, deeper, pickles, quantised, vocabulary, weights
+from bot.pull.counted import counting
 from bot.pull.damage import MEMORY, hold
 from bot.pull.damage import dropping as dropping
 from bot.pull.damage import merged_files as merged_files
@@ -21,9 +21,14 @@ from bot.pull.damage import repo_files as repo_files
 from bot.pull.damage import require_headers as require_headers
 from bot.pull.damage import with_sound_files as with_sound_files
 from bot.pull.folders import pin_folder, settled
+from bot.pull.folders import sha_of_all as sha_of_all
+from bot.pull.gathered import gather
 from bot.pull.hashes import Hashes
 from bot.pull.listing import require_usable as require_usable
 from bot.pull.quantised import original_at_hand as original_at_hand
+from bot.pull.refs import REVISION as REVISION
+from bot.pull.refs import is_subfolder as is_subfolder
+from bot.pull.refs import parse_ref as parse_ref
 from bot.pull.repos import pin_repo
 from bot.pull.texts import card_of as card_of
 from bot.pull.texts import read_json
@@ -34,29 +39,6 @@ if TYPE_CHECKING:
     from bot.hub import Hub
 
 STAGE = "pull"
-REVISION = re.compile(r"(?!.*(\.\.|//|@\{))[A-Za-z0-9][\w./+=@-]*(?<![./])")
-HUB_URL = re.compile(r"(?:https?://[^/]+/|hf://)([\w.-]+/[\w.-]+)(?:/(?:tree|blob)/([^/?#]+))?")
-
-
-# --- what a person wrote ------------------------------------------------------------------------------------------
-
-
-def parse_ref(text: str) -> Ref:
-    """`owner/name`, `owner/name@revision`, or a folder (`./x`, `/x`, `~/x`, or a path that exists). Raises Usage."""
-    text = text.strip()
-    if text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
-        return Ref(text=text, folder=Path(text).expanduser())
-    if "://" not in text and text and Path(text).exists():
-        return Ref(text=text, folder=Path(text))
-    repo, at, revision = text.partition("@")
-    if is_repo_id(repo) and (REVISION.fullmatch(revision) if at else True):
-        return Ref(text=text, repo=repo, revision=revision or None)
-    url = HUB_URL.match(text)
-    instead = "owner/name, owner/name@revision or ./folder"
-    if url:
-        instead = f"{url[1]}@{url[2]}" if url[2] else url[1]
-    raise Usage(f"{text!r} is neither a Hub repo nor a folder.", remedy=f"Write {instead}.")
-
 
 # --- pin ----------------------------------------------------------------------------------------------------------
 
@@ -143,9 +125,17 @@ def _with_headers(source: Source, request: Request, hub: Hub, emit: Emit, hashes
     else:
         names = weights.adapter_files(source, allow_pickle=request.options.allow_pickle)
         beside.refuse_others(source)
+        _note_others(source, emit)
+    source = counting(source, names)
     if names == (weights.PICKLE,):
         return pickles.convert(_settled(source, emit, hashes), hub, emit)
     return _settled(weights.read_headers(source, names, hub, emit), emit, hashes)
+
+
+def _note_others(source: Source, emit: Emit) -> None:
+    if others := deeper.adapters_in(source.files):
+        text = f"{source.called} holds other adapters too ({deeper.listed(others)}); {deeper.named(source, others[-1])} names one."
+        emit(Note(text=text))
 
 
 def _settled(source: Source, emit: Emit, hashes: Hashes) -> Source:
@@ -193,15 +183,16 @@ def _wanted_of(source: Source, wanted: Mapping[Role, set[str]]) -> list[str]:
 
 
 def _folder(source: Source, names: Sequence[str], hub: Hub, meter: _Meter) -> Path:
+    given = [name for name in names if not pickles.is_converted(source, name, hub)]
     if source.ref.folder is not None:
         folder = source.ref.folder
     else:
         assert source.repo is not None
-        fetched = [name for name in names if not pickles.is_converted(source, name, hub)]
-        folder = hub.download(source.repo, source.sha, fetched, meter.arrived)
-    if any(pickles.is_converted(source, name, hub) for name in names):
-        return pickles.beside(source, folder, names, hub)
-    return folder
+        folder = hub.download(source.repo, source.sha, map(source.in_repo, given), meter.arrived)
+    if not source.subfolder and len(given) == len(names):
+        return folder
+    room = "gathered" if len(given) == len(names) else "converted"
+    return gather(pickles.home(source, hub, room), {name: folder / source.in_repo(name) for name in given})
 
 
 def _to_come(source: Source, names: Sequence[str], hub: Hub) -> int:
@@ -209,7 +200,7 @@ def _to_come(source: Source, names: Sequence[str], hub: Hub) -> int:
     if source.repo is None:
         return 0
     absent = (entry for entry in source.files if entry.name in names and not entry.here)
-    return sum(entry.size for entry in absent if hub.cached(source.repo, source.sha, entry.name) is None)
+    return sum(e.size for e in absent if hub.cached(source.repo, source.sha, e.path or e.name) is None)
 
 
 class _Meter:
@@ -223,4 +214,4 @@ class _Meter:
         self.emit(Moved(stage=STAGE, done=min(self.done, self.total), total=self.total))
 
 
-__all__ = ["base_of", "fetch", "needed", "parse_ref", "pin"]
+__all__ = ["base_of", "fetch", "needed", "pin"]

@@ -45,8 +45,9 @@ def _other_headers(source: Source, hub: Hub) -> Iterator[Held]:
     assert source.repo is not None
     entries = {entry.name: entry for entry in source.files}
     for header in source.headers:
-        path = hub.cached(source.repo, source.sha, header.file)
-        where = hub.where(f"read {header.file} of {source.repo}", source.repo, source.sha, header.file)
+        there = source.in_repo(header.file)
+        path = hub.cached(source.repo, source.sha, there)
+        where = hub.where(f"read {there} of {source.repo}", source.repo, source.sha, there)
         if path is not None and hub.span(hub.inputs, where, len(header.raw)) != header.raw:
             yield hold(source, entries[header.file], path.parents[header.file.count("/")])
 
@@ -69,7 +70,7 @@ def _held(entry: FileEntry, folder: Path, owner: str, repo: str | None, sha: str
     path = folder / entry.name
     return Held(
         role="merged",
-        name=entry.name,
+        name=entry.path or entry.name,
         path=path,
         owner=owner,
         repo=repo,

@@ -11,19 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 
-from bot import assets
 from bot.errors import NotFound, Refused
 from bot.events import Emit, Moved
 from bot.held import is_stated, look, not_its_hash
 from bot.links import cached_blob, input_files
 from bot.pull import texts
+from bot.pull.counted import is_read
 from bot.pull.hashes import Hashes
 from bot.records import FileEntry, Ref, Role, Source
 
 LFS_POINTER = b"version https://git-lfs"
-WEIGHTS = re.compile(
-    r"(?!consolidated)[^/]+\.safetensors|adapter_model\.bin"
-)  # consolidated: Mistral's own, beside the same
+# consolidated: Mistral's own, beside the same
+WEIGHTS = re.compile(r"(?!consolidated)[^/]+\.safetensors|adapter_model\.bin")
 LEFT_OUT = {"README.md"}  # hidden files (.gitattributes, .git) are left out too: none of them changes a merge
 
 
@@ -57,10 +56,19 @@ def pin_folder(role: Role, ref: Ref) -> Source:
 
 
 def settled(source: Source, emit: Emit, hashes: Hashes) -> Source:
-    """The folder with the hash of every file, and its own. Raises Damaged where a Hub cache's file is not what its name says."""
+    """The folder with the hash of every file that counts, and its own. Raises Damaged where a Hub cache's file is not what its
+    name says."""
     files = _hashed(source, emit, hashes)
     sha = folder_sha((entry.name, entry.sha256 or "") for entry in files if entry.name not in LEFT_OUT)
     return replace(source, files=files, sha=sha)
+
+
+def sha_of_all(source: Source) -> str:
+    """The sha by which a folder was named before only what a merge reads counted: over every file that lies in it."""
+    assert source.ref.folder is not None
+    paths = {name: path for name, path in input_files(source.ref.folder).items() if name not in LEFT_OUT}
+    digests = Hashes(None)
+    return folder_sha((name, digests.sha256(path, lambda amount: None)) for name, path in paths.items())
 
 
 def entry_of(name: str, path: Path) -> FileEntry:
@@ -80,7 +88,7 @@ def folder_sha(hashes: Iterable[tuple[str, str]]) -> str:
 def _refuse_pointers(paths: dict[str, Path], role: Role, ref: Ref) -> None:
     """A checkout without LFS holds 130-byte stand-ins; merged, they would be nonsense. Those of files that no merge reads
     are left alone: many fetch no original/ and no GGUF (`git lfs pull --include "*.safetensors"`)."""
-    read = {name: path for name, path in paths.items() if _is_read(name, role)}
+    read = {name: path for name, path in paths.items() if WEIGHTS.fullmatch(name) or is_read(name, role)}
     pointers = [name for name, path in read.items() if path.stat().st_size < 1024 and _starts_as_pointer(path)]
     if pointers:
         shown = ", ".join(pointers[:3]) + (f" and {len(pointers) - 3} more" if len(pointers) > 3 else "")
@@ -88,11 +96,6 @@ def _refuse_pointers(paths: dict[str, Path], role: Role, ref: Ref) -> None:
             f"{ref.text} holds git-lfs pointers instead of files: {shown}.",
             remedy="Fetch the files with `git lfs pull` (in a workflow: `lfs: true` of actions/checkout).",
         )
-
-
-def _is_read(name: str, role: Role) -> bool:
-    """Whether a merge may read or copy a file of that name."""
-    return bool(WEIGHTS.fullmatch(name) or texts.NAMES.fullmatch(name)) or assets.kind_of(name, role) is not None
 
 
 def _starts_as_pointer(path: Path) -> bool:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +41,7 @@ save_file({key: value.detach().contiguous().clone() for key, value in found.item
 
 def convert(source: Source, hub: Hub, emit: Emit) -> Source:
     """The source with its pickle's tensors as `adapter_model.safetensors`."""
-    made = _home(source, hub) / ADAPTER
+    made = home(source, hub) / ADAPTER
     digest = _sha256(made) if made.is_file() else None
     if digest is None or digest != _noted(made):
         emit(Note(text=f"{PICKLE} is read by torch's restricted loader and kept as safetensors.", level="warning"))
@@ -59,7 +57,8 @@ def _make(source: Source, made: Path, hub: Hub) -> None:
         assert source.ref.folder is not None
         folder = source.ref.folder
     else:
-        folder = hub.download(source.repo, source.sha, [PICKLE])
+        there = source.in_repo(PICKLE)
+        folder = (hub.download(source.repo, source.sha, [there]) / there).parent
     entry = next(entry for entry in source.files if entry.name == PICKLE)
     with holding([hold(source, entry, folder)]) as keeper:
         keeper.finish()  # before anything reads it
@@ -105,26 +104,12 @@ def _run(pickle: Path, made: Path, source: Source) -> None:
 
 def is_converted(source: Source, name: str, hub: Hub) -> bool:
     """Whether this file of the source is one that `convert` made."""
-    return source.role == "adapter" and name == ADAPTER and (_home(source, hub) / ADAPTER).is_file()
+    return source.role == "adapter" and name == ADAPTER and (home(source, hub) / ADAPTER).is_file()
 
 
-def beside(source: Source, folder: Path, names: Sequence[str], hub: Hub) -> Path:
-    """The private folder, holding the conversion and links to the source's other files."""
-    home = _home(source, hub)
-    for name in names:
-        link = home / name
-        if name == ADAPTER or link.exists():
-            continue
-        link.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            link.symlink_to((folder / name).resolve())
-        except OSError:  # a filesystem without links
-            shutil.copyfile(folder / name, link)
-    return home
-
-
-def _home(source: Source, hub: Hub) -> Path:
+def home(source: Source, hub: Hub, room: str = "converted") -> Path:
+    """A private folder for what is made of a source, or gathered of it."""
     # A folder of the same content elsewhere has its own: the links lead to the files of this one.
     folder = source.ref.folder.resolve() if source.ref.folder is not None else None
-    key = f"{source.repo or folder}@{source.sha}"
-    return hub.scratch / "converted" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    key = f"{folder or source.called}@{source.sha}"
+    return hub.scratch / room / hashlib.sha256(key.encode()).hexdigest()[:32]

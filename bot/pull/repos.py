@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from bot.errors import NotFound
 from bot.events import Emit, Note
 from bot.held import is_stated, not_the_repos
-from bot.pull import texts
+from bot.pull import deeper, texts
 from bot.pull.damage import fetched_again
-from bot.records import Ref, Role, Source
+from bot.records import FileEntry, Ref, Role, Source
 
 if TYPE_CHECKING:
     from bot.hub import Hub, Pinned
 
 
 def pin_repo(role: Role, ref: Ref, hub: Hub, emit: Emit) -> Source:
-    """The commit that the revision means now, its file list and its small files."""
+    """The commit that the revision means now, its file list and its small files; of an adapter that lies deeper in its repo,
+    those of its folder."""
     assert ref.repo is not None
     pinned = hub.pin(ref.repo, ref.revision)
     if not pinned.online:
         text = f"The Hub cannot be reached; {pinned.repo} is taken from the cache, at commit {pinned.sha[:8]}."
         emit(Note(text=text, level="warning"))
-    names = texts.wanted(pinned.files)
-    if not pinned.online:
-        names = [name for name in names if hub.cached(pinned.repo, pinned.sha, name)]
-    found = _sound_texts(pinned, names, hub, emit)
-    texts.check(found, pinned.repo)
-    return Source(
+    source = Source(
         role=role,
         ref=ref,
         repo=pinned.repo,
@@ -34,13 +32,16 @@ def pin_repo(role: Role, ref: Ref, hub: Hub, emit: Emit) -> Source:
         sha=pinned.sha,
         files=pinned.files,
         headers=(),
-        texts=found,
+        texts={},
         private=pinned.private,
         gated=pinned.gated,
         # Only the adapter's tag is carried to the merged repo.
         tags=_tags(pinned, hub, emit) if role == "adapter" and pinned.online else (),
-        card=texts.card_of(found),
     )
+    if ref.subfolder is not None:
+        return _deeper(source, ref.subfolder, pinned, hub, emit)
+    found = _texts(source, pinned, hub, emit)
+    return replace(source, texts=found, card=texts.card_of(found))
 
 
 def _tags(pinned: Pinned, hub: Hub, emit: Emit) -> tuple[str, ...]:
@@ -59,18 +60,64 @@ def _tags(pinned: Pinned, hub: Hub, emit: Emit) -> tuple[str, ...]:
         return ()
 
 
-def _sound_texts(pinned: Pinned, names: list[str], hub: Hub, emit: Emit) -> dict[str, bytes]:
-    """The small files by name, as the repo states them; what is damaged in the cache is fetched anew. Raises Damaged."""
+def _deeper(source: Source, subfolder: str, pinned: Pinned, hub: Hub, emit: Emit) -> Source:
+    """The source in a folder of its repo. Raises NotFound where that has no adapter."""
+    others = deeper.adapters_in(pinned.files)
+    if subfolder not in others:
+        there = any(entry.name.startswith(f"{subfolder}/") for entry in pinned.files)
+        what = "holds no adapter_config.json" if there else "is not there"
+        at = f"@{source.revision}" if source.revision else ""
+        raise NotFound(
+            f"The folder {subfolder} of {pinned.repo}{at} {what}, so it names no PEFT adapter.",
+            remedy=_instead(source, others, pinned.files),
+        )
+    source = replace(source, files=deeper.below(pinned.files, subfolder), subfolder=subfolder)
+    found = _texts(source, pinned, hub, emit)
+    above = [name for name in deeper.cards_above(pinned.files, subfolder) if name != source.in_repo(deeper.CARD)]
+    if not pinned.online:
+        above = [name for name in above if hub.cached(pinned.repo, pinned.sha, name)]
+    cards = _sound_texts(pinned, {name: name for name in above}, hub, emit)
+    card = deeper.with_cards(texts.card_of(found), (texts.card_of({deeper.CARD: cards[name]}) for name in above))
+    # What the repo's card says of the training holds for its checkpoints.
+    said = [found[deeper.CARD]] if deeper.CARD in found else []
+    if said or cards:
+        found[deeper.CARD] = b"\n\n".join([*said, *cards.values()])
+    return replace(source, texts=found, card=card)
+
+
+def _instead(source: Source, folders: list[str], files: tuple[FileEntry, ...]) -> str:
+    """What to name where a folder has no adapter."""
+    if folders:
+        last = deeper.named(source, folders[-1])
+        return f"The repo has adapters in these folders: {deeper.listed(folders)}; name one of them: {last}."
+    if any(entry.name == deeper.CONFIG for entry in files):
+        return f"The repo's only adapter lies at its root: write {source.called}."
+    return "The repo has none in any of its folders: check its name, or name another revision."
+
+
+def _texts(source: Source, pinned: Pinned, hub: Hub, emit: Emit) -> dict[str, bytes]:
+    """The small files that planning reads, by name. Raises Damaged, Refused."""
+    names = texts.wanted(source.files)
+    if not pinned.online:
+        names = [name for name in names if hub.cached(pinned.repo, pinned.sha, source.in_repo(name))]
+    found = _sound_texts(pinned, {name: source.in_repo(name) for name in names}, hub, emit)
+    texts.check(found, source.called)
+    return found
+
+
+def _sound_texts(pinned: Pinned, paths: dict[str, str], hub: Hub, emit: Emit) -> dict[str, bytes]:
+    """Small files by name, as the repo states them; what is damaged in the cache is fetched anew. `paths`: by name, where each
+    lies in the repo. Raises Damaged."""
     stated = {entry.name: (entry.sha256, entry.oid) for entry in pinned.files}
     for last in (False, True):
-        folder = hub.download(pinned.repo, pinned.sha, names)
-        found = {name: (folder / name).read_bytes() for name in names}
-        wrong = [name for name in names if not is_stated([found[name]], len(found[name]), *stated[name])]
+        folder = hub.download(pinned.repo, pinned.sha, paths.values())
+        found = {name: (folder / path).read_bytes() for name, path in paths.items()}
+        wrong = [name for name in found if not is_stated([found[name]], len(found[name]), *stated[paths[name]])]
         for name in wrong:
-            hub.drop(pinned.repo, pinned.sha, name)
+            hub.drop(pinned.repo, pinned.sha, paths[name])
         if not wrong:
             return found
         if last:
-            raise not_the_repos(wrong[0], pinned.repo)
-        emit(fetched_again(wrong[0], pinned.repo))
+            raise not_the_repos(paths[wrong[0]], pinned.repo)
+        emit(fetched_again(paths[wrong[0]], pinned.repo))
     raise AssertionError("unreachable")

@@ -15,7 +15,7 @@ from bot.records import FileEntry, Json, Source
 
 NAMES = re.compile(
     r"(adapter_config|config|tokenizer_config|generation_config|special_tokens_map|added_tokens|quantize_config|"
-    r"([a-z]+_)*(pre)?processor_config|chat_template)\.json|[^/]+\.index\.json|"
+    r"([a-z]+_)*(pre)?processor_config|chat_template)\.json|model\.safetensors\.index\.json|"
     r"chat_template\.jinja|additional_chat_templates/[^/]+\.jinja|README\.md"
 )
 LARGEST = 64_000_000  # bytes; DeepSeek-V3's index has 9 MB

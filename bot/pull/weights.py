@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bot.errors import Refused
 from bot.events import Emit, Note
 from bot.held import is_stated
+from bot.pull import deeper
 from bot.pull.damage import fetched_again
 from bot.pull.texts import read_json
 from bot.records import Header, Source
@@ -129,10 +130,10 @@ def adapter_files(source: Source, *, allow_pickle: bool) -> tuple[str, ...]:
 
 
 def _refuse_as_adapter(source: Source, names: set[str]) -> None:
-    nested = sorted(name for name in names if name.endswith("/adapter_config.json"))
-    if nested:
-        subfolder = nested[0].rpartition("/")[0]
-        remedy = f"It has one in {subfolder}/: download the repo and name that folder, ./…/{subfolder}."
+    if nested := deeper.adapters_in(source.files):
+        remedy = (
+            f"It has adapters deeper ({deeper.listed(nested)}); name one of them: {deeper.named(source, nested[-1])}."
+        )
     elif "config.json" in names:
         remedy = "It looks like a whole model: the adapter comes first, the base is named with --base."
     else:
@@ -169,21 +170,22 @@ def _header(source: Source, name: str, size: int, hub: Hub, emit: Emit) -> Heade
 
 def _was_damaged(source: Source, name: str, hub: Hub) -> bool:
     """Whether a file that makes no sense lay damaged in the cache, and was removed there."""
-    path = None if source.repo is None else hub.cached(source.repo, source.sha, name)
+    there = source.in_repo(name)
+    path = None if source.repo is None else hub.cached(source.repo, source.sha, there)
     entry = next(entry for entry in source.files if entry.name == name)
     if source.repo is None or path is None:
         return False
     with path.open("rb") as opened:
         if is_stated(iter(lambda: opened.read(1 << 20), b""), path.stat().st_size, entry.sha256, entry.oid):
             return False
-    hub.drop(source.repo, source.sha, name)
+    hub.drop(source.repo, source.sha, there)
     return True
 
 
 def read_span(source: Source, name: str, start: int, stop: int, hub: Hub) -> bytes:
     """Bytes `start` to `stop` of a file of the source."""
     if source.repo is not None:
-        return hub.read_span(source.repo, source.sha, name, start, stop)
+        return hub.read_span(source.repo, source.sha, source.in_repo(name), start, stop)
     assert source.ref.folder is not None
     with (source.ref.folder / name).open("rb") as opened:
         opened.seek(start)
@@ -192,4 +194,4 @@ def read_span(source: Source, name: str, start: int, stop: int, hub: Hub) -> byt
 
 def thing(source: Source) -> str:
     """The source as its user named it."""
-    return source.repo or source.ref.text
+    return source.called

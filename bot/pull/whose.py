@@ -29,6 +29,6 @@ def vouch(source: Source, hub: Hub, emit: Emit, named_by: str) -> Source:
         raise Refused(
             f"{named_by} names {source.revision} of {source.repo}, which is in no branch and under no tag of it: anybody "
             "may have proposed it.",
-            remedy=f"If you trust it, name it yourself: --{source.role} {source.repo}@{source.revision}.",
+            remedy=f"If you trust it, name it yourself: --{source.role} {source.called}@{source.revision}.",
         )
     return source

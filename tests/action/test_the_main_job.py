@@ -147,6 +147,22 @@ def test_several_adapters_go_each_to_its_own_repo(run: Run, world: World) -> Non
     assert step.summary.count("## ✓ Verified and published") == 2
 
 
+def test_a_checkpoint_in_the_adapters_repo_is_named_like_a_folder(run: Run, world: World) -> None:
+    world.api.upload_folder(repo_id="demo/adapter", folder_path=world.adapter, path_in_repo="checkpoint-500")
+    step = run(adapter="demo/adapter/checkpoint-500", adapter_revision="main", verify="files")
+    assert step.code == 0, step.log
+    assert step.outputs["repo"] == "demo/adapter-checkpoint-500-merged"
+    sha = world.api.repo_info("demo/adapter").sha
+    assert f"demo/adapter/checkpoint-500@{sha}" in step.summary
+    told = json.loads(published(world, "verification.json", step.outputs["repo"]).read_text())
+    assert told["inputs"]["adapter"] == {
+        "repo": "demo/adapter",
+        "sha": sha,
+        "subfolder": "checkpoint-500",
+        "revision": "main",
+    }
+
+
 def test_of_several_adapters_none_is_published_when_one_is_refused(run: Run, world: World) -> None:
     step = run(adapter="demo/adapter, demo/base", target_repo="demo/one, demo/two")
     assert step.code == 3
