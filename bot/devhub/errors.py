@@ -35,14 +35,22 @@ def entry_not_found(path: str, commit: str | None = None) -> Refused:
     return Refused(404, f'"{path}" does not exist', code="EntryNotFound", headers=headers)
 
 
-def gated(kind: str, repo: str, url: str, signed_in: bool) -> Refused:
-    """Files of a gated repo asked for without having been let in; `url` is the repo's page."""
+def gated(kind: str, repo: str, url: str, signed_in: bool, status: str | None = None) -> Refused:
+    """Files of a gated repo asked for without having been let in; `url` is the repo's page, `status` the request's."""
     if not signed_in:
         message = (
             f"Access to {kind} {repo} is restricted. You must have access to it and be authenticated to access it. "
             "Please log in."
         )
         return Refused(401, message, code="GatedRepo")
+    if status == "pending":
+        return Refused(
+            403, f"Your request to access {kind} {repo} is awaiting a review from the repo authors.", code="GatedRepo"
+        )
+    if status == "rejected":
+        return Refused(
+            403, f"Your request to access {kind} {repo} has been rejected by the repo's authors.", code="GatedRepo"
+        )
     message = (
         f"Access to {kind} {repo} is restricted and you are not in the authorized list. Visit {url} to ask for access."
     )

@@ -69,6 +69,24 @@ class Commit:
     date: str
 
 
+PERMISSIONS = ("repo.content.read", "repo.write", "discussion.write")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What a token is limited to. `repos`: names, or `owner/*`; None for all that its user may touch.
+
+    Of a fine-grained token: `permissions` are those on `repos`, `everywhere` those on all of the Hub, and `gated` whether it
+    opens public gated repos. `awaits`: organizations that must approve the token and have not.
+    """
+
+    repos: tuple[str, ...] | None = None
+    permissions: tuple[str, ...] = PERMISSIONS
+    everywhere: tuple[str, ...] = ()
+    gated: bool = True
+    awaits: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Viewer:
     """Who is asking: nobody (`user` None), or a user through one of their tokens."""
@@ -77,7 +95,7 @@ class Viewer:
     orgs: tuple[str, ...] = ()
     role: TokenRole = "read"
     token_name: str = ""
-    repos: tuple[str, ...] | None = None
+    scope: Scope = field(default_factory=lambda: Scope())
 
     @property
     def signed_in(self) -> bool:

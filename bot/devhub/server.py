@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import uvicorn
 
-from . import access, repos
+from . import access, accounts, repos
 from .database import Database
 from .faults import Faults
 from .objects import Objects
-from .records import RepoKind, TokenRole
+from .records import RepoKind, Scope, TokenRole
 from .site import Site
 from .webhooks import Deliveries, Delivery
 
@@ -110,7 +111,7 @@ class DevHub:
         self._site = _open_site(self._folder, self.faults, xet=self._wants_xet, part_size=self._part_size)
         self._site.cdn_port = self._sockets[1].getsockname()[1]
         self._site.prefix, self._site.mirror = self._prefix, self._mirror
-        access.add_account(self._site.db, self.user)
+        accounts.add_account(self._site.db, self.user)
         self._site.deliveries.start()
         from .web.app import Front
 
@@ -149,7 +150,7 @@ class DevHub:
         """The default user's write token, the same on every run of this folder."""
         path = self._folder / "token"
         if not path.exists():
-            token = access.issue_token(self.site.db, self.user, role="write", repos=None, name="default")
+            token = accounts.issue_token(self.site.db, self.user, role="write", scope=Scope(), name="default")
             # Readable by its owner only: it is the one token that is not kept as a digest.
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 file.write(token)
@@ -163,24 +164,27 @@ class DevHub:
 
     def create_user(self, name: str) -> str:
         """A user (its name, for create_token)."""
-        access.add_account(self.site.db, name)
+        accounts.add_account(self.site.db, name)
         return name
 
     def create_org(self, name: str, *, members: dict[str, str] | Sequence[str] = ()) -> str:
         """An organization; members by role (read, contributor, write, admin), or a list of writers."""
-        access.add_account(self.site.db, name, is_org=True)
+        accounts.add_account(self.site.db, name, is_org=True)
         roles = members if isinstance(members, dict) else dict.fromkeys(members, "write")
         for member, role in roles.items():
-            access.add_member(self.site.db, name, member, role)
+            accounts.add_member(self.site.db, name, member, role)
         return name
 
-    def create_token(self, user: str, role: TokenRole = "write", repos: Sequence[str] | None = None) -> str:
-        """A token of the user; `repos` (names, or `owner/*`) restricts it, whatever its role."""
-        return access.issue_token(self.site.db, user, role=role, repos=repos)
+    def create_token(
+        self, user: str, role: TokenRole = "write", repos: Sequence[str] | None = None, **more: Any
+    ) -> str:
+        """A token of the user; `repos` (names, or `owner/*`) restricts it, whatever its role. `more`: see records.Scope."""
+        scope = Scope(repos=None if repos is None else tuple(repos), **more)
+        return accounts.issue_token(self.site.db, user, role=role, scope=scope)
 
     def revoke_token(self, token: str) -> None:
         """Make a token invalid."""
-        access.revoke_token(self.site.db, token)
+        accounts.revoke_token(self.site.db, token)
 
     def grant(self, repo: str, user: str, *, kind: RepoKind = "model") -> None:
         """Let a user past a repo's gate."""
@@ -189,6 +193,14 @@ class DevHub:
     def revoke(self, repo: str, user: str, *, kind: RepoKind = "model") -> None:
         """Shut a repo's gate before a user again."""
         self._set_access(repo, user, kind, "rejected")
+
+    def request(self, repo: str, user: str, *, kind: RepoKind = "model") -> None:
+        """Let a user's request to pass a repo's gate await its review."""
+        self._set_access(repo, user, kind, "pending")
+
+    def set_quota(self, owner: str, size: int) -> None:
+        """Let an account keep so many bytes in private repos."""
+        access.set_quota(self.site.db, owner, size)
 
     def _set_access(self, repo: str, user: str, kind: RepoKind, status: str) -> None:
         found = repos.find(self.site.db, kind, repo)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import HfApi
@@ -159,7 +160,7 @@ def test_members_of_an_organization_write_to_its_repos(hub: DevHub, api: HfApi, 
     api.create_repo("org/model", private=True)
     api.upload_file(path_or_fileobj=b"x", path_in_repo="a.txt", repo_id="org/model")
     assert other.file_exists("org/model", "a.txt")
-    with pytest.raises(HfHubHTTPError, match="no write access"):
+    with pytest.raises(HfHubHTTPError, match="not the required permissions"):
         other.upload_file(path_or_fileobj=b"x", path_in_repo="b.txt", repo_id="org/model")
     with pytest.raises(HfHubHTTPError, match="rights to create"):
         api.create_repo("strangers/model")
@@ -173,3 +174,62 @@ def test_the_folder_holds_no_token_in_clear_but_the_owners_own_file(hub: DevHub,
         if path.is_file() and path.name != "token":
             assert token.encode() not in path.read_bytes()
             assert own.encode() not in path.read_bytes()
+
+
+def test_a_fine_grained_token_does_what_its_permissions_say(hub: DevHub, api: HfApi, repo: str) -> None:
+    def client(*permissions: str, repos: tuple[str, ...] = ("demo/*",), **more: Any) -> HfApi:
+        return HfApi(hub.url, hub.create_token("demo", "fine-grained", repos, permissions=permissions, **more))
+
+    reader = client("repo.content.read")
+    told = reader.whoami()["auth"]["accessToken"]["fineGrained"]
+    assert told["scoped"] == [{"entity": {"type": "user", "name": "demo"}, "permissions": ["repo.content.read"]}]
+    for refused in (
+        lambda: reader.create_repo("demo/new"),
+        lambda: reader.create_discussion(repo, "hello"),
+        lambda: reader.auth_check(repo, write=True),
+        lambda: client("repo.write", repos=("demo/new",)).create_repo("demo/new"),
+        lambda: client("repo.content.read", "discussion.write").auth_check(repo, write=True),
+    ):
+        with pytest.raises(HfHubHTTPError) as error:
+            refused()
+        assert error.value.response.status_code == 403
+    client("repo.write").create_repo("demo/new")
+    client("discussion.write").create_discussion(repo, "hello")
+    client("repo.content.read", repos=(), everywhere=("discussion.write",)).create_discussion(repo, "hello")
+
+
+def test_a_token_that_an_organization_has_not_approved_is_nobody_there(hub: DevHub, api: HfApi) -> None:
+    hub.create_org("org", members=["demo"])
+    api.create_repo("org/open")
+    api.create_repo("org/secret", private=True)
+    waiting = HfApi(hub.url, hub.create_token("demo", awaits=("org",)))
+    assert waiting.repo_exists("org/open")
+    assert not waiting.repo_exists("org/secret")
+    for refused in (lambda: waiting.create_repo("org/new"), lambda: waiting.auth_check("org/open", write=True)):
+        with pytest.raises(HfHubHTTPError, match="awaits the approval"):
+            refused()
+
+
+def test_a_gate_says_what_became_of_the_request(hub: DevHub, api: HfApi, other: HfApi, repo: str) -> None:
+    api.update_repo_settings(repo, gated="manual")
+    for change, words in ((None, "not in the authorized list"), (hub.request, "awaiting a review"),
+                          (hub.revoke, "has been rejected")):  # fmt: skip
+        if change:
+            change(repo, "other")
+        with pytest.raises(GatedRepoError, match=words):
+            other.auth_check(repo)
+    hub.grant(repo, "other")
+    other.auth_check(repo)
+    closed = HfApi(hub.url, hub.create_token("other", "fine-grained", gated=False))
+    with pytest.raises(HfHubHTTPError, match="enable access to public gated repositories"):
+        closed.auth_check(repo)
+
+
+def test_private_storage_has_an_end(hub: DevHub, api: HfApi) -> None:
+    hub.set_quota("demo", 1000)
+    for name, private in (("demo/private", True), ("demo/public", False)):
+        api.create_repo(name, private=private)
+        api.upload_file(path_or_fileobj=b"\0" * 900, path_in_repo="a.bin", repo_id=name)
+    api.upload_file(path_or_fileobj=b"\1" * 900, path_in_repo="b.bin", repo_id="demo/public")
+    with pytest.raises(HfHubHTTPError, match="storage limit reached"):
+        api.upload_file(path_or_fileobj=b"\1" * 900, path_in_repo="b.bin", repo_id="demo/private")

@@ -143,15 +143,15 @@ def test_a_missing_discussion_is_404(api: HfApi, repo: str) -> None:
 
 def test_a_stranger_proposes_and_commits_to_their_own_pull_request_only(hub: DevHub, api: HfApi, repo: str) -> None:
     stranger = HfApi(endpoint=hub.url, token=hub.create_token(hub.create_user("stranger")))
-    with pytest.raises(HfHubHTTPError, match="no write access"):
+    with pytest.raises(HfHubHTTPError, match="not the required permissions"):
         stranger.upload_file(path_or_fileobj=b"x", path_in_repo="a.txt", repo_id=repo)
     stranger.upload_file(path_or_fileobj=b"weights", path_in_repo="a.bin", repo_id=repo, create_pr=True)
     stranger.upload_file(path_or_fileobj=b"more", path_in_repo="b.bin", repo_id=repo, revision="refs/pr/1")
-    with pytest.raises(HfHubHTTPError, match="no write access"):
+    with pytest.raises(HfHubHTTPError, match="not the required permissions"):
         stranger.merge_pull_request(repo, 1)
     api.create_pull_request(repo, "ours")
-    with pytest.raises(HfHubHTTPError, match="no write access"):
+    with pytest.raises(HfHubHTTPError, match="not the required permissions"):
         stranger.upload_file(path_or_fileobj=b"x", path_in_repo="a.txt", repo_id=repo, revision="refs/pr/2")
-    with pytest.raises(HfHubHTTPError, match="no write access"):
+    with pytest.raises(HfHubHTTPError, match="not the required permissions"):
         stranger.change_discussion_status(repo, 2, "closed")
     stranger.change_discussion_status(repo, 1, "closed")

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from .. import access, card, webhooks
+from .. import access, accounts, card, webhooks
 from ..errors import Refused, bad_request
 from ..records import Repo, Webhook
 from .call import Answer, Call, route
@@ -22,12 +22,12 @@ def whoami(call: Call) -> Answer:
     """GET /api/whoami-v2."""
     if not call.viewer.signed_in:
         raise Refused(401, "Invalid username or password.")
-    return access.whoami(call.site.db, call.viewer)
+    return accounts.whoami(call.site.db, call.viewer)
 
 
 def overview(call: Call) -> Answer:
     """GET /api/users/{name}/overview and /api/organizations/{name}/overview."""
-    if not access.account_exists(call.site.db, call.params["name"]):
+    if not accounts.account_exists(call.site.db, call.params["name"]):
         raise Refused(404, "This user does not exist")
     name = call.params["name"]
     return {"user": name, "name": name, "fullname": name, "avatarUrl": "", "type": "user", "isPro": False}
@@ -151,7 +151,7 @@ def decide_access(call: Call) -> Answer:
 def grant_access(call: Call) -> Answer:
     """POST …/user-access-request/grant."""
     repo, user = _gated_repo(call), str(call.json.get("user"))
-    if not access.account_exists(call.site.db, user):
+    if not accounts.account_exists(call.site.db, user):
         raise Refused(404, f"User {user} does not exist")
     query = "SELECT 1 FROM access WHERE repo = ? AND user = ? AND status = 'accepted'"
     if call.site.db.read.execute(query, (repo.id, user)).fetchone():

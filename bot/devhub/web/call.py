@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .. import access, repos
+from .. import access, accounts, repos
 from ..errors import Refused, bad_request
 from ..records import Repo, RepoKind, Viewer
 from ..site import Site
@@ -166,7 +166,7 @@ def make_call(request: Request, body: bytes) -> Call:
     host = f"[{host}]" if ":" in host else host
     return Call(
         site=site,
-        viewer=access.viewer_of(site.db, request.headers.get("authorization")),
+        viewer=accounts.viewer_of(site.db, request.headers.get("authorization")),
         params={key: unquote(str(value)) for key, value in request.path_params.items()},
         query=request.query_params,
         headers=request.headers,

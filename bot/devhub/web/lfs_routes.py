@@ -33,6 +33,8 @@ def batch(call: Call) -> Answer:
     body = call.json
     if body.get("operation") != "upload":
         raise bad_request("Only uploads are answered here: download files through /resolve/")
+    sizes = (item.get("size", 0) for item in body.get("objects", []))
+    access.require_room(call.site.db, repo, sum(size for size in sizes if isinstance(size, int)))
     multipart = "multipart" in body.get("transfers", [])
     objects = [_upload_action(call, repo, item, multipart) for item in body.get("objects", [])]
     large = multipart and any("chunk_size" in o.get("actions", {}).get("upload", {}).get("header", {}) for o in objects)

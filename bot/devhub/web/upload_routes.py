@@ -89,6 +89,7 @@ def _commit(call: Call, body: Path) -> Answer:
     repo, ref = _target(call, "commit to it")
     with body.open("rb") as lines:
         proposal = commits.parse(call.site, repo, lines)
+    access.require_room(call.site.db, repo, 0)
     call.site.call_before_commit(repo.name, call.params["rev"])
     pull = None
     with call.site.db.write() as rows:
