@@ -163,13 +163,13 @@ def choose_device(options: Options, ops: Iterable[Op], machine: Machine) -> tupl
     slower than the way to the GPU and back, and only one that torch can use: the bytes are the same."""
     if options.device == "cpu" or (options.device == "auto" and machine.gpu is None):
         return "cpu", [], []
-    if machine.gpu is None:
-        reason, remedy = "--device cuda was asked for, and this machine has no GPU.", "Leave --device at auto."
-        return "cpu", [Refusal(code="no-gpu", reason=reason, remedy=remedy, exit_code=6)], []
     if options.device == "cuda" and not machine.cuda:
         reason = "--device cuda was asked for, and the installed torch is not built for GPUs."
         remedy = "Install torch with CUDA, or leave --device at auto."
         return "cpu", [Refusal(code="no-cuda", reason=reason, remedy=remedy, exit_code=6)], []
+    if machine.gpu is None:
+        reason, remedy = "--device cuda was asked for, and this machine has no GPU.", "Leave --device at auto."
+        return "cpu", [Refusal(code="no-gpu", reason=reason, remedy=remedy, exit_code=6)], []
     patches = (patch for op in ops if isinstance(op, AddDelta) for patch in op.patches)
     rank = max((term.rank for patch in patches for term in patch.terms), default=0)
     if options.device == "auto" and rank < GPU_RANK:

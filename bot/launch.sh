@@ -27,8 +27,11 @@ unset INPUT_HF_TOKEN INPUT_HF_READ_TOKEN INPUT_GITHUB_TOKEN HF_TOKEN HF_READ_TOK
 # Of the runner's environment, a container sees these and no others (and every input that is no token).
 told=(GITHUB_ACTIONS GITHUB_API_URL GITHUB_EVENT_NAME GITHUB_EVENT_PATH GITHUB_OUTPUT GITHUB_REF GITHUB_REF_NAME
   GITHUB_REF_TYPE GITHUB_REPOSITORY GITHUB_RUN_ID GITHUB_SERVER_URL GITHUB_SHA GITHUB_STEP_SUMMARY GITHUB_WORKFLOW_REF
-  GITHUB_WORKSPACE RUNNER_TEMP ADAPTER_MERGE_WORK HF_HOME HF_ENDPOINT HF_HUB_DISABLE_XET HF_HUB_DOWNLOAD_TIMEOUT
-  HF_HUB_ETAG_TIMEOUT HF_XET_HIGH_PERFORMANCE HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy)
+  GITHUB_WORKSPACE RUNNER_DEBUG RUNNER_TEMP ADAPTER_MERGE_WORK HF_HOME HF_HUB_CACHE HF_ENDPOINT HF_HUB_DISABLE_XET
+  HF_HUB_DOWNLOAD_TIMEOUT HF_HUB_ETAG_TIMEOUT HF_XET_HIGH_PERFORMANCE)
+# Those with a network also see how this runner gets out. A proxy's address may hold a password: the merge does not get it.
+proxies=(HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy)
+certificates=(SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE)
 
 say() { # say error|warning|notice WHAT: as a workflow command, which is one line
   local text=${2//'%'/%25}
@@ -38,40 +41,90 @@ say() { # say error|warning|notice WHAT: as a workflow command, which is one lin
 
 fail() { # fail CODE WHAT-AND-REMEDY
   say error "$2"
+  tell "$2"
   exit "$1"
+}
+
+tell() { # tell WHAT: outputs and summary of an end that no phase has told of
+  if [[ ! -f ${GITHUB_OUTPUT:-} || $(<"$GITHUB_OUTPUT") == *status* ]]; then return 0; fi
+  printf '%s\n' status=failed verified=false >>"$GITHUB_OUTPUT"
+  if [[ -f ${GITHUB_STEP_SUMMARY:-} && ${INPUT_REPORT:-} != none ]]; then
+    printf '## ✗ Failed: adapter-merge\n\n- %s\n' "${1//'<'/&lt;}" >>"$GITHUB_STEP_SUMMARY"
+  fi
 }
 
 # --- which runtime ------------------------------------------------------------------------------------------------
 
-installed() { # -P: a folder named bot in the workspace is not us
-  command -v python3 >/dev/null && python3 -P -c 'import importlib.metadata as m; m.version("adapter-merge")' 2>/dev/null
+installed() { # the version that is; -P: a folder named bot in the workspace is not us
+  command -v python3 >/dev/null && python3 -P -c 'import importlib.metadata as m; print(m.version("adapter-merge"))' 2>/dev/null
 }
 
 choose_runtime() {
+  local own there why='as runtime says'
+  own=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "${BASH_SOURCE[0]%/*}/__init__.py") # of the action's own checkout
+  there=$(installed) || there=
   runtime=${INPUT_RUNTIME:-auto}
   case $runtime in
-    auto) if [[ -n ${ADAPTER_MERGE_IMAGE:-} ]] || installed; then runtime=native; else runtime=docker; fi ;;
-    native) installed || fail 2 "runtime is native, but python3 on this runner does not have adapter-merge. Install it with pip in an earlier step, or run the job in its image, or set runtime: docker." ;;
+    auto)
+      if [[ -n $there && $there == "$own" ]]; then
+        runtime=native why="adapter-merge $there is installed here, which is the action's own version"
+      elif [[ -z $there ]]; then
+        runtime=docker why="adapter-merge is not installed here"
+      elif command -v docker >/dev/null; then
+        runtime=docker why="adapter-merge $there is installed here, and the action is $own"
+      else
+        fail 2 "adapter-merge $there is installed here, the action is $own, and there is no docker on this runner. Install adapter-merge $own, or run the job in the image of the action's own release, or take what is installed by runtime: native."
+      fi
+      ;;
+    native)
+      [[ -n $there ]] || fail 2 "runtime is native, but python3 on this runner does not have adapter-merge. Install it with pip in an earlier step, or run the job in its image, or set runtime: docker."
+      why+=", with adapter-merge $there"
+      [[ $there == "$own" ]] || say warning "adapter-merge $there is installed here, and the action is $own: an input that only one of them knows is not heeded. Install $own, or set runtime: auto."
+      ;;
     docker) ;;
     *) fail 2 "runtime is $runtime. Choose auto, native or docker." ;;
   esac
+  echo "Runtime $runtime: $why."
 }
 
-choose_cache() {
-  local folder folders=(${RUNNER_TOOL_CACHE:+"$RUNNER_TOOL_CACHE/adapter-merge"} "${HOME:-$temp}/.cache/adapter-merge")
-  if [[ -n ${INPUT_CACHE_DIR:-} ]]; then
-    folders=("${INPUT_CACHE_DIR/#~\//${HOME:-}/}")
+make_folder() { # make_folder WHERE: its absolute path, in $folder; false where it cannot be written
+  mkdir -p "$1" 2>/dev/null && [[ -w $1 ]] && folder=$(cd "$1" && pwd)
+}
+
+choose_cache() { # cache-dir, else what the job's environment says, else a folder of ours that stays
+  local name folder='' asked=${INPUT_CACHE_DIR:-}
+  local folders=(${RUNNER_TOOL_CACHE:+"$RUNNER_TOOL_CACHE/adapter-merge"} "${HOME:-$temp}/.cache/adapter-merge")
+  HF_HUB_CACHE=${HF_HUB_CACHE:-${HUGGINGFACE_HUB_CACHE:-}}
+  if [[ -n $asked ]]; then
+    folders=("${asked/#~\//${HOME:-}/}")
+    [[ -z $HF_HUB_CACHE ]] || say notice "cache-dir wins over HF_HUB_CACHE, which is $HF_HUB_CACHE here."
+    HF_HUB_CACHE=
+    unset HF_XET_CACHE HF_ASSETS_CACHE
   elif [[ -n ${HF_HOME:-} ]]; then
     folders=("$HF_HOME")
   fi
-  for folder in "${folders[@]}"; do
-    if mkdir -p "$folder" 2>/dev/null && [[ -w $folder ]]; then
-      HF_HOME=$(cd "$folder" && pwd)
-      export HF_HOME INPUT_CACHE_DIR=$HF_HOME
-      return
-    fi
+  unset HUGGINGFACE_HUB_CACHE
+  for name in "${folders[@]}"; do if make_folder "$name"; then break; fi; done
+  [[ -n $folder ]] || cannot_write "${folders[-1]}"
+  export HF_HOME=$folder INPUT_CACHE_DIR=${asked:+$folder}
+  if [[ -n $HF_HUB_CACHE ]]; then # ours lie beside the downloads
+    { make_folder "${HF_HUB_CACHE%/*}/adapter-merge" && beside=$folder && make_folder "$HF_HUB_CACHE"; } || cannot_write "$HF_HUB_CACHE"
+    export HF_HUB_CACHE=$folder
+  else
+    unset HF_HUB_CACHE
+  fi
+}
+
+cannot_write() {
+  fail 2 "The cache folder $1 cannot be written by $(id -un 2>/dev/null || true). Name another with cache-dir."
+}
+
+check_certificates() { # a path that is wrong would end every connection, with words that do not name it
+  local name
+  for name in "${certificates[@]}"; do
+    [[ -z ${!name:-} || -e ${!name} ]] || fail 2 "$name is ${!name}, which is not there. Correct it, or leave it out."
+    if [[ -n ${!name:-} && ${!name} != /* ]]; then export "$name=$PWD/${!name}"; fi
   done
-  fail 2 "The cache folder ${folders[-1]} cannot be written by $(id -un 2>/dev/null || true). Name another with cache-dir."
 }
 
 # --- docker -------------------------------------------------------------------------------------------------------
@@ -103,9 +156,14 @@ described_by_cdi() { # before 28.2, Docker does not list its CDI devices, only t
 }
 
 choose_gpus() { # the flags that hand over the GPUs asked for, in $gpus; none is a choice too
-  local wanted=${INPUT_GPUS:-auto} seen=unknown way=''
+  local wanted=${INPUT_GPUS:-auto} seen=unknown way='' by
+  by="gpus is $wanted"
   gpus=()
   [[ $wanted =~ ^[A-Za-z0-9,:/-]+$ ]] || fail 2 "gpus is $wanted. Choose auto, all, none, or a list of devices (0,1)."
+  if [[ ${INPUT_DEVICE:-} == cuda ]]; then
+    [[ $wanted != none ]] || fail 2 "device is cuda, and gpus is none. Leave one of them at auto."
+    [[ $wanted != auto ]] || { wanted=all by="device is cuda"; }
+  fi
   [[ $wanted != none ]] || return 0
   # No nvidia-smi says nothing where Docker runs elsewhere (a pod beside ours); one that fails says that there is no GPU.
   if command -v nvidia-smi >/dev/null; then nvidia-smi -L &>/dev/null && seen=yes || seen=no; fi
@@ -117,7 +175,7 @@ choose_gpus() { # the flags that hand over the GPUs asked for, in $gpus; none is
     fi
   fi
   if [[ -z $way && $wanted != auto ]]; then
-    fail 6 "gpus is $wanted, but Docker on this runner has no way to hand over a GPU. Install the NVIDIA driver and nvidia-container-toolkit, or set gpus: auto."
+    fail 6 "$by, but Docker on this runner has no way to hand over a GPU. Install the NVIDIA driver and nvidia-container-toolkit, or leave gpus and device at auto."
   elif [[ -z $way && $seen == yes ]]; then
     say warning "This runner has a GPU, but Docker cannot hand it over, so that the merge runs on the CPU: the same result, later. Install nvidia-container-toolkit, or set gpus: none."
   elif [[ $way == runtime ]]; then
@@ -137,6 +195,7 @@ choose_mounts() { # the same paths inside as outside; written are the work folde
   mount_file "$temp" readonly
   mount_file "$ADAPTER_MERGE_WORK"
   mount_file "$HF_HOME"
+  if [[ -n ${HF_HUB_CACHE:-} ]]; then mount_file "$HF_HUB_CACHE" && mount_file "$beside"; fi
   local file
   for file in "${GITHUB_OUTPUT:-}" "${GITHUB_STEP_SUMMARY:-}"; do if [[ -f $file ]]; then mount_file "$file"; fi; done
   if [[ -f ${GITHUB_EVENT_PATH:-} ]]; then mount_file "$GITHUB_EVENT_PATH" readonly; fi
@@ -153,11 +212,30 @@ choose_flags() { # what all containers share
   [[ $engine != *name=rootless* ]] || user=0:0 # which is, outside, the caller
   flags=(--rm --init --user "$user" --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges
     --workdir "$GITHUB_WORKSPACE" "${mounts[@]}")
+  # Where Docker sets SELinux labels, a container may not read what the host labelled. Relabelling (:z) would change the
+  # labels of workspace, cache and system certificates for good, file by file; the container goes without one of its own.
+  if [[ $engine == *name=selinux* || $engine == *'"selinuxEnabled":true'* ]]; then flags+=(--security-opt label=disable); fi
   for name in "${told[@]}" "${!INPUT_@}"; do if [[ -n ${!name:-} ]]; then flags+=(--env "$name"); fi; done
+  choose_way_out
+}
+
+choose_way_out() { # what the containers with a network get, in $outward
+  local name seen=' '
   outward=()
+  for name in "${proxies[@]}" "${certificates[@]}"; do if [[ -n ${!name:-} ]]; then outward+=(--env "$name"); fi; done
+  for name in "${certificates[@]}"; do
+    if [[ -n ${!name:-} && $seen != *" ${!name} "* ]]; then # Docker mounts nothing twice
+      outward+=(--mount "type=bind,source=${!name},target=${!name},readonly")
+      seen+="${!name} "
+    fi
+  done
   # A Hub or a proxy on this runner's own loopback is reached from the runner's own network only.
-  [[ "${HF_ENDPOINT:-} ${HTTPS_PROXY:-} ${https_proxy:-}" =~ //(127\.|localhost|\[::1\]) ]] && outward=(--network host)
-  return 0
+  for name in HF_ENDPOINT "${proxies[@]}"; do
+    if [[ $name != [Nn][Oo]_* && ${!name:-} =~ //([^/@]*@)?(127\.|localhost|\[::1\]) ]]; then
+      outward+=(--network host)
+      break
+    fi
+  done
 }
 
 require_shared_files() { # a container can write a file that we made
@@ -230,6 +308,7 @@ stop() { # A cancelled job: SIGINT, SIGTERM after 7.5 s, SIGKILL after another 2
   fi
   wait
   say warning "Cancelled. Nothing is half published; run the job again, and what was downloaded is still there."
+  tell 'Cancelled.'
   exit 130
 }
 
@@ -243,10 +322,11 @@ clean_up() {
 }
 
 main() {
-  child='' container=''
+  child='' container='' beside=''
   trap stop INT TERM
   choose_runtime
   choose_cache
+  check_certificates
   mkdir -p "$ADAPTER_MERGE_WORK"
   if [[ $runtime == docker ]]; then
     require_docker
@@ -262,6 +342,7 @@ main() {
   if [[ $phase != publish && $code =~ ^(3|4|5|6|70)$ && ! ${INPUT_REPORT:-} =~ ^(|none|summary)$ ]]; then
     run_phase publish || true
   fi
+  ((code == 0)) || tell "The $phase phase ended with exit code $code; the log says why."
   exit "$code"
 }
 

@@ -28,7 +28,7 @@ def look(folder: Path) -> Machine:
         gpu=_gpu(),
         platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         versions={name: _version(name) for name in PACKAGES},
-        cuda=_torch_has_cuda(),
+        cuda=torch_has_cuda(),
     )
 
 
@@ -115,7 +115,7 @@ def _gpu() -> str | None:
     return asked.stdout.strip().splitlines()[0] if asked.returncode == 0 and asked.stdout.strip() else None
 
 
-def _torch_has_cuda() -> bool:
+def torch_has_cuda() -> bool:
     """As torch's own file of versions says, since torch itself takes seconds to import. True where nobody can tell."""
     spec = importlib.util.find_spec("torch")
     for folder in (spec.submodule_search_locations or ()) if spec else ():

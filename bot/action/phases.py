@@ -24,6 +24,7 @@ from bot.each import require_none_replaced
 from bot.errors import AdapterMergeError, Refused, Usage
 from bot.events import Emit, Note, Show, Stage
 from bot.hub import Hub
+from bot.machine import torch_has_cuda
 from bot.pipeline import make, meant, planned, target_of
 from bot.publish import already, carry_tag, require_apart, require_reach
 from bot.pull import fetch as download
@@ -93,7 +94,8 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
     request, book = run.inputs.requests[index], run.book
     if run.event.plan_only:
         request = replace(request, options=replace(request.options, allow_pickle=False))
-    if os.environ.get("NVIDIA_VISIBLE_DEVICES") == "void":  # the GPU is kept for the merge, which looks for it again
+    if os.environ.get("NVIDIA_VISIBLE_DEVICES") == "void" and torch_has_cuda():
+        # The GPU is kept for the merge, which looks for it again; a torch that has no use for one is told now.
         request = replace(request, options=replace(request.options, device="auto"))
     book.update(index)
     run.emit(Stage(name="pull", title=f"Reading base and adapter {called(request)}"))

@@ -161,7 +161,7 @@ def job(engine: Engine, tiny: tuple[Path, Path], tmp_path: Path) -> Iterator[Job
     runner = Runner(root, user=CALLER)
     for name in ("temp", "work space", "bin", "tools", "home"):
         (root / name).mkdir()
-    shutil.copytree(ROOT / "bot", root / "action/bot", ignore=shutil.ignore_patterns("[!l]*"))
+    shutil.copytree(ROOT / "bot", root / "action/bot", ignore=shutil.ignore_patterns("[!l_]*"))
     shutil.copy(ROOT / "action.yml", root / "action")
     (root / "bin/docker").write_text(CLIENT)
     (root / "bin/docker").chmod(0o755)

@@ -17,10 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
+from bot import __version__
+
 ROOT = Path(__file__).parents[2]
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text())
 TOOLS = ("bash", "sed", "mkdir", "id", "rm")  # all that the launcher takes from the system
 
+VERSION = __version__  # STUB_INSTALLED: the version that python3 has
 GITHUB_TOKEN, WRITE, READ, IDENTITY = "ghs_forGitHub", "hf_forWriting", "hf_forReading", "ey.forIdentity"
 
 

@@ -59,6 +59,6 @@ match name, arguments:
     case "nvidia-smi", _:
         end(setting("GPU_CODE", "0"), "GPU 0: a GPU")
     case "python3", [*_, "-c", _]:
-        end(0 if setting("INSTALLED") else 1)
+        end(0 if setting("INSTALLED") else 1, setting("INSTALLED"))
     case "python3", rest:
         phase(rest[-1])

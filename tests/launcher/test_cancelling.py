@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.launcher.conftest import Ran, Runner
+from tests.launcher.conftest import VERSION, Ran, Runner
 
 CLEAN_UP = 1  # action.yml's second step
 
@@ -39,7 +39,7 @@ def test_a_container_that_does_not_stop_is_removed(runner: Runner) -> None:
 
 
 def test_cancelling_ends_a_native_child(runner: Runner) -> None:
-    runner.env |= {"STUB_ENDLESS": "merge", "STUB_INSTALLED": "1"}
+    runner.env |= {"STUB_ENDLESS": "merge", "STUB_INSTALLED": VERSION}
     ran = runner.cancelled(signal.SIGINT)
     assert ran.code == 130
     assert list(ran.phases())[-1] == "merge"

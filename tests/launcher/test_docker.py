@@ -188,10 +188,88 @@ def test_the_cache_is_where_it_is_named_else_in_the_tool_cache_else_at_home(runn
     ran = runner.run(cache_dir=str(here) if named == "cache-dir" else "")
     below = {"RUNNER_TOOL_CACHE": "adapter-merge", "HOME": ".cache/adapter-merge"}.get(named, ".")
     given = ran.phases()["merge"].given
-    assert given["HF_HOME"] == given["INPUT_CACHE_DIR"] == str(here / below)
+    assert given["HF_HOME"] == str(here / below)
+    assert given.get("INPUT_CACHE_DIR") == (str(here) if named == "cache-dir" else None)
     assert (here / below).is_dir()
 
 
 @pytest.mark.parametrize(("written", "meant"), [("~/models", "home/models"), ("models", "work space/models")])
 def test_a_cache_may_be_named_from_home_or_from_the_workspace(runner: Runner, written: str, meant: str) -> None:
     assert runner.run(cache_dir=written).phases()["merge"].given["HF_HOME"] == str(runner.root / meant)
+
+
+def test_a_cache_of_the_jobs_own_is_mounted_with_the_folder_of_ours_beside_it(runner: Runner) -> None:
+    runner.env["HF_HUB_CACHE"] = str(runner.root / "disk/hub")
+    merge = runner.run().phases()["merge"]
+    assert merge.given["HF_HUB_CACHE"] == f"{runner.root}/disk/hub"
+    for folder in ("hub", "adapter-merge"):
+        assert merge.mounts[f"{runner.root}/disk/{folder}"] == f"{runner.root}/disk/{folder}"
+
+
+# --- a company's network, an enforcing system ---------------------------------------------------------------------
+
+
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy")
+CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+def test_proxies_reach_the_containers_that_have_a_network_and_no_other(runner: Runner) -> None:
+    runner.env |= {name: f"http://user:password@proxy.example:3128/{name}" for name in PROXIES}
+    ran = runner.run()
+    assert ran.code == 0, ran.log
+    for phase, call in ran.phases().items():
+        held = {name for name in PROXIES if call.given.get(name) == runner.env[name]}
+        assert held == (set() if phase == "merge" else set(PROXIES)), phase
+        assert "password" not in " ".join(call.arguments)
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "https_proxy", "ALL_PROXY"])
+def test_a_proxy_on_the_runners_own_loopback_is_reached(name: str, runner: Runner) -> None:
+    runner.env[name] = "http://me:secret@localhost:3128"
+    phases = runner.run().phases()
+    assert [call.values("--network") for call in phases.values()] == [["host"], ["host"], ["none"], ["host"]]
+    del runner.env[name]
+    runner.env["NO_PROXY"] = "http://localhost"
+    assert runner.run().phases()["fetch"].values("--network") == []
+
+
+def test_a_companys_certificate_is_mounted_at_its_own_path_to_be_read(runner: Runner) -> None:
+    file = runner.root / "company.pem"
+    file.write_text("-----BEGIN CERTIFICATE-----")
+    runner.env |= dict.fromkeys(CERTIFICATES, str(file))
+    ran = runner.run()
+    assert ran.code == 0, ran.log
+    for phase in ("preflight", "fetch", "publish"):
+        call = ran.phases()[phase]
+        assert call.mounts[str(file)] == f"{file},readonly"
+        assert sum(str(file) in value for value in call.values("--mount")) == 1, "Docker mounts nothing twice"
+        assert {call.given[name] for name in CERTIFICATES} == {str(file)}
+    assert str(file) not in ran.phases()["merge"].mounts
+
+
+def test_a_certificates_path_may_start_in_the_workspace(runner: Runner) -> None:
+    (runner.workspace / "ca.pem").write_text("-----BEGIN CERTIFICATE-----")
+    runner.env["SSL_CERT_FILE"] = "ca.pem"
+    assert runner.run().phases()["fetch"].given["SSL_CERT_FILE"] == f"{runner.workspace}/ca.pem"
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        '{"SecurityOptions":["name=seccomp,profile=builtin","name=selinux"]}',
+        '{"host":{"security":{"selinuxEnabled":true}}}',
+    ],
+    ids=["docker", "podman"],
+)
+def test_where_selinux_labels_containers_ours_have_none(engine: str, runner: Runner) -> None:
+    runner.env["STUB_INFO"] = engine
+    ran = runner.run()
+    assert ran.code == 0, ran.log
+    assert len(ran.phases()) == 4
+    for call in ran.phases().values():
+        assert call.values("--security-opt") == ["no-new-privileges", "label=disable"]
+
+
+def test_githubs_debug_logging_reaches_every_phase(runner: Runner) -> None:
+    runner.env["RUNNER_DEBUG"] = "1"
+    assert {call.given["RUNNER_DEBUG"] for call in runner.run().phases().values()} == {"1"}

@@ -104,3 +104,19 @@ def test_gpus_that_are_no_list_are_an_error(runner: Runner) -> None:
     ran = runner.run(gpus='0","capabilities=all')
     assert ran.code == 2
     assert "Choose auto, all, none, or a list" in ran.log
+
+
+def test_a_device_that_is_cuda_insists_on_a_gpu(runner: Runner) -> None:
+    ran = runner.run(device="cuda")
+    assert ran.code == 6
+    assert "::error title=adapter-merge::device is cuda, but Docker on this runner has no way" in ran.log
+    assert not ran.phases()
+    runner.env["STUB_INFO"] = TOOLKIT
+    assert merge_flags(runner.run(device="cuda")) == ["--gpus all"]
+    assert merge_flags(runner.run(device="cuda", gpus="0")) == ['--gpus "device=0"']
+
+
+def test_a_device_that_is_cuda_and_no_gpus_is_usage(runner: Runner) -> None:
+    ran = runner.run(device="cuda", gpus="none")
+    assert ran.code == 2
+    assert "device is cuda, and gpus is none. Leave one of them at auto." in ran.log

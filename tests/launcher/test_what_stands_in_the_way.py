@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.conftest import ACTION, Ran, Runner
+from tests.launcher.conftest import ACTION, VERSION, Ran, Runner
 
 
 def error(ran: Ran) -> str:
@@ -82,6 +82,53 @@ def test_docker_that_runs_on_another_machine_than_the_paths(runner: Runner) -> N
     assert "Docker runs elsewhere" in error(ran)
     probe = next(call for call in ran.calls if "test" in call.arguments)
     assert probe.values("--network") == ["none"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_certificate_that_is_not_there(runner: Runner, installed: bool) -> None:
+    runner.env |= {"SSL_CERT_FILE": "/nowhere/ca.pem", "STUB_INSTALLED": VERSION if installed else ""}
+    ran = runner.run()
+    assert ran.code == 2
+    assert "SSL_CERT_FILE is /nowhere/ca.pem, which is not there. Correct it" in error(ran)
+
+
+# what stands in the way: the environment of the job, the inputs, the exit code
+ENDS: dict[str, tuple[dict[str, str], dict[str, str], int]] = {
+    "a value that there is not": ({}, {"runtime": "podman"}, 2),
+    "an image that cannot be pulled": ({"STUB_INSPECT_CODE": "1", "STUB_PULL_CODE": "1"}, {}, 5),
+    "no daemon": ({"STUB_INFO_CODE": "1", "STUB_INFO": "null\nIt is <b>away</b>."}, {}, 6),
+    "a container that does not start": ({"STUB_MERGE_CODE": "125"}, {}, 6),
+    "too little memory": ({"STUB_MERGE_CODE": "137"}, {}, 6),
+    "a phase that told nobody": ({"STUB_FETCH_CODE": "1"}, {}, 1),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_an_end_that_no_phase_told_of_has_outputs_and_a_summary(runner: Runner, case: str) -> None:
+    environment, inputs, code = ENDS[case]
+    runner.env |= environment
+    output, page = (Path(runner.env[name]) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"))
+    ran = runner.run(**inputs)
+    assert ran.code == code
+    assert output.read_text() == "status=failed\nverified=false\n"
+    assert page.read_text().startswith("## ✗ Failed: adapter-merge\n\n- ")
+    assert len(page.read_text()) > 60
+    assert "<b>" not in page.read_text()
+
+
+def test_an_end_that_a_phase_told_of_is_not_told_again(runner: Runner) -> None:
+    output, page = (Path(runner.env[name]) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"))
+    output.write_text("status<<end\nrefused\nend\n")
+    page.write_text("## ✗ Refused\n")
+    runner.env["STUB_FETCH_CODE"] = "3"
+    assert runner.run().code == 3
+    assert (output.read_text(), page.read_text()) == ("status<<end\nrefused\nend\n", "## ✗ Refused\n")
+
+
+def test_no_summary_is_written_where_none_is_wanted(runner: Runner) -> None:
+    assert runner.run(runtime="podman", report="none").code == 2
+    assert Path(runner.env["GITHUB_STEP_SUMMARY"]).read_text() == ""
+    assert "status=failed" in Path(runner.env["GITHUB_OUTPUT"]).read_text()
 
 
 def test_a_runtime_that_there_is_not(runner: Runner) -> None:

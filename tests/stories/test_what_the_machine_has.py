@@ -111,7 +111,7 @@ def test_a_gpu_that_fails_in_the_middle_is_left_alone_with_a_word(merge, monkeyp
 @pytest.mark.parametrize(
     ("machine", "words"),
     [
-        ({"gpu": None}, "this machine has no GPU"),
+        ({"gpu": None, "cuda": True}, "this machine has no GPU"),
         ({**HERE, "cuda": False}, "the installed torch is not built for GPUs"),
         ({**HERE, "cuda": True}, "This torch finds no CUDA device"),
     ],
