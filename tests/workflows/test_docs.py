@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -101,6 +102,25 @@ def test_the_action_has_one_name(path: Path) -> None:
         assert found.startswith(f"{OURS}@v1") or found.startswith(f"{OURS}/.github/workflows/merge.yml@v1")
 
 
+def test_before_a_release_the_action_is_pinned_by_commit_and_the_image_by_digest() -> None:
+    page = ROOT / "docs" / "before-a-release.md"
+    steps = [step for step in _steps(page) if str(step.get("uses", "")).startswith("acme/merge-action@")]
+    assert len(steps) == 2
+    for step in steps:
+        assert re.fullmatch(r"acme/merge-action@[0-9a-f]{40}", step["uses"])
+        assert set(step["with"]) <= set(action()["inputs"])
+        if "image" in step["with"]:
+            assert re.fullmatch(r"ghcr\.io/acme/merge-action@sha256:[0-9a-f]{64}", step["with"]["image"])
+
+
+def _steps(path: Path) -> Iterator[dict[str, Any]]:
+    """Every step of every workflow shown on a page."""
+    for block in fences(path, "yaml"):
+        found = yaml.load(block, Loader=yaml.BaseLoader)
+        for job in found.get("jobs", {"": found}).values():
+            yield from job.get("steps", [])
+
+
 # --- commands -----------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +155,7 @@ def test_every_option_named_in_the_text_exists_somewhere(path: Path) -> None:
     known = {flag for command in cli.commands.values() for parameter in command.params for flag in parameter.opts}
     others = {
         "--network",
+        "--build-arg",
         "--gpus",
         "--labels",
         "--offline",
