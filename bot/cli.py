@@ -19,14 +19,16 @@ import click
 from bot import __version__
 from bot.console import Console
 from bot.errors import OUR_BUG, AdapterMergeError, Interrupted, NotVerified, Usage, of_system
+from bot.events import Event, Show
 from bot.signals import end_on_signals, interrupted
-from bot.streams import guard_streams
+from bot.streams import defused, guard_streams
 
 if TYPE_CHECKING:
     from bot.hub import Hub
     from bot.records import Combination, Options, Outcome, Plan, Ref, Request
 
 F = TypeVar("F", bound=Callable[..., Any])
+DIFFERENT = 1  # of `compare --exit-code`, by git's custom; no failure has this code
 
 INTERRUPTED = Interrupted("Interrupted.", remedy="The same command goes on from here, and publishes nothing twice.")
 EPILOG = """\b
@@ -176,7 +178,15 @@ def plan(adapters: tuple[str, ...], as_json: bool, quiet: bool, **chosen: Any) -
     from bot.show import plan_json
 
     console = Console(quiet=quiet)
-    _, found = plan_merge(_request(adapters, **chosen), _hub(), console)
+
+    def emit(event: Event) -> None:
+        if as_json or quiet or not isinstance(event, Show):
+            console(event)
+        else:  # what was asked for, and no mere word about the work
+            console.close()
+            _print(event.text)
+
+    _, found = plan_merge(_request(adapters, **chosen), _hub(), emit)
     console.close()
     if as_json:
         _print_json(plan_json(found))
@@ -265,8 +275,11 @@ def verify(
     console.close()
     if as_json:
         click.echo(canonical(report.document).decode(), nl=False)
+    elif quiet:  # what failed was said as it was found
+        for remark in (found for found in report.findings if found.status == "warn"):
+            click.echo(f"  ! {remark.id}: {remark.why}", err=True)
     else:
-        click.echo("\n".join(["held against:", *held_against(report.document["inputs"]), "", table(report)]))
+        _print("\n".join(["held against:", *held_against(report.document["inputs"]), "", table(report)]))
     return 0 if report.verdict == "verified" else NotVerified.exit_code
 
 
@@ -307,9 +320,10 @@ def publish(folder: Path, target: str, how: Any, as_json: bool, quiet: bool, deb
 @cli.command()
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 where they differ, as git diff does; --quiet implies it.")
 @SPEAKING
-def compare(first: str, second: str, as_json: bool, quiet: bool, debug: bool) -> int:
-    """Compare two checkpoints, tensor by tensor. Exit 0 also when they differ."""
+def compare(first: str, second: str, exit_code: bool, as_json: bool, quiet: bool, debug: bool) -> int:
+    """Compare two checkpoints, tensor by tensor. Exit 0 also when they differ, unless --exit-code is given."""
     from bot.again import compare_models
     from bot.compare import comparison_table
 
@@ -318,9 +332,9 @@ def compare(first: str, second: str, as_json: bool, quiet: bool, debug: bool) ->
     console.close()
     if as_json:
         _print_json(found)
-    else:
-        click.echo(comparison_table(found))
-    return 0
+    elif not quiet:
+        _print(comparison_table(found))
+    return DIFFERENT if (exit_code or quiet) and found["different"] else 0
 
 
 @cli.command()
@@ -543,6 +557,11 @@ def _error_json(error: AdapterMergeError) -> dict[str, Any]:
     return {"error": {"what": error.what, "remedy": error.remedy, "exit_code": error.exit_code, **code}}
 
 
+def _print(text: str) -> None:
+    """A result; in a workflow's log, words out of other people's repos are no commands."""
+    click.echo(defused(text) if os.environ.get("GITHUB_ACTIONS") == "true" else text)
+
+
 def _print_json(found: Any) -> None:
     click.echo(json.dumps(found, indent=2, ensure_ascii=False, default=str))
 
@@ -581,6 +600,8 @@ def _guarded(arguments: list[str]) -> int:
         found = cli.main(args=arguments, prog_name="adapter-merge", standalone_mode=False)
         return found if isinstance(found, int) else 0
     except click.ClickException as error:
+        if "--json" in arguments:
+            _print_json(_error_json(Usage(error.format_message(), remedy="See --help.")))
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
@@ -601,6 +622,8 @@ def _ended_by(error: Exception, arguments: list[str], debug: bool) -> int:
     if isinstance(error, BrokenPipeError):
         return 0  # whoever read our output has seen enough
     if isinstance(error, OSError | MemoryError) and (known := of_system(error)):
+        if "--json" in arguments:
+            _print_json(_error_json(known))
         return _say(known, debug)
     traceback.print_exc()
     click.echo("This is a bug in adapter-merge. Please report it with the lines above.", err=True)

@@ -561,6 +561,7 @@ class Publication:
     pr_number: int | None = None
     url: str | None = None
     why: str = ""
+    proof: Json | None = None  # where it is there already and proven: {verdict, level, report: its address}
 
 
 @dataclass(frozen=True, kw_only=True)

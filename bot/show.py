@@ -134,7 +134,7 @@ def outcome_json(outcome: Outcome) -> Json:
     """A run as JSON; paths are absolute, where there are any."""
     return {
         "status": outcome.status,
-        "verified": outcome.report is not None and outcome.report.verdict == "verified",
+        "verified": _is_verified(outcome),
         "fingerprint": outcome.plan.fingerprint,
         "base": outcome.plan.base,
         "adapter": outcome.plan.adapter,
@@ -144,6 +144,12 @@ def outcome_json(outcome: Outcome) -> Json:
         "publication": asdict(outcome.publication) if outcome.publication else None,
         "folder": str(outcome.folder.absolute()) if outcome.folder else None,
     }
+
+
+def _is_verified(outcome: Outcome) -> bool:
+    """Whether what there is of the merge, made now or published before, is proven."""
+    known = outcome.publication.proof if outcome.publication else None
+    return (outcome.report is not None and outcome.report.verdict == "verified") or known is not None
 
 
 def outcome_lines(outcome: Outcome) -> list[str]:
@@ -163,7 +169,8 @@ def publication_lines(publication: Publication) -> list[str]:
         where = f"pull request #{publication.pr_number} on" if publication.how == "pr" else "pushed to"
         first = f"✓ verified and published: {where} {publication.repo}{tag}"
     else:
-        first = f"✓ {publication.status}: {publication.why}"
+        proven = f" Proven at level {publication.proof['level']}." if publication.proof else ""
+        first = f"✓ {publication.status}: {publication.why}{proven}"
     return [first, f"  {link}"] if link else [first]
 
 

@@ -117,7 +117,7 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
     if run.event.plan_only:
         book.update(index, status="dry-run")
     elif target and not request.force and (known := already(plan.fingerprint, target, hub, run.emit)):
-        book.update(index, status="unchanged", verified=True, publication=asdict(known))
+        book.update(index, status="unchanged", verified=known.proof is not None, publication=asdict(known))
     return sources, plan
 
 

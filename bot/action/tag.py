@@ -32,7 +32,7 @@ def settled(ref: Ref, tag: str | None, hub: Hub, emit: Emit) -> Ref:
         return ref
     if found != tag:
         emit(Note(text=f"The pushed tag {tag} means the tag {found} of {ref.repo}.", level="notice"))
-    return replace(ref, revision=found, text=f"{ref.repo}@{found}")
+    return replace(ref, revision=found, text=f"{'/'.join(filter(None, (ref.repo, ref.subfolder)))}@{found}")
 
 
 def candidates(tag: str) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from bot.records import Json, Publication
 if TYPE_CHECKING:
     from bot.hub import Blob, Hub, Pull, Target
 
+# The check that a level stands for, the hardest first.
+PASSED = (("full", "behaviour"), ("full", "requantised"), ("weights", "touched"))
 SMALL = 16_000_000  # bytes; what the Hub keeps outside LFS is smaller
 
 
@@ -31,9 +33,10 @@ def already(fingerprint: str, target: str, hub: Hub, emit: Emit = silent) -> Pub
 
 
 def _on_main(fingerprint: str, target: Target, hub: Hub, emit: Emit) -> Publication | None:
-    changes = _changes_since(fingerprint, target, hub)
-    if changes is None:
+    held = _changes_since(fingerprint, target, hub)
+    if held is None:
         return None
+    document, changes = held
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         text = f"{target.repo} was changed since this merge was published: {', '.join(changes[:3])}{more}."
@@ -46,11 +49,21 @@ def _on_main(fingerprint: str, target: Target, hub: Hub, emit: Emit) -> Publicat
         revision=target.sha,
         url=f"{hub.address}/{target.repo}/tree/{target.sha}",
         why="The target already holds this merge.",
+        proof=_proof(document, target.repo, target.sha, hub),
     )
 
 
-def _changes_since(fingerprint: str, target: Target, hub: Hub) -> list[str] | None:
-    """How main differs from this merge as it was published; None where main never held it, or holds a newer one.
+def _proof(document: Json, repo: str, revision: str, hub: Hub) -> Json:
+    """What the report of a published merge says, and where it is read. The level is the hardest that passed."""
+    passed = {check["id"] for check in document.get("checks") or () if check.get("status") == "pass"}
+    level = next((level for level, check in PASSED if check in passed), "files")
+    url = f"{hub.address}/{repo}/blob/{revision}/{REPORT}"
+    return {"verdict": document["verdict"], "level": level, "report": url}
+
+
+def _changes_since(fingerprint: str, target: Target, hub: Hub) -> tuple[Json, list[str]] | None:
+    """The report of this merge as it was published, and how main differs from it; None where main never held it, or holds a
+    newer one.
 
     The report names every file with its sha256. Small files, whose sha256 the Hub does not know, are compared with our
     commit, whose files were read back when it was made; where the history lost that commit, they are read.
@@ -72,7 +85,7 @@ def _changes_since(fingerprint: str, target: Target, hub: Hub) -> list[str] | No
         for name, sha256 in sorted(files.items())
         if not _is_there(name, sha256, target, then, hub)
     ]
-    return changes + [f"{name} was added" for name in stale(target.files, {*files, *then})]
+    return document, changes + [f"{name} was added" for name in stale(target.files, {*files, *then})]
 
 
 def _report(repo: str, revision: str, fingerprint: str, hub: Hub) -> Json | None:
@@ -115,18 +128,32 @@ def _of_ours(fingerprint: str, target: Target, hub: Hub) -> Publication | None:
     for pull in hub.my_pulls(target.repo):
         if mark_in(pull.text) != fingerprint or pull.status not in ("open", "closed"):
             continue  # a draft is work that was cut off; a merged one counts by what main holds now
+        head = hub.head(target.repo, pull.ref) if pull.status == "open" else None
         declined = f"Pull request {pull.num} with this merge was closed; it is not opened again (--force would)."
         return Publication(
             status="unchanged",
             how="pr",
             repo=target.repo,
-            revision=hub.head(target.repo, pull.ref) if pull.status == "open" else None,
+            revision=head,
             pr_url=pull.url,
             pr_number=pull.num,
             url=pull.url,
             why=declined if pull.status == "closed" else f"Pull request {pull.num} already proposes this merge.",
+            proof=_proposed_proof(fingerprint, target.repo, head, hub) if head else None,
         )
     return None
+
+
+def _proposed_proof(fingerprint: str, repo: str, head: str, hub: Hub) -> Json | None:
+    """The proof of what a pull request holds now: None where somebody changed its weights, or the report is not this merge's."""
+    document = _report(repo, head, fingerprint, hub)
+    if document is None:
+        return None
+    there = hub.target_files(repo, head)
+    known = {name: blob.sha256 for name, blob in there.items() if blob.sha256 is not None}
+    files: dict[str, str] = document["subject"]["files"]
+    same = files.keys() <= there.keys() and all(known.get(name, sha256) == sha256 for name, sha256 in files.items())
+    return _proof(document, repo, head, hub) if same else None
 
 
 def pull_to_update(fingerprint: str, target: Target, hub: Hub) -> Pull | None:
