@@ -129,7 +129,7 @@ PRIVATE = click.option(
     help="Visibility of a new target; auto: private if either input is private.",
 )
 LICENSE = click.option(
-    "--license", metavar="ID", help="License id for the card. Default: the adapter's, else the base's."
+    "--license", metavar="ID", help="License id for the card. Default: the stricter of the adapter's and the base's."
 )
 DRY_RUN = click.option(
     "--dry-run", is_flag=True, help="Plan and look at the target; download no weight and write nothing."

@@ -17,7 +17,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Literal
 
 from bot import trained
-from bot.card import render
+from bot.card import preview, render
 from bot.combine import Predicted, notation
 from bot.combine.joined import as_one, combined_in, joined, retold
 from bot.errors import AdapterMergeError, Damaged, Usage
@@ -25,7 +25,9 @@ from bot.events import Emit, Note, Show, Stage
 from bot.held import holding, unchanging
 from bot.machine import free_beside, look
 from bot.merge import left_behind, merge, place
+from bot.metadata.licenses import require
 from bot.plan import is_change, make_plan, pin_of
+from bot.plan.metadata import with_notes_on_cards
 from bot.publish import already, carry_tag, publish, require_apart, require_reach, warn_of_reach
 from bot.pull import base_of, dropping, fetch, original_at_hand, pin, require_headers, with_sound_files
 from bot.records import (
@@ -81,13 +83,14 @@ def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Ou
         _drop_scratch(request, plan, hub)
         standing = known if request.dry_run else carry_tag(known, _tag(sources), hub, emit)
         return Outcome(status="unchanged", plan=plan, publication=standing)
+    card = preview(sources.base, sources.adapter, sources.adapters, request.license, hub.address)
     if request.dry_run:
         if target:
-            warn_of_reach(target, request.publish, hub, emit)
+            warn_of_reach(target, request.publish, hub, emit, card)
         return Outcome(status="dry-run", plan=plan)
     if target is None:
         return make(request, sources, plan, hub, emit)
-    require_reach(target, request.publish, hub)
+    require_reach(target, request.publish, hub, card)
     inputs = _ready(request, sources, plan, hub, emit)
     # The place stays ours until the merge is published: another run would put its own folder there meanwhile.
     with place(_output(request, plan, hub), plan.fingerprint) as partial:
@@ -130,6 +133,8 @@ def _build(
         adapter=as_one(sources, together).adapter,
         adapters=sources.adapters,
         license=request.license,
+        assets=plan.assets,
+        hub=hub.address,
     )
     (partial / "README.md").write_text(card, encoding="utf-8")
     folder = _finish(partial, _output(request, plan, hub), report, request)
@@ -172,6 +177,7 @@ def one_adapter(together: Predicted | None, inputs: Local, hub: Hub, emit: Emit)
 def plan_merge(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None = None) -> tuple[Sources, Plan]:
     """Pin all inputs and plan their merge; no weight is downloaded."""
     notation.settle(request.combination, 1 + len(request.more))  # what cannot be meant is said before the first look
+    require(request.license)
     emit(Stage(name="pull", title=f"Reading base and adapter{'s' if request.more else ''}"))
     hub.tell(emit)
     sources = pin(request, hub, emit, bases)
@@ -190,9 +196,9 @@ def planned(sources: Sources, request: Request, output: Path, hub: Hub) -> Plan:
         machine = replace(machine, disk_free=machine.disk_free + left_behind(request.output))
     together = joined(sources, request.combination)
     plan = make_plan(as_one(sources, together), request.options, machine, sources.adapters)
-    if together is None:
-        return plan
-    return retold(plan, together, request.combination, map(pin_of, sources.adapters), machine)
+    if together is not None:
+        plan = retold(plan, together, request.combination, map(pin_of, sources.adapters), machine)
+    return with_notes_on_cards(plan, sources, request.license)
 
 
 def prove(merged: Merged, inputs: Local, sources: Sources, request: Request, hub: Hub, emit: Emit) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -326,7 +327,15 @@ def save_adapter(base: Path, name: str, folder: Path, *, seed: int = 1, size: fl
         if "lora_B" in parameter_name:
             torch.nn.init.normal_(parameter, std=size)
     adapted.save_pretrained(folder)
-    return folder
+    return name_no_path(folder)
+
+
+def name_no_path(adapter: Path) -> Path:
+    """Take the base's folder out of the card that PEFT writes, as everybody has to before the Hub takes it."""
+    card = adapter / "README.md"
+    lines = card.read_text().splitlines(keepends=True)
+    card.write_text("".join(line for line in lines if not re.match(r"(base_model: |- base_model:adapter:)/", line)))
+    return adapter
 
 
 def model_inputs(name: str) -> dict[str, torch.Tensor]:

@@ -20,11 +20,13 @@ from bot.action.state import CHECKSUMS, REPORT, Book, Failure, Job, Told, failur
 from bot.action.tag import settled
 from bot.action.tokens import Tokens
 from bot.again import publish_folder
+from bot.card import preview
 from bot.each import require_none_replaced
 from bot.errors import AdapterMergeError, Refused, Usage
 from bot.events import Emit, Note, Show, Stage
 from bot.hub import Hub
 from bot.machine import torch_has_cuda
+from bot.metadata.licenses import require
 from bot.pipeline import make, meant, planned, target_of
 from bot.publish import already, carry_tag, require_apart, require_reach
 from bot.pull import fetch as download
@@ -86,6 +88,9 @@ def fetch(run: Run) -> None:
         book.update(index)
         if not book.state.jobs[index].status:
             _require_reach(book.state.jobs[index], book)
+            if book.state.jobs[index].target:
+                license = run.inputs.requests[index].license
+                hub.check_card(preview(sources.base, sources.adapter, sources.adapters, license, hub.address))
             download(sources, plan, hub, run.emit)
 
 
@@ -122,6 +127,7 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
 
 
 def _planned(request: Request, run: Run, hub: Hub) -> tuple[Sources, Plan]:
+    require(request.license)
     sources = pin(request, hub, run.emit)
     if sources.adapter.repo is None and run.event.tag:
         # An adapter in the GitHub repo itself: the tag that was pushed there is the adapter's tag.

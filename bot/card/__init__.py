@@ -12,8 +12,10 @@ from string import Template
 from typing import Any
 
 from bot.card import comparison, evidence, loading, metadata
-from bot.card.markdown import cell, link, pinned
-from bot.records import Json, Source
+from bot.card.markdown import HUB, Links, cell
+from bot.metadata.stated import state
+from bot.project import REPOSITORY
+from bot.records import Asset, Json, Source
 from bot.redact import redact
 from bot.show import tensors_in_words
 
@@ -29,29 +31,40 @@ def render(
     adapter: Source,
     license: str | None,
     adapters: Sequence[Source] = (),
+    assets: Sequence[Asset] = (),
+    hub: str = HUB,
 ) -> str:
-    """README.md for a merge that `document` (its verification.json) describes. `license` overrides the adapter's.
+    """README.md for a merge that `document` (its verification.json) describes. `license` overrides the inputs'.
 
-    `adapters`: where `adapter` is the combination of several, those.
+    `adapters`: where `adapter` is the combination of several, those. `assets`: the files beside the weights, where they are
+    known. `hub`: the address of the Hub that all links lead to.
     """
-    given = tuple(adapters) or (adapter,)
+    given, links = tuple(adapters) or (adapter,), Links(hub)
     merge = document.get("merge") or {}
-    tag = metadata.pipeline_tag(base, adapter)
-    block = metadata.block(merge, base=base, adapter=adapter, license=license, tag=tag)
+    task = metadata.task_of(base, adapter)
+    stated = state(base, given, license, assets=assets, home=f"{hub}/{target or UNNAMED}", hub=hub)
+    block = metadata.block(merge, base=base, adapter=adapter, license=stated, task=task)
     template = Template(resources.files("bot").joinpath("templates/card.md").read_text(encoding="utf-8"))
+    made = loading.Made(base=base, adapter=adapter, assets=assets)
     text = template.substitute(
         metadata=metadata.dump(block),
         title=_title(target, base, given),
-        headline=_headline(document, base, given),
-        summary=_summary(document, base, given, metadata.license_words(base, adapter, license)),
-        loading=loading.snippet(target or UNNAMED, tag, base),
-        advice=_advice(document, merge, base, given),
+        headline=_headline(document, base, given, links),
+        summary=_summary(document, base, given, stated.words, links),
+        loading=loading.section(target or UNNAMED, task, made, hub),
+        advice=_advice(document, merge, base, given, links),
         comparison=comparison.section(document),
         evidence=evidence.section(document),
         reproduce=evidence.reproduce(document, merge, target or UNNAMED, base, given),
-        about="\n\n".join(dict.fromkeys(map(_about, given))),
+        about="\n\n".join(dict.fromkeys(_about(one, links) for one in given)),
     )
     return redact(text)
+
+
+def preview(base: Source, adapter: Source, adapters: Sequence[Source], license: str | None, hub: str = HUB) -> str:
+    """The card's metadata alone, as far as a Hub may refuse it: known before any download."""
+    given = tuple(adapters) or (adapter,)
+    return metadata.preview(base, adapter, state(base, given, license, home=f"{hub}/{UNNAMED}", hub=hub))
 
 
 def retarget(text: str, old: str | None, new: str) -> str:
@@ -71,8 +84,8 @@ def _short(source: Source) -> str:
     return source.called.partition("/")[2] if source.repo else f"a local {source.role}"
 
 
-def _headline(document: Json, base: Source, adapters: Sequence[Source]) -> str:
-    what = f"{' and '.join(map(link, adapters))} merged into {link(base)}"
+def _headline(document: Json, base: Source, adapters: Sequence[Source], links: Links) -> str:
+    what = f"{' and '.join(map(links.to, adapters))} merged into {links.to(base)}"
     statuses = [check.get("status") for check in document.get("checks", [])]
     if document.get("verdict") != "verified":
         return f"{what}. Not verified: {statuses.count('fail')} of {len(statuses)} checks failed; do not use it."
@@ -85,21 +98,22 @@ def _headline(document: Json, base: Source, adapters: Sequence[Source]) -> str:
     return f"{what}, and proven: {passed}. PEFT is not needed."
 
 
-def _summary(document: Json, base: Source, adapters: Sequence[Source], licenses: str) -> str:
+def _summary(document: Json, base: Source, adapters: Sequence[Source], licenses: str, links: Links) -> str:
     merge = document.get("merge") or {}
     tensors = merge.get("tensors") or {}
     form = (merge.get("options") or {}).get("quantize", "none")
     counts = tensors_in_words(tensors, str(merge.get("dtype", "?")), str(form))
     rows = [
-        *(("adapter", pinned(adapter)) for adapter in adapters),
+        *(("adapter", links.pinned(adapter)) for adapter in adapters),
         ("combined", cell(_combined(document))),
-        ("base", pinned(base)),
+        ("base", links.pinned(base)),
         ("method", cell(_method(merge))),
         ("base weights", cell(str(merge.get("base_weights") or ""))),
         ("weights", cell(f"{_stored(merge)}; {counts}" if tensors else _stored(merge))),
         ("tokens", cell(_tokens(merge))),
         ("verdict", cell(str(document.get("verdict", "?")))),
         ("license", cell(licenses)),
+        ("made by", f"[adapter-merge]({REPOSITORY})"),
     ]
     return "\n".join(f"| {name} | {text} |" for name, text in rows if text)
 
@@ -145,7 +159,7 @@ def _spread(values: Iterable[Any]) -> str:
     return " to ".join(dict.fromkeys(shown))
 
 
-def _advice(document: Json, merge: Json, base: Source, adapters: Sequence[Source]) -> str:
+def _advice(document: Json, merge: Json, base: Source, adapters: Sequence[Source], links: Links) -> str:
     """Where keeping the adapter separate would serve better, the card says so."""
     reasons = []
     kept = evidence.retention(document, merge)
@@ -161,15 +175,15 @@ def _advice(document: Json, merge: Json, base: Source, adapters: Sequence[Source
         )
     if not reasons:
         return ""
-    where = f"{link(base)} with {' and '.join(map(link, adapters))}"
+    where = f"{links.to(base)} with {' and '.join(map(links.to, adapters))}"
     text = "\n\n".join(reasons)
     return f"## Keeping the adapter separate serves better\n\n{text}\n\nLoading {where} through PEFT avoids this.\n\n"
 
 
-def _about(adapter: Source) -> str:
+def _about(adapter: Source, links: Links) -> str:
     if adapter.repo is None:
         return "The adapter came from a local folder; its content is named by the sha256 above."
     return (
-        f"What it was trained for, on what data, and its limits: see the card of {link(adapter)}. "
+        f"What it was trained for, on what data, and its limits: see the card of {links.to(adapter)}. "
         "What it says of the adapter holds for this model; only the way to load it differs."
     )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from bot.markdown import cell, fenced
+from bot.project import REPOSITORY
 from bot.records import Json, Source
 
 MARKS = {"pass": "pass", "warn": "remark", "fail": "**FAIL**", "skip": "not run"}
@@ -98,10 +99,12 @@ def _options(merge: Json) -> Iterator[str]:
 
 def _versions(document: Json) -> Iterator[str]:
     found = document.get("environment") or {}
-    shown = [f"{name} {found[name]}" for name in ("adapter-merge", "torch", "transformers", "peft") if found.get(name)]
-    if shown:
-        yield f"Made and checked with {cell(', '.join(shown))}."
-        yield ""
+    tool = f"[adapter-merge]({REPOSITORY})" + (
+        f" {cell(str(found['adapter-merge']))}" if found.get("adapter-merge") else ""
+    )
+    shown = [cell(f"{name} {found[name]}") for name in ("torch", "transformers", "peft") if found.get(name)]
+    yield f"Made and checked with {', '.join([tool, *shown])}."
+    yield ""
 
 
 def retention(document: Json, merge: Json) -> float | None:

@@ -1,17 +1,24 @@
-"""How to load the merged model: the few lines that fit its task."""
+"""How to load the merged model: what to install, and lines to run that fit its task, its template and its form."""
 
 from __future__ import annotations
 
-from bot.card.metadata import config_of
-from bot.records import Source
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from bot import assets as files
+from bot.card.markdown import HUB
+from bot.card.metadata import config_of, head_of
+from bot.markdown import fenced
+from bot.records import Asset, Json, Source
+
+LEAST = (4, 56)  # the transformers that first took `dtype=`
 # task → (model class, what turns inputs into tensors)
 CLASSES = {
     "text-generation": ("AutoModelForCausalLM", "AutoTokenizer"),
     "image-text-to-text": ("AutoModelForImageTextToText", "AutoProcessor"),
     "text2text-generation": ("AutoModelForSeq2SeqLM", "AutoTokenizer"),
-    "summarization": ("AutoModelForSeq2SeqLM", "AutoTokenizer"),
-    "translation": ("AutoModelForSeq2SeqLM", "AutoTokenizer"),
     "text-classification": ("AutoModelForSequenceClassification", "AutoTokenizer"),
     "token-classification": ("AutoModelForTokenClassification", "AutoTokenizer"),
     "question-answering": ("AutoModelForQuestionAnswering", "AutoTokenizer"),
@@ -19,32 +26,159 @@ CLASSES = {
     "image-classification": ("AutoModelForImageClassification", "AutoImageProcessor"),
     "automatic-speech-recognition": ("AutoModelForSpeechSeq2Seq", "AutoProcessor"),
 }
+SAME_AS = {
+    "summarization": "text2text-generation",
+    "translation": "text2text-generation",
+    "conversational": "text-generation",
+}
 OTHERS = ("AutoModel", "AutoTokenizer")
+GENERATES = ("text-generation", "image-text-to-text", "text2text-generation")
+PICTURES = ("image-text-to-text", "image-classification")
+NEEDS = {
+    "bitsandbytes": "bitsandbytes",
+    "compressed-tensors": "compressed-tensors",
+    "torchao": "torchao",
+    "mxfp4": "kernels",
+}
+
+RUN = {
+    "chat": """\
+messages = [{"role": "user", "content": "What can you do?"}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+inputs = inputs.to(model.device)
+output = model.generate(**inputs, max_new_tokens=256)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))""",
+    "text-generation": """\
+inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)
+output = model.generate(**inputs, max_new_tokens=64)
+print(tokenizer.decode(output[0], skip_special_tokens=True))""",
+    "text2text-generation": """\
+inputs = tokenizer("A text to work on.", return_tensors="pt").to(model.device)
+output = model.generate(**inputs, max_new_tokens=64)
+print(tokenizer.decode(output[0], skip_special_tokens=True))""",
+    "image-text-to-text": """\
+content = [{"type": "image", "url": "picture.jpg"}, {"type": "text", "text": "What is this?"}]
+messages = [{"role": "user", "content": content}]
+inputs = processor.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+).to(model.device, model.dtype)
+output = model.generate(**inputs, max_new_tokens=256)
+print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))""",
+    "text-classification": """\
+logits = model(**tokenizer("A text to judge.", return_tensors="pt")).logits
+print(model.config.id2label[logits.argmax(-1).item()])""",
+    "token-classification": """\
+inputs = tokenizer("A text to mark.", return_tensors="pt")
+for token, label in zip(inputs.tokens(), model(**inputs).logits[0].argmax(-1).tolist()):
+    print(token, model.config.id2label[label])""",
+    "question-answering": """\
+inputs = tokenizer("Who is asked?", "The model is asked.", return_tensors="pt")
+output = model(**inputs)
+start, end = output.start_logits.argmax().item(), output.end_logits.argmax().item()
+print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))""",
+    "fill-mask": """\
+inputs = tokenizer(f"This is a {tokenizer.mask_token}.", return_tensors="pt")
+logits = model(**inputs).logits[inputs["input_ids"] == tokenizer.mask_token_id]
+print(tokenizer.decode(logits.argmax(-1)))""",
+    "image-classification": """\
+inputs = processor(Image.open("picture.jpg"), return_tensors="pt")
+print(model.config.id2label[model(**inputs).logits.argmax(-1).item()])""",
+}  # fmt: skip
 
 
-def snippet(target: str, tag: str | None, base: Source) -> str:
-    """Python for transformers, and a line for vLLM where the model generates text."""
-    model, reader = CLASSES.get(tag or "", OTHERS)
-    remote = bool(config_of(base).get("auto_map"))
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """The merged model, as far as loading it asks. `assets`: () where they are not known."""
+
+    base: Source
+    adapter: Source
+    assets: Sequence[Asset] = ()
+
+    @property
+    def config(self) -> Json:
+        """Its config.json."""
+        own = next((one for one in self.assets if one.name == "config.json"), None)
+        if own is None or own.content is None:
+            return config_of(self.base)
+        return files.read_json(_with(self.base, own.content), "config.json")
+
+    @property
+    def has_template(self) -> bool:
+        """Whether its tokenizer has a chat template."""
+        names = {asset.name: asset for asset in self.assets}
+        if names.keys() & {*files.TEMPLATE_FILES}:
+            return True
+        settings = names.get("tokenizer_config.json")
+        owner = self.adapter if settings is not None and settings.source == "adapter" else self.base
+        return settings is not None and bool(files.read_json(owner, "tokenizer_config.json").get("chat_template"))
+
+    def has(self, pattern: str) -> bool:
+        """Whether one of its files is called so."""
+        return any(re.fullmatch(pattern, asset.name) for asset in self.assets)
+
+
+def _with(base: Source, config: bytes) -> Source:
+    from dataclasses import replace
+
+    return replace(base, texts={**base.texts, "config.json": config})
+
+
+def section(target: str, task: str | None, made: Made, hub: str = HUB) -> str:
+    """What to install, Python for transformers, and a line for vLLM where the model writes text."""
+    config = made.config
+    what = (
+        SAME_AS.get(task or "", task)
+        if head_of(config) is None
+        else SAME_AS.get(head_of(config) or "", head_of(config))
+    )
+    remote = bool(config.get("auto_map"))
+    parts = [fenced("\n".join(_commands(what, config, made, hub)), "bash")]
+    parts.append(fenced("\n".join(_python(target, what, config, made, remote)), "python"))
+    if remote:
+        parts.append("The base brings its own model code, which `trust_remote_code` runs: read it first.")
+    if what == "text-generation":
+        parts += ["With vLLM:", fenced(f"vllm serve {target}{' --trust-remote-code' if remote else ''}", "bash")]
+    return "\n\n".join(parts)
+
+
+def _commands(task: str | None, config: Json, made: Made, hub: str) -> Iterator[str]:
+    if hub != HUB:
+        yield f"export HF_ENDPOINT={hub}"
+    packages = [f'"transformers>={_least(config)}"', "torch", *(["accelerate"] if task in GENERATES else [])]
+    form: Any = config.get("quantization_config")
+    method = form.get("quant_method", "bitsandbytes") if isinstance(form, dict) else None
+    packages += [NEEDS[method]] if isinstance(method, str) and method in NEEDS else []
+    packages += ["pillow", "torchvision"] if task in PICTURES else []
+    if made.has(r"(.*\.)?(spiece|tokenizer|sentencepiece.*)\.model") and not made.has(r"tokenizer\.json"):
+        packages.append("sentencepiece")
+    packages += ["tiktoken"] if made.has(r".*\.tiktoken") else []
+    yield f"pip install -U {' '.join(packages)}"
+
+
+def _least(config: Json) -> str:
+    """The oldest transformers that is known to do: the one that wrote the config, or the first that takes these lines."""
+    found = re.match(r"(\d{1,3})\.(\d{1,3})", str(config.get("transformers_version") or ""))
+    wrote = (int(found[1]), int(found[2])) if found else LEAST
+    return ".".join(map(str, max(wrote, LEAST)))
+
+
+def _python(target: str, task: str | None, config: Json, made: Made, remote: bool) -> Iterator[str]:
+    model, reader = CLASSES.get(task or "", OTHERS)
+    if str((config.get("architectures") or [""])[0]).endswith("ForCTC"):
+        model = "AutoModelForCTC"
     trust = ", trust_remote_code=True" if remote else ""
     name = {"AutoTokenizer": "tokenizer", "AutoProcessor": "processor", "AutoImageProcessor": "processor"}[reader]
-    lines = [
-        "```python",
-        f"from transformers import {', '.join(sorted((model, reader)))}",
-        "",
-        f'{name} = {reader}.from_pretrained("{target}"{trust})',
-        f'model = {model}.from_pretrained("{target}", dtype="auto"{trust})',
-        "```",
-    ]
-    if remote:
-        lines += ["", "The base brings its own model code, which `trust_remote_code` runs: read it first."]
-    if tag == "text-generation":
-        lines += [
-            "",
-            "With vLLM:",
-            "",
-            "```bash",
-            f"vllm serve {target}{' --trust-remote-code' if remote else ''}",
-            "```",
-        ]
-    return "\n".join(lines)
+    chat = made.has_template
+    lines = RUN.get("chat" if task == "text-generation" and chat else task or "", "")
+    if task == "image-text-to-text" and not (chat or made.has(r"chat_template\.(json|jinja)") or not made.assets):
+        lines = ""  # how the text and the picture are put together, its own card knows
+    if task == "image-classification":
+        yield "from PIL import Image"
+    yield f"from transformers import {', '.join(sorted((model, reader)))}"
+    yield ""
+    yield f'{name} = {reader}.from_pretrained("{target}"{trust})'
+    placed = ', device_map="auto"' if task in GENERATES else ""
+    yield f'model = {model}.from_pretrained("{target}", dtype="auto"{placed}{trust})'
+    if lines:
+        yield ""
+        yield lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from bot.markdown import cell
@@ -11,7 +12,7 @@ HUB = "https://huggingface.co"
 SHOWN = 12  # digits of a sha that a reader needs
 
 
-__all__ = ["HUB", "cell", "link", "pinned", "short_sha"]
+__all__ = ["HUB", "Links", "cell", "short_sha"]
 
 
 def short_sha(sha: str) -> str:
@@ -20,22 +21,28 @@ def short_sha(sha: str) -> str:
     return kind + colon + digits[:SHOWN]
 
 
-def link(source: Source) -> str:
-    """The source's repo, linked, or the folder of it that an adapter lies in; words for a local folder."""
-    if source.subfolder:
-        return f"[{cell(source.called)}]({_tree(source)})"
-    return f"[{source.repo}]({HUB}/{source.repo})" if source.repo else f"a local {source.role}"
+@dataclass(frozen=True)
+class Links:
+    """Links to inputs on one Hub. `hub`: its address."""
 
+    hub: str = HUB
 
-def pinned(source: Source) -> str:
-    """The source at its commit, linked."""
-    sha = short_sha(source.sha)
-    if source.repo is None:
-        return f"a local folder, `{sha}`"
-    tag = f" ({cell(source.tags[0])})" if source.tags else ""
-    return f"{link(source)} @ [`{sha}`]({_tree(source)}){tag}"
+    def to(self, source: Source) -> str:
+        """The source's repo, linked, or the folder of it that an adapter lies in; words for a local folder."""
+        if source.subfolder:
+            return f"[{cell(source.called)}]({self._tree(source, source.sha)})"
+        return f"[{source.repo}]({self.hub}/{source.repo})" if source.repo else f"a local {source.role}"
 
+    def pinned(self, source: Source) -> str:
+        """The source at its commit, linked, with its tag where it has one."""
+        sha = short_sha(source.sha)
+        if source.repo is None:
+            return f"a local folder, `{sha}`"
+        tag = source.revision if source.revision in source.tags else next(iter(source.tags), None)
+        named = f" ([{cell(tag)}]({self._tree(source, tag)}))" if tag else ""
+        return f"{self.to(source)} @ [`{sha}`]({self._tree(source, source.sha)}){named}"
 
-def _tree(source: Source) -> str:
-    """The page of its files at its commit."""
-    return "/".join(filter(None, (HUB, source.repo, "tree", source.sha, quote(source.subfolder or ""))))
+    def _tree(self, source: Source, revision: str) -> str:
+        """The page of its files at a revision, which may be a tag with a slash or an @ in it."""
+        parts = (self.hub, source.repo, "tree", quote(revision, safe=""), quote(source.subfolder or ""))
+        return "/".join(filter(None, parts))

@@ -13,13 +13,31 @@ from typing import Any
 
 import yaml
 
+from . import card_rules as rules
 from .objects import Objects
 from .records import Entry
 
 FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 CARD_LIMIT = 1 << 20
 HEADER_LIMIT = 100 << 20
-RELATIONS = ("adapter", "finetune", "merge", "quantized")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2, as the Hub reads it: `no` is a language, not a boolean."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+def load(block: str) -> Any:
+    """What a metadata block holds. Raises YAMLError."""
+    return yaml.load(block, Loader=_Loader)
 
 
 def front_matter(text: str) -> str | None:
@@ -32,7 +50,7 @@ def metadata(text: str) -> dict[str, Any]:
     """The card's metadata; {} where it is missing or not valid YAML."""
     block = front_matter(text)
     try:
-        content = yaml.safe_load(block) if block else None
+        content = load(block) if block else None
     except yaml.YAMLError:
         return {}
     return content if isinstance(content, dict) else {}
@@ -44,30 +62,14 @@ def problems(text: str) -> tuple[list[str], list[str]]:
     if block is None:
         return [], ["empty or missing yaml metadata in repo card (https://huggingface.co/docs/hub/model-cards)"]
     try:
-        content = yaml.safe_load(block)
+        content = load(block)
     except yaml.YAMLError as error:
         return [f"Invalid YAML in the metadata: {' '.join(str(error).split())}"], []
     if content is None:
         return [], ["empty or missing yaml metadata in repo card (https://huggingface.co/docs/hub/model-cards)"]
     if not isinstance(content, dict):
         return ["The metadata must be a YAML object"], []
-    return [*_wrong_types(content)], []
-
-
-def _wrong_types(content: Mapping[str, Any]) -> Iterable[str]:
-    for key in ("library_name", "pipeline_tag", "license_name", "license_link", "base_model_relation"):
-        if key in content and not isinstance(content[key], str):
-            yield f'"{key}" must be a string'
-    for key in ("tags", "datasets"):
-        if key in content and not isinstance(content[key], list):
-            yield f'"{key}" must be an array'
-    relation = content.get("base_model_relation")
-    if isinstance(relation, str) and relation not in RELATIONS:
-        yield f'"base_model_relation" must be one of [{", ".join(RELATIONS)}]'
-    for key in ("base_model", "license", "language"):
-        values = content[key] if isinstance(content.get(key), list) else [content.get(key, "")]
-        if not all(isinstance(value, str) for value in values):
-            yield f'"{key}" must be a string or an array of strings'
+    return [*rules.errors(content)], [*rules.warnings(content)]
 
 
 def strings(value: Any) -> list[str]:

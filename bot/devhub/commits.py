@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from . import repos, trees
+from . import card, repos, trees
 from .errors import Refused, bad_request, entry_not_found, revision_not_found
 from .records import Commit, Entry, Repo, git_blob_id, lfs_pointer
 from .site import Site
@@ -84,7 +84,7 @@ def _operation(site: Site, repo: Repo, key: str, value: Mapping[str, object]) ->
     path = _checked_path(str(value.get("path", "")))
     match key:
         case "file":
-            return Put(entry=_regular(site, path, value))
+            return Put(entry=_regular(site, repo, path, value))
         case "lfsFile":
             return Put(entry=_large(site, repo, path, value))
         case "deletedFile" | "deletedFolder" | "deletedEntry":
@@ -101,12 +101,16 @@ def _checked_path(path: str) -> str:
     return path
 
 
-def _regular(site: Site, path: str, value: Mapping[str, object]) -> Entry:
+def _regular(site: Site, repo: Repo, path: str, value: Mapping[str, object]) -> Entry:
     content = str(value.get("content", ""))
     try:
         raw = base64.b64decode(content, validate=True) if value.get("encoding") == "base64" else content.encode()
     except binascii.Error as error:
         raise bad_request(f"The content of {path} is not base64") from error
+    if path == "README.md" and repo.kind == "model" and site.checks_cards:
+        wrong, _ = card.problems(raw.decode("utf-8", "replace"))
+        if wrong:
+            raise bad_request(f"Invalid metadata in README.md: {'; '.join(wrong)}")
     return Entry(path=path, blob=git_blob_id(raw), size=len(raw), sha256=site.objects.add(raw), lfs=False)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bot.events import Emit, silent
-from bot.hub.names import is_repo_id, scratch_folder
+from bot.hub.names import is_repo_id, scratch_folder, shown_address
 
 if TYPE_CHECKING:
     from bot.hub.client import Hub
@@ -57,6 +57,11 @@ class _WhenAsked:
         self._emit = emit
         if self._made is not None:
             self._made.tell(emit)
+
+    @property
+    def address(self) -> str:
+        """The Hub's address, as it may be shown."""
+        return self._made.address if self._made else shown_address()
 
     def __getattr__(self, name: str) -> Any:
         if self._made is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bot.redact import redact
+
 
 def is_repo_id(text: str) -> bool:
     """Whether the Hub could have a repo of this name (`owner/name`, or one of its old one-word names)."""
@@ -23,3 +25,8 @@ def scratch_folder() -> Path:
     home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or str(Path(home) / "hub")
     return Path(os.path.expandvars(cache)).expanduser().resolve().parent / "adapter-merge"
+
+
+def shown_address() -> str:
+    """The Hub's address by the client's own rule, as it may be shown: without a user and a password."""
+    return redact((os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/"))

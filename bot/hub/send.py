@@ -23,6 +23,7 @@ from bot.hub.write import Writing
 from bot.redact import redact
 
 SMALL = 10_000_000  # bytes; smaller files travel together
+NOT_SERVED = (404, 405, 410, 501)
 STORAGE = re.compile(r"/info/lfs/objects/verify|/api/complete_multipart")
 
 Upload = CommitOperationAdd  # a file whose content the Hub has already; what is in it is the client's business
@@ -40,6 +41,14 @@ class Change:
     delete: tuple[str, ...]
 
 
+def _errors(answer: Any) -> str:
+    """What the Hub says against a card; its whole answer where that has another shape."""
+    try:
+        return "; ".join(str(error["message"]) for error in answer.json()["errors"])
+    except (ValueError, KeyError, TypeError):
+        return str(answer.text)
+
+
 class Sending(Writing):
     """What a run sends to its target."""
 
@@ -51,10 +60,12 @@ class Sending(Writing):
 
         def ask() -> str | None:
             answer = get_session().post(url, json={"content": text, "repoType": "model"}, headers=headers)
+            if answer.status_code in NOT_SERVED:
+                return None  # a mirror of the Hub; the commit is checked all the same
             if answer.status_code != 400:
                 hf_raise_for_status(answer)
                 return None
-            return "; ".join(str(error.get("message")) for error in answer.json().get("errors", []))
+            return _errors(answer)
 
         errors = self.patiently(where, ask)
         if errors is not None:

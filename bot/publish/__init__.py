@@ -66,19 +66,22 @@ def publish(
     return _deliver(job, target, now, seen, pushing)
 
 
-def require_reach(target: str, how: How, hub: Hub) -> None:
-    """Raise Forbidden or NotFound now, where publishing would fail for want of rights after hours of work."""
+def require_reach(target: str, how: How, hub: Hub, card: str = "") -> None:
+    """Raise Forbidden or NotFound now, where publishing would fail for want of rights after hours of work; and Outside, where
+    the Hub would refuse the metadata of `card`."""
     now = hub.target(target)
     if now is None:
         hub.require_create(target)
     else:
         _require_reach(hub, now, how == "push" or (how == "auto" and now.empty))
+    if card:
+        hub.check_card(card)
 
 
-def warn_of_reach(target: str, how: How, hub: Hub, emit: Emit) -> None:
+def warn_of_reach(target: str, how: How, hub: Hub, emit: Emit, card: str = "") -> None:
     """Of a dry run: say what would stand in the way, and nothing more."""
     try:
-        require_reach(target, how, hub)
+        require_reach(target, how, hub, card)
     except AdapterMergeError as error:
         emit(Note(text=f"Publishing would fail: {error}", level="warning"))
 

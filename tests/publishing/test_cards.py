@@ -102,9 +102,10 @@ def test_where_a_separate_adapter_serves_better_the_card_says_so():
     [
         ("LlamaForCausalLM", "text-generation", "AutoModelForCausalLM"),
         ("BertForSequenceClassification", "text-classification", "AutoModelForSequenceClassification"),
-        ("T5ForConditionalGeneration", "text2text-generation", "AutoModelForSeq2SeqLM"),
+        ("T5ForConditionalGeneration", None, "AutoModelForSeq2SeqLM"),
         ("WhisperForConditionalGeneration", "automatic-speech-recognition", "AutoModelForSpeechSeq2Seq"),
         ("BertModel", None, "AutoModel"),
+        ("Wav2Vec2ForCTC", "automatic-speech-recognition", "AutoModelForCTC"),
     ],
 )
 def test_the_task_follows_the_model(architecture, tag, model):
@@ -131,14 +132,16 @@ def test_custom_code_is_announced():
 
 
 def test_licenses_follow_the_inputs():
-    base = base_source(card={"license": "other", "license_name": "llama3", "license_link": "LICENSE"})
+    base = base_source(card={"license": "other", "license_name": "Llama 9", "license_link": "LICENSE"})
     data = ModelCard(made(base=base)).data
-    assert (data.license, data.license_name) == ("other", "llama3")
-    assert data.license_link == f"https://huggingface.co/{BASE}/blob/main/LICENSE"
+    assert (data.license, data.license_name) == ("other", "llama-9")
+    assert data.license_link == f"https://huggingface.co/{BASE}/blob/{SHA}/LICENSE"
     both = made(base=base, adapter=source("adapter", ADAPTER, card={"license": "mit"}))
-    assert ModelCard(both).data.license == "mit"
-    assert "mit (the adapter), other (the base): both apply" in both
-    assert ModelCard(made(base=base, license="apache-2.0")).data.license == "apache-2.0"
+    assert ModelCard(both).data.license_name == "llama-9"
+    assert "| license | other (llama-9) (the base's is other (llama-9); the adapter's is mit) |" in both
+    asked = made(base=base, license="apache-2.0")
+    assert ModelCard(asked).data.license == "apache-2.0"
+    assert "apache-2.0, as asked for (the base's is other (llama-9))" in asked
 
 
 def test_folders_are_named_by_their_content_only(tmp_path):

@@ -1,0 +1,6 @@
+"""What this tool is called where others read of it, and where it lives; pyproject.toml and README name the same."""
+
+from __future__ import annotations
+
+NAME = "adapter-merge"
+REPOSITORY = "https://github.com/adapter-merge/adapter-merge"
