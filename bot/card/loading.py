@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from bot import assets as files
 from bot.card.markdown import HUB
-from bot.card.metadata import config_of, head_of
+from bot.card.metadata import class_of, config_of, head_of
 from bot.markdown import fenced
 from bot.records import Asset, Json, Source
 
@@ -100,7 +101,8 @@ class Made:
         own = next((one for one in self.assets if one.name == "config.json"), None)
         if own is None or own.content is None:
             return config_of(self.base)
-        return files.read_json(_with(self.base, own.content), "config.json")
+        found: Json = json.loads(own.content)
+        return found
 
     @property
     def has_template(self) -> bool:
@@ -117,20 +119,11 @@ class Made:
         return any(re.fullmatch(pattern, asset.name) for asset in self.assets)
 
 
-def _with(base: Source, config: bytes) -> Source:
-    from dataclasses import replace
-
-    return replace(base, texts={**base.texts, "config.json": config})
-
-
 def section(target: str, task: str | None, made: Made, hub: str = HUB) -> str:
     """What to install, Python for transformers, and a line for vLLM where the model writes text."""
     config = made.config
-    what = (
-        SAME_AS.get(task or "", task)
-        if head_of(config) is None
-        else SAME_AS.get(head_of(config) or "", head_of(config))
-    )
+    kind = head_of(config) or task or ""  # the class decides how it is called, whatever a card says it is for
+    what = SAME_AS.get(kind, kind)
     remote = bool(config.get("auto_map"))
     parts = [fenced("\n".join(_commands(what, config, made, hub)), "bash")]
     parts.append(fenced("\n".join(_python(target, what, config, made, remote)), "python"))
@@ -141,7 +134,7 @@ def section(target: str, task: str | None, made: Made, hub: str = HUB) -> str:
     return "\n\n".join(parts)
 
 
-def _commands(task: str | None, config: Json, made: Made, hub: str) -> Iterator[str]:
+def _commands(task: str, config: Json, made: Made, hub: str) -> Iterator[str]:
     if hub != HUB:
         yield f"export HF_ENDPOINT={hub}"
     packages = [f'"transformers>={_least(config)}"', "torch", *(["accelerate"] if task in GENERATES else [])]
@@ -162,14 +155,14 @@ def _least(config: Json) -> str:
     return ".".join(map(str, max(wrote, LEAST)))
 
 
-def _python(target: str, task: str | None, config: Json, made: Made, remote: bool) -> Iterator[str]:
-    model, reader = CLASSES.get(task or "", OTHERS)
-    if str((config.get("architectures") or [""])[0]).endswith("ForCTC"):
+def _python(target: str, task: str, config: Json, made: Made, remote: bool) -> Iterator[str]:
+    model, reader = CLASSES.get(task, OTHERS)
+    if class_of(config).endswith("ForCTC"):
         model = "AutoModelForCTC"
     trust = ", trust_remote_code=True" if remote else ""
     name = {"AutoTokenizer": "tokenizer", "AutoProcessor": "processor", "AutoImageProcessor": "processor"}[reader]
     chat = made.has_template
-    lines = RUN.get("chat" if task == "text-generation" and chat else task or "", "")
+    lines = RUN.get("chat" if task == "text-generation" and chat else task, "")
     if task == "image-text-to-text" and not (chat or made.has(r"chat_template\.(json|jinja)") or not made.assets):
         lines = ""  # how the text and the picture are put together, its own card knows
     if task == "image-classification":

@@ -80,8 +80,7 @@ def task_of(base: Source, adapter: Source) -> str | None:
 
 def head_of(config: Json) -> str | None:
     """The task that the model's class is made for; None for one without a head, or with one that is not known here."""
-    classes = config.get("architectures")
-    head = next((name for name in classes if isinstance(name, str)), "") if isinstance(classes, list) else ""
+    head = class_of(config)
     for ending, task in TASKS_BY_HEAD:
         if head.endswith(ending):
             return task
@@ -90,6 +89,12 @@ def head_of(config: Json) -> str | None:
             return "automatic-speech-recognition"
         return "image-text-to-text" if "vision_config" in config else "text2text-generation"
     return None
+
+
+def class_of(config: Json) -> str:
+    """The name of the model's class; empty where the config has none."""
+    classes = config.get("architectures")
+    return next((name for name in classes if isinstance(name, str)), "") if isinstance(classes, list) else ""
 
 
 def config_of(base: Source) -> Json:

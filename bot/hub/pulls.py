@@ -31,6 +31,7 @@ class Pull:
     text: str
     comment_id: str
     url: str
+    title: str = ""
 
     @property
     def ref(self) -> str:
@@ -108,6 +109,13 @@ class Proposing(Sending):
             where, lambda: self.outputs.edit_discussion_comment(repo, pull.num, pull.comment_id, redact(text))
         )
 
+    def rename(self, repo: str, pull: Pull, title: str) -> None:
+        """Give the pull request another title, where it has not got that."""
+        if pull.title == redact(title):
+            return
+        where = self.where_writing(f"rename pull request {pull.num} of {repo}", repo)
+        self.patiently(where, lambda: self.outputs.rename_discussion(repo, pull.num, redact(title)))
+
     def comment(self, repo: str, num: int, text: str) -> None:
         """Add a comment, unless it has been said since the last commit."""
         text = redact(text)
@@ -140,6 +148,7 @@ def _pull(found: Any) -> Pull:
         text=first.content if first else "",
         comment_id=first.id if first else "",
         url=found.url,
+        title=str(found.title or ""),
     )
 
 

@@ -11,7 +11,7 @@ from bot.events import Moved as BytesMoved
 from bot.publish import words
 from bot.publish.parcel import CARD, REPORT, Parcel, proves_the_same, require_proven, unlike
 from bot.publish.stale import stale
-from bot.publish.standing import already
+from bot.publish.standing import already, held
 from bot.records import Publication
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def propose(job: Job, target: Target, pull: Pull | None) -> Publication:
     if found is not None:
         return found
     gone = stale(target.files, job.parcel.files)
-    draft = job.hub.open_draft(target.repo, words.title(job.parcel.document), _text(job, gone))
+    draft = job.hub.open_draft(target.repo, words.title(job.parcel.document), _text(job, target, gone))
     try:
         found = _raced(job, target.repo, draft)
         if found is not None:
@@ -95,7 +95,8 @@ def _update(job: Job, target: Target, pull: Pull) -> Publication:
         return found
     sha = _commit(job, _change(job, repo, pull.ref, parent, gone), additions)
     _require_arrived(job, repo, sha, gone)
-    hub.rewrite(repo, pull, _text(job, gone))
+    hub.rewrite(repo, pull, _text(job, target, gone))
+    hub.rename(repo, pull, words.title(job.parcel.document))
     if pull.status == "draft":
         _open(job, repo, pull)
     else:
@@ -179,8 +180,10 @@ def _abandon(job: Job, repo: str, draft: Pull, why: str) -> None:
         raise
 
 
-def _text(job: Job, gone: tuple[str, ...]) -> str:
-    return words.pull_text(job.parcel.document, job.parcel.fingerprint, job.tag, gone)
+def _text(job: Job, target: Target, gone: tuple[str, ...]) -> str:
+    before = held(target, job.hub)
+    document, fingerprint = job.parcel.document, job.parcel.fingerprint
+    return words.pull_text(document, fingerprint, job.tag, gone, before=before, hub=job.hub.address)
 
 
 def _proposed(repo: str, pull: Pull, sha: str | None) -> Publication:

@@ -17,6 +17,11 @@ MISLEADING = re.compile(f"{WEIGHTS}|{ADAPTER}|{CONFIGS}")
 NESTED_WEIGHTS = re.compile(r".+/[^/]+\.(safetensors|bin|pt|pth|onnx)|.*\.gguf")
 
 
+def is_weights(name: str) -> bool:
+    """Whether a loader would take the file for a model's weights."""
+    return re.fullmatch(WEIGHTS, name) is not None
+
+
 def stale(there: Iterable[str], ours: Iterable[str]) -> tuple[str, ...]:
     """Files of the target that must not stay. README.md, licenses, pictures and other folders are its owner's."""
     return tuple(sorted(name for name in set(there) - set(ours) if MISLEADING.fullmatch(name)))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from bot import strict
 from bot.events import Emit, Note, silent
 from bot.publish.parcel import REPORT
-from bot.publish.stale import stale
-from bot.publish.words import mark_in, trailer_in
+from bot.publish.stale import is_weights, stale
+from bot.publish.words import Before, mark_in, trailer_in
 from bot.records import Json, Publication
 
 if TYPE_CHECKING:
@@ -86,6 +86,17 @@ def _changes_since(fingerprint: str, target: Target, hub: Hub) -> tuple[Json, li
         if not _is_there(name, sha256, target, then, hub)
     ]
     return document, changes + [f"{name} was added" for name in stale(target.files, {*files, *then})]
+
+
+def held(target: Target, hub: Hub) -> Before | None:
+    """What main holds, for the words of a pull request; None where it has no weights yet."""
+    if not any(map(is_weights, target.files)):
+        return None
+    text = hub.target_text(target.repo, target.sha, REPORT) if REPORT in target.files else None
+    try:
+        return Before(document=strict.report_of(text) if text else None)
+    except ValueError:
+        return Before(document=None)
 
 
 def _report(repo: str, revision: str, fingerprint: str, hub: Hub) -> Json | None:

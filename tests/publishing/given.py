@@ -59,7 +59,9 @@ def report(files: dict[str, str], *, seed: int = 1, verdict: str = "verified", *
     } | more  # fmt: skip
 
 
-def finished(folder: Path, *, seed: int = 1, shards: int = 2, target: str = TARGET, **more: Any) -> Json:
+def finished(
+    folder: Path, *, seed: int = 1, shards: int = 2, target: str = TARGET, tag: str | None = None, **more: Any
+) -> Json:
     """A folder as `merge` leaves it; its report. Another seed is another merge."""
     folder.mkdir(parents=True)
     for n in range(shards):
@@ -69,6 +71,8 @@ def finished(folder: Path, *, seed: int = 1, shards: int = 2, target: str = TARG
     (folder / "tokenizer.json").write_text("{}")
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
     document = report(files, seed=seed, **more)
+    if tag:
+        document["merge"]["tag"] = tag
     (folder / "verification.json").write_text(json.dumps(document))
     card = render(document, target=target, base=source("base", BASE), adapter=source("adapter", ADAPTER), license="mit")
     (folder / "README.md").write_text(card)

@@ -6,8 +6,9 @@ import pytest
 
 from bot.devhub import Fault
 from bot.errors import Moved, Outside
+from bot.project import REPOSITORY
 from bot.publish import already
-from tests.publishing.given import TARGET, deliver, fingerprint, finished
+from tests.publishing.given import ADAPTER, SHA, TARGET, deliver, fingerprint, finished
 from tests.pulling.given import door, two_sentences
 
 
@@ -37,12 +38,37 @@ def test_the_pull_request_says_what_it_is(hub, owner, folder, document):
     deliver(folder, document, hub, tag="v1.0")
     text = first_comment(owner)
     assert f"<!-- adapter-merge:fingerprint={fingerprint(1)} -->" in text
-    assert "`adapter-merge`" in text
+    assert f"[adapter-merge]({REPOSITORY})" in text
     assert "| touched | 0 of 64 elements differ | 0 | pass |" in text
     assert "removes 1 file(s)" in text
     assert "`model.safetensors`" in text
     assert "`v1.0`" in text
     assert "Feel free to close" in text
+
+
+def test_its_title_and_links_have_the_adapters_tag_whatever_git_allows_in_one(dev, hub, owner, tmp_path):
+    tagged = finished(tmp_path / "tagged", tag="lora@1.0.0")
+    deliver(tmp_path / "tagged", tagged, hub, tag="lora@1.0.0")
+    assert owner.pulls()[0].title == "Merge demo/adapter (lora@1.0.0) into demo/base"
+    text = first_comment(owner)
+    assert f"**[{ADAPTER}]({dev.url}/{ADAPTER})** @ [{SHA[:12]}]({dev.url}/{ADAPTER}/tree/{SHA})" in text
+    assert f"([lora@1.0.0]({dev.url}/{ADAPTER}/tree/lora%401.0.0))" in text
+    assert "https://huggingface.co" not in text
+
+
+def test_it_says_what_it_replaces(dev, hub, owner, tmp_path):
+    for seed in (1, 2, 3):
+        document = finished(tmp_path / str(seed), seed=seed, tag=f"v{seed}")
+        deliver(tmp_path / str(seed), document, hub)
+        if seed == 1:
+            assert "It replaces the model on main, which is no merge by adapter-merge." in first_comment(owner)
+            owner.api.merge_pull_request(TARGET, 1)
+    held = first_comment(owner, 2).partition("It replaces what main holds: ")[2].partition("\n")[0]
+    assert held.startswith(f"**[{ADAPTER}]({dev.url}/{ADAPTER})** @ [{SHA[:12]}]")
+    assert f"([v1]({dev.url}/{ADAPTER}/tree/v1)) merged into" in held
+    # The third version updated the second one's pull request, its title included.
+    assert owner.pulls()[0].title == "Merge demo/adapter (v3) into demo/base"
+    assert len(owner.pulls()) == 2
 
 
 def test_it_is_a_draft_until_its_checksums_are_read_back(dev, hub, owner, folder, document):

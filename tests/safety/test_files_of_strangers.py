@@ -266,15 +266,16 @@ KEYS = st.sampled_from(
 @settings(max_examples=80, deadline=None)
 @given(fields=st.dictionaries(KEYS, SCALARS | JUNK.map(json.dumps), max_size=4))
 def test_any_card_is_plain_json_or_nothing(fields: dict[str, str]) -> None:
-    from bot.card import metadata
+    from bot.card import preview
+    from bot.devhub import card as hubs
     from tests.publishing.given import source
 
     found = card("\n".join(f"{key}: {value}" for key, value in fields.items()))
     assert strict.loads(json.dumps(found, allow_nan=False)) == found
     both = source("base", "a/b", card=found), source("adapter", "a/c", card=found)
-    block = metadata.block({}, base=both[0], adapter=both[1], license=None, tag=metadata.pipeline_tag(*both))
-    metadata.dump(block).encode()
-    metadata.license_words(*both, None)
+    text = preview(*both, (), None)
+    text.encode()
+    assert hubs.problems(text) == ([], [])
 
 
 # --- reports ------------------------------------------------------------------------------------------------------

@@ -204,7 +204,8 @@ def test_several_adapters_are_published_once_with_all_their_names(
     assert "[demo/adapter]" in card
     assert "[demo/other]" in card
     assert "--combine cat --weights 1.0,1.0" in card
-    assert "- mit\n- apache-2.0" in card
+    assert "license: apache-2.0\n" in card
+    assert "that of demo/other is apache-2.0" in card
     message = world.api.list_repo_commits("demo/both")[0].message
     assert message.count("Adapter-Merge-Adapter: demo/") == 2
     assert not world.api.list_repo_refs("demo/both").tags  # v1 is the one adapter's version, not theirs together
