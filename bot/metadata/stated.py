@@ -85,7 +85,7 @@ def _of_inputs(base: Source, adapters: Sequence[Source]) -> Iterator[str]:
 
 
 def _whose(adapter: Source, adapters: Sequence[Source]) -> str:
-    return "the adapter's" if len(adapters) == 1 else f"that of {adapter.repo or 'an adapter'}"
+    return "the adapter's" if len(adapters) == 1 else f"that of {adapter.called if adapter.repo else 'an adapter'}"
 
 
 def _named(terms: Terms) -> str:

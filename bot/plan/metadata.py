@@ -27,7 +27,7 @@ def _of_adapter(adapter: Source) -> list[str]:
     left = fields.Left()
     for read in CARRIED:
         read(adapter.card, left)
-    return left.sentences(adapter.repo or "the adapter")
+    return left.sentences(adapter.called if adapter.repo else "the adapter")
 
 
 def _of_base(base: Source) -> list[str]:

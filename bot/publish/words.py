@@ -162,9 +162,11 @@ def _link(pin: Json, role: str, tag: str | None, hub: str) -> str:
     version = f" ({cell(tag)})" if tag else ""
     if not isinstance(repo, str) or not LINKABLE.fullmatch(repo) or not digits.isalnum():
         return f"**{cell(_repo(pin, role))}**@{cell(short)}{version}"
+    inside = f"/{quote(str(pin['subfolder']))}" if pin.get("subfolder") else ""
     if tag:
-        version = f" ([{cell(tag)}]({hub}/{repo}/tree/{quote(tag, safe='')}))"
-    return f"**[{cell(repo)}]({hub}/{repo})** @ [{short}]({hub}/{repo}/tree/{digits}){version}"
+        version = f" ([{cell(tag)}]({hub}/{repo}/tree/{quote(tag, safe='')}{inside}))"
+    named = f"**[{cell(_repo(pin, role))}]({hub}/{repo})**"
+    return f"{named} @ [{short}]({hub}/{repo}/tree/{digits}{inside}){version}"
 
 
 def _repo(pin: Json, role: str) -> str:
