@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from bot.action.memory import Memory, PublishingHub
 from bot.action.tokens import Tokens, resource
 from bot.errors import Forbidden, Outside
 from bot.hub import Hub
+from bot.hub.exchange import exchange_again
+
+T = TypeVar("T")
+
+
+def as_publisher(target: str, tokens: Tokens, memory: Memory, do: Callable[[Hub], T]) -> T:
+    """What `do` makes of a Hub that may write to the target.
+
+    A token that an identity was exchanged for lasts an hour. Where it is refused meanwhile, the identity is exchanged once
+    more and `do` begins again: it looks first, and what was uploaded is there.
+    """
+    try:
+        with publishing(target, tokens, memory) as hub:
+            return do(hub)
+    except Outside as error:
+        if not tokens.by_identity or getattr(_response(error), "status_code", None) != 401:
+            raise
+    with publishing(target, tokens, memory) as hub:
+        return do(hub)
 
 
 @contextmanager
 def publishing(target: str, tokens: Tokens, memory: Memory) -> Iterator[Hub]:
     """A Hub that may write to the target. Raises Forbidden where there is neither a token nor a trusted identity."""
-    with resource(target if tokens.by_identity else None):
-        hub = PublishingHub(memory, read_token=tokens.read or None, write_token=tokens.write)
+    identity_of = target if tokens.by_identity else None
+    with resource(identity_of):
+        if tokens.by_identity:
+            exchange_again()  # what another phase was given has less than its hour left
+        hub = PublishingHub(memory, identity_of=identity_of, read_token=tokens.read or None, write_token=tokens.write)
         try:
             signed_in = hub.signed_in(hub.outputs)  # exchanges the identity
         except Outside as error:
@@ -34,7 +57,7 @@ def publishing(target: str, tokens: Tokens, memory: Memory) -> Iterator[Hub]:
 
 def _refused(target: str, error: Outside) -> Forbidden:
     """Why the job's identity gave no token: no permission to prove it, nobody to ask, or a claim that does not match."""
-    response = getattr(error.__cause__, "response", None)
+    response = _response(error)
     if response is None:
         return Forbidden(f"No token was given, and {error.what[:1].lower()}{error.what[1:]}", remedy=error.remedy)
     said = _words(response)
@@ -44,6 +67,11 @@ def _refused(target: str, error: Outside) -> Forbidden:
         remedy=f"The repo must exist, and its settings on the Hub (Trusted Publishers) must name {_claims()}; "
         "or pass hf-token.",
     )
+
+
+def _response(error: Outside) -> Any:
+    """What the Hub answered, where it did."""
+    return getattr(error.__cause__, "response", None)
 
 
 def _words(response: object) -> str:

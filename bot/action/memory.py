@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bot.errors import NotFound, Outside
+from bot.errors import Forbidden, NotFound, Outside
 from bot.hub import Hub, Pinned, Who
+from bot.publish.words import trailer_in
 from bot.records import FileEntry, Json
+
+if TYPE_CHECKING:
+    from bot.hub.pulls import Pull
 
 
 @dataclass(kw_only=True)
@@ -63,6 +67,10 @@ class NotingHub(Hub):
         self._memory.tags[f"{repo}@{sha}"] = found
         return found
 
+    def signed_in(self, api: Any) -> bool:
+        """As ever; and to look through the pull requests of a known account takes no token."""
+        return super().signed_in(api) or (api is self.outputs and self._memory.publisher is not None)
+
     def whoami(self) -> Who:
         """The account that will publish, whose pull requests are ours; this token is perhaps another's."""
         if self._memory.publisher is not None:
@@ -100,11 +108,39 @@ class RecallingHub(Hub):
 
 
 class PublishingHub(Hub):
-    """The Hub of the publish phase: an input that the write token cannot see is as private as it was when fetched."""
+    """The Hub of the publish phase: an input that the write token cannot see is as private as it was when fetched.
 
-    def __init__(self, memory: Memory, **connection: Any) -> None:
+    `identity_of`: the token is a job's identity's, for this repo. The Hub need not say whose such a token is.
+    """
+
+    def __init__(self, memory: Memory, *, identity_of: str | None = None, **connection: Any) -> None:
         super().__init__(**connection)
-        self._memory = memory
+        self._memory, self._identity_of = memory, identity_of
+
+    def whoami(self) -> Who:
+        """As ever; of an identity that the Hub does not name, the account that made our commits on the repo's main branch,
+        which only those who may write to it could."""
+        try:
+            return super().whoami()
+        except (Forbidden, NotFound):
+            if self._identity_of is None:
+                raise
+        self._who = Who(name=self._publisher(self._identity_of), role="write", orgs=(), scopes=())
+        return self._who
+
+    def _publisher(self, repo: str) -> str:
+        """Empty where nothing of ours is there yet."""
+        where = self.where_writing(f"read the history of {repo}", repo)
+        commits = self.patiently(where, lambda: self.outputs.list_repo_commits(repo))
+        ours = (commit for commit in commits if commit.authors and trailer_in(f"{commit.title}\n\n{commit.message}"))
+        return next((str(commit.authors[0]) for commit in ours), "")
+
+    def open_draft(self, repo: str, title: str, text: str) -> Pull:
+        """As ever; its author is who we are."""
+        made = super().open_draft(repo, title, text)
+        if self._who is not None and not self._who.name:
+            self._who = replace(self._who, name=made.author)
+        return made
 
     def privacy(self, repo: str) -> tuple[bool, str | None]:
         """As the Hub says now, else as it said."""

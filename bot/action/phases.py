@@ -10,10 +10,11 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from bot.action.event import Event
-from bot.action.identity import publishing
+from bot.action.identity import as_publisher, publishing
 from bot.action.inputs import Inputs, adapters_of, called
 from bot.action.memory import NotingHub, RecallingHub
 from bot.action.state import CHECKSUMS, REPORT, Book, Failure, Job, Told, failure_of
@@ -63,7 +64,7 @@ def preflight(run: Run) -> None:
             with publishing(target, run.tokens, run.book.memory) as hub:
                 if not run.tokens.by_identity:  # an identity's token is for this one repo, and for nothing else
                     require_reach(target, request.publish, hub)
-                    run.book.memory.publisher = hub.whoami().name
+                run.book.memory.publisher = hub.whoami().name or None
         except AdapterMergeError as error:
             reach[target] = failure_of(error)
     run.book.change(reach=reach)
@@ -215,21 +216,20 @@ def publish(run: Run) -> None:
         book.update(index)
         if job.target is None or job.status == "dry-run":
             continue
-        with publishing(job.target, run.tokens, book.memory) as hub:
-            hub.tell(run.emit)
-            if job.publication is not None:
-                done = carry_tag(Publication(**job.publication), job.tag, hub, run.emit)
-                _fetch_papers(book, job, done, hub)
-            else:
-                done = _publish(run.inputs.requests[index], job, hub, run.emit)
+        done = as_publisher(job.target, run.tokens, book.memory, partial(_publish, index, job, run))
         status = "unchanged" if done.status == "unchanged" else "published"
         book.update(index, status=status, publication=asdict(done))
 
 
-def _publish(request: Request, job: Job, hub: Hub, emit: Emit) -> Publication:
+def _publish(index: int, job: Job, run: Run, hub: Hub) -> Publication:
+    hub.tell(run.emit)
+    if job.publication is not None:
+        done = carry_tag(Publication(**job.publication), job.tag, hub, run.emit)
+        _fetch_papers(run.book, job, done, hub)
+        return done
     if job.folder is None:
         raise Usage("There is no merged folder to publish.", remedy="Run the merge phase first.")
-    done = publish_folder(Path(job.folder), request, hub, emit)
+    done = publish_folder(Path(job.folder), run.inputs.requests[index], hub, run.emit)
     shutil.rmtree(job.folder)  # it is on the Hub now
     return done
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import time
 from dataclasses import asdict
 from typing import Any
 
 from .database import Database, now
-from .errors import bad_token
+from .errors import bad_token, forbidden
 from .records import Scope, TokenRole, Viewer
 
 NOBODY = Viewer()
@@ -63,7 +64,8 @@ def viewer_of(db: Database, authorization: str | None) -> Viewer:
     if scheme.lower() != "bearer":
         raise bad_token()
     row = db.read.execute("SELECT * FROM token WHERE digest = ?", (_digest(token.strip()),)).fetchone()
-    if row is None:
+    scope = _scope(row["repos"]) if row is not None else Scope()
+    if row is None or (scope.until is not None and scope.until <= time.time()):
         raise bad_token()
     orgs = db.read.execute(
         "SELECT org FROM member WHERE user = ? AND role != 'read' ORDER BY org", (row["user"],)
@@ -73,7 +75,7 @@ def viewer_of(db: Database, authorization: str | None) -> Viewer:
         orgs=tuple(r["org"] for r in orgs),
         role=row["role"],
         token_name=row["name"],
-        scope=_scope(row["repos"]),
+        scope=scope,
     )
 
 
@@ -87,7 +89,9 @@ def _scope(kept: str | None) -> Scope:
 
 
 def whoami(db: Database, viewer: Viewer) -> dict[str, Any]:
-    """The answer of `/api/whoami-v2`."""
+    """The answer of `/api/whoami-v2`. Refuses a token that belongs to a job and not to a person."""
+    if viewer.scope.identity:
+        raise forbidden("This token was issued to a trusted publisher; it has no account to tell of.")
     orgs = db.read.execute("SELECT org, role FROM member WHERE user = ? ORDER BY org", (viewer.user,)).fetchall()
     token: dict[str, Any] = {"displayName": viewer.token_name, "role": viewer.role}
     if viewer.role == "fine-grained":

@@ -78,6 +78,7 @@ class Scope:
 
     Of a fine-grained token: `permissions` are those on `repos`, `everywhere` those on all of the Hub, and `gated` whether it
     opens public gated repos. `awaits`: organizations that must approve the token and have not.
+    `identity`: it was exchanged for a job's identity, so that nobody is told whose it is. `until`: when it ends (epoch seconds).
     """
 
     repos: tuple[str, ...] | None = None
@@ -85,6 +86,8 @@ class Scope:
     everywhere: tuple[str, ...] = ()
     gated: bool = True
     awaits: tuple[str, ...] = ()
+    identity: bool = False
+    until: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -176,9 +176,16 @@ class DevHub:
         return name
 
     def create_token(
-        self, user: str, role: TokenRole = "write", repos: Sequence[str] | None = None, **more: Any
+        self,
+        user: str,
+        role: TokenRole = "write",
+        repos: Sequence[str] | None = None,
+        lifetime: float | None = None,
+        **more: Any,
     ) -> str:
-        """A token of the user; `repos` (names, or `owner/*`) restricts it, whatever its role. `more`: see records.Scope."""
+        """A token of the user; `repos` (names, or `owner/*`) restricts it, whatever its role. It lasts `lifetime` seconds.
+        `more`: see records.Scope."""
+        more |= {} if lifetime is None else {"until": time.time() + lifetime}
         scope = Scope(repos=None if repos is None else tuple(repos), **more)
         return accounts.issue_token(self.site.db, user, role=role, scope=scope)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -93,6 +94,8 @@ class TrustingHub:
         self._hub, self._front = hub, Front(hub.site)
         self.trusted: set[str] = set()
         self.asked: list[dict[str, Any]] = []
+        self.expires_at = ""  # a regex: the request before which the token that was given last ends
+        self._last = ""
 
     def __enter__(self) -> TrustingHub:
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -118,6 +121,9 @@ class TrustingHub:
         elif scope["path"] == "/oauth/token":
             await self._exchange(await request.json())(scope, receive, send)
         else:
+            if self.expires_at and re.search(self.expires_at, f"{scope['method']} {scope['path']}"):
+                self._hub.revoke_token(self._last)  # which is answered as one that has ended
+                self.expires_at = ""
             await self._front(scope, receive, send)
 
     def _exchange(self, found: dict[str, Any]) -> JSONResponse:
@@ -125,7 +131,8 @@ class TrustingHub:
         if found["resource"] not in self.trusted or not found["subject_token"].startswith("ey.identity"):
             words = "no trusted publisher matches the claims"
             return JSONResponse({"error": "invalid_grant", "error_description": words}, status_code=400)
-        token = self._hub.create_token("demo", "write", repos=[found["resource"]])
+        token = self._hub.create_token("demo", "write", repos=[found["resource"]], identity=True)
+        self._last = token
         return JSONResponse({"access_token": token, "token_type": "bearer", "expires_in": 3600})
 
     def environment(self) -> dict[str, str]:
@@ -166,6 +173,82 @@ def test_an_identity_that_the_hub_does_not_trust_says_what_it_claims(
     for words in (f"trusted publisher of {MERGED}", "no trusted publisher matches", "octo/adapters", "merge.yml"):
         assert words in error
     assert "Merging" not in step.log, "it was known before the work"
+
+
+def exchanged(trusting: TrustingHub, runner: Runner, tmp_path: Path) -> Run:
+    """The action as a trusted publisher of the merged repo."""
+    trusting.trusted.add(MERGED)
+    runner.environment |= trusting.environment() | {"HF_HOME": str(tmp_path / "home")}
+    return lambda **inputs: runner.process("all", verify="weights", **inputs)
+
+
+def test_whose_an_identitys_token_is_the_hub_need_not_say(
+    trusting: TrustingHub, runner: Runner, world: World, tmp_path: Path
+) -> None:
+    """The second version is proposed, the third run finds that without a download: our commits on main say who we are."""
+    world.api.create_repo(MERGED)
+    run = exchanged(trusting, runner, tmp_path)
+    assert run(adapter="demo/adapter@v1").outputs["status"] == "published"
+    world.new_version("v2", seed=5)
+    step = run(adapter="demo/adapter@v2")
+    assert step.code == 0, step.log
+    assert (step.outputs["status"], step.outputs["pr-number"]) == ("published", "1")
+    step = run(adapter="demo/adapter@v2")
+    assert (step.outputs["status"], step.outputs["pr-number"]) == ("unchanged", "1")
+    assert "Merging" not in step.log
+    refused = [status for _, path, status in world.hub.requests if "whoami" in path]
+    assert set(refused) == {403}
+
+
+def test_a_filled_target_that_is_not_ours_gets_a_pull_request_from_a_nameless_identity(
+    trusting: TrustingHub, runner: Runner, world: World, tmp_path: Path
+) -> None:
+    world.api.create_repo(MERGED)
+    world.api.upload_file(path_or_fileobj=b"theirs", path_in_repo="notes.txt", repo_id=MERGED)
+    step = exchanged(trusting, runner, tmp_path)(adapter="demo/adapter@v1")
+    assert step.code == 0, step.log
+    assert (step.outputs["status"], step.outputs["pr-number"]) == ("published", "1")
+
+
+@pytest.mark.parametrize("when", [r"POST .*/commit/", r"POST .*/preupload/", r"\.git/info/lfs"])
+def test_a_token_that_ends_while_it_publishes_is_exchanged_once_more(
+    when: str, trusting: TrustingHub, runner: Runner, world: World, tmp_path: Path
+) -> None:
+    world.api.create_repo(MERGED)
+    run = exchanged(trusting, runner, tmp_path)
+    trusting.expires_at = when
+    step = run(adapter="demo/adapter@v1")
+    assert step.code == 0, step.log
+    assert trusting.expires_at == "", "it has ended"
+    assert (step.outputs["status"], step.outputs["tag"]) == ("published", "v1")
+    assert len(world.api.list_repo_commits(MERGED)) == 2, "the first of the repo, and ours"
+
+
+def test_an_identity_is_exchanged_anew_when_publishing_begins(
+    trusting: TrustingHub, runner: Runner, world: World, tmp_path: Path
+) -> None:
+    """In one process, too: the token of the preflight may have minutes left."""
+    world.api.create_repo(MERGED)
+    step = exchanged(trusting, runner, tmp_path)(adapter="demo/adapter@v1")
+    assert step.code == 0, step.log
+    assert [found["resource"] for found in trusting.asked] == [MERGED, MERGED]
+
+
+def test_an_identity_that_is_no_longer_trusted_ends_with_its_own_words(
+    trusting: TrustingHub, runner: Runner, world: World, tmp_path: Path
+) -> None:
+    world.api.create_repo(MERGED)
+    run = exchanged(trusting, runner, tmp_path)
+    assert runner.process("preflight", adapter="demo/adapter@v1", verify="weights").code == 0
+    for phase in ("fetch", "merge"):
+        assert runner.process(phase, adapter="demo/adapter@v1", verify="weights").code == 0
+    trusting.trusted.clear()
+    step = runner.process("publish", adapter="demo/adapter@v1", verify="weights")
+    assert step.code == 5
+    assert "did not accept this job as a trusted publisher" in step.annotations("error")[0]
+    assert step.outputs["status"] == "failed"
+    assert (Path(step.outputs["folder"]) / "verification.json").exists()
+    assert run  # the same job
 
 
 def test_a_token_that_is_given_wins_over_the_identity(trusting: TrustingHub, run: Run, runner: Runner) -> None:

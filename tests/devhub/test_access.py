@@ -47,6 +47,21 @@ def test_a_token_that_was_never_issued_or_is_revoked_is_401(hub: DevHub, api: Hf
         assert not isinstance(refused.value, RepositoryNotFoundError)
 
 
+def test_a_token_that_has_ended_is_answered_as_one_that_never_was(hub: DevHub, api: HfApi, repo: str) -> None:
+    api.model_info(repo, token=hub.create_token("demo", lifetime=60))
+    with pytest.raises(HfHubHTTPError, match="Invalid credentials in Authorization header") as refused:
+        api.model_info(repo, token=hub.create_token("demo", lifetime=0))
+    assert refused.value.response.status_code == 401
+
+
+def test_whose_the_token_of_a_trusted_publisher_is_nobody_is_told(hub: DevHub, api: HfApi, repo: str) -> None:
+    token = hub.create_token("demo", repos=[repo], identity=True)
+    with pytest.raises(HfHubHTTPError, match="issued to a trusted publisher") as refused:
+        api.whoami(token)
+    assert refused.value.response.status_code == 403
+    api.upload_file(path_or_fileobj=b"x", path_in_repo="a.txt", repo_id=repo, token=token)
+
+
 def test_a_read_token_reads_and_does_not_write(hub: DevHub, api: HfApi, repo: str, cache: Path) -> None:
     api.update_repo_settings(repo, private=True)
     reader = HfApi(endpoint=hub.url, token=hub.create_token("demo", "read"))
