@@ -28,7 +28,7 @@ from bot.merge import left_behind, merge, place
 from bot.metadata.licenses import require
 from bot.plan import is_change, make_plan, pin_of
 from bot.plan.metadata import with_notes_on_cards
-from bot.publish import already, carry_tag, publish, require_apart, require_reach, warn_of_reach
+from bot.publish import Asked, already, publish, put_right, require_apart, require_reach, warn_of_reach
 from bot.pull import base_of, dropping, fetch, original_at_hand, pin, require_headers, with_sound_files
 from bot.records import (
     RECIPE,
@@ -79,9 +79,9 @@ def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Ou
     target = None if request.publish == "none" else target_of(request)
     if target:
         require_apart(target, meant(request, sources, plan), hub)
-    if target and not request.force and (known := already(plan.fingerprint, target, hub, emit)):
+    if target and not request.force and (known := already(plan.fingerprint, target, hub, emit, request.publish)):
         _drop_scratch(request, plan, hub)
-        standing = known if request.dry_run else carry_tag(known, _tag(sources), hub, emit)
+        standing = known if request.dry_run else put_right(known, _asked(request, sources, plan), hub, emit)
         return Outcome(status="unchanged", plan=plan, publication=standing)
     card = preview(sources.base, sources.adapter, sources.adapters, request.license, hub.address)
     if request.dry_run:
@@ -307,6 +307,12 @@ def _tag(sources: Sources) -> str | None:
         return None  # no one adapter's version is the version of them together
     tags = sources.adapter.tags
     return sources.adapter.revision if sources.adapter.revision in tags else next(iter(tags), None)
+
+
+def _asked(request: Request, sources: Sources, plan: Plan) -> Asked:
+    """What is asked for beside the merge itself."""
+    inputs = named_inputs(plan)
+    return Asked(fingerprint=plan.fingerprint, inputs=inputs, private=request.private, tag=_tag(sources))
 
 
 def _output(request: Request, plan: Plan, hub: Hub) -> Path:

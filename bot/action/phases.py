@@ -29,7 +29,7 @@ from bot.hub import Hub
 from bot.machine import torch_has_cuda
 from bot.metadata.licenses import require
 from bot.pipeline import make, meant, planned, target_of
-from bot.publish import already, carry_tag, require_apart, require_reach
+from bot.publish import Asked, already, put_right, require_apart, require_reach
 from bot.pull import fetch as download
 from bot.pull import pin
 from bot.records import Outcome, Plan, Publication, Ref, Request, Sources
@@ -122,7 +122,7 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
         raise Told(code, tuple((refusal.reason, refusal.remedy) for refusal in plan.refusals))
     if run.event.plan_only:
         book.update(index, status="dry-run")
-    elif target and not request.force and (known := already(plan.fingerprint, target, hub, run.emit)):
+    elif target and not request.force and (known := already(plan.fingerprint, target, hub, run.emit, request.publish)):
         book.update(index, status="unchanged", verified=known.proof is not None, publication=asdict(known))
     return sources, plan
 
@@ -221,10 +221,15 @@ def publish(run: Run) -> None:
         book.update(index, status=status, publication=asdict(done))
 
 
+def _asked(job: Job, request: Request) -> Asked:
+    inputs = {"base": job.base, "adapters": list(job.sources)}
+    return Asked(fingerprint=job.fingerprint, inputs=inputs, private=request.private, tag=job.tag)
+
+
 def _publish(index: int, job: Job, run: Run, hub: Hub) -> Publication:
     hub.tell(run.emit)
     if job.publication is not None:
-        done = carry_tag(Publication(**job.publication), job.tag, hub, run.emit)
+        done = put_right(Publication(**job.publication), _asked(job, run.inputs.requests[index]), hub, run.emit)
         _fetch_papers(run.book, job, done, hub)
         return done
     if job.folder is None:

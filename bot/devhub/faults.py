@@ -14,9 +14,9 @@ class Fault:
     """One way to misbehave, for the next `times` matching requests (None: for all) after the first `skip`.
 
     `path` is a regex, searched in path and query, quoted and unquoted. `status` answers in the hub's place; `cut_after`
-    closes the connection after so many bytes of the body (0: the work is done, the answer is lost); `delay` waits first
-    (seconds); `headers` go with `status`, or without one are added to the true answer. `origin` ("hub" or "cdn")
-    narrows the fault to one of the two.
+    closes the connection after so many bytes of the body (0: the work is done, the answer is lost), `dropped` before
+    anything is done; `delay` waits first (seconds); `headers` go with `status`, or without one are added to the true
+    answer. `origin` ("hub" or "cdn") narrows the fault to one of the two.
     """
 
     path: str
@@ -26,6 +26,7 @@ class Fault:
     skip: int = 0
     delay: float = 0.0
     cut_after: int | None = None
+    dropped: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
     body: str = ""
     origin: str | None = None

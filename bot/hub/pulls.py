@@ -15,9 +15,11 @@ from huggingface_hub.community import DiscussionCommit
 from bot.hub.send import Sending
 from bot.redact import redact
 
-# However long a repo's history is, this many of our pull requests are listed, the newest first, and this many read.
+# However long a repo's history is, this many of our account's pull requests are listed, and this many of them read: first those
+# with a title of ours (it may have been changed since, so that it decides no more than the order), then the newest.
 LISTED = 50
-OPEN, CLOSED = 10, 10
+OPEN, CLOSED = 5, 10
+TITLE = "Merge "
 SIGNED = "<!-- adapter-merge:call={} -->"  # by which a call whose answer was lost knows what it made
 
 
@@ -43,7 +45,7 @@ class Proposing(Sending):
     """What a run needs of the target's pull requests."""
 
     def open_pulls(self, repo: str) -> Iterable[Pull]:
-        """The open and draft pull requests that this token's account made, the newest first; each costs one call."""
+        """The open and draft pull requests that this token's account made, as many as OPEN; each costs one call."""
         for item in islice(self._mine(repo, "open"), OPEN):
             yield self.pull(repo, item.num)
 
@@ -74,7 +76,7 @@ class Proposing(Sending):
             )
             return [item for item in islice(found, LISTED) if item.author == me and item.is_pull_request]
 
-        return self.patiently(where, read)
+        return sorted(self.patiently(where, read), key=lambda item: not item.title.startswith(TITLE))
 
     def require_pulls(self, repo: str) -> None:
         """Raise NoDiscussions where the repo takes no pull requests."""
@@ -113,16 +115,22 @@ class Proposing(Sending):
         """Give the pull request another title, where it has not got that."""
         if pull.title == redact(title):
             return
-        where = self.where_writing(f"rename pull request {pull.num} of {repo}", repo)
-        self.patiently(where, lambda: self.outputs.rename_discussion(repo, pull.num, redact(title)))
 
-    def comment(self, repo: str, num: int, text: str) -> None:
-        """Add a comment, unless it has been said since the last commit."""
+        def landed() -> bool | None:
+            return self.pull(repo, pull.num).title == redact(title) or None
+
+        where = self.where_writing(f"rename pull request {pull.num} of {repo}", repo)
+        self.patiently(where, lambda: self.outputs.rename_discussion(repo, pull.num, redact(title)), landed)
+
+    def comment(self, repo: str, num: int, text: str, *, once: bool = False) -> None:
+        """Add a comment. `once`: unless it has been said since the last commit."""
         text = redact(text)
 
         def landed() -> bool | None:
             return _said(self._details(repo, num).events, text) or None
 
+        if once and landed():
+            return
         where = self.where_writing(f"comment on pull request {num} of {repo}", repo)
         self.patiently(where, lambda: self.outputs.comment_discussion(repo, num, text), landed)
 

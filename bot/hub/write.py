@@ -73,6 +73,12 @@ class Writing(Door):
         except NotFound:
             return None
 
+    def shown(self, repo: str) -> tuple[bool, str | None]:
+        """(private, gated) of the target, now."""
+        where = self.where_writing(f"look at {repo}", repo)
+        found = self.patiently(where, lambda: self.outputs.model_info(repo))
+        return bool(found.private), found.gated or None
+
     def head(self, repo: str, revision: str = "main") -> str:
         """The sha that a branch or PR ref has now."""
         where = self.where_writing(f"look at {repo}", repo, revision)

@@ -5,7 +5,7 @@ Everything is uploaded before anything is visible; the commit is the last step, 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +14,8 @@ from bot.events import Emit, Note, Stage
 from bot.hub import is_repo_id
 from bot.publish import visibility
 from bot.publish.apart import require_apart
-from bot.publish.deliver import Job, propose, push
+from bot.publish.asked import Asked, carry_tag, make_room, put_right, settle
+from bot.publish.deliver import ARRIVED_CHANGED, Job, propose, push
 from bot.publish.parcel import pack
 from bot.publish.parcel import plain_files as plain_files
 from bot.publish.stale import outdated, stale
@@ -24,7 +25,7 @@ from bot.records import Json, Publication
 if TYPE_CHECKING:
     from bot.hub import Hub, Target
 
-__all__ = ["already", "carry_tag", "publish", "require_apart", "require_reach", "warn_of_reach"]
+__all__ = ["Asked", "already", "publish", "put_right", "require_apart", "require_reach", "warn_of_reach"]
 
 How = Literal["auto", "pr", "push", "none"]
 
@@ -50,20 +51,22 @@ def publish(
     emit(Stage(name="publish", title=f"Publishing to {target}"))
     hub.tell(emit)
     parcel = pack(folder, document)
-    require_apart(target, document.get("inputs") or {}, hub)
-    found = None if force else already(parcel.fingerprint, target, hub, emit)
+    inputs = document.get("inputs") or {}
+    require_apart(target, inputs, hub)
+    asked = Asked(fingerprint=parcel.fingerprint, inputs=inputs, private=private, tag=tag)
+    found = None if force else already(parcel.fingerprint, target, hub, emit, how)
     if found is not None:
-        return found if dry_run else carry_tag(found, tag, hub, emit)
+        return found if dry_run else put_right(found, asked, hub, emit)
     now = hub.target(target)
     seen = visibility.decide(document, private, hub, emit)
     if now is not None:
         visibility.require_fit(seen, private, now)
     pushing = how == "push" or (how == "auto" and (now is None or now.empty))
-    job = Job(parcel=parcel, tag=tag, force=force, hub=hub, emit=emit)
+    job = Job(parcel=parcel, tag=tag, how=how, force=force, hub=hub, emit=emit)
     if dry_run:
         warn_of_reach(target, how, hub, emit)
         return _dry_run(job, target, now, seen, pushing)
-    return _deliver(job, target, now, seen, pushing)
+    return _deliver(job, target, now, seen, private, pushing)
 
 
 def require_reach(target: str, how: How, hub: Hub, card: str = "") -> None:
@@ -86,19 +89,28 @@ def warn_of_reach(target: str, how: How, hub: Hub, emit: Emit, card: str = "") -
         emit(Note(text=f"Publishing would fail: {error}", level="warning"))
 
 
-def _deliver(job: Job, repo: str, now: Target | None, seen: visibility.Visibility, pushing: bool) -> Publication:
+def _deliver(
+    job: Job, repo: str, now: Target | None, seen: visibility.Visibility, private: str, pushing: bool
+) -> Publication:
     _require_reach(job.hub, now, pushing)
     job.hub.check_card(job.parcel.files["README.md"].read_text())
-    if now is not None:
-        return _tagged(job, _finish(job, now, pushing))
-    created = _create(job, repo, seen)
+    target = make_room(repo, seen, job.hub, job.emit) if now is None else now
     try:
-        done = _finish(job, created, pushing)
+        if target.empty:
+            settle(target, seen, private, job.hub, job.emit)
+        return _tagged(job, _finish(job, target, pushing))
     except AdapterMergeError as error:
-        error.remedy += f" The new repo {repo} is left, and private; look at it, then delete it or run again."
+        if now is None:
+            _leave(job, repo, error)
         raise
-    _show(job, repo, seen)
-    return _tagged(job, done)
+
+
+def _leave(job: Job, repo: str, error: AdapterMergeError) -> None:
+    """Say that a new repo is left; where other bytes are in it than those that were proven, out of everybody's sight."""
+    if error.code == ARRIVED_CHANGED:
+        with suppress(AdapterMergeError):
+            job.hub.set_private(repo, True)
+    error.remedy += f" The new repo {repo} is left; look at it, then delete it or run again."
 
 
 def _finish(job: Job, target: Target, pushing: bool) -> Publication:
@@ -126,28 +138,6 @@ def _require_reach(hub: Hub, now: Target | None, pushing: bool) -> None:
     hub.require_pulls(now.repo)
 
 
-def _create(job: Job, repo: str, seen: visibility.Visibility) -> Target:
-    """Private at first, whatever it is to become: an empty or half-filled repo is nobody's business."""
-    job.hub.create(repo, private=True)
-    created = job.hub.target(repo)
-    assert created is not None
-    why = f", since {seen.why}" if seen.private and seen.why else ""
-    job.emit(Note(text=f"Created {repo}{' (private' + why + ')' if seen.private else ''}."))
-    return created
-
-
-def _show(job: Job, repo: str, seen: visibility.Visibility) -> None:
-    """Gate a new repo as its inputs are, then open it where it may be seen. The merge is published already."""
-    try:
-        if seen.gated:
-            job.hub.set_gated(repo, seen.gated)
-        if not seen.private:
-            job.hub.set_private(repo, False)
-    except AdapterMergeError as error:
-        text = f"{error.what} {repo} stays private; set its visibility and gating on the Hub."
-        job.emit(Note(text=text, level="warning"))
-
-
 def _tagged(job: Job, done: Publication) -> Publication:
     """The publication with its tag; the merge is there already, so that a tag that fails is a warning."""
     try:
@@ -156,20 +146,6 @@ def _tagged(job: Job, done: Publication) -> Publication:
         text = f"{done.repo} is published, but not tagged {job.tag}: {error.what} {error.remedy}"
         job.emit(Note(text=text, level="warning"))
         return done
-
-
-def carry_tag(done: Publication, tag: str | None, hub: Hub, emit: Emit) -> Publication:
-    """Tag the commit on main like the adapter's; a tag that is elsewhere already is never moved."""
-    if tag is None or done.how != "push" or done.repo is None or done.revision is None:
-        return done
-    where = hub.tags(done.repo).get(tag)
-    if where is None:
-        hub.tag(done.repo, tag, done.revision)
-    elif where != done.revision:
-        text = f"{done.repo} has the tag {tag} on another commit ({where[:8]}); it was not moved."
-        emit(Note(text=text, level="warning"))
-        return done
-    return replace(done, tag=tag)
 
 
 def _dry_run(job: Job, repo: str, now: Target | None, seen: visibility.Visibility, pushing: bool) -> Publication:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bot.errors import AdapterMergeError, Moved, Outside
-from bot.events import Emit
+from bot.events import Emit, Note
 from bot.events import Moved as BytesMoved
 from bot.publish import words
 from bot.publish.parcel import CARD, REPORT, Parcel, proves_the_same, require_proven, unlike
@@ -15,32 +15,45 @@ from bot.publish.standing import already, held
 from bot.records import Publication
 
 if TYPE_CHECKING:
-    from bot.hub import Change, Hub, Pull, Target, Upload
+    from bot.hub import Blob, Change, Hub, Pull, Target, Upload
 
 STAGE = "publish"
+ARRIVED_CHANGED = "arrived-changed"
+ROUNDS = 5  # times that a commit is made anew on what others have put beside it meanwhile
 RECENT = 10  # commits on top of the one that was looked at, among which ours may be
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A parcel on its way."""
+    """A parcel on its way. `how`: as it was asked for, auto, pr or push."""
 
     parcel: Parcel
     tag: str | None
+    how: str
     force: bool
     hub: Hub
     emit: Emit
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What the commit is to stand on: a ref, the commit that it had when it was looked at, and the files there."""
+
+    repo: str
+    ref: str
+    sha: str
+    files: dict[str, Blob]
+
+
 def push(job: Job, target: Target) -> Publication:
-    """One commit on main, whose checksums are then read back. Raises Moved where main changed meanwhile."""
+    """One commit on main, whose checksums are then read back. Raises Moved where main changed in what is ours."""
     additions = _upload(job, target.repo, "main", pull_request=False)
-    change = _change(job, target.repo, "main", target.sha, stale(target.files, job.parcel.files))
-    found = _meanwhile(job, target)
+    found = _meanwhile(job, target.repo)
     if found is not None:
         return found
-    sha = _commit(job, change, additions)
-    _require_arrived(job, target.repo, sha, change.delete)
+    sha, _ = _land(job, Ground(repo=target.repo, ref="main", sha=target.sha, files=target.files), additions)
+    if job.how == "push" and not target.empty:
+        _supersede(job, target.repo, sha)
     url = f"{job.hub.address}/{target.repo}/tree/{sha}"
     return Publication(status="published", how="push", repo=target.repo, revision=sha, url=url)
 
@@ -50,21 +63,21 @@ def propose(job: Job, target: Target, pull: Pull | None) -> Publication:
     if pull is not None:
         return _update(job, target, pull)
     additions = _upload(job, target.repo, "main", pull_request=True)
-    found = _meanwhile(job, target)
+    found = _meanwhile(job, target.repo)
     if found is not None:
         return found
-    gone = stale(target.files, job.parcel.files)
-    draft = job.hub.open_draft(target.repo, words.title(job.parcel.document), _text(job, target, gone))
+    ground = _later(job, Ground(repo=target.repo, ref="main", sha=target.sha, files=target.files))
+    text = _text(job, target, stale(ground.files, job.parcel.files))
+    draft = job.hub.open_draft(target.repo, words.title(job.parcel.document), text)
     try:
         found = _raced(job, target.repo, draft)
         if found is not None:
             return found
-        sha = _commit(job, _change(job, target.repo, draft.ref, target.sha, gone), additions)
-        _require_arrived(job, target.repo, sha, gone)
+        sha, _ = _land(job, replace(ground, ref=draft.ref), additions)
     except AdapterMergeError as error:
         _abandon(job, target.repo, draft, error.what)
         raise
-    _open(job, target.repo, draft)
+    job.hub.set_status(target.repo, draft.num, "open")
     return _proposed(target.repo, draft, sha)
 
 
@@ -78,30 +91,45 @@ def _raced(job: Job, repo: str, draft: Pull) -> Publication | None:
     return None
 
 
-def _open(job: Job, repo: str, pull: Pull) -> None:
-    """Out of draft, unless another run of ours was faster."""
-    if job.hub.pull(repo, pull.num).status == "draft":
-        job.hub.set_status(repo, pull.num, "open")
-
-
 def _update(job: Job, target: Target, pull: Pull) -> Publication:
     """A new commit on our open pull request (or on a draft that an earlier run left), told in a comment."""
     hub, repo = job.hub, target.repo
-    parent = hub.head(repo, pull.ref)
-    gone = stale(hub.target_files(repo, parent), job.parcel.files)
+    head = hub.head(repo, pull.ref)
+    ground = Ground(repo=repo, ref=pull.ref, sha=head, files=hub.target_files(repo, head))
     additions = _upload(job, repo, pull.ref, pull_request=False)
-    found = _meanwhile(job, target)
+    found = _meanwhile(job, repo)
     if found is not None:
         return found
-    sha = _commit(job, _change(job, repo, pull.ref, parent, gone), additions)
-    _require_arrived(job, repo, sha, gone)
-    hub.rewrite(repo, pull, _text(job, target, gone))
-    hub.rename(repo, pull, words.title(job.parcel.document))
-    if pull.status == "draft":
-        _open(job, repo, pull)
-    else:
+    sha, gone = _land(job, ground, additions)
+    if pull.status == "open":
         hub.comment(repo, pull.num, words.updated_text(job.parcel.document))
+    hub.rename(repo, pull, words.title(job.parcel.document))
+    hub.rewrite(
+        repo, pull, _text(job, target, gone)
+    )  # with its mark, by which the next run knows that all this is done
+    if pull.status == "draft":
+        hub.set_status(repo, pull.num, "open")
     return _proposed(repo, pull, sha)
+
+
+def _supersede(job: Job, repo: str, sha: str) -> None:
+    """Say what becomes of our own pull requests now that main was pushed to: the one of this merge is done with."""
+    from bot.hub import NoDiscussions
+
+    try:
+        for pull in job.hub.open_pulls(repo):
+            mark = words.mark_in(pull.text)
+            if mark == job.parcel.fingerprint:
+                _abandon(job, repo, pull, f"the merge was pushed to main, as {sha}.")
+                job.emit(
+                    Note(text=f"Pull request {pull.num} proposed this merge; it is closed, since main holds it now.")
+                )
+            elif mark is not None:
+                job.emit(Note(text=f"Pull request {pull.num} proposes another merge; it is left open."))
+    except NoDiscussions:
+        pass
+    except AdapterMergeError as error:
+        job.emit(Note(text=f"{error.what} Look at the pull requests of {repo}.", level="warning"))
 
 
 def _upload(job: Job, repo: str, revision: str, *, pull_request: bool) -> tuple[Upload, ...]:
@@ -117,26 +145,59 @@ def _upload(job: Job, repo: str, revision: str, *, pull_request: bool) -> tuple[
     return uploads
 
 
-def _change(job: Job, repo: str, revision: str, parent: str, delete: tuple[str, ...]) -> Change:
+def _meanwhile(job: Job, repo: str) -> Publication | None:
+    """The last look before the commit: another run may have been faster."""
+    return None if job.force else already(job.parcel.fingerprint, repo, job.hub, how=job.how)
+
+
+def _land(job: Job, ground: Ground, additions: tuple[Upload, ...]) -> tuple[str, tuple[str, ...]]:
+    """Commit and read back: the commit, and the files that it deleted. Raises Moved where the ground changed in what is ours,
+    or goes on changing."""
+    for rounds in range(ROUNDS, 0, -1):
+        ground = _later(job, ground)
+        gone = stale(ground.files, job.parcel.files)
+        try:
+            sha = _commit(job, _change(job, ground, gone), additions)
+        except Moved:
+            if rounds == 1:
+                raise
+            continue
+        _require_arrived(job, ground.repo, sha, gone)
+        return sha, gone
+    raise AssertionError("unreachable")
+
+
+def _later(job: Job, ground: Ground) -> Ground:
+    """The ground as it is now. Raises Moved where what came since touches a file that our commit adds, changes or deletes, or
+    would have it delete another: then it is not what was looked at."""
+    sha = job.hub.head(ground.repo, ground.ref)
+    if sha == ground.sha:
+        return ground
+    now = replace(ground, sha=sha, files=job.hub.target_files(ground.repo, sha))
+    before, after = (stale(one.files, job.parcel.files) for one in (ground, now))
+    # .gitattributes decides which files are large, as they were when ours were sent.
+    ours = {*job.parcel.files, *before, ".gitattributes"}
+    names = {*ground.files, *now.files}
+    if before != after or any(ground.files.get(name) != now.files.get(name) for name in names & ours):
+        raise Moved(
+            f"{ground.repo} changed while this run was working, so nothing was committed to it.",
+            remedy="Run it again: what was uploaded is kept.",
+        )
+    text = (
+        f"{ground.repo} changed while this run was working, in nothing that this merge touches; it goes on from there."
+    )
+    job.emit(Note(text=text))
+    return now
+
+
+def _change(job: Job, ground: Ground, delete: tuple[str, ...]) -> Change:
     document = job.parcel.document
     text = words.commit_text(document, job.parcel.fingerprint)
     from bot.hub import Change
 
-    return Change(repo=repo, revision=revision, parent=parent, title=words.title(document), text=text, delete=delete)
-
-
-def _meanwhile(job: Job, target: Target) -> Publication | None:
-    """The last look before the commit. Raises Moved where main is not the commit that was planned on."""
-    if not job.force:
-        found = already(job.parcel.fingerprint, target.repo, job.hub)
-        if found is not None:
-            return found
-    if job.hub.head(target.repo) != target.sha:
-        raise Moved(
-            f"{target.repo} changed while this run was working, so nothing was committed to it.",
-            remedy="Run it again: what was uploaded is kept.",
-        )
-    return None
+    return Change(
+        repo=ground.repo, revision=ground.ref, parent=ground.sha, title=words.title(document), text=text, delete=delete
+    )
 
 
 def _commit(job: Job, change: Change, additions: tuple[Upload, ...]) -> str:
@@ -167,6 +228,7 @@ def _require_arrived(job: Job, repo: str, sha: str, gone: tuple[str, ...]) -> No
         raise Outside(
             f"The files that {repo} has at {sha[:8]} are not the ones that were verified: {', '.join(wrong[:3])}.",
             remedy="Do not use that commit; revert it on the Hub and run again.",
+            code=ARRIVED_CHANGED,
         )
 
 

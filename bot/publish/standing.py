@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bot import strict
@@ -20,8 +21,10 @@ PASSED = (("full", "behaviour"), ("full", "requantised"), ("weights", "touched")
 SMALL = 16_000_000  # bytes; what the Hub keeps outside LFS is smaller
 
 
-def already(fingerprint: str, target: str, hub: Hub, emit: Emit = silent) -> Publication | None:
+def already(fingerprint: str, target: str, hub: Hub, emit: Emit = silent, how: str = "auto") -> Publication | None:
     """`unchanged`, where this merge is published, proposed, or was declined by the target's owner; else None.
+
+    Where it is to be pushed (`how`), only what main holds counts. What else was asked for may be missing: see `put_right`.
 
     Cheap enough to ask before any download, and asked again just before the commit. A target that held this merge and was
     changed since is said to `emit`, and is None: then it is published again.
@@ -29,7 +32,8 @@ def already(fingerprint: str, target: str, hub: Hub, emit: Emit = silent) -> Pub
     found = hub.target(target)
     if found is None:
         return None
-    return _on_main(fingerprint, found, hub, emit) or _in_a_pull(fingerprint, found, hub)
+    on_main = _on_main(fingerprint, found, hub, emit)
+    return on_main if on_main or how == "push" else _in_a_pull(fingerprint, found, hub)
 
 
 def _on_main(fingerprint: str, target: Target, hub: Hub, emit: Emit) -> Publication | None:
@@ -136,23 +140,49 @@ def _in_a_pull(fingerprint: str, target: Target, hub: Hub) -> Publication | None
 
 
 def _of_ours(fingerprint: str, target: Target, hub: Hub) -> Publication | None:
-    for pull in hub.my_pulls(target.repo):
-        if mark_in(pull.text) != fingerprint or pull.status not in ("open", "closed"):
-            continue  # a draft is work that was cut off; a merged one counts by what main holds now
-        head = hub.head(target.repo, pull.ref) if pull.status == "open" else None
-        declined = f"Pull request {pull.num} with this merge was closed; it is not opened again (--force would)."
-        return Publication(
-            status="unchanged",
-            how="pr",
-            repo=target.repo,
-            revision=head,
-            pr_url=pull.url,
-            pr_number=pull.num,
-            url=pull.url,
-            why=declined if pull.status == "closed" else f"Pull request {pull.num} already proposes this merge.",
-            proof=_proposed_proof(fingerprint, target.repo, head, hub) if head else None,
-        )
+    for pull in hub.open_pulls(target.repo):
+        if pull.status == "open" and mark_in(pull.text) == fingerprint:
+            why = f"Pull request {pull.num} already proposes this merge."
+            return _unchanged(fingerprint, target.repo, pull, hub.head(target.repo, pull.ref), why, hub)
+        sha = _committed(fingerprint, pull, target, hub)
+        if sha is not None:
+            why = f"Pull request {pull.num} already holds this merge."
+            return _unchanged(fingerprint, target.repo, pull, sha, why, hub)
+    for pull in hub.closed_pulls(target.repo):  # a merged one counts by what main holds now
+        if mark_in(pull.text) == fingerprint:
+            why = f"Pull request {pull.num} with this merge was closed; it is not opened again (--force would)."
+            return _unchanged(fingerprint, target.repo, pull, None, why, hub)
     return None
+
+
+def _committed(fingerprint: str, pull: Pull, target: Target, hub: Hub) -> str | None:
+    """The head of a pull request, where it is this merge, whole, though the run that put it there was cut off before it
+    could say so. A draft without that is work to be taken up."""
+    newest = hub.commit_messages(target.repo, pull.ref, most=1)
+    if not newest or trailer_in(newest[0][1]) != fingerprint or newest[0][0] == target.sha:
+        return None
+    sha = newest[0][0]
+    document = _report(target.repo, sha, fingerprint, hub)
+    if document is None:
+        return None
+    there = replace(target, sha=sha, files=hub.target_files(target.repo, sha))
+    files: dict[str, str] = document["subject"]["files"]
+    whole = all(_is_there(name, sha256, there, {}, hub) for name, sha256 in files.items())
+    return sha if whole and not stale(there.files, files) else None
+
+
+def _unchanged(fingerprint: str, repo: str, pull: Pull, revision: str | None, why: str, hub: Hub) -> Publication:
+    return Publication(
+        status="unchanged",
+        how="pr",
+        repo=repo,
+        revision=revision,
+        pr_url=pull.url,
+        pr_number=pull.num,
+        url=pull.url,
+        why=why,
+        proof=_proposed_proof(fingerprint, repo, revision, hub) if revision else None,
+    )
 
 
 def _proposed_proof(fingerprint: str, repo: str, head: str, hub: Hub) -> Json | None:

@@ -86,3 +86,17 @@ def test_a_connection_cut_in_the_body_is_a_short_body(hub: DevHub, api: HfApi, r
     hub.faults.add(Fault(path="/resolve-cache/", cut_after=500))
     with pytest.raises(httpx2.RemoteProtocolError):
         httpx2.get(f"{hub.url}/{repo}/resolve/main/a.txt", follow_redirects=True)
+
+
+def test_a_dropped_request_does_nothing(hub: DevHub, api: HfApi, repo: str) -> None:
+    hub.faults.add(Fault(method="POST", path="/tag/", dropped=True))
+    with pytest.raises(httpx2.RemoteProtocolError):
+        api.create_tag(repo, tag="v1")
+    assert api.list_repo_refs(repo).tags == []
+
+
+def test_an_answer_without_a_body_can_be_lost_too(hub: DevHub, api: HfApi, repo: str) -> None:
+    fault = hub.faults.add(Fault(method="PUT", path="/upload", origin="cdn", cut_after=0))
+    api.upload_file(path_or_fileobj=b"x" * 100, path_in_repo="a.bin", repo_id=repo)
+    assert hub.faults.hits(fault) == 1
+    assert [status for method, path, status in hub.requests if method == "PUT" and path == "/upload"] == [200, 200]

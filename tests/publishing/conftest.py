@@ -12,6 +12,7 @@ from bot.devhub import DevHub
 from bot.hub import Hub
 from bot.records import Json
 from tests.publishing.given import ADAPTER, BASE, Owner, finished
+from tests.publishing.scenarios import Place
 from tests.pulling.given import door
 
 
@@ -56,3 +57,11 @@ def folder(tmp_path: Path) -> Path:
 def document(folder: Path) -> Json:
     """The finished merge's report."""
     return finished(folder)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """One local Hub for many publications, see `tests.publishing.scenarios`."""
+    tmp = tmp_path_factory.mktemp("place")
+    with DevHub(tmp / "devhub") as served:
+        yield Place(dev=served, tmp=tmp)

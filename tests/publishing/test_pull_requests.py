@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from bot.devhub import Fault
-from bot.errors import Moved, Outside
+from bot.errors import Outside
 from bot.project import REPOSITORY
 from bot.publish import already
 from tests.publishing.given import ADAPTER, SHA, TARGET, deliver, fingerprint, finished
-from tests.pulling.given import door, two_sentences
+from tests.pulling.given import door
 
 
 @pytest.fixture(autouse=True)
@@ -151,34 +151,6 @@ def test_a_failed_commit_leaves_no_draft_behind(dev, hub, owner, folder, documen
     dev.faults.clear()
     done = deliver(folder, document, hub)
     assert (done.status, done.pr_number) == ("published", 2)
-
-
-def test_a_commit_on_main_during_the_upload_stops_it(hub, owner, folder, document):
-    seen = []
-
-    def emit(event):
-        if type(event).__name__ == "Moved" and not seen:
-            seen.append(owner.put("notes.txt", b"I was faster"))
-
-    with pytest.raises(Moved) as caught:
-        deliver(folder, document, hub, emit=emit)
-    two_sentences(caught.value, what="changed while", do="Run it again")
-    assert owner.pulls() == []
-    assert deliver(folder, document, hub).status == "published"
-
-
-def test_a_commit_on_main_in_the_last_moment_leaves_nothing_open(dev, hub, owner, folder, document, monkeypatch):
-    real = type(hub).open_draft
-
-    def late(self, repo, title, text):
-        owner.put("notes.txt", b"I was faster")
-        return real(self, repo, title, text)
-
-    monkeypatch.setattr(type(hub), "open_draft", late)
-    with pytest.raises(Moved):
-        deliver(folder, document, hub)
-    assert [pull.status for pull in owner.pulls()] == ["closed"]
-    monkeypatch.undo()
 
 
 def test_two_runs_at_once_leave_one_pull_request(dev, hub, owner, folder, document, tmp_path, monkeypatch):

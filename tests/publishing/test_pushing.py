@@ -10,9 +10,10 @@ import pytest
 from huggingface_hub import HfApi
 
 from bot.devhub import Fault
-from bot.errors import Forbidden, Moved, NotVerified, Outside, Refused, Usage
+from bot.errors import Forbidden, NotVerified, Outside, Refused, Usage
 from bot.events import Note
-from bot.publish import already, carry_tag
+from bot.publish import already
+from bot.publish.asked import carry_tag
 from tests.publishing.given import ADAPTER, BASE, TARGET, deliver, fingerprint, finished
 from tests.pulling.given import door, two_sentences
 
@@ -160,36 +161,6 @@ def test_weights_of_an_older_merge_elsewhere_are_pointed_out(hub, owner, folder,
     assert "model-q4.gguf" in owner.files()
 
 
-def test_a_racing_commit_stops_the_push(dev, hub, owner, folder, document):
-    owner.existing()
-    before = owner.files()
-
-    def race(repo, revision):
-        dev.before_commit = None
-        owner.put("notes.txt", b"I was faster")
-
-    dev.before_commit = race
-    with pytest.raises(Moved) as caught:
-        deliver(folder, document, hub, how="push")
-    two_sentences(caught.value, what="changed while this run was working", do="Run it again")
-    assert caught.value.exit_code == 5
-    assert owner.files() == before | {"notes.txt"}
-
-
-def test_a_commit_during_the_upload_stops_the_push(dev, hub, owner, folder, document):
-    owner.existing()
-    seen = []
-
-    def emit(event):
-        if type(event).__name__ == "Moved" and not seen:
-            seen.append(owner.put("notes.txt", b"I was faster"))
-
-    with pytest.raises(Moved):
-        deliver(folder, document, hub, how="push", emit=emit)
-    assert commits(dev)[-1].endswith("/commit/main")
-    assert owner.titles()[0].startswith("Upload notes.txt")
-
-
 def test_the_same_merge_pushed_by_a_faster_run_is_unchanged(dev, hub, owner, folder, document, tmp_path):
     owner.existing()
     twin = finished(tmp_path / "twin")
@@ -235,8 +206,7 @@ def test_a_failed_first_push_says_what_is_left(dev, hub, owner, folder, document
     dev.faults.add(Fault(path=f"/api/models/{TARGET}/commit/", method="POST", status=500, times=None))
     with pytest.raises(Outside) as caught:
         deliver(folder, document, hub)
-    two_sentences(caught.value, what="failed with 500", do="is left, and private")
-    assert owner.api.model_info(TARGET).private
+    two_sentences(caught.value, what="failed with 500", do=f"The new repo {TARGET} is left")
     assert owner.files() == set()
     dev.faults.clear()
     done = deliver(folder, document, hub)

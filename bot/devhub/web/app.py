@@ -49,6 +49,9 @@ LOG = logging.getLogger(__name__)
 CDN_ROUTES = [*lfs_routes.CDN_ROUTES, *file_routes.CDN_ROUTES]
 
 
+NEVER_ENDED: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]}
+
+
 class _Cut(BaseException):
     """Ends a response in the middle, on purpose; not an Exception, or it would be answered with a 500."""
 
@@ -76,6 +79,8 @@ class Front:
         try:
             if fault is not None and fault.delay:
                 await asyncio.sleep(fault.delay)
+            if fault is not None and fault.dropped:
+                return await send(NEVER_ENDED)  # the only way to have the server close a connection
             if fault is not None and fault.status is not None:
                 return await _spoil(answer, fault)
             if not _called_by_address(scope):
@@ -114,8 +119,12 @@ class _Answer:
             self._site.note(self._scope["method"], unquote(self._scope["path"]), message["status"])
             extra = [(b"x-request-id", secrets.token_hex(12).encode()), *self._extra]
             message["headers"] = [*message.get("headers", []), *extra]
+            if self._left == 0:  # also an answer without a body is not to arrive
+                message = NEVER_ENDED
         elif self._left is not None and message["type"] == "http.response.body":
             body = message.get("body", b"")
+            if not self._left:
+                raise _Cut
             if len(body) > self._left:
                 await self._send({**message, "body": body[: self._left], "more_body": True})
                 raise _Cut

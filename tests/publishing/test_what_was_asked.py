@@ -1,0 +1,208 @@
+"""What was asked for beside the merge is made with it, or put right by the next run: who may see it, gates, an open pull request."""
+
+from __future__ import annotations
+
+import pytest
+
+from bot.devhub import Fault
+from bot.errors import Forbidden, Outside
+from bot.events import Note
+from bot.hub.pulls import CLOSED, LISTED, OPEN
+from bot.publish import Asked, already, put_right
+from tests.publishing.given import BASE, TARGET, deliver, fingerprint, finished
+from tests.pulling.given import door
+
+TITLE = "Merge demo/adapter into demo/base"
+
+
+def texts(notes):
+    return [note.text for note in notes if isinstance(note, Note)]
+
+
+def asked(document, **more):
+    told = {"fingerprint": fingerprint(1), "inputs": document["inputs"], "private": "auto", "tag": None} | more
+    return Asked(**told)
+
+
+# --- who may see it -----------------------------------------------------------------------------------------------
+
+
+def test_a_public_result_is_public_from_the_start(dev, hub, owner, folder, document):
+    """Nothing is left to be done after the commit that could be missed."""
+    seen = []
+    dev.before_commit = lambda repo, revision: seen.append(owner.api.model_info(TARGET).private)
+    deliver(folder, document, hub)
+    assert seen == [False]
+    assert not [path for method, path, _ in dev.requests if method == "PUT" and "settings" in path]
+
+
+@pytest.mark.parametrize("gated", [False, "auto"])
+def test_without_private_storage_a_public_result_starts_public(dev, hub, owner, folder, document, gated):
+    owner.api.update_repo_settings(BASE, gated=gated)
+    dev.set_quota(dev.user, 0)
+    if gated:  # only then it would be private for a moment
+        body = '{"error": "Private repository storage limit reached"}'
+        dev.faults.add(Fault(path="/api/repos/create", status=403, body=body))
+    assert deliver(folder, document, hub, private="false").status == "published"
+    made = owner.api.model_info(TARGET)
+    assert (made.private, made.gated) == (False, gated)
+
+
+def test_without_private_storage_a_private_result_is_not_shown(dev, hub, owner, folder, document):
+    dev.set_quota(dev.user, 0)
+    with pytest.raises(Forbidden) as caught:
+        deliver(folder, document, hub, private="true")
+    assert "Private repository storage limit reached" in caught.value.what
+    assert owner.api.model_info(TARGET).private
+
+
+def test_a_gate_stands_before_anything_is_behind_it(dev, hub, owner, folder, document):
+    owner.api.update_repo_settings(BASE, gated="manual")
+    seen = []
+    dev.before_commit = lambda repo, revision: seen.append(owner.api.model_info(TARGET).gated)
+    deliver(folder, document, hub, private="false")
+    assert seen == ["manual"]
+
+
+def test_a_repo_that_stayed_private_is_opened_where_that_is_asked(hub, owner, folder, document):
+    deliver(folder, document, hub, private="true")
+    notes = []
+    again = deliver(folder, document, hub, private="false", emit=notes.append)
+    assert (again.status, owner.api.model_info(TARGET).private) == ("unchanged", False)
+    assert "It is public now, as asked." in again.why
+    assert f"{TARGET} is public now, as asked." in texts(notes)
+    assert deliver(folder, document, hub, private="false").why == "The target already holds this merge."
+
+
+def test_a_gate_that_was_lost_is_put_back_before_it_is_opened(hub, owner, folder, document):
+    owner.api.update_repo_settings(BASE, gated="auto")
+    deliver(folder, document, hub)
+    owner.api.update_repo_settings(TARGET, gated=False)
+    again = deliver(folder, document, hub, private="false")
+    assert "It is gated and is public now" in again.why
+    made = owner.api.model_info(TARGET)
+    assert (made.private, made.gated) == (False, "auto")
+
+
+def test_what_the_owner_made_of_it_since_is_not_undone(dev, hub, owner, folder, document):
+    """Hidden by its owner, a repo is not opened by a run that was told nothing about it."""
+    deliver(folder, document, hub)
+    owner.api.update_repo_settings(TARGET, private=True)
+    notes = []
+    assert deliver(folder, document, hub, emit=notes.append).status == "unchanged"
+    assert owner.api.model_info(TARGET).private
+    assert any("--private false opens it" in text for text in texts(notes))
+
+
+def test_a_token_that_may_not_change_settings_is_told_and_no_more(dev, hub, owner, folder, document):
+    deliver(folder, document, hub, private="true")
+    dev.faults.add(Fault(path=f"/api/models/{TARGET}/settings", status=403, times=None))
+    notes = []
+    assert deliver(folder, document, hub, private="false", emit=notes.append).status == "unchanged"
+    assert any("see to it on the Hub" in text for text in texts(notes))
+
+
+# --- pull requests ------------------------------------------------------------------------------------------------
+
+
+def test_a_draft_that_holds_the_merge_already_is_opened_without_another_merge(dev, hub, owner, folder, document):
+    owner.existing()
+    dev.faults.add(Fault(path="/discussions/1/status", status=403, times=None))
+    dev.faults.add(Fault(path="/edit", status=403, times=None))
+    with pytest.raises(Outside):
+        deliver(folder, document, hub)
+    dev.faults.clear()
+    known = already(fingerprint(1), TARGET, hub)
+    assert (known.status, known.pr_number) == ("unchanged", 1)
+    assert "It was still a draft, and is open now." in put_right(known, asked(document), hub, lambda event: None).why
+    assert [pull.status for pull in owner.pulls()] == ["open"]
+    assert owner.titles("refs/pr/1").count(TITLE) == 1
+
+
+def test_a_draft_with_other_files_is_work_to_be_taken_up(dev, hub, owner, folder, document):
+    owner.existing()
+    deliver(folder, document, hub)
+    owner.api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id=TARGET, revision="refs/pr/1")
+    with dev.site.db.write() as rows:
+        rows.execute("UPDATE discussion SET status = 'draft'")
+    assert already(fingerprint(1), TARGET, hub) is None
+
+
+def test_pushing_does_not_stop_at_our_pull_request(hub, owner, folder, document):
+    """It was proposed; now it is to be pushed. The pull request of the same merge is closed, and that is said."""
+    owner.existing()
+    deliver(folder, document, hub)
+    assert already(fingerprint(1), TARGET, hub, how="push") is None
+    notes = []
+    done = deliver(folder, document, hub, how="push", emit=notes.append)
+    assert (done.status, done.how) == ("published", "push")
+    assert owner.titles().count(TITLE) == 1
+    assert [pull.status for pull in owner.pulls()] == ["closed"]
+    assert any("Pull request 1 proposed this merge; it is closed" in text for text in texts(notes))
+    assert "fingerprint" not in owner.api.get_discussion_details(TARGET, 1).events[0].content
+    assert deliver(folder, document, hub, how="push").status == "unchanged"
+
+
+def test_pushing_leaves_the_pull_request_of_another_merge(hub, owner, folder, document, tmp_path):
+    owner.existing()
+    deliver(folder, document, hub)
+    notes = []
+    deliver(tmp_path / "other", finished(tmp_path / "other", seed=2), hub, how="push", emit=notes.append)
+    assert [pull.status for pull in owner.pulls()] == ["open"]
+    assert any("Pull request 1 proposes another merge; it is left open" in text for text in texts(notes))
+
+
+def test_pushing_overrules_a_pull_request_that_was_closed(hub, owner, folder, document):
+    owner.existing()
+    deliver(folder, document, hub)
+    owner.api.change_discussion_status(TARGET, 1, "closed")
+    assert deliver(folder, document, hub, how="push").how == "push"
+
+
+# --- however long the history is ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["open", "closed"])
+@pytest.mark.parametrize("old", [0, 40, 120])
+def test_old_pull_requests_cost_a_bounded_number_of_calls(dev, owner, folder, document, tmp_path, old, status):
+    owner.existing()
+    for number in range(old):
+        text = f"<!-- adapter-merge:fingerprint={fingerprint(1000 + number)} -->"
+        pull = owner.api.create_pull_request(TARGET, title=f"Merge {number}", description=text)
+        if status == "closed":
+            owner.api.change_discussion_status(TARGET, pull.num, "closed")
+    began = len(dev.requests)
+    assert deliver(folder, document, door(dev, tmp_path)).how == "pr"
+    asked = [path for _, path, _ in dev.requests[began:]]
+    lists = sum(path.endswith("/discussions") for path in asked)
+    read = sum("/discussions/" in path for path in asked)
+    assert lists <= 6 + 2 * 2 + 5 * (LISTED // 10)
+    assert read <= 5 * OPEN + CLOSED + 10
+    assert len(asked) <= 140
+    if not old:
+        assert len(asked) <= 40
+
+
+@pytest.mark.parametrize("status", ["open", "closed"])
+def test_ours_is_found_among_many_other_pull_requests_of_the_account(hub, owner, folder, document, status):
+    owner.existing()
+    deliver(folder, document, hub)
+    if status == "closed":
+        owner.api.change_discussion_status(TARGET, 1, "closed")
+    for number in range(LISTED - 1):
+        pull = owner.api.create_pull_request(TARGET, title=f"Correct a word ({number})", description="by hand")
+        if status == "closed":
+            owner.api.change_discussion_status(TARGET, pull.num, "closed")
+    again = deliver(folder, document, hub)
+    assert (again.status, again.pr_number) == ("unchanged", 1)
+
+
+def test_a_pull_request_that_was_closed_is_known_among_many(hub, owner, folder, document):
+    owner.existing()
+    deliver(folder, document, hub)
+    owner.api.change_discussion_status(TARGET, 1, "closed")
+    for number in range(CLOSED - 1):
+        pull = owner.api.create_pull_request(TARGET, title=f"Merge {number}", description="another")
+        owner.api.change_discussion_status(TARGET, pull.num, "closed")
+    again = deliver(folder, document, hub)
+    assert (again.status, again.pr_number) == ("unchanged", 1)
