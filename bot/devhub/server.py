@@ -109,6 +109,7 @@ class DevHub:
             return
         self._sockets = [_listen(self._host, port) for port in self._ports]
         self._site = _open_site(self._folder, self.faults, xet=self._wants_xet, part_size=self._part_size)
+        self._site.user = self.user
         self._site.cdn_port = self._sockets[1].getsockname()[1]
         self._site.prefix, self._site.mirror = self._prefix, self._mirror
         accounts.add_account(self._site.db, self.user)
@@ -161,6 +162,10 @@ class DevHub:
         settings = {"HF_ENDPOINT": self.url, "HF_TOKEN": token or self.token, "HF_HUB_DISABLE_TELEMETRY": "1"}
         # The client decides alone between Xet and LFS; a hub without Xet can only say so here.
         return settings if self._wants_xet else settings | {"HF_HUB_DISABLE_XET": "1"}
+
+    def models(self) -> list[str]:
+        """The names of all model repos, the latest changed first."""
+        return [repo.name for repo in repos.every(self.site.db, "model")]
 
     def create_user(self, name: str) -> str:
         """A user (its name, for create_token)."""

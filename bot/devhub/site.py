@@ -37,6 +37,7 @@ class Site:
     cdn_port: int = 0
     before_commit: BeforeCommit | None = None
     hook_running: bool = False
+    user: str = "demo"  # the default one, whose token is in the folder
     checks_cards: bool = True  # False: as when cards were pushed unchecked, which is how old ones came to be
     requests: list[tuple[str, str, int]] = field(default_factory=list)
 

@@ -28,6 +28,7 @@ FLOORS = {
 DOORS = {
     "huggingface_hub": {"hub", "demo"},  # the demo plays the user who uploads a model
     "hf_xet": {"devhub"},
+    "markdown_it": {"devhub"},
     "github": {"gh"},
     "torch": {"engines", "weights", "checks", "compare", "demo", "pull"},
     "transformers": {"checks", "demo", "engines"},

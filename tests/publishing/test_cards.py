@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
 from bot.card import UNNAMED, render, retarget
+from bot.project import NAME, REPOSITORY
 from tests.publishing.given import ADAPTER, BASE, SHA, TARGET, report, source
 
 
@@ -58,6 +61,12 @@ def test_the_first_lines_say_it_all():
     assert "tensors: 1 merged, 3 copied byte for byte" in head
     assert 'AutoModelForCausalLM.from_pretrained("demo/merged"' in made()
     assert "vllm serve demo/merged" in made()
+
+
+def test_the_card_names_the_tool_by_the_address_that_the_package_has():
+    package = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert (package["name"], package["urls"]["Source"]) == (NAME, REPOSITORY)
+    assert f"| made by | [adapter-merge]({REPOSITORY}) |" in made()
 
 
 def test_it_says_what_was_not_run_and_how_to_get_the_same_bytes():

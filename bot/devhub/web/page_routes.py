@@ -11,17 +11,21 @@ from starlette.routing import BaseRoute
 from .. import access, card, discussions, repos, trees
 from ..records import Commit, Entry, Repo
 from .call import KINDS, Answer, Call, route
+from .markdown import as_html, metadata_as_html
 
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1d1d1f;"
     "background:#fff}pre{white-space:pre-wrap;background:#f5f5f7;padding:1rem;border-radius:8px}"
-    "table{border-collapse:collapse}td{padding:.1rem 1rem .1rem 0}a{color:#06c}small{color:#666}"
+    "table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.15rem 1rem .15rem 0;text-align:left;"
+    "vertical-align:top}article{border-top:1px solid #ddd;border-bottom:1px solid #ddd;margin:1.5rem 0;padding:.5rem 0}"
+    "article td,article th{border-bottom:1px solid #eee}code{background:#f5f5f7;border-radius:4px;padding:0 .2em}"
+    "pre code{padding:0}.metadata td:first-child{color:#666}a{color:#06c}small{color:#666}img{max-width:100%}"
 )
 
 
 def _html(title: str, body: str) -> HTMLResponse:
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    policy = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+    policy = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'"}
     return HTMLResponse(f'<!doctype html><html lang="en">{head}<style>{STYLE}</style><body>{body}', headers=policy)
 
 
@@ -33,7 +37,20 @@ def home(call: Call) -> Answer:
             if access.may_see(call.site.db, call.viewer, repo):
                 items.append(f'<li><a href="/{quote(repo.web_path)}">{escape(repo.name)}</a> <small>{kind}</small>')
     listed = "<ul>" + "".join(items) + "</ul>" if items else "<p>No repos yet.</p>"
-    return _html("Local Hub", f"<h1>Local Hub</h1>{listed}")
+    return _html("Local Hub", f"<h1>Local Hub</h1>{listed}{_how_to_use(call)}")
+
+
+def _how_to_use(call: Call) -> str:
+    """What a person types to use this Hub. Its token is in the served folder, and on no page."""
+    address = escape(call.origin)
+    name = escape(call.site.user)
+    lines = (
+        f"export HF_ENDPOINT={address}",
+        "export HF_TOKEN=$(cat FOLDER/token)   # FOLDER: the one that is served",
+        f"hf repos create {name}/my-model",
+        f"hf upload {name}/my-model ./folder",
+    )
+    return f"<h2>Use it</h2><p>Its user is <b>{name}</b>. In a terminal:</p><pre>{chr(10).join(lines)}</pre>"
 
 
 def repo_page(call: Call) -> Answer:
@@ -45,8 +62,17 @@ def repo_page(call: Call) -> Answer:
     text = ""
     if readme is not None and readme.size <= card.CARD_LIMIT and access.may_open_files(call.site.db, call.viewer, repo):
         text = call.site.objects.read(readme.sha256).decode("utf-8", "replace")
-    body = _title(repo, commit) + (f"<pre>{escape(text)}</pre>" if text else "<p>No card to show.</p>")
+    body = _title(repo, commit) + (_card(repo, text) if text else "<p>No card to show.</p>")
     return _html(repo.name, body + _file_table(repo, "main", files) + _threads(call, repo))
+
+
+def _card(repo: Repo, text: str) -> str:
+    """The metadata apart, then the card's words."""
+    block = card.front_matter(text)
+    words = card.FRONT_MATTER.sub("", text, count=1) if block is not None else text
+    known = card.metadata(text)
+    apart = metadata_as_html(known) if known or not block else f"<h2>Metadata</h2><pre>{escape(block)}</pre>"
+    return f"{apart}<article>{as_html(words, f'/{quote(repo.web_path)}/resolve/main')}</article>"
 
 
 def _title(repo: Repo, commit: Commit) -> str:
@@ -100,8 +126,10 @@ def discussion_page(call: Call) -> Answer:
         body += f'<p><a href="/{quote(repo.web_path)}/tree/{revision}">Files of this pull request</a></p>'
     for event in discussions.events(call.site.db, repo, found.num):
         said = f"<p><small>{escape(event.author)}, {event.created}: {escape(event.type)}</small></p>"
-        text = event.content["latest"]["raw"] if event.type == "comment" else " ".join(map(str, event.content.values()))
-        body += f"{said}<pre>{escape(text)}</pre>"
+        if event.type == "comment":
+            body += f"{said}<article>{as_html(event.content['latest']['raw'])}</article>"
+        else:
+            body += f"{said}<pre>{escape(' '.join(map(str, event.content.values())))}</pre>"
     return _html(found.title, _title(repo, commit) + body)
 
 
