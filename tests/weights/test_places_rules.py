@@ -14,6 +14,7 @@ from bot.weights.conversions import known
 from bot.weights.places import Ambiguous, Names
 from tests import make_conversions
 from tests.factory import ALL_ARCHITECTURES, build
+from tests.pinned import pinned
 
 LAYERS = [f"layers.{i}.self_attn.{p}.weight" for i in (0, 1, 10) for p in ("q_proj", "v_proj")]
 
@@ -253,8 +254,10 @@ def test_a_large_index_takes_no_time() -> None:
 @pytest.mark.slow
 def test_the_file_is_that_of_the_pinned_transformers() -> None:
     """All of it but the classes. After an upgrade: `python -m tests.make_conversions`, and read the diff."""
+    assert known()["transformers"] == pinned("transformers")
+    if transformers.__version__ != pinned("transformers"):
+        pytest.skip(f"transformers {transformers.__version__} is installed, which may convert more")
     lists, by_name = make_conversions.mappings()
-    assert known()["transformers"] == transformers.__version__
     assert known()["lists"] == lists
     assert known()["names"] == by_name
     assert known()["tying"] == make_conversions.tying()
