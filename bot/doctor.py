@@ -52,6 +52,8 @@ def _machine(machine: Machine) -> Iterator[Line]:
     available = machine.memory_available
     yield _amount("memory", available, LITTLE_MEMORY, "available", "Close other programs, or take a larger machine.")
     gpu = machine.gpu or "none; a merge does not need one, and gives the same bytes without"
+    if machine.gpu and not machine.cuda:
+        gpu += "; the installed torch is not built for it, so that merges run on the CPU, to the same bytes"
     yield Line("gpu", "ok", f"GPU: {gpu}.")
     if importlib.util.find_spec("bot.weights._exact"):
         yield Line("compiled", "ok", "The inner loop of the merge is compiled.")

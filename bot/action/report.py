@@ -68,7 +68,7 @@ def _check_run(run: Run, github: GitHub) -> None:
         text=text,
         annotations=tuple(_annotations(run)),
         details_url=_link(run),
-        external_id=run.book.job.fingerprint if run.book.job else "",
+        external_id=",".join(job.fingerprint for job in run.book.state.jobs),
     )
     run.emit(Note(text=f"Check run: {github.add_check_run(check)}"))
 
@@ -155,12 +155,14 @@ def file_of(workflow: str, folders: list[Path | None]) -> str:
 def _conclusion(book: Book) -> Literal["success", "failure", "neutral"]:
     if book.state.failure is not None:
         return "failure"
-    return "neutral" if book.job is not None and book.job.status == "dry-run" else "success"
+    return "neutral" if all(job.status == "dry-run" for job in book.state.jobs) else "success"
 
 
 def _title(book: Book) -> str:
-    text = summary.headline(book.job, book.state.failure).replace("\\", "")
-    failure = book.state.failure
+    failure, jobs = book.state.failure, book.state.jobs
+    if failure is None and len(jobs) > 1:
+        return f"✓ {len(jobs)} adapters: " + ", ".join(f"{job.target or job.adapter} {job.status}" for job in jobs)
+    text = summary.headline(book.job, failure).replace("\\", "")
     return f"{text}. {as_inputs(failure.sentences[0][0])}" if failure else text
 
 
@@ -179,6 +181,6 @@ def _names(request: Request) -> str:
 
 
 def _link(run: Run) -> str | None:
-    job = run.book.job
-    found = (job.publication or {}) if job and run.book.state.failure is None else {}
+    jobs = run.book.state.jobs
+    found = (jobs[0].publication or {}) if len(jobs) == 1 and run.book.state.failure is None else {}
     return found.get("pr_url") or found.get("url") or run.event.run_url

@@ -110,3 +110,18 @@ def test_the_next_merge_goes_into_the_same_discussion(run: Run, world: World) ->
 
 def test_no_summary_is_written_where_none_was_asked_for(run: Run) -> None:
     assert run(report="none").summary == ""
+
+
+def test_of_several_adapters_each_is_told(run: Run, world: World, github: FakeGitHub) -> None:
+    world.api.create_repo("demo/second")
+    world.api.upload_folder(repo_id="demo/second", folder_path=world.adapter)
+    step = run(report="check-run,status", adapter="demo/adapter, demo/second")
+    assert step.code == 0, step.log
+    title = "✓ 2 adapters: demo/adapter-merged published, demo/second-merged published"
+    (check,) = github.kept.checks
+    assert check["output"]["title"] == title
+    assert check["external_id"].split(",") == json.loads(step.outputs["fingerprint"])
+    assert check["output"]["text"].count("### Evidence") == 2
+    (status,) = github.kept.statuses
+    assert status["description"] == title
+    assert status["target_url"] == "https://github.com/octo/adapters/actions/runs/1", "no one of them"

@@ -117,3 +117,12 @@ def test_of_several_adapters_each_is_taken_at_its_own_tag(run: Run, runner: Runn
     assert step.code == 0, step.log
     assert "means the tag v1.0 of demo/adapter" in step.log
     assert "means the tag 1.0 of demo/second" in step.log
+
+
+def test_an_adapter_deeper_in_a_repo_is_taken_at_the_repos_tag(run: Run, runner: Runner, world: World) -> None:
+    world.api.upload_folder(repo_id="demo/adapter", folder_path=world.adapter, path_in_repo="checkpoint-5")
+    world.api.create_tag("demo/adapter", tag="v5")
+    pushed(runner, "adapter-v5")
+    step = run(adapter="demo/adapter/checkpoint-5", target_repo="demo/deeper")
+    assert step.code == 0, step.log
+    assert (step.outputs["tag"], step.outputs["repo"]) == ("v5", "demo/deeper")

@@ -104,7 +104,8 @@ SENTENCES = {
     "or --quantize nf4.": "or `quantize: nf4`.",
     "--majority-sign has no use": "`majority-sign` has no use",
     "above 0 and up to 1: --density 0.5 keeps": "above 0 and up to 1: `density: 0.5` keeps",
-    "--output stays": "--output stays",
+    "or point --output and HF_HOME at a larger disk.": "or point ADAPTER_MERGE_WORK and `cache-dir` at a larger disk.",
+    "--output-like stays": "--output-like stays",
 }
 
 

@@ -79,3 +79,9 @@ def test_a_small_machine(hub):
     found = seen(hub, None, small)
     assert [found[topic].status for topic in ("disk", "memory", "versions")] == ["warn", "warn", "fail"]
     assert "peft" in found["versions"].sentence
+
+
+def test_a_gpu_that_torch_is_not_built_for_is_said_to_be_left_alone(hub):
+    line = seen(hub, None, replace(MACHINE, gpu="NVIDIA H200, 143771 MiB", cuda=False))["gpu"]
+    assert line.status == "ok"
+    assert "the installed torch is not built for it, so that merges run on the CPU" in line.sentence
