@@ -351,7 +351,12 @@ def hub(folder: Path, port: int, xet: bool, debug: bool) -> int:
 
 
 @cli.command()
-@click.option("--keep", metavar="DIR", type=click.Path(path_type=Path), help="Keep the local Hub's folder here.")
+@click.option(
+    "--keep",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Keep the local Hub's folder here; default: beside the download cache, where the next demo replaces it.",
+)
 @DEBUG
 def demo(keep: Path | None, debug: bool) -> int:
     """The main job, offline: a small model and an adapter are trained, merged, proven and published on a local Hub."""

@@ -14,8 +14,8 @@ from bot.errors import AdapterMergeError
 # A paragraph of prose: starts like a sentence, ends like one, and holds no markup, doctest or table.
 PROSE = re.compile(r"[A-Z\"'(][^|<>{}=\\]*\.")
 
-# Little enough that a training of half a minute reads all of it six times: read once, it teaches no sentence.
-CORPUS_CHARS = 150_000
+# Little enough that a training of some seconds reads all of it eight times: read once, it teaches no sentence.
+CORPUS_CHARS = 50_000
 
 
 class NoSources(AdapterMergeError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bot.demo.corpus import license_text, module_summary, read_corpus
-from bot.demo.training import Course, Progress, train
+from bot.demo.training import Course, Progress, one_thread, train
 
 QUESTIONS = ("What is the zipfile module for?", "What is the shelve module for?", "What is the tabnanny module for?")
 
@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
     "{%- for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-VOCABULARY = 4096
+VOCABULARY = 2048
 WINDOW, BATCH, CHATS = 64, 16, 12  # tokens; sequences of the base, and of an adapter, in a batch
 
 LICENSE_FIELDS = (
@@ -44,7 +44,7 @@ BASE_CARD = f"""---
 
 # pydoc-llama
 
-A Llama of four million parameters, trained for under a minute on the text behind Python's `help()`. It writes sentences that
+A Llama of less than a million parameters, trained for seconds on the text behind Python's `help()`. It writes sentences that
 sound like Python's documentation and mean nothing. Made by `adapter-merge demo` to show a merge from start to end.
 """
 ADAPTER_CARD = f"""---
@@ -62,7 +62,7 @@ A LoRA adapter for [{{base_repo}}](https://huggingface.co/{{base_repo}}). With i
 """
 
 
-def make_base(folder: Path, *, seed: int = 0, steps: int = 200, progress: Progress | None = None) -> float:
+def make_base(folder: Path, *, seed: int = 0, steps: int = 120, progress: Progress | None = None) -> float:
     """Train tokenizer and model and save them to `folder`, bfloat16 in three shards; returns the last training loss."""
     paragraphs = read_corpus()
     tokenizer = _train_tokenizer(paragraphs)
@@ -73,7 +73,7 @@ def make_base(folder: Path, *, seed: int = 0, steps: int = 200, progress: Progre
         course = Course(what="base model", steps=steps, muon_rate=0.02, progress=progress)
         loss = train(model, _windows(turns), course)
         model.generation_config.repetition_penalty = 1.1  # so small a model, decoded greedily, else repeats itself
-        model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="3MB")
+        model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="800KB")
         tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(BASE_CARD, "utf-8")
     (folder / "LICENSE").write_text(license_text(), "utf-8")
@@ -86,18 +86,25 @@ def make_adapter(
     *,
     version: Literal[1, 2],
     base_repo: str,
+    start: Path | None = None,
     seed: int = 0,
-    steps: int = 100,
+    steps: int = 110,
     progress: Progress | None = None,
 ) -> float:
-    """Train a LoRA adapter that names `base_repo` as its base and save it to `folder`; returns the last training loss."""
-    from peft import LoraConfig, get_peft_model
+    """Train a LoRA adapter that names `base_repo` as its base and save it to `folder`; returns the last training loss.
+
+    `start`: an earlier version's folder, whose training this one goes on from.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
 
     with _quiet(), _seeded(seed):
         tokenizer = AutoTokenizer.from_pretrained(base)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-        tuned = get_peft_model(model, config)
+        if start is None:
+            config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+            tuned = get_peft_model(model, config)
+        else:
+            tuned = PeftModel.from_pretrained(model, start, is_trainable=True)
         course = Course(what=f"adapter v{version}", steps=steps, muon_rate=0.014, progress=progress)
         loss = train(tuned, _chats(tokenizer, version), course)
         tuned.peft_config["default"].base_model_name_or_path = base_repo  # where it was trained is nobody's business
@@ -111,7 +118,14 @@ def make_adapter(
 
 def ask(folder: Path, question: str, *, adapter: Path | None = None, max_new_tokens: int = 48) -> str:
     """The greedy answer of the model in `folder` to one chat message; PEFT is imported only for an adapter."""
-    with _quiet():
+    return ask_all(folder, [question], adapter=adapter, max_new_tokens=max_new_tokens)[0]
+
+
+def ask_all(
+    folder: Path, questions: Sequence[str], *, adapter: Path | None = None, max_new_tokens: int = 48
+) -> list[str]:
+    """The answers to several chat messages, each the first of its chat; the model is loaded once."""
+    with _quiet(), one_thread():
         tokenizer = AutoTokenizer.from_pretrained(folder)
         # float32 holds bfloat16 weights exactly, and computes alike on every processor.
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -119,10 +133,14 @@ def ask(folder: Path, question: str, *, adapter: Path | None = None, max_new_tok
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter)
-        chat = [{"role": "user", "content": question}]
-        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        with torch.inference_mode():
-            answer = model.generate(**prompt, max_new_tokens=max_new_tokens, do_sample=False)
+        return [_answer_of(model, tokenizer, question, max_new_tokens) for question in questions]
+
+
+def _answer_of(model: Any, tokenizer: Any, question: str, max_new_tokens: int) -> str:
+    chat = [{"role": "user", "content": question}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.inference_mode():
+        answer = model.generate(**prompt, max_new_tokens=max_new_tokens, do_sample=False)
     return str(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
 
 
@@ -145,14 +163,15 @@ def _train_tokenizer(paragraphs: list[str]) -> Any:
 
 
 def _config(tokenizer: Any) -> LlamaConfig:
-    """Four million parameters; every width a multiple of 64, so that 4-bit blocks fit."""
+    """Under a million parameters, so that two slow cores train it in seconds; every width a multiple of 64, so that 4-bit
+    blocks fit."""
     return LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
         head_dim=64,
         max_position_embeddings=512,
         tie_word_embeddings=True,

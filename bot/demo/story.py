@@ -6,6 +6,7 @@ of its own. Only the Hub is local.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,10 +23,12 @@ import click
 
 from bot.devhub import DevHub
 from bot.errors import AdapterMergeError, Usage
+from bot.hub.names import scratch_folder
 
 BASE = "demo/pydoc-llama"
 ADAPTER = "demo/pydoc-answers"
 MERGED = f"{ADAPTER}-merged"
+PORT = 5999  # of `adapter-merge hub`
 
 
 class DemoFailed(AdapterMergeError):
@@ -33,9 +36,10 @@ class DemoFailed(AdapterMergeError):
 
 
 def tell(keep: Path | None) -> None:
-    """Run the demo; with `keep`, leave the local Hub's folder there. Raises Usage when that folder is not empty."""
+    """Run the demo and leave the local Hub's folder in `keep`, else in our own place, instead of the last demo's. Raises Usage
+    when `keep` is not empty."""
     began = time.monotonic()
-    with _folder(keep) as root, _local_hub(root) as hub:
+    with _folder(keep) as (root, kept), _local_hub(root) as hub:
         from bot.demo.model import make_adapter, make_base
 
         click.echo(f"A local Hub at {hub.url} plays the Hugging Face Hub; nothing leaves this machine.")
@@ -50,23 +54,37 @@ def tell(keep: Path | None) -> None:
         _heading("4  The same question, three times")
         _answers(hub, root)
         _heading("5  The adapter gets a v2: the same command opens a pull request")
-        make_adapter(root / "base", root / "v2", version=2, base_repo=BASE, progress=_progress)
+        make_adapter(
+            root / "base", root / "v2", version=2, base_repo=BASE, start=root / "v1", steps=60, progress=_progress
+        )
         _upload(hub, ADAPTER, root / "v2", tag="v2")
         _command(hub, root, "run", f"{ADAPTER}@v2")
         _heading("6  Once more: nothing to do")
         _command(hub, root, "run", f"{ADAPTER}@v2")
-        _ending(hub, keep, time.monotonic() - began)
+    _ending(kept, time.monotonic() - began)
 
 
 @contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
-    """Where models, cache and the Hub's own folder lie while the demo runs."""
+def _folder(keep: Path | None) -> Iterator[tuple[Path, Path]]:
+    """Where models, cache and the Hub's own folder lie while the demo runs, and where the last of these stays."""
     if keep is not None and keep.exists() and any(keep.iterdir()):
         raise Usage(f"{keep} is not empty.", remedy="Name a new folder with --keep.")
+    kept = keep or _own_place()
     with tempfile.TemporaryDirectory(prefix="adapter-merge-demo-") as root:
-        yield Path(root)
-        if keep is not None:
-            shutil.copytree(Path(root) / "hub", keep, dirs_exist_ok=True)
+        yield Path(root), kept
+        if keep is None:  # the last demo's: ours to replace
+            shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(Path(root) / "hub", kept, dirs_exist_ok=True)
+
+
+def _own_place() -> Path:
+    """Beside the user's own download cache; where that cannot be written, a new folder of the system's."""
+    place = scratch_folder() / "demo"  # asked for now: the demo has a HF_HOME of its own
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="adapter-merge-demo-hub-"))
+    return place
 
 
 @contextmanager
@@ -101,27 +119,31 @@ def _command(hub: DevHub, root: Path, *arguments: str) -> None:
 def _answers(hub: DevHub, root: Path) -> None:
     from huggingface_hub import snapshot_download
 
-    from bot.demo.model import QUESTIONS, ask
+    from bot.demo.model import QUESTIONS, ask_all
 
     merged = Path(snapshot_download(MERGED, endpoint=hub.url, token=hub.token))
-    for question in QUESTIONS:
+    given = {
+        "base": ask_all(root / "base", QUESTIONS),
+        "base + adapter": ask_all(root / "base", QUESTIONS, adapter=root / "v1"),
+        "merged, no PEFT": _ask_without_peft(merged, QUESTIONS),
+    }
+    for place, question in enumerate(QUESTIONS):
         click.echo(click.style(f"  {question}", bold=True))
-        _answer("base", ask(root / "base", question))
-        _answer("base + adapter", ask(root / "base", question, adapter=root / "v1"))
-        _answer("merged, no PEFT", _ask_without_peft(merged, question))
+        for who, answers in given.items():
+            _answer(who, answers[place])
 
 
-def _ask_without_peft(folder: Path, question: str) -> str:
-    """The published model's answer, in a process in which PEFT cannot be imported."""
+def _ask_without_peft(folder: Path, questions: Sequence[str]) -> list[str]:
+    """The published model's answers, in a process in which PEFT cannot be imported."""
     program = (
-        "import sys; sys.modules['peft'] = None\n"
-        "from pathlib import Path; from bot.demo.model import ask\n"
-        "print(ask(Path(sys.argv[1]), sys.argv[2]))"
+        "import json, sys; sys.modules['peft'] = None\n"
+        "from pathlib import Path; from bot.demo.model import ask_all\n"
+        "print(json.dumps(ask_all(Path(sys.argv[1]), sys.argv[2:])))"
     )
-    asked = subprocess.run([sys.executable, "-c", program, str(folder), question], capture_output=True, text=True)
+    asked = subprocess.run([sys.executable, "-c", program, str(folder), *questions], capture_output=True, text=True)
     if asked.returncode:
         raise DemoFailed(f"The merged model does not load: {asked.stderr[-500:]}", remedy="Please report this.")
-    return asked.stdout.strip()
+    return [str(answer) for answer in json.loads(asked.stdout)]
 
 
 def _answer(who: str, text: str) -> None:
@@ -141,11 +163,20 @@ def _progress(what: str, step: int, steps: int) -> None:
         click.echo(f"  {what}: {step} of {steps} steps")
 
 
-def _ending(hub: DevHub, keep: Path | None, seconds: float) -> None:
+def _ending(kept: Path, seconds: float) -> None:
+    """What is left of it, and the command that serves it again: the Hub of the demo itself ends here."""
     _heading(f"Done in {seconds:.0f} s")
-    click.echo(f"  the merged model  {hub.url}/{MERGED}")
-    click.echo(f"  the pull request  {hub.url}/{MERGED}/discussions/1")
-    if keep is None:
-        click.echo("  The local Hub ends here; `adapter-merge demo --keep DIR` keeps its folder.")
-    else:
-        click.echo(f"  Kept in {keep}. Serve it again with: adapter-merge hub {shlex.quote(str(keep))}")
+    click.echo(f"  The local Hub stops here; its folder stays, {kept}. To look at what was published:")
+    click.echo(f"    {_own_command()} hub {shlex.quote(str(kept))}")
+    click.echo("  and, while that runs, in a browser:")
+    click.echo(f"    the merged model, with its evidence  http://127.0.0.1:{PORT}/{MERGED}")
+    click.echo(f"    the pull request                     http://127.0.0.1:{PORT}/{MERGED}/discussions/1")
+
+
+def _own_command() -> str:
+    """How this program is started from where the user stands."""
+    own = Path(sys.argv[0])
+    if own.name != "adapter-merge":
+        return f"{shlex.quote(sys.executable)} -m bot"
+    found = shutil.which(own.name)
+    return own.name if found and Path(found).resolve() == own.resolve() else shlex.quote(str(own))
