@@ -5,40 +5,39 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
+from threading import RLock
 from typing import TextIO
 
-from bot.budget import readable
 from bot.events import Event, Moved, Note, Show, Stage
+from bot.progress import Progress
 from bot.streams import defused, escape
-
-BAR = 24
-REDRAW = 0.1  # seconds between two drawings of the bar
-LOG_EVERY = 10.0  # seconds between two lines where there is no terminal
 
 
 class Console:
-    """Prints events. `quiet` keeps warnings only. One per run; `close` ends an open line or group."""
+    """Prints events, from any thread. `quiet` keeps warnings only. One per run; `close` ends an open line or group."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream: TextIO = sys.stderr
         self._quiet = quiet
         self._terminal = self._stream.isatty()
         self._actions = os.environ.get("GITHUB_ACTIONS") == "true"
-        self._began = self._drawn = time.monotonic()
-        self._first_bytes = 0
+        self._progress = Progress(terminal=self._terminal, clock=clock)
+        self._lock = RLock()
         self._drawing = self._grouped = False
 
     def __call__(self, event: Event) -> None:
-        match event:
-            case Stage():
-                self._stage(event)
-            case Moved():
-                self._moved(event)
-            case Note():
-                self._note(event)
-            case Show():
-                if not self._quiet:
-                    self._said(event.text)
+        with self._lock:
+            match event:
+                case Stage():
+                    self._stage(event)
+                case Moved():
+                    self._moved(event)
+                case Note():
+                    self._note(event)
+                case Show():
+                    if not self._quiet:
+                        self._said(event.text)
 
     def close(self) -> None:
         """End whatever line or group is open."""
@@ -49,7 +48,7 @@ class Console:
 
     def _stage(self, event: Stage) -> None:
         self.close()
-        self._began, self._drawn, self._first_bytes = time.monotonic(), 0.0, -1
+        self._progress.stage()
         if self._quiet:
             return
         if self._actions:
@@ -59,37 +58,14 @@ class Console:
             self._line(f"\n▸ {event.title}")
 
     def _moved(self, event: Moved) -> None:
-        if self._quiet:
+        line = None if self._quiet else self._progress.take(event)
+        if line is None:
             return
-        now, finished = time.monotonic(), bool(event.total) and event.done >= event.total
-        if self._first_bytes < 0:
-            self._first_bytes = event.done  # bytes that were there before are no measure of speed
-        if not finished and now - self._drawn < (REDRAW if self._terminal else LOG_EVERY):
+        if not self._terminal:
+            self._line(f"  {line.text}")
             return
-        if self._drawn == 0.0 and not self._terminal and not finished:
-            self._drawn = now
-            return
-        self._drawn = now
-        text = self._sentence(event, now - self._began, finished)
-        if self._terminal:
-            self._write(f"\r\x1b[K  {text}")
-            self._drawing = True
-            if finished:
-                self._end_drawing()
-        else:
-            self._line(f"  {text}")
-
-    def _sentence(self, event: Moved, seconds: float, finished: bool) -> str:
-        rate = (event.done - max(0, self._first_bytes)) / seconds if seconds > 0.05 else 0.0
-        speed = f", {readable(rate)}/s" if rate else ""
-        if finished:
-            return f"{readable(event.done)} in {seconds:.1f} s{speed}"
-        if not event.total:
-            return f"{readable(event.done)}{speed}"
-        left = f", {_duration((event.total - event.done) / rate)} left" if rate else ""
-        share = event.done / event.total
-        bar = ("█" * int(BAR * share)).ljust(BAR, "░") + " " if self._terminal else ""
-        return f"{bar}{share:4.0%}  {readable(event.done)} of {readable(event.total)}{speed}{left}"
+        self._write(f"\r\x1b[K  {line.text}{chr(10) if line.finished else ''}")
+        self._drawing = not line.finished
 
     def _note(self, event: Note) -> None:
         if event.level == "warning":
@@ -112,13 +88,7 @@ class Console:
             self._stream = open(os.devnull, "w")  # noqa: SIM115, PTH123  nobody listens any more; the work goes on
 
     def _end_drawing(self) -> None:
+        """What was under way is over, or will be drawn again: only finished steps leave a line."""
         if self._drawing:
-            self._write("\n")
+            self._write("\r\x1b[K")
             self._drawing = False
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,12 +1,17 @@
-"""What a run says while it works: a stage begins, bytes move, a sentence is worth reading.
+"""What a run says while it works: a stage begins, work moves, a sentence is worth reading.
 
 Stages call an `Emit`; who listens (a terminal, Actions, a test, nobody) is decided at the door.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event as Signal
+from threading import Lock, Thread
+
+BEAT = 1.0  # seconds between two words of a step that says nothing itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,16 +24,24 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """`done` of `total` bytes of the current stage are through (`total` 0: unknown)."""
+    """`done` of `total` of one step of the current stage is through (`total` 0: unknown).
+
+    `what` names the step where a stage has several; a new name, or less done than before, begins a new one. A step says 0
+    when it begins, so that its speed is that of its own work. `kept` of `done` was there before. `unit` is what is
+    counted: bytes, or things by their name.
+    """
 
     stage: str
     done: int
     total: int
+    what: str = ""
+    kept: int = 0
+    unit: str = "bytes"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """One sentence for the reader. `level` is note, notice (one that the Actions page shows beside the log) or warning."""
+    """One sentence for the reader. `level` is note or warning."""
 
     text: str
     level: str = "note"
@@ -47,3 +60,31 @@ Emit = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """An `Emit` that drops everything."""
+
+
+@contextmanager
+def beating(emit: Emit, stage: str, what: str = "", beat: float = BEAT) -> Iterator[Emit]:
+    """An `Emit` for work that may be silent for long: as long as nothing is said, the last `Moved` is said again, so that the
+    listener sees that time passes. Begins the step `what`."""
+    last, lock, over = Moved(stage=stage, done=0, total=0, what=what), Lock(), Signal()
+
+    def told(event: Event) -> None:
+        nonlocal last
+        with lock:
+            if isinstance(event, Moved):
+                last = event
+            emit(event)
+
+    def again() -> None:
+        while not over.wait(beat):
+            with lock:
+                emit(last)
+
+    told(last)
+    pulse = Thread(target=again, name="beating", daemon=True)
+    pulse.start()
+    try:
+        yield told
+    finally:
+        over.set()
+        pulse.join()

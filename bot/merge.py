@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from bot.budget import readable
 from bot.engines.vocabulary import compare_vocabulary
 from bot.errors import MachineTooSmall, Refused
-from bot.events import Emit, Moved, Note, Stage
+from bot.events import Emit, Moved, Note, Stage, beating
 from bot.held import Keeper, holding
 from bot.partial import left_behind as left_behind
 from bot.partial import noted, write_note
@@ -42,16 +42,17 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
     """
     emit(Stage(name="merge", title=f"Merging {plan.method} into {plan.dtype}"))
     started = time.monotonic()
-    progress = _Progress(emit, total=sum(shard.size for shard in plan.shards))
-    with holding(inputs.files) as keeper, _full_disk(plan):
+    with holding(inputs.files) as keeper, _full_disk(plan), beating(emit, "merge", "Preparing") as told:
+        progress = _Progress(told, total=sum(shard.size for shard in plan.shards))
         keeper.require(held.path for held in inputs.files)
         keeper.follow(held.path for held in inputs.files if held.role == "adapter")
-        work = _Work(plan, inputs, partial, progress, emit, keeper)
+        work = _Work(plan, inputs, partial, progress, told, keeper)
         _compare_twins(plan, inputs)
         _see_idle(plan, inputs)
-        compare_vocabulary(plan, inputs, emit)
+        compare_vocabulary(plan, inputs, told)
         if not plan.forced:
             work.require_change()
+        progress.begin()
         for shard in plan.shards:
             work.shard(shard)
         _write_rest(plan, inputs, partial, keeper)
@@ -107,7 +108,7 @@ class _Work:
         finished = self.partial / shard.name
         if self._is_finished(finished, shard.name):
             self.emit(Note(text=f"{shard.name} is there from an earlier run."))
-            self.progress.add(shard.size)
+            self.progress.add(shard.size, kept=True)
             return
         ops = self._ops.get(shard.name, [])
         files = {shard.name, *(file for op in ops for file in _files_of(op.source))}
@@ -243,14 +244,18 @@ def _write_rest(plan: Plan, inputs: Local, partial: Path, keeper: Keeper) -> Non
 
 
 class _Progress:
-    """Adds up bytes from several threads and tells the listener about every full percent."""
+    """Adds up bytes from several threads and tells the listener."""
 
     def __init__(self, emit: Emit, *, total: int) -> None:
-        self._emit, self._total, self._done, self._told, self._lock = emit, total, 0, 0, Lock()
+        self._emit, self._total, self._done, self._kept, self._lock = emit, total, 0, 0, Lock()
 
-    def add(self, count: int) -> None:
+    def begin(self) -> None:
+        """The first byte is about to be made."""
+        self._emit(Moved(stage="merge", done=0, total=self._total))
+
+    def add(self, count: int, *, kept: bool = False) -> None:
+        """`kept`: they were there before."""
         with self._lock:
             self._done += count
-            if self._done - self._told >= self._total // 100 or self._done >= self._total:
-                self._told = self._done
-                self._emit(Moved(stage="merge", done=self._done, total=self._total))
+            self._kept += count if kept else 0
+            self._emit(Moved(stage="merge", done=self._done, total=self._total, kept=self._kept))

@@ -21,7 +21,7 @@ from bot.card import preview, render
 from bot.combine import Predicted, notation
 from bot.combine.joined import as_one, combined_in, joined, retold
 from bot.errors import AdapterMergeError, Damaged, Usage
-from bot.events import Emit, Note, Show, Stage
+from bot.events import Emit, Note, Show, Stage, beating
 from bot.held import holding, unchanging
 from bot.machine import free_beside, look
 from bot.merge import left_behind, merge, place
@@ -166,7 +166,7 @@ def one_adapter(together: Predicted | None, inputs: Local, hub: Hub, emit: Emit)
     emit(Stage(name="combine", title=f"Combining the adapters: {notation.words(together.how)}"))
     given = [held for held in inputs.files if held.role == "adapter"]
     with ExitStack() as stack:
-        with holding(given) as keeper:
+        with holding(given) as keeper, beating(emit, "combine", "Combining"):
             keeper.follow(held.path for held in given)
             adapter = stack.enter_context(combined_in(hub.scratch, together, inputs.adapters))
         # They need not be hashed again, only stay the same.
@@ -180,7 +180,8 @@ def plan_merge(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] 
     require(request.license)
     emit(Stage(name="pull", title=f"Reading base and adapter{'s' if request.more else ''}"))
     hub.tell(emit)
-    sources = pin(request, hub, emit, bases)
+    with beating(emit, "pull", "Reading") as told:
+        sources = pin(request, hub, told, bases)
     plan = planned(sources, request, request.output or hub.scratch, hub)
     emit(Stage(name="plan", title="The plan"))
     emit(Show(text=plan_table(plan)))

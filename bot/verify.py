@@ -6,6 +6,7 @@ The checks stand in `bot.checks.CHECKS`. They share no name mapping and no scali
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from bot.checks.finding import Check, finding
 from bot.checks.hashing import REPORT
 from bot.checks.subject import Subject
 from bot.checks.table import table
-from bot.events import Emit, Note, Stage
+from bot.events import Emit, Moved, Note, Stage, beating
 from bot.records import Finding, Level, Report
 
 __all__ = ["Subject", "canonical", "table", "verify", "write"]
@@ -31,16 +32,13 @@ def verify(subject: Subject, emit: Emit) -> Report:
     models cannot be run by this installation, it is that of the level `weights`.
     """
     emit(Stage(name="verify", title=f"Verifying ({subject.level})"))
-    case = Case(subject, emit)
-    findings: dict[str, Finding] = {}
-    for check in CHECKS:
-        if check.combined and subject.combination is None:
-            continue
-        if check.quantised is not None and check.quantised == (subject.quantize == "none"):
-            continue
-        if DEPTH[check.level] <= DEPTH[subject.level]:
+    with beating(emit, "verify") as told:
+        case = Case(subject, told)
+        findings: dict[str, Finding] = {}
+        for check in _asked(subject):
+            told(Moved(stage="verify", done=0, total=0, what=f"Check {check.id}"))
             findings[check.id] = _run(check, case, findings)
-            _tell(findings[check.id], emit)
+            _tell(findings[check.id], told)
     found = tuple(findings.values())
     floor = case.noise_floor
     excused = _excused(case)
@@ -55,6 +53,15 @@ def verify(subject: Subject, emit: Emit) -> Report:
             subject, case.sha256, found, Measured(noise_floor=floor, comparison=case.comparison), verdict
         ),
     )
+
+
+def _asked(subject: Subject) -> Iterator[Check]:
+    """The checks up to the subject's level that concern a merge of its kind."""
+    for check in CHECKS:
+        other = check.quantised is not None and check.quantised == (subject.quantize == "none")
+        alone = check.combined and subject.combination is None
+        if DEPTH[check.level] <= DEPTH[subject.level] and not other and not alone:
+            yield check
 
 
 def _excused(case: Case) -> frozenset[str]:

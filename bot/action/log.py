@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
+from threading import Lock
 
 from bot.action.commands import Commands
 from bot.action.words import as_inputs
-from bot.budget import readable
 from bot.events import Event, Moved, Note, Show, Stage
-
-LOG_EVERY = 10.0  # seconds between two lines of progress
+from bot.progress import Progress
 
 
 class Log:
@@ -17,13 +15,13 @@ class Log:
 
     def __init__(self, commands: Commands, file: str = "") -> None:
         self._commands, self._file = commands, file
-        self._told = time.monotonic()
+        self._progress, self._lock = Progress(terminal=False), Lock()
 
     def __call__(self, event: Event) -> None:
         match event:
             case Stage():
                 self._commands.group(event.title)
-                self._told = time.monotonic()
+                self._progress.stage()
             case Moved():
                 self._moved(event)
             case Note() if event.level == "warning":
@@ -36,9 +34,7 @@ class Log:
                 self._commands.line(event.text)
 
     def _moved(self, event: Moved) -> None:
-        now = time.monotonic()
-        if now - self._told < LOG_EVERY:
-            return
-        self._told = now
-        share = f" of {readable(event.total)} ({event.done / event.total:.0%})" if event.total else ""
-        self._commands.line(f"  {readable(event.done)}{share}")
+        with self._lock:
+            line = self._progress.take(event)
+            if line is not None:
+                self._commands.line(f"  {line.text}")

@@ -40,7 +40,7 @@ class Case:
         from bot.checks.hashing import sha256_of, vouched
 
         hashed = self.subject.hashed
-        fresh = sha256_of(self.subject.folder, [name for name in vouched(self.files) if name not in hashed])
+        fresh = sha256_of(self.subject.folder, [name for name in vouched(self.files) if name not in hashed], self.emit)
         return {
             name: hashed.get(name) or fresh[name] for name in vouched(self.files) if name in hashed or name in fresh
         }

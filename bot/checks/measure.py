@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from bot.checks.choices import Choices
+from bot.checks.forwards import FORWARDS
 
 VOCABULARY = 32  # fewer classes than this carry too few degrees of freedom for a stable ratio
 
@@ -74,6 +75,7 @@ def outputs(model: Any, inputs: dict[str, Tensor], compute: str, choices: Choice
     caught = choices.along(model) if choices is not None else nullcontext()
     with torch.inference_mode(), _all_wide() if wide else nullcontext(), caught:
         found = model(**inputs)
+        FORWARDS.ran()
         logits = getattr(found, "logits", None)
         if logits is not None and logits.dim() == 3 and logits.shape[-1] >= VOCABULARY:
             return "kl", logits[0].contiguous()

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bot.checks.forwards import FORWARDS
 from bot.signals import end_with_parent
 
 Job = dict[str, Any]
@@ -27,6 +28,7 @@ def main(path: Path) -> None:
     if job["role"] == "merged":
         # None in sys.modules makes `import peft` raise and find_spec answer None: as if it were not installed.
         sys.modules["peft"] = None  # type: ignore[assignment]
+    FORWARDS.begin(Path(job["work"]) / f"{job['role']}.forwards")
     answer(job, {**attempt(job), "confined": confined})
 
 

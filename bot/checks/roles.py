@@ -16,6 +16,7 @@ from bot.checks import measure
 from bot.checks.case import read_json
 from bot.checks.choices import is_mixture
 from bot.checks.control import SMALL, How, changed, size_of, stand_in, watched
+from bot.checks.forwards import FORWARDS
 from bot.checks.nearest import merge_to_nearest, quantised_again
 from bot.checks.probes import build_inputs, has_tokenizer, load_tokenizer, text_windows, trusts
 from bot.checks.respelled import respelled
@@ -96,6 +97,7 @@ def reference(job: Job) -> Job:
     del tuned
     answer = _first_run(unmerged, job)
     thorough = answer["thorough"]
+    _expect(job, 2 + job["clamps"] + (2 + job["draws"] if thorough else 1))
     exact = unmerged.far("exact") if thorough else None
     if job["clamps"]:
         unmerged.clamp()
@@ -107,10 +109,16 @@ def reference(job: Job) -> Job:
     return {**answer, "base": base, "exact": exact, "nearest": nearest, "controls": controls}
 
 
+def _expect(job: Job, models: int) -> None:
+    """So many models are each asked every prompt."""
+    FORWARDS.expect(models * job["prompts"])
+
+
 def _first_run(unmerged: Unmerged, job: Job) -> Job:
     """Its outputs are saved. Raises CannotRun."""
     plain = unmerged.plain
     inputs = build_inputs(plain, job)
+    _expect(job, 3)  # itself, the base and one control, if not more
     with trying("PEFT's unmerged model"):
         try:
             with watched(plain) as uncalled:
@@ -129,6 +137,7 @@ def _first_run(unmerged: Unmerged, job: Job) -> Job:
 
 def comparison(job: Job) -> Job:
     """Other ways to use base and adapter, each held to the unmerged model on the same texts."""
+    _expect(job, len(job["rows"]))
     return {"measured": {row["id"]: _one_way(row, job) for row in job["rows"]}}
 
 
@@ -232,6 +241,7 @@ def merged(job: Job) -> Job:
         loads["tokenizer"] = type(tokenizer).__name__
         loads["tokens"], loads["remarks"] = compare_tokenizers(tokenizer, job)
     runs = not job["quantised"] and (Path(job["work"]) / "reference.json").exists()
+    _expect(job, 1)
     return {"loads": loads, "merged": compare(_prepared(model, job), job) if runs else None}
 
 

@@ -20,6 +20,7 @@ from bot.checks.touch import Expected, Product
 from bot.events import Emit, Moved
 
 STAGE = "verify"
+WHAT = "Comparing every weight"
 SPAN = 1 << 22  # elements per piece of work: large enough to amortise opening, small enough to balance threads
 
 
@@ -56,6 +57,7 @@ def sweep(merged: Checkpoint, claims: Claims, clamps: bool, emit: Emit, *, forei
         piece for key in comparable for piece in _pieces(claims.expected[key], merged.tensors[key], clamps, foreign)
     ]
     total, done = sum(_size(piece) for piece in pieces), 0
+    emit(Moved(stage=STAGE, done=0, total=total, what=WHAT))
     threads = torch.get_num_threads()
     try:
         # One torch thread per worker: the arrays are too small to share, and workers scale better.
@@ -66,7 +68,7 @@ def sweep(merged: Checkpoint, claims: Claims, clamps: bool, emit: Emit, *, forei
                 piece = running.pop(finished)
                 tallies[piece.merged.stored.key].add(finished.result())
                 done += _size(piece)
-                emit(Moved(stage=STAGE, done=done, total=total))
+                emit(Moved(stage=STAGE, done=done, total=total, what=WHAT))
     finally:
         torch.set_num_threads(threads)
     SHELF.clear()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING
 from bot.checks import comparison
 from bot.checks.answers import Trial
 from bot.checks.checkpoint import FLOATS
+from bot.checks.forwards import read_forwards
 from bot.checks.own_code import changed_since, foreign_code, state_of
-from bot.events import Note
+from bot.events import Moved, Note
 from bot.machine import bare_environment
 from bot.records import Json
 
@@ -27,13 +29,14 @@ if TYPE_CHECKING:
 
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SAID = {
-    "reference": "Running the unmerged model.",
-    "merged": "Running the merged model.",
-    "comparison": "Comparing the ways to use it.",
+    "reference": "Running the unmerged model",
+    "merged": "Running the merged model",
+    "comparison": "Comparing the ways to use it",
 }
 UNCONFINED = (
     "This system cannot confine the model's own code (no Landlock): it runs in a process without secrets, no more."
 )
+LOOK_EVERY = 0.5  # seconds
 FIRST: Json = {"prompts": 8, "draws": 8, "thorough": False}
 MORE: Json = {"prompts": 32, "draws": 16, "thorough": True}
 
@@ -91,18 +94,14 @@ def _compared(case: Case, job: Json, rows: list[comparison.Row], reference: Json
 
 
 def _work(case: Case, job: Json, role: str, work: Path) -> Json:
-    case.emit(Note(text=SAID[role]))
+    case.emit(Note(text=f"{SAID[role]}."))
     judged = (case.subject.folder, case.subject.base, case.subject.adapter)
     before = state_of(*judged) if job["trust"] else {}
     answer = work / f"{role}.json"
     answer.unlink(missing_ok=True)
     path = work / f"{role}-job.json"
     path.write_text(json.dumps({**job, "role": role, "work": str(work)}))
-    with (work / f"{role}.log").open("wb") as log:
-        command = [sys.executable, "-P", "-m", "bot.checks.probe", str(path)]  # -P: no imports from where we stand
-        done = subprocess.run(
-            command, env=_environment(work), stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
-        )
+    status = _run(case, role, path, work)
     if job["trust"] and (name := changed_since(before, *judged)):
         return {"error": f"the repo's own code changed {name}, which is judged here, while it ran"}
     if answer.exists():
@@ -110,10 +109,29 @@ def _work(case: Case, job: Json, role: str, work: Path) -> Json:
         if not found.pop("confined", True) and role == "merged":  # said once
             case.emit(Note(text=UNCONFINED, level="warning"))
         return found
-    if done.returncode == -9:
+    if status == -9:
         return {"skip": "the system killed the process, most likely for its memory", "beyond": True}
     last = (work / f"{role}.log").read_text(errors="replace").strip().splitlines()[-1:]
-    return {"error": f"the process ended with status {done.returncode}: {' '.join(last)}"}
+    return {"error": f"the process ended with status {status}: {' '.join(last)}"}
+
+
+def _run(case: Case, role: str, path: Path, work: Path) -> int:
+    """Run a worker to its end, and tell how far it is. Returns its exit status."""
+    command = [sys.executable, "-P", "-m", "bot.checks.probe", str(path)]  # -P: no imports from where we stand
+    forwards = work / f"{role}.forwards"
+    forwards.unlink(missing_ok=True)
+    with (work / f"{role}.log").open("wb") as log:
+        worker = subprocess.Popen(command, env=_environment(work), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    with worker:
+        try:
+            while True:
+                done, total = read_forwards(forwards)
+                case.emit(Moved(stage="verify", done=done, total=total, what=SAID[role], unit="model runs"))
+                with suppress(subprocess.TimeoutExpired):
+                    return worker.wait(LOOK_EVERY)
+        except BaseException:  # a signal, above all: no worker outlives us
+            worker.kill()
+            raise
 
 
 def _base(case: Case, work: Path) -> Path:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bot.checks.case import Case
 
 SAME = "same"
+WHAT = "Comparing quantised weights"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,7 @@ def written(case: Case) -> Written:
     left = 0
     keeps: set[str] = set()
     for done, (key, place) in enumerate(sorted(merged.items())):
+        case.emit(Moved(stage="verify", done=done, total=len(merged), what=WHAT, unit="weights"))
         wanted = case.claims.expected.get(key)
         if wanted is None or place.packed is None or wanted.shape != place.stored.shape:
             continue  # the checks of keys and shapes say so
@@ -86,7 +88,7 @@ def written(case: Case) -> Written:
         faults += [f"{key}: {one}." for one in found]
         if share is not None:
             shares[key] = share
-        case.emit(Moved(stage="verify", done=done + 1, total=len(merged)))
+    case.emit(Moved(stage="verify", done=len(merged), total=len(merged), what=WHAT, unit="weights"))
     SHELF.clear()
     return Written(count=len(merged), kept=left, faults=tuple(faults), shares=shares, keeps=frozenset(keeps))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bot.errors import AdapterMergeError, Moved, Outside
-from bot.events import Emit, Note
+from bot.events import Emit, Note, beating
 from bot.events import Moved as BytesMoved
 from bot.publish import words
 from bot.publish.parcel import CARD, REPORT, Parcel, proves_the_same, require_proven, unlike
@@ -138,9 +138,11 @@ def _upload(job: Job, repo: str, revision: str, *, pull_request: bool) -> tuple[
     def sent(amount: int) -> None:
         nonlocal done
         done += amount
-        job.emit(BytesMoved(stage=STAGE, done=done, total=total))
+        told(BytesMoved(stage=STAGE, done=done, total=total))
 
-    uploads = job.hub.upload(repo, revision, job.parcel.files, pull_request=pull_request, sent=sent)
+    with beating(job.emit, STAGE) as told:
+        sent(0)
+        uploads = job.hub.upload(repo, revision, job.parcel.files, pull_request=pull_request, sent=sent)
     require_proven(job.parcel, {one.path_in_repo: one.upload_info.sha256.hex() for one in uploads})
     return uploads
 

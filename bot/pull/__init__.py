@@ -155,6 +155,7 @@ def fetch(sources: Sources, names: Plan | Mapping[Role, Sequence[str]], hub: Hub
     meter = _Meter(sum(_to_come(source, names, hub) for source, names in lists), emit)
     if meter.total:
         emit(Stage(name=STAGE, title=f"Downloading {meter.total:,} bytes"))
+        meter.arrived(0)
     base, *adapters = folders = [_folder(source, names, hub, meter) for source, names in lists]
     files = [
         hold(source, entry, folder, ours=pickles.is_converted(source, entry.name, hub))

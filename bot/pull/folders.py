@@ -105,25 +105,34 @@ def _starts_as_pointer(path: Path) -> bool:
 
 def _hashed(source: Source, emit: Emit, hashes: Hashes) -> tuple[FileEntry, ...]:
     """Two files at a time: hashing is bound by one core, reading by the disk."""
-    total, done, lock = sum(entry.size for entry in source.files), 0, Lock()
+    total, done, lock = sum(entry.size for entry in source.files if not _is_known(entry, source, hashes)), 0, Lock()
+    what = f"Hashing the {source.role}"
 
     def read(amount: int) -> None:
         nonlocal done
         with lock:
             done += amount
-            emit(Moved(stage="pull", done=done, total=total))
+            emit(Moved(stage="pull", done=done, total=total, what=what))
 
+    emit(Moved(stage="pull", done=0, total=total, what=what))
     with ThreadPoolExecutor(max_workers=2) as pool:
         found = tuple(pool.map(lambda entry: _with_hash(entry, source, hashes, read), source.files))
     hashes.keep()
     return found
 
 
+def _is_known(entry: FileEntry, source: Source, hashes: Hashes) -> bool:
+    """Whether a file need not be read for its hash."""
+    assert source.ref.folder is not None
+    if source.texts.get(entry.name) is not None:
+        return False
+    return (entry.sha256 is not None and hashes.remember) or hashes.knows(source.ref.folder / entry.name)
+
+
 def _with_hash(entry: FileEntry, source: Source, hashes: Hashes, read: Callable[[int], None]) -> FileEntry:
     folder, text = source.ref.folder, source.texts.get(entry.name)
     assert folder is not None
     if entry.sha256 is not None and hashes.remember and text is None:
-        read(entry.size)
         return entry
     if text is not None:
         read(entry.size)

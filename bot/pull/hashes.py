@@ -33,12 +33,16 @@ class Hashes:
         self._known: dict[str, str] = _read(path) if path else {}
         self._new: dict[str, str] = {}
 
+    def knows(self, path: Path) -> bool:
+        """Whether the file need not be read."""
+        status = path.stat()
+        return status.st_size >= LARGE and _key(identity_of(status)) in self._known
+
     def sha256(self, path: Path, read: Callable[[int], None]) -> str:
-        """The file's sha256; `read` is told of the bytes that were read, or need not be."""
+        """The file's sha256; `read` is told of the bytes that were read."""
         status = path.stat()
         identity = _key(identity_of(status))
         if status.st_size >= LARGE and identity in self._known:
-            read(status.st_size)
             return self._known[identity]
         settled = time.time() - max(status.st_mtime, status.st_ctime) > SETTLED
         found = _sha256(path, read)

@@ -1,0 +1,104 @@
+"""How a step's progress is told: how much of it, how fast it goes, how long it will take. Of terminals and logs alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bot.budget import readable
+from bot.events import Moved
+
+BAR = 24
+REDRAW = 0.1  # seconds between two drawings of the bar
+LOG_EVERY = 10.0  # seconds between two lines where there is no terminal
+WORTH_A_LINE = 1.0  # seconds: a named step that took less leaves none, nor is one of a log begun with it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """What to print. `finished`: the step is over."""
+
+    text: str
+    finished: bool
+
+
+class Progress:
+    """The steps of one run, one after the other. Its speed is that of a step's own work, from when it began."""
+
+    def __init__(self, *, terminal: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._terminal, self._clock = terminal, clock
+        self._last: Moved | None = None
+        self._began = self._told = clock()
+        self._kept = 0
+        self._over = False
+
+    def stage(self) -> None:
+        """Another stage: whatever comes next is a new step."""
+        self._last = None
+
+    def take(self, event: Moved) -> Line | None:
+        """The line that is due, if one is."""
+        now = self._clock()
+        last, self._last = self._last, event
+        if last is None or (last.stage, last.what) != (event.stage, event.what) or event.done < last.done:
+            self._began, self._over, self._kept = now, False, max(event.kept, event.done)
+            if last is None or self._terminal:
+                self._told = now
+        self._kept = max(self._kept, event.kept)
+        if self._over:
+            return None
+        seconds = now - self._began
+        self._over = bool(event.total) and event.done >= event.total
+        if self._over:
+            return self._finished(event, seconds)
+        due = now - self._told >= (REDRAW if self._terminal else LOG_EVERY)
+        if not due or (not self._terminal and seconds < WORTH_A_LINE):
+            return None
+        self._told = now
+        return Line(text=self._under_way(event, seconds), finished=False)
+
+    def _finished(self, event: Moved, seconds: float) -> Line | None:
+        if event.what and seconds < WORTH_A_LINE:
+            return None
+        done = _amount(event.done, event.unit)
+        took = f" in {seconds:.1f} s{_speed(self._rate(event, seconds), event.unit)}" if seconds > 0.05 else ""
+        return Line(text=f"{_named(event)}{done}{took}", finished=True)
+
+    def _under_way(self, event: Moved, seconds: float) -> str:
+        rate = self._rate(event, seconds)
+        if not event.total:
+            done = f"{_amount(event.done, event.unit)}{_speed(rate, event.unit)}, " if event.done else ""
+            return f"{_named(event)}{done}{duration(seconds)}"
+        share = event.done / event.total
+        bar = ("█" * int(BAR * share)).ljust(BAR, "░") + " " if self._terminal else ""
+        left = f"{duration((event.total - event.done) / rate)} left" if rate else f"{duration(seconds)} so far"
+        moved = f"{_number(event.done, event.unit)} of {_amount(event.total, event.unit)}"
+        return f"{bar}{share:4.0%}  {_named(event)}{moved}{_speed(rate, event.unit)}, {left}"
+
+    def _rate(self, event: Moved, seconds: float) -> float:
+        return max(0, event.done - self._kept) / seconds if seconds > 0.05 else 0.0
+
+
+def duration(seconds: float) -> str:
+    """As in 48 s, 3 min 5 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _named(event: Moved) -> str:
+    return f"{event.what}: " if event.what else ""
+
+
+def _number(count: int, unit: str) -> str:
+    return readable(count) if unit == "bytes" else f"{count:,}"
+
+
+def _amount(count: int, unit: str) -> str:
+    return readable(count) if unit == "bytes" else f"{count:,} {unit}"
+
+
+def _speed(rate: float, unit: str) -> str:
+    return f", {readable(rate)}/s" if rate and unit == "bytes" else ""
