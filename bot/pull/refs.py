@@ -10,7 +10,7 @@ from bot.errors import Usage
 from bot.hub import is_repo_id
 from bot.records import Ref
 
-REVISION = re.compile(r"(?!.*(\.\.|//|@\{))[A-Za-z0-9][\w./+=@-]*(?<![./])")
+REVISION = re.compile(r"(?!.*(\.\.|//|@\{))\w[\w./+=@%-]*(?<![./])")  # of what git allows, what no shell reads
 # A folder in a repo, or several within each other: no way out of it, nothing hidden, and no sign that a URL or `@` needs.
 SUBFOLDER = re.compile(r"(?:[\w+=(][\w .+=,()~-]*/)*[\w+=(][\w .+=,()~-]*(?<! )")
 LONGEST = 500  # letters of a subfolder

@@ -129,7 +129,7 @@ before = set(sys.modules)
 from bot.devhub import DevHub
 import bot.devhub.web.app, bot.devhub.xet
 loaded = {name for name in set(sys.modules) - before if name.partition(".")[0] in ("torch", "transformers", "bot")}
-print(sorted(name for name in loaded if not name.startswith("bot.devhub")))
+print(sorted(name for name in loaded if not name.startswith(("bot.devhub", "bot.metadata"))))  # the Hub's own lists
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

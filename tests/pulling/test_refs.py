@@ -17,6 +17,9 @@ from bot.records import Ref
     [
         ("owner/name", "owner/name", None),
         ("owner/name@v1.0", "owner/name", "v1.0"),
+        ("owner/name@lora@1.0.0", "owner/name", "lora@1.0.0"),
+        ("owner/name@ü-100%", "owner/name", "ü-100%"),
+        ("owner/name@_v1", "owner/name", "_v1"),
         ("owner/name@refs/pr/3", "owner/name", "refs/pr/3"),
         (" gpt2 ", "gpt2", None),
         (f"Owner-1/na.me_2@{'0a' * 20}", "Owner-1/na.me_2", "0a" * 20),
