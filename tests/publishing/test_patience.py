@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import email.utils
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -17,6 +22,8 @@ from bot.hub import Busy, session
 from bot.hub.patience import MOST, PAUSES, rest
 from tests.publishing.given import TARGET, deliver
 from tests.pulling.given import door, two_sentences
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -163,3 +170,20 @@ def test_a_wait_in_a_thread_of_the_client_ends_with_the_program(monkeypatch):
     ended.set()
     thread.join(timeout=5)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("route", ["/commit/main", "/upload"])
+def test_ctrl_c_ends_a_wait_at_once(dev, folder, document, tmp_path, route):
+    """Also one that threads of the client are in."""
+    dev.faults.add(Fault(path=route, status=429, times=None, headers={"Retry-After": "200"}))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= dev.environment() | {"HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "bot", "publish", str(folder), "--to", TARGET]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT) as run:
+        assert run.stderr is not None
+        said = next(line for line in run.stderr if "Trying again" in line)
+        assert "the Hub's rate limit is reached. Trying again in 20" in said
+        began = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        assert run.wait(timeout=60) == 130
+        assert time.monotonic() - began < 4  # of five, after which the program is ended without order
