@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -118,14 +118,29 @@ def _target(target: str, hub: Hub) -> Line:
         found = hub.target(target)
         if found is None:
             return _missing_target(target, hub)
-        hub.require_write(target)
-    except Forbidden as error:
-        remedy = "A pull request may still be possible (--publish pr); to push, use a token with write access."
-        return Line("target", "warn", error.what, remedy)
+        refused = _refusal(lambda: hub.require_write(target))
+        closed = _refusal(lambda: hub.require_pulls(target))
     except (Outside, Usage) as error:
         return Line("target", "fail", error.what, error.remedy)
     seen = "private" if found.private else "public"
+    if refused and closed:
+        return Line("target", "fail", f"{refused.what} {closed.what}", refused.remedy)
+    if refused:
+        return Line(
+            "target", "warn", refused.what, f"A pull request is possible (--publish pr). To push: {refused.remedy}"
+        )
+    if closed:
+        sentence = f"{target} exists ({seen}), and the token may write to it, but open no pull request. {closed.what}"
+        return Line("target", "warn", sentence, closed.remedy)
     return Line("target", "ok", f"{target} exists ({seen}), and the token may write to it.")
+
+
+def _refusal(look: Callable[[], None]) -> Forbidden | None:
+    try:
+        look()
+    except Forbidden as refused:
+        return refused
+    return None
 
 
 def _missing_target(target: str, hub: Hub) -> Line:

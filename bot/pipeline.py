@@ -28,7 +28,7 @@ from bot.merge import left_behind, merge, place
 from bot.metadata.licenses import require
 from bot.plan import is_change, make_plan, pin_of
 from bot.plan.metadata import with_notes_on_cards
-from bot.publish import Asked, already, publish, put_right, require_apart, require_reach, warn_of_reach
+from bot.publish import Asked, Foreseen, already, publish, put_right, require_apart, require_reach, warn_of_reach
 from bot.pull import base_of, dropping, fetch, original_at_hand, pin, require_headers, with_sound_files
 from bot.records import (
     RECIPE,
@@ -83,14 +83,14 @@ def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Ou
         _drop_scratch(request, plan, hub)
         standing = known if request.dry_run else put_right(known, _asked(request, sources, plan), hub, emit)
         return Outcome(status="unchanged", plan=plan, publication=standing)
-    card = preview(sources.base, sources.adapter, sources.adapters, request.license, hub.address)
-    if request.dry_run:
-        if target:
-            warn_of_reach(target, request.publish, hub, emit, card)
-        return Outcome(status="dry-run", plan=plan)
     if target is None:
-        return make(request, sources, plan, hub, emit)
-    require_reach(target, request.publish, hub, card)
+        return Outcome(status="dry-run", plan=plan) if request.dry_run else make(request, sources, plan, hub, emit)
+    card = preview(sources.base, sources.adapter, sources.adapters, request.license, hub.address)
+    result = Foreseen.of(sources, card, request.private, emit)
+    if request.dry_run:
+        warn_of_reach(target, request.publish, hub, emit, result)
+        return Outcome(status="dry-run", plan=plan)
+    require_reach(target, request.publish, hub, result)
     inputs = _ready(request, sources, plan, hub, emit)
     # The place stays ours until the merge is published: another run would put its own folder there meanwhile.
     with place(_output(request, plan, hub), plan.fingerprint) as partial:

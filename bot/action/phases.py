@@ -29,7 +29,7 @@ from bot.hub import Hub
 from bot.machine import torch_has_cuda
 from bot.metadata.licenses import require
 from bot.pipeline import make, meant, planned, target_of
-from bot.publish import Asked, already, put_right, require_apart, require_reach
+from bot.publish import Asked, already, of_sources, put_right, require_apart, require_fit, require_reach
 from bot.pull import fetch as download
 from bot.pull import pin
 from bot.records import Outcome, Plan, Publication, Ref, Request, Sources
@@ -124,6 +124,9 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
         book.update(index, status="dry-run")
     elif target and not request.force and (known := already(plan.fingerprint, target, hub, run.emit, request.publish)):
         book.update(index, status="unchanged", verified=known.proof is not None, publication=asdict(known))
+    elif target:
+        # What this phase's token does not see is looked at again with the target's own, before anything is sent.
+        require_fit(of_sources(sources, request.private, run.emit), request.private, hub.target(target))
     return sources, plan
 
 

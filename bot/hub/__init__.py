@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from bot.hub.errors import Busy, NoDiscussions, Unserved
     from bot.hub.pulls import Pull
     from bot.hub.read import Pinned
+    from bot.hub.rights import Who
     from bot.hub.send import Change, Upload
-    from bot.hub.write import Target, Who
+    from bot.hub.write import Target
 
 __all__ = [
     "Blob", "Busy", "Change", "Hub", "NoDiscussions", "Pinned", "Pull", "Target", "Unserved", "Upload", "Who", "is_repo_id",
@@ -30,7 +31,7 @@ __all__ = [
 
 HOMES = {
     "Hub": "client", "Blob": "door", "Busy": "errors", "NoDiscussions": "errors", "Unserved": "errors", "Pull": "pulls",
-    "Pinned": "read", "Change": "send", "Upload": "send", "Target": "write", "Who": "write",
+    "Pinned": "read", "Change": "send", "Upload": "send", "Target": "write", "Who": "rights",
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from huggingface_hub import DiscussionComment
 from huggingface_hub.community import DiscussionCommit
 
+from bot.hub import rights
 from bot.hub.send import Sending
 from bot.redact import redact
 
@@ -79,7 +80,8 @@ class Proposing(Sending):
         return sorted(self.patiently(where, read), key=lambda item: not item.title.startswith(TITLE))
 
     def require_pulls(self, repo: str) -> None:
-        """Raise NoDiscussions where the repo takes no pull requests."""
+        """Raise Forbidden where the token may not open a pull request, NoDiscussions where the repo takes none."""
+        rights.require_pulls(self.whoami(), repo)
         where = self.where_writing(f"list the pull requests of {repo}", repo)
         self.patiently(where, lambda: next(iter(self.outputs.get_repo_discussions(repo)), None))
 

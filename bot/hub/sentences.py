@@ -76,9 +76,20 @@ def _said(error: HfHubHTTPError) -> str:
 
 
 def gated(error: Any, where: Where) -> AdapterMergeError:
+    page, words = f"{where.endpoint}/{where.repo}", error.server_message or ""
+    if "awaiting a review" in words:
+        return Gated(
+            f"{where.repo} is gated, and its owners have not answered the request for access yet{_said(error)}.",
+            remedy=f"Wait until they accept it, or ask them at {page}; asking again changes nothing.",
+        )
+    if "rejected" in words:
+        return Gated(
+            f"{where.repo} is gated, and its owners have turned the request for access down{_said(error)}.",
+            remedy=f"Ask them at {page}, use a token of an account that they let in, or name another repo.",
+        )
     who = "this token has no access to it" if where.signed_in else "no token was given"
     return Gated(
-        f"{where.repo} is gated, and {who}.",
+        f"{where.repo} is gated, and {who}{_said(error)}.",
         remedy=f"Accept its terms at {where.endpoint}/{where.repo}, then pass a token of that account (HF_TOKEN).",
     )
 
@@ -162,7 +173,7 @@ def _bad_token(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
             remedy=f"Set HF_TOKEN, or run `hf auth login` (tokens: {TOKENS}).",
         )
     return Forbidden(
-        f"Could not {where.doing}: the Hub does not accept this token; it is mistyped, expired or revoked.",
+        f"Could not {where.doing}: the Hub does not accept this token; it is mistyped, expired or revoked{_said(error)}.",
         remedy=f"Set HF_TOKEN to a valid token ({TOKENS}); it wins over `hf auth login`.",
     )
 
@@ -174,7 +185,14 @@ def _forbidden(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
             f"Could not {where.doing}: discussions and pull requests are switched off there{_said(error)}.",
             remedy="Switch them on in that repo's settings, or push to it (--publish push).",
         )
-    if where.writing:
+    if re.search(r"storage (limit|quota)|quota|upgrade your plan", error.server_message or "", re.IGNORECASE):
+        return _payment(error, where)
+    named = next(
+        (remedy for words, remedy in REMEDIES if re.search(words, error.server_message or "", re.IGNORECASE)), None
+    )
+    if named is not None:
+        remedy = named
+    elif where.writing:
         remedy = f"Use a token with write access to {repo}: role write, or fine-grained with that repo in its scope."
     else:
         remedy = f"Use a token that can read {repo} (a fine-grained token lists the repos it may read)."
@@ -184,7 +202,7 @@ def _forbidden(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
 def _payment(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
     return Forbidden(
         f"Could not {where.doing}: the account's plan or storage does not allow it{_said(error)}.",
-        remedy="Free some storage or change the plan on the Hub, or name another target.",
+        remedy="Free some storage or change the plan on the Hub; or publish to a public repo or to another account.",
     )
 
 
@@ -206,7 +224,7 @@ def _too_many(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
     wait = seconds_to_wait(error.response.headers)
     later = f"in {wait:.0f} seconds" if wait is not None else "in five minutes"
     return Busy(
-        f"Could not {where.doing}: the Hub's rate limit is reached.",
+        f"Could not {where.doing}: the Hub's rate limit is reached{_said(error)}.",
         remedy=f"Run it again {later}; "
         + ("" if where.signed_in else "a token (HF_TOKEN) raises the limit; ")
         + "what was transferred is kept.",
@@ -331,6 +349,29 @@ def seconds_to_wait(headers: Any) -> float | None:
         return None
 
 
+# By the Hub's own words, where a refusal is not for want of a token that may write.
+REMEDIES = (
+    (
+        r"approv",
+        "An administrator of the organization has to approve this token, in the organization's settings; until then "
+        "use one that is approved.",
+    ),
+    (
+        r"public gated repositories",
+        "Let this fine-grained token read the public gated repos that its owner can access (a box in its settings, "
+        f"{TOKENS}).",
+    ),
+    (r"only.*fine-grained", f"Make a fine-grained token ({TOKENS}): that organization takes no other."),
+    (
+        r"rights to create",
+        "Use a token that may write to all repos of that account or organization; or create the repo by hand, and let the "
+        "token write to it.",
+    ),
+    (
+        r"read access but not the required",
+        "Ask an administrator of its owner for the role write there, or open a pull request (--publish pr).",
+    ),
+)
 UNSERVED = (400, 404, 405, 410, 501)
 STATUS: dict[int, Callable[[Any, Where], AdapterMergeError]] = {
     401: _bad_token,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[attr-defined]  # re-exported lazily
 
 from bot.errors import Forbidden, NotFound
+from bot.hub import rights
 from bot.hub.door import Blob, Door
+from bot.hub.errors import Unserved
+from bot.hub.rights import Who, who_of
 
 HISTORY = 500  # commits of the target that are looked through for ours; where it is older, the report alone is believed
 
@@ -31,16 +34,6 @@ class Target:
         return self.files.keys() <= {".gitattributes"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Who:
-    """Whom a token belongs to, and what it may do; `role` is read, write, fineGrained …"""
-
-    name: str
-    role: str
-    orgs: tuple[str, ...]
-    scopes: tuple[str, ...]  # what a fine-grained token is limited to, e.g. "acme/model: repo.write"
-
-
 class Writing(Door):
     """What a run needs of its target."""
 
@@ -50,7 +43,7 @@ class Writing(Door):
         """The token's owner and reach. Asked once: the Hub limits this call strictly."""
         if self._who is None:
             where = self.where_writing("ask whose token this is")
-            self._who = self.patiently(where, lambda: _who(self.outputs.whoami()))
+            self._who = self.patiently(where, lambda: who_of(self.outputs.whoami()))
         return self._who
 
     def target(self, repo: str) -> Target | None:
@@ -108,22 +101,27 @@ class Writing(Door):
     def require_write(self, repo: str) -> None:
         """Raise Forbidden, before anything is uploaded, where the token may not write to the repo."""
         where = self.where_writing(f"write to {repo}", repo)
-        self.patiently(where, lambda: self.outputs.auth_check(repo, write=True))
+        try:
+            self.patiently(where, lambda: self.outputs.auth_check(repo, write=True))
+        except Forbidden as refused:
+            who = self._whose()
+            refused.remedy = (who and rights.remedy_for(who, repo)) or refused.remedy
+            raise
+        if (who := self._whose()) is not None:
+            rights.require_write(who, repo)
+
+    def _whose(self) -> Who | None:
+        """As `whoami`; None for a token that the Hub does not tell of, as those of trusted publishers may be."""
+        try:
+            return self.whoami()
+        except (Forbidden, NotFound, Unserved):
+            return None
 
     # --- the repo ---------------------------------------------------------------------------------------------------
 
     def require_create(self, repo: str) -> None:
         """Raise Forbidden where the token's owner cannot have a repo of this name, or the token cannot create one."""
-        who, owner = self.whoami(), repo.partition("/")[0]
-        if owner.lower() not in {name.lower() for name in (who.name, *who.orgs)}:
-            raise Forbidden(
-                f"{repo} does not exist, and the token's owner {who.name} is not in {owner}.",
-                remedy=f"Name a target of {who.name} or of an organization that this account is in.",
-            )
-        if who.role == "read":
-            raise Forbidden(
-                f"{repo} does not exist, and the token can only read.", remedy="Use a token of role write as HF_TOKEN."
-            )
+        rights.require_create(self.whoami(), repo)
 
     def create(self, repo: str, *, private: bool = True) -> None:
         """A new model repo. Raises Outside where there is one of that name with something in it."""
@@ -160,16 +158,3 @@ class Writing(Door):
             return self.tags(repo).get(name) == sha or None
 
         self.patiently(where, lambda: self.outputs.create_tag(repo, tag=name, revision=sha), landed)
-
-
-def _who(found: dict[str, Any]) -> Who:
-    token = (found.get("auth") or {}).get("accessToken") or {}
-    scoped = (token.get("fineGrained") or {}).get("scoped") or []
-    return Who(
-        name=found["name"],
-        role=str(token.get("role", "unknown")),
-        orgs=tuple(org["name"] for org in found.get("orgs", [])),
-        scopes=tuple(
-            f"{entry.get('entity', {}).get('name', '?')}: {', '.join(entry.get('permissions', []))}" for entry in scoped
-        ),
-    )

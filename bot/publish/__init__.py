@@ -6,10 +6,11 @@ Everything is uploaded before anything is visible; the commit is the last step, 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bot.errors import AdapterMergeError, Forbidden, Usage
+from bot.errors import AdapterMergeError, Usage
 from bot.events import Emit, Note, Stage
 from bot.hub import is_repo_id
 from bot.publish import visibility
@@ -20,14 +21,19 @@ from bot.publish.parcel import pack
 from bot.publish.parcel import plain_files as plain_files
 from bot.publish.stale import outdated, stale
 from bot.publish.standing import already, pull_to_update
-from bot.records import Json, Publication
+from bot.publish.visibility import of_sources, require_fit
+from bot.records import Json, Publication, Sources
 
 if TYPE_CHECKING:
     from bot.hub import Hub, Target
 
-__all__ = ["Asked", "already", "publish", "put_right", "require_apart", "require_reach", "warn_of_reach"]
+__all__ = [
+    "Asked", "Foreseen", "already", "of_sources", "publish", "put_right", "require_apart", "require_fit", "require_reach",
+    "warn_of_reach",
+]  # fmt: skip
 
 How = Literal["auto", "pr", "push", "none"]
+Private = Literal["auto", "true", "false"]
 
 
 def publish(
@@ -59,8 +65,7 @@ def publish(
         return found if dry_run else put_right(found, asked, hub, emit)
     now = hub.target(target)
     seen = visibility.decide(document, private, hub, emit)
-    if now is not None:
-        visibility.require_fit(seen, private, now)
+    require_fit(seen, private, now)
     pushing = how == "push" or (how == "auto" and (now is None or now.empty))
     job = Job(parcel=parcel, tag=tag, how=how, force=force, hub=hub, emit=emit)
     if dry_run:
@@ -69,22 +74,39 @@ def publish(
     return _deliver(job, target, now, seen, private, pushing)
 
 
-def require_reach(target: str, how: How, hub: Hub, card: str = "") -> None:
-    """Raise Forbidden or NotFound now, where publishing would fail for want of rights after hours of work; and Outside, where
-    the Hub would refuse the metadata of `card`."""
+@dataclass(frozen=True, kw_only=True)
+class Foreseen:
+    """What is known of the result before it is made: its card's metadata, and how it is to be `seen` and was asked to be."""
+
+    card: str
+    seen: visibility.Visibility
+    private: Private
+
+    @classmethod
+    def of(cls, sources: Sources, card: str, private: Private, emit: Emit) -> Foreseen:
+        """By what was said of the inputs when they were pinned."""
+        return cls(card=card, seen=of_sources(sources, private, emit), private=private)
+
+
+def require_reach(target: str, how: How, hub: Hub, result: Foreseen | None = None) -> None:
+    """Raise now where publishing would fail after hours of work: Forbidden or NotFound for want of rights; and, where the
+    `result` is foreseen, Refused where an existing repo shows what was to stay hidden, and Outside where the Hub would refuse
+    its card's metadata."""
     now = hub.target(target)
+    if result is not None:
+        require_fit(result.seen, result.private, now)
     if now is None:
         hub.require_create(target)
     else:
         _require_reach(hub, now, how == "push" or (how == "auto" and now.empty))
-    if card:
-        hub.check_card(card)
+    if result is not None:
+        hub.check_card(result.card)
 
 
-def warn_of_reach(target: str, how: How, hub: Hub, emit: Emit, card: str = "") -> None:
+def warn_of_reach(target: str, how: How, hub: Hub, emit: Emit, result: Foreseen | None = None) -> None:
     """Of a dry run: say what would stand in the way, and nothing more."""
     try:
-        require_reach(target, how, hub, card)
+        require_reach(target, how, hub, result)
     except AdapterMergeError as error:
         emit(Note(text=f"Publishing would fail: {error}", level="warning"))
 
@@ -130,11 +152,6 @@ def _require_reach(hub: Hub, now: Target | None, pushing: bool) -> None:
     if pushing:
         hub.require_write(now.repo)
         return
-    if hub.whoami().role == "read":
-        raise Forbidden(
-            "The token can only read, so it cannot open a pull request.",
-            remedy="Use a token of role write (or fine-grained, with discussions) as HF_TOKEN.",
-        )
     hub.require_pulls(now.repo)
 
 

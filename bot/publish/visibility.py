@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bot.errors import Outside, Refused
 from bot.events import Emit, Note
 from bot.publish.apart import named_repos
-from bot.records import Json
+from bot.records import Json, Sources
 
 if TYPE_CHECKING:
     from bot.hub import Hub, Target
+
+
+# (base or adapter, repo or None for a folder, whether it is private, its gate)
+Input = tuple[str, str | None, bool, str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,30 +30,48 @@ class Visibility:
 
 def decide(document: Json, private: str, hub: Hub, emit: Emit) -> Visibility:
     """`private`: auto (follow the inputs), true or false. What cannot be looked up counts as private."""
-    reasons: list[str] = []
-    gated: str | None = None
+    inputs: list[Input] = []
     for role, repo in named_repos(document.get("inputs") or {}):
-        if repo is None:
-            reasons.append(f"the {role} is a local folder")
-            continue
         try:
-            is_private, gate = hub.privacy(repo)
+            is_private, gate = (True, None) if repo is None else hub.privacy(repo)
         except Outside as error:
             emit(Note(text=f"{error.what} It counts as private.", level="warning"))
             is_private, gate = True, None
+        inputs.append((role, repo, is_private, gate))
+    return of_inputs(inputs, private, emit)
+
+
+def of_sources(sources: Sources, private: str, emit: Emit) -> Visibility:
+    """`decide`, by what was said of the inputs when they were pinned: before any weight is downloaded."""
+    pinned = (sources.base, *sources.adapters)
+    return of_inputs([(one.role, one.repo, one.private, one.gated) for one in pinned], private, emit)
+
+
+def of_inputs(inputs: Iterable[Input], private: str, emit: Emit) -> Visibility:
+    """How a result of these is to be seen. Where a private one is to be public, as asked, what that means is said."""
+    reasons: list[str] = []
+    gated: str | None = None
+    for role, repo, is_private, gate in inputs:
+        if repo is None:
+            reasons.append(f"the {role} is a local folder")
+            continue
         if is_private:
             reasons.append(f"{repo} is private")
         elif gate:
             reasons.append(f"{repo} is gated")
         gated = "manual" if "manual" in (gate, gated) else gate or gated
+    hidden = [reason for reason in reasons if reason.endswith(" is private")]
+    if private == "false" and hidden:
+        text = f"{' and '.join(hidden)}; the result will be public, as asked, and shows everyone what was made of it."
+        emit(Note(text=text, level="warning"))
     return Visibility(
         private={"true": True, "false": False}.get(private, bool(reasons)), gated=gated, why=" and ".join(reasons)
     )
 
 
-def require_fit(visibility: Visibility, private: str, target: Target) -> None:
+def require_fit(visibility: Visibility, private: str, target: Target | None) -> None:
     """Raises Refused where publishing to an existing repo would show what was to stay hidden."""
-    if target.private or private == "false":
+    if target is None or target.private or private == "false":
         return
     if private == "true":
         raise Refused(

@@ -43,11 +43,11 @@ def test_a_target_that_would_be_created(hub):
     assert "would be created" in seen(hub)["target"].sentence
 
 
-@pytest.mark.parametrize(("role", "status"), [("read", "warn"), ("write", "ok")])
-def test_the_tokens_role_decides(dev, owner, tmp_path, role, status):
+@pytest.mark.parametrize(("role", "token", "target"), [("read", "warn", "fail"), ("write", "ok", "ok")])
+def test_the_tokens_role_decides(dev, owner, tmp_path, role, token, target):
     owner.existing()
     found = seen(door(dev, tmp_path, token=dev.create_token("demo", role)))
-    assert found["token"].status == found["target"].status == status
+    assert (found["token"].status, found["target"].status) == (token, target)
 
 
 def test_a_narrow_token_names_its_scope(dev, owner, tmp_path):

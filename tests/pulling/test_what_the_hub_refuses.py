@@ -72,7 +72,7 @@ def test_a_token_that_may_only_read(dev, tmp_path, pair):
     error = failure(Forbidden, reader.require_write, "demo/base")
     two_sentences(error, what="the token may not do that", do="write access to demo/base")
     two_sentences(
-        failure(Forbidden, reader.create, "demo/new"), what="could not create".capitalize(), do="write access"
+        failure(Forbidden, reader.create, "demo/new"), what="could not create".capitalize(), do="write to all repos"
     )
 
 
