@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from bot.devhub import DevHub
 from bot.errors import AdapterMergeError
-from bot.hub import Hub
+from bot.hub import Hub, is_repo_id
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 INDEX = "model.safetensors.index.json"
@@ -43,7 +43,8 @@ def write_adapter(folder: Path, base: str = "demo/base", **config: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     told = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": base} | config
     (folder / "adapter_config.json").write_text(json.dumps(told))
-    (folder / "README.md").write_text(f"---\nbase_model: {base}\nlibrary_name: peft\n---\n# An adapter\n")
+    named = f"base_model: {base}\n" if is_repo_id(base) else ""  # the Hub takes no other
+    (folder / "README.md").write_text(f"---\n{named}library_name: peft\n---\n# An adapter\n")
     key = "base_model.model.layer.0"
     pair = {f"{key}.lora_A.weight": np.ones((2, 8), "f4"), f"{key}.lora_B.weight": np.ones((8, 2), "f4")}
     save_file(pair, folder / "adapter_model.safetensors", {"format": "pt"})
