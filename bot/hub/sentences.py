@@ -63,10 +63,12 @@ class Where:
 
 
 def plain(text: str | None, limit: int = 200) -> str:
-    """Server words fit to be shown: one line, no token, no URL, no more than `limit` characters."""
+    """Server words fit to be shown: one printable line without markup, token or URL, of no more than `limit` characters."""
     text = re.sub(r"hf_[A-Za-z0-9]{6,}", "hf_…", redact(text or ""))
-    text = re.sub(r"https?://\S+", "", text)
-    text = " ".join(text.split())
+    if re.match(r"\s*<(!doctype|html)", text, re.IGNORECASE):
+        text = re.sub(r"<[^<>]*>", " ", text)  # a proxy's page
+    text = " ".join(re.sub(r"https?://\S+", "", text).split())
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -245,7 +247,7 @@ def misnamed(error: Any, where: Where) -> AdapterMergeError:
 
 
 def misread(error: BaseException, where: Where, said: str) -> AdapterMergeError:
-    words = plain(re.sub(r"<[^<>]*>", " ", ascii(said)[1:-1]), 120)
+    words = plain(ascii(said)[1:-1], 120)
     why = plain(str(error) if type(error) is ValueError else type(error).__name__, 120)
     return Unserved(
         f"Could not {where.doing}: {where.endpoint} answered what no Hub would ({why})"
