@@ -308,7 +308,7 @@ def test_settings_that_reach_importlib_never_reach_peft(ia3: tuple[Path, Path, J
 def test_the_skeleton_of_a_seven_billion_model_takes_no_memory(tmp_path: Path) -> None:
     """A 7B llama with an IA³ adapter on every projection is built and loaded; the weights would be 27 GB."""
     script = textwrap.dedent("""
-        import json, resource, sys, torch
+        import json, sys, torch
         from pathlib import Path
         from safetensors.torch import save_file
         from transformers import LlamaConfig
@@ -330,10 +330,13 @@ def test_the_skeleton_of_a_seven_billion_model_takes_no_memory(tmp_path: Path) -
                 stored = Stored(key=module, file="none", dtype="BF16", shape=(), start=0, stop=0)
                 ops.append(PeftMerge(source=stored, target=stored, module=module, parameter="weight"))
         save_file(tensors, folder / "adapter_model.safetensors")
+        def peak():  # KiB; getrusage would count what the process that started this one had
+            return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+        imported = peak()
         PeftLayers(base=folder, adapter=folder, config=json.loads((folder / "config.json").read_text()),
                    adapter_config=said, ops=ops)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        print(peak() - imported)
     """)
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout.split()[-1]) < 1.5 * 2**20  # KiB
+    assert int(done.stdout.split()[-1]) < 2**18  # KiB beside the libraries; 114 MB on 2026-11-29
