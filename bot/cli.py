@@ -20,6 +20,7 @@ from bot import __version__
 from bot.console import Console
 from bot.errors import OUR_BUG, AdapterMergeError, Interrupted, NotVerified, Usage, of_system
 from bot.events import Event, Show
+from bot.options import Commands, OneOf, hyphened
 from bot.signals import end_on_signals, interrupted
 from bot.streams import defused, guard_streams
 
@@ -51,14 +52,14 @@ ADAPTERS = click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=T
 BASE = click.option("--base", metavar="REF", help="The base model. Default: the one the adapter's config names.")
 DTYPE = click.option(
     "--dtype",
-    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
+    type=OneOf(["auto", "bfloat16", "float16", "float32"]),
     default="auto",
     show_default=True,
     help="Storage dtype of the result; auto keeps the base's.",
 )
 BASE_WEIGHTS = click.option(
     "--base-weights",
-    type=click.Choice(["auto", "stored", "original", "simulate-nf4"]),
+    type=OneOf(["auto", "stored", "original", "simulate-nf4"]),
     default="auto",
     show_default=True,
     help="What to merge into: what the base's files hold (stored, dequantised where they are quantised), the 16-bit model "
@@ -73,14 +74,14 @@ QUANTIZATION = click.option(
 )
 QUANTIZE = click.option(
     "--quantize",
-    type=click.Choice(["none", "nf4", "fp4", "int8", "fp8", "same"]),
+    type=OneOf(["none", "nf4", "fp4", "int8", "fp8", "same"]),
     default="none",
     show_default=True,
     help="Store the merged weights quantised, from their exact values; same: in the base's own form.",
 )
 OVERFLOW = click.option(
     "--overflow",
-    type=click.Choice(["refuse", "clamp"]),
+    type=OneOf(["refuse", "clamp"]),
     default="refuse",
     show_default=True,
     help="What to do with a number too large for the storage dtype (float16 ends at 65504): refuse the merge, or clamp it to "
@@ -94,7 +95,7 @@ EVAL_TEXT = click.option(
 )
 VERIFY = click.option(
     "--verify",
-    type=click.Choice(["auto", "files", "weights", "full"]),
+    type=OneOf(["auto", "files", "weights", "full"]),
     default="auto",
     show_default=True,
     help="How hard to prove the merge; auto takes the highest level that fits this machine, never below weights.",
@@ -105,14 +106,14 @@ REMOTE_CODE = click.option(
 )
 ENGINE = click.option(
     "--engine",
-    type=click.Choice(["auto", "streaming", "phantom", "in-memory"]),
+    type=OneOf(["auto", "streaming", "phantom", "in-memory"]),
     default="auto",
     show_default=True,
     help="How to merge. The method decides: auto takes its engine, another one is refused.",
 )
 DEVICE = click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=OneOf(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
     help="Where deltas are multiplied; auto takes a GPU for ranks of 128 and more. The bytes are the same.",
@@ -123,7 +124,7 @@ DEBUG = click.option("--debug", is_flag=True, help="Show a traceback with every 
 FORCE = click.option("--force", is_flag=True, help="Do it again, or over what is there, instead of stopping.")
 PRIVATE = click.option(
     "--private",
-    type=click.Choice(["auto", "true", "false"]),
+    type=OneOf(["auto", "true", "false"]),
     default="auto",
     show_default=True,
     help="Visibility of a new target; auto: private if either input is private.",
@@ -137,7 +138,7 @@ DRY_RUN = click.option(
 COMBINING = _options(
     click.option(
         "--combine",
-        type=click.Choice(["cat", "linear", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]),
+        type=OneOf(["cat", "linear", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"]),
         help="How several adapters become one. Default: cat, the weighted sum itself, which with weights of 1 is one "
         "adapter merged after the other, rounded once. The others are PEFT's approximations of it.",
     ),
@@ -151,7 +152,7 @@ COMBINING = _options(
     click.option("--rank", type=int, help="Of svd's result. Default: the largest rank of the adapters."),
     click.option(
         "--majority-sign",
-        type=click.Choice(["total", "frequency"]),
+        type=OneOf(["total", "frequency"]),
         help="Whether ties and dare_ties elect a sign by sum or by number. Default: total.",
     ),
 )
@@ -161,7 +162,10 @@ MERGING = _options(
 SPEAKING = _options(JSON, QUIET, DEBUG)
 
 
-@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "token_normalize_func": hyphened}
+
+
+@click.group(cls=Commands, epilog=EPILOG, context_settings=SETTINGS)
 @click.version_option(__version__, message="adapter-merge %(version)s")
 def cli() -> None:
     """Turn a fine-tuned adapter into a published, proven model."""
@@ -217,7 +221,7 @@ def merge(adapters: tuple[str, ...], as_json: bool, quiet: bool, **chosen: Any) 
 )
 @click.option(
     "--publish",
-    type=click.Choice(["auto", "pr", "push", "none"]),
+    type=OneOf(["auto", "pr", "push", "none"]),
     default="auto",
     show_default=True,
     help="auto: push to a new repo, open a pull request on one that exists.",
@@ -289,7 +293,7 @@ def verify(
 @click.option(
     "--publish",
     "how",
-    type=click.Choice(["auto", "pr", "push"]),
+    type=OneOf(["auto", "pr", "push"]),
     default="auto",
     show_default=True,
     help="auto: push to a new repo, open a pull request on one that exists.",

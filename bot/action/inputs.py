@@ -13,6 +13,7 @@ from bot.hub import is_repo_id
 from bot.pipeline import target_of
 from bot.pull import parse_ref
 from bot.records import Combination, Options, Ref, Request
+from bot.spelling import meant, taken
 
 Number = TypeVar("Number", int, float)
 
@@ -193,9 +194,10 @@ class _Asked:
 
     def choice(self, name: str) -> str:
         value, allowed = self.text(name) or CHOICES[name][0], CHOICES[name]
-        if value not in allowed:
-            raise Usage(f"{name} cannot be {value!r}.", remedy=f"It takes {', '.join(allowed)}.")
-        return value
+        found = meant(name, value, allowed)
+        if found is None:
+            raise Usage(f"{name} cannot be {value!r}.", remedy=taken(name, value, allowed))
+        return found
 
     def number(self, name: str, kind: type[Number], value: str) -> Number:
         try:

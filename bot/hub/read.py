@@ -24,6 +24,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported
 from bot.errors import NotFound, Outside
 from bot.hub.door import Door
 from bot.hub.errors import Busy, gate
+from bot.hub.near import advise
 from bot.links import OID, SHA256, cached_blob, link_target
 from bot.records import FileEntry
 
@@ -60,6 +61,7 @@ class Reading(Door):
             found = self.patiently(where, lambda: self.inputs.model_info(repo, revision=revision))
         except Outside as away:
             if not nobody_answered(away):
+                advise(self, away, repo, revision)
                 raise
             return self._pin_cached(repo, revision, away)
         assert found.sha is not None
