@@ -490,7 +490,7 @@ def test_a_target_that_changes_between_plan_and_commit(world: World, adapter_mer
     def race(repo: str, revision: str) -> None:
         if repo == "demo/adapter-merged" and not raced:
             raced.append(revision)
-            world.api.upload_file(path_or_fileobj=b"me first", path_in_repo="first.txt", repo_id=repo)
+            world.api.upload_file(path_or_fileobj=b"me first", path_in_repo="config.json", repo_id=repo)
 
     world.hub.before_commit = race
     before = world.api.model_info("demo/adapter-merged").sha
