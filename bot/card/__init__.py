@@ -70,6 +70,7 @@ def preview(base: Source, adapter: Source, adapters: Sequence[Source], license: 
 def retarget(text: str, old: str | None, new: str) -> str:
     """The card with the repo it was made for replaced by another; None stands for a card that was made for none."""
     name = re.escape(old or UNNAMED)
+    text = re.sub(rf"(https?://\S*?/){name}(?=/blob/main/)", rf"\g<1>{new}", text)  # its license file's address
     # Bounded, so that owner/model does not change owner/model-lora or another/owner/model.
     return re.sub(rf"(?<![\w./-]){name}(?![\w-]|\.\w)", new, text)
 

@@ -23,7 +23,6 @@ from bot.hub.write import Writing
 from bot.redact import redact
 
 SMALL = 10_000_000  # bytes; smaller files travel together
-NOT_SERVED = (404, 405, 410, 501)
 STORAGE = re.compile(r"/info/lfs/objects/verify|/api/complete_multipart")
 
 Upload = CommitOperationAdd  # a file whose content the Hub has already; what is in it is the client's business
@@ -60,8 +59,6 @@ class Sending(Writing):
 
         def ask() -> str | None:
             answer = get_session().post(url, json={"content": text, "repoType": "model"}, headers=headers)
-            if answer.status_code in NOT_SERVED:
-                return None  # a mirror of the Hub; the commit is checked all the same
             if answer.status_code != 400:
                 hf_raise_for_status(answer)
                 return None

@@ -1,14 +1,16 @@
 """Which license a merged model's card may name: what is merged is under the base's license and the adapters' at once.
 
-No legal advice, and no cleverness: an id stands for both only where its terms are known to ask all that the other asks, so
-that who keeps to the one keeps to both. Everything else is `other`, with both named. The reasons for the order:
+No legal advice, and no cleverness: an id stands for both only where who keeps to it, and keeps the license files and notices
+that go along with a merge, keeps to both. Everything else is `other`, with both named. The reasons for the order:
 
 * Dedications to the public ask nothing.
-* Each of ISC and MIT, BSD-2, BSD-3, Apache-2.0 lets a derivative carry further terms, and asks at least what those before it ask.
-* Creative Commons' own chart for adapters (https://creativecommons.org/faq/#can-i-combine-material-under-different-creative-commons-licenses-in-my-work)
-  lets BY go into BY-NC, BY-SA and BY-NC-SA, and BY-NC into BY-NC-SA, of the same version. All ask for the notices above.
+* ISC and MIT, BSD-2, BSD-3, Apache-2.0 let a derivative as a whole be under other terms, as long as their notices stay; each of them
+  asks at least what those before it ask. Beside a license that restricts more, that one is named.
+* Creative Commons' own chart for adapters
+  (https://creativecommons.org/faq/#can-i-combine-material-under-different-creative-commons-licenses-in-my-work) lets BY go into BY-NC,
+  BY-SA and BY-NC-SA, and BY-NC into BY-NC-SA, of the same version.
 * The GNU project's list (https://www.gnu.org/licenses/license-list.html) lets the notices above go into GPL-3 and AGPL-3; into
-  GPL-2 not Apache-2.0.
+  GPL-2 not Apache-2.0, for its terms on patents. CC BY and Apache-2.0 are left without an order for the same reason.
 * Use-restricted and community licenses (RAIL, Llama, Gemma, `other` …) bind whatever is derived from their model; public, notice and
   BY licenses stand back behind them. Two different ones are never in order.
 """
@@ -149,7 +151,7 @@ def _asks_all_of(strict: str, mild: str) -> bool:
         return mild in steps and _step(mild) <= _step(strict)
     if mild in steps:
         if strict in BY or strict == "gpl-2.0":
-            return mild != "apache-2.0"  # what it asks about patents, neither of the two does
+            return mild != "apache-2.0"  # for its terms on patents
         return strict in (*COPYLEFT, *BINDING, "other") or strict.startswith("cc-by-")
     if mild in BY and strict in (*BINDING, "other"):
         return True

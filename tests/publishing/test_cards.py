@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from bot.card import UNNAMED, render, retarget
 from bot.project import NAME, REPOSITORY
+from bot.records import Asset
 from tests.publishing.given import ADAPTER, BASE, SHA, TARGET, report, source
 
 
@@ -20,7 +21,7 @@ def base_source(config=None, **more):
     return source("base", BASE, texts={"config.json": json.dumps(told).encode()}, **more)
 
 
-def made(document=None, *, base=None, adapter=None, target=TARGET, license=None):
+def made(document=None, *, base=None, adapter=None, target=TARGET, license=None, assets=()):
     document = document or report({"model.safetensors": "ab" * 32, "config.json": "cd" * 32})
     return render(
         document,
@@ -28,6 +29,7 @@ def made(document=None, *, base=None, adapter=None, target=TARGET, license=None)
         base=base or base_source(),
         adapter=adapter or source("adapter", ADAPTER),
         license=license,
+        assets=assets,
     )
 
 
@@ -190,6 +192,12 @@ def test_another_target_changes_every_mention_and_nothing_else():
     assert "demo/merged" not in moved.replace("demo/merged-lora", "")
     assert 'from_pretrained("acme/final"' in moved
     assert "[demo/merged-lora]" in moved
-    unnamed = made(target=None)
+    unnamed = made(
+        target=None,
+        base=base_source(card={"license": "other", "license_name": "own"}),
+        assets=(Asset(name="LICENSE.txt", source="base", why="license"),),
+    )
+    assert f"license_link: https://huggingface.co/{UNNAMED}/blob/main/LICENSE.txt\n" in unnamed
     assert UNNAMED in unnamed
     assert UNNAMED not in retarget(unnamed, None, "acme/final")
+    assert "license_link: https://huggingface.co/acme/final/blob/main/" in retarget(unnamed, None, "acme/final")

@@ -86,6 +86,25 @@ def test_what_the_hub_refuses_all_the_same_is_told_before_any_weight_is_read(
     assert "Merging" not in ran.err
 
 
+def test_a_dry_run_says_what_the_hub_would_refuse(adapter_merge: Command, world: World) -> None:
+    body = json.dumps({"errors": [{"message": '"license" must be one of [new-1.0]'}], "warnings": []})
+    world.hub.faults.add(Fault(path="/api/validate-yaml", status=400, body=body))
+    ran = adapter_merge("run", "demo/adapter", "--dry-run")
+    assert ran.code == 0, ran.err
+    assert "Publishing would fail: The Hub does not accept the model card's metadata" in ran.err
+
+
+@pytest.mark.parametrize(
+    "body", ["<html>no</html>", "[]", '{"errors": {}}', '{"errors": ["x"]}', '{"errors": [{"message": "\\ud800"}]}']
+)
+def test_a_refusal_of_another_shape_is_said_as_it_came(adapter_merge: Command, world: World, body: str) -> None:
+    world.hub.faults.add(Fault(path="/api/validate-yaml", status=400, body=body))
+    ran = adapter_merge("run", "demo/adapter", "--verify", "files")
+    assert ran.code == 5, ran.err
+    assert "The Hub does not accept the model card's metadata: " in ran.err
+    assert "Traceback" not in ran.err
+
+
 def test_a_noncommercial_base_and_a_free_adapter_make_no_free_model(adapter_merge: Command, world: World) -> None:
     put_card(world, "demo/base", "---\nlicense: cc-by-nc-4.0\n---\n")
     ran = adapter_merge("run", "demo/adapter", "--verify", "files")
