@@ -19,7 +19,7 @@ CUT = "\n\n… cut here: GitHub shows no more than 1 MiB. The whole report is th
 def headline(job: Job | None, failure: Failure | None) -> str:
     """How it ended, in one line of Markdown without a heading's marks."""
     if failure is not None:
-        words = {3: "Refused", 4: "Not verified", 6: "This machine is too small", 130: "Interrupted"}
+        words = {3: "Refused", 4: "Not verified", 6: "This machine cannot do it", 130: "Interrupted"}
         what = words.get(failure.exit_code, "Failed")
         return f"✗ {what}: {cell(job.adapter) if job else 'adapter-merge'}"
     assert job is not None

@@ -58,6 +58,7 @@ def _known(repo: str, hub: Hub) -> Callable[[str], bool]:
     except (Busy, Gated, Forbidden):
         raise
     except Outside:
+        hub.pin(repo)  # says so where it is the repo that is missing
         return lambda name: _is_there(repo, name, hub)
     return lambda name: name in tags
 

@@ -135,7 +135,7 @@ def test_a_machine_that_is_too_small(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert "disk" in step.annotations("error")[0]
     assert step.outputs["status"] == "failed"
     assert step.outputs["base-sha"]
-    assert step.summary.startswith("## ✗ This machine is too small")
+    assert step.summary.startswith("## ✗ This machine cannot do it")
 
 
 def test_our_bug_shows_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,3 +126,11 @@ def test_an_adapter_deeper_in_a_repo_is_taken_at_the_repos_tag(run: Run, runner:
     step = run(adapter="demo/adapter/checkpoint-5", target_repo="demo/deeper")
     assert step.code == 0, step.log
     assert (step.outputs["tag"], step.outputs["repo"]) == ("v5", "demo/deeper")
+
+
+def test_of_an_adapter_that_is_not_there_no_tag_is_missed(run: Run, runner: Runner) -> None:
+    pushed(runner, "v1")
+    step = run(adapter="demo/nobody")
+    assert step.code == 5
+    assert "demo/nobody does not exist" in step.annotations("error")[0]
+    assert not step.annotations("notice")
