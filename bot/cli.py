@@ -127,7 +127,7 @@ PRIVATE = click.option(
     type=OneOf(["auto", "true", "false"]),
     default="auto",
     show_default=True,
-    help="Visibility of a new target; auto: private if either input is private.",
+    help="Visibility of a new target, and of one that holds this merge already; auto: a new one is private if either input is.",
 )
 LICENSE = click.option(
     "--license", metavar="ID", help="License id for the card. Default: the stricter of the adapter's and the base's."

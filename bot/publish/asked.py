@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bot.errors import AdapterMergeError, Forbidden, Moved
+from bot.errors import AdapterMergeError, Forbidden, Moved, Outside
 from bot.events import Emit, Note, silent
 from bot.publish import visibility, words
 from bot.publish.parcel import REPORT
@@ -115,6 +115,9 @@ def make_room(repo: str, seen: Visibility, hub: Hub, emit: Emit) -> Target:
         if seen.private or seen.gated is None:
             raise
         hub.create(repo, private=False)  # there is no private storage left
+    except Outside:
+        if hub.target(repo) is None:
+            raise
     created = hub.target(repo)
     if created is None or not created.empty:
         raise Moved(

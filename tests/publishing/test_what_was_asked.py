@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from bot.devhub import Fault
-from bot.errors import Forbidden, Outside
+from bot.errors import Forbidden, Moved, Outside
 from bot.events import Note
 from bot.hub.pulls import CLOSED, LISTED, OPEN
 from bot.publish import Asked, already, put_right
 from tests.publishing.given import BASE, TARGET, deliver, fingerprint, finished
-from tests.pulling.given import door
+from tests.pulling.given import door, two_sentences
 
 TITLE = "Merge demo/adapter into demo/base"
 
@@ -100,6 +100,36 @@ def test_a_token_that_may_not_change_settings_is_told_and_no_more(dev, hub, owne
     notes = []
     assert deliver(folder, document, hub, private="false", emit=notes.append).status == "unchanged"
     assert any("see to it on the Hub" in text for text in texts(notes))
+
+
+def test_settings_that_failed_for_long_are_made_up_for(dev, hub, owner, folder, document):
+    owner.api.update_repo_settings(BASE, gated="auto")
+    dev.faults.add(Fault(path=f"/api/models/{TARGET}/settings", status=503, times=None))
+    notes = []
+    assert deliver(folder, document, hub, private="false", emit=notes.append).status == "published"
+    assert any("stays private" in text for text in texts(notes))
+    dev.faults.clear()
+    assert deliver(folder, document, hub, private="false").status == "unchanged"
+    made = owner.api.model_info(TARGET)
+    assert (made.private, made.gated) == (False, "auto")
+
+
+def test_a_repo_that_came_to_be_meanwhile_is_not_written_over(dev, hub, owner, folder, document, tmp_path, monkeypatch):
+    real, turns = type(hub).create, []
+
+    def late(self, repo, **how):
+        if not turns:
+            turns.append(1)
+            other = finished(tmp_path / "other", seed=2)
+            deliver(tmp_path / "other", other, door(dev, tmp_path / "elsewhere"))
+        return real(self, repo, **how)
+
+    monkeypatch.setattr(type(hub), "create", late)
+    with pytest.raises(Moved) as caught:
+        deliver(folder, document, hub)
+    two_sentences(caught.value, what="came to be while this run was working", do="Run it again")
+    assert owner.titles().count(TITLE) == 1
+    assert deliver(folder, document, hub).how == "pr"
 
 
 # --- pull requests ------------------------------------------------------------------------------------------------
