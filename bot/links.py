@@ -10,7 +10,7 @@ and what came by Xet lies once for the whole cache, with a link in the place of 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bot.errors import Refused
@@ -21,10 +21,12 @@ OID = re.compile(r"[0-9a-f]{40}")
 BOOKKEEPING = frozenset({".git", ".cache"})  # a clone's and a download's own folders, which nobody here reads
 
 
-def input_files(folder: Path) -> dict[str, Path]:
+def input_files(folder: Path, passed_over: Callable[[str], bool] = lambda name: False) -> dict[str, Path]:
     """The files of an input by name, those of folders in it with a slash; hidden ones are left out, since none changes a
-    merge. Raises Refused for a link that leads out of the folder, or nowhere."""
-    return {path.relative_to(folder).as_posix(): path for path in _walk(folder, folder, hidden=False) if path.is_file()}
+    merge. `passed_over`: whether nobody reads what has this name, so that a link of it need not be followed. Raises Refused for
+    another link that leads out of the folder, or nowhere."""
+    found = _walk(folder, folder, hidden=False, passed_over=passed_over)
+    return {path.relative_to(folder).as_posix(): path for path in found if path.is_file()}
 
 
 def result_files(folder: Path) -> dict[str, Path]:
@@ -54,18 +56,22 @@ def _is_shared(real: Path, blobs: Path) -> bool:
     return SHA256.fullmatch(real.name) is not None and real.parent == blobs.parent.parent / "blobs" / real.name[:2]
 
 
-def _walk(folder: Path, root: Path, *, hidden: bool) -> Iterator[Path]:
+def _walk(
+    folder: Path, root: Path, *, hidden: bool, passed_over: Callable[[str], bool] = lambda name: False
+) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         if path.name in BOOKKEEPING if hidden else path.name.startswith("."):
             continue
         if path.is_symlink():
+            if passed_over(path.name):
+                continue
             if hidden and not _leads_somewhere(path):
                 continue
             _require_inside(path, root)
             if not path.is_dir():  # a folder that a link leads to is in this one, or nobody's
                 yield path
         elif path.is_dir():
-            yield from _walk(path, root, hidden=hidden)
+            yield from _walk(path, root, hidden=hidden, passed_over=passed_over)
         else:
             yield path
 

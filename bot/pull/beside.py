@@ -6,19 +6,11 @@ import re
 from pathlib import PurePosixPath
 
 from bot.errors import Refused
+from bot.pull.counted import CHECKPOINT, TRAINING
 from bot.pull.weights import ADAPTER, PICKLE, thing
 from bot.records import Source
 
 WEIGHTS = re.compile(r"[^/]+\.(safetensors|bin|pt|pth|ckpt)|model_head\.pkl")
-# What trainers (transformers, accelerate, DeepSpeed, torchtune) keep to go on training: no weights of the model, or all of it.
-TRAINING = re.compile(
-    r"((optimizer|scheduler|lr_scheduler|scaler|sampler|training_args|trainer_state|dl_state_dict|rng_state|random_states)"
-    r"(_\d+)*|recipe_state|(\w+_)?mp_rank_\d+_(model|optim)_states)\.(pt|pth|bin|pkl|safetensors)"
-)
-# An earlier state of the same training.
-CHECKPOINT = re.compile(
-    r"(tmp-)?(checkpoint|global_step|step|epoch)[-_]?\d+|(last|best)-checkpoint|checkpoint-(last|best)"
-)
 # The adapter's own weights in another form: llama.cpp's and unsloth's, torchtune's.
 SAME = re.compile(r"ggml-adapter-model[\w.-]*\.bin|adapter(_model|_\d+)\.pt")
 MERGED = re.compile(r"(.+[-_])?merged([-_].+)?")  # axolotl's merge of the same adapter is merged/, a whole model

@@ -17,6 +17,17 @@ REFUSED = {
     "base": re.compile(r"(\w+_)?\d+_\w+/[^/]+\.(bin|pt|pth|ckpt|pkl)"),
 }
 
+# What trainers (transformers, accelerate, DeepSpeed, torchtune) keep to go on training: no weights of the model, or all of it.
+TRAINING = re.compile(
+    r"((optimizer|scheduler|lr_scheduler|scaler|sampler|training_args|trainer_state|dl_state_dict|rng_state|random_states)"
+    r"(_\d+)*|recipe_state|(\w+_)?mp_rank_\d+_(model|optim)_states)\.(pt|pth|bin|pkl|safetensors)"
+)
+# An earlier state of the same training.
+CHECKPOINT = re.compile(
+    r"(tmp-)?(checkpoint|global_step|step|epoch)[-_]?\d+|(last|best)-checkpoint|checkpoint-(last|best)"
+)
+LOGS = re.compile(r"events\.out\.tfevents\..+|runs|wandb|mlruns|logs")
+
 
 def counting(source: Source, weights: Collection[str]) -> Source:
     """The source with no other files than those that count. `weights`: the names of its weight files."""
@@ -28,3 +39,8 @@ def is_read(name: str, role: Role) -> bool:
     """Whether a merge reads or copies a file of that name, which is no weight."""
     known = texts.NAMES.fullmatch(name) or REFUSED[role].fullmatch(name)
     return known is not None or assets.kind_of(name, role) is not None
+
+
+def is_a_trainers(name: str) -> bool:
+    """Whether a trainer keeps a file or folder of that name, without its path, for itself: no merge looks into it."""
+    return any(kept.fullmatch(name) for kept in (TRAINING, CHECKPOINT, LOGS))

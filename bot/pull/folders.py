@@ -16,7 +16,7 @@ from bot.events import Emit, Moved
 from bot.held import is_stated, look, not_its_hash
 from bot.links import cached_blob, input_files
 from bot.pull import texts
-from bot.pull.counted import is_read
+from bot.pull.counted import is_a_trainers, is_read
 from bot.pull.hashes import Hashes
 from bot.records import FileEntry, Ref, Role, Source
 
@@ -37,7 +37,7 @@ def pin_folder(role: Role, ref: Ref) -> Source:
         raise NotFound(f"The folder {ref.text} does not exist.", remedy="Check the path; a Hub repo is owner/name.")
     if not folder.is_dir():
         raise NotFound(f"{ref.text} is a file.", remedy="Name the folder that holds it.")
-    paths = input_files(folder)
+    paths = input_files(folder, is_a_trainers)
     files = tuple(entry_of(name, path) for name, path in paths.items())
     _refuse_pointers(paths, role, ref)
     found = {name: paths[name].read_bytes() for name in texts.wanted(files)}
@@ -64,9 +64,13 @@ def settled(source: Source, emit: Emit, hashes: Hashes) -> Source:
 
 
 def sha_of_all(source: Source) -> str:
-    """The sha by which a folder was named before only what a merge reads counted: over every file that lies in it."""
+    """The sha by which a folder was named before only what a merge reads counted: over every file that lies in it; "" where it
+    had none."""
     assert source.ref.folder is not None
-    paths = {name: path for name, path in input_files(source.ref.folder).items() if name not in LEFT_OUT}
+    try:
+        paths = {name: path for name, path in input_files(source.ref.folder).items() if name not in LEFT_OUT}
+    except Refused:  # a link that was refused at that time
+        return ""
     digests = Hashes(None)
     return folder_sha((name, digests.sha256(path, lambda amount: None)) for name, path in paths.items())
 

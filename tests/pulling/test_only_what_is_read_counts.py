@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bot.errors import Refused
 from bot.events import Event, Moved
 from bot.pull import fetch, hashes, pin
 from bot.records import Ref, Request
@@ -105,3 +106,25 @@ def test_a_pickle_counts_only_where_it_is_the_adapter(hub, tmp_path):
     before = pin(request(tmp_path), hub, lambda event: None).adapter.sha
     add(adapter, ("adapter_model.bin",))
     assert pin(request(tmp_path), hub, lambda event: None).adapter.sha == before
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state_0.pth", "checkpoint-500", "runs", "best-checkpoint"])
+def test_a_trainers_link_to_another_disk_is_not_followed(hub, tmp_path, name):
+    write_base(tmp_path / "base")
+    adapter = write_adapter(tmp_path / "adapter")
+    before = pin(request(tmp_path), hub, lambda event: None).adapter.sha
+    (tmp_path / "scratch").mkdir()
+    for target in (tmp_path / "scratch", tmp_path / "gone"):
+        (adapter / name).symlink_to(target)
+        assert pin(request(tmp_path), hub, lambda event: None).adapter.sha == before
+        (adapter / name).unlink()
+
+
+@pytest.mark.parametrize("name", ["value_head.bin", "vit.safetensors", "tokenizer.json", "additional_chat_templates"])
+def test_any_other_link_that_leads_out_is_refused(hub, tmp_path, name):
+    write_base(tmp_path / "base")
+    adapter = write_adapter(tmp_path / "adapter")
+    (tmp_path / "elsewhere").write_text("{}")
+    (adapter / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Refused, match="leads out of the folder"):
+        pin(request(tmp_path), hub, lambda event: None)

@@ -182,3 +182,9 @@ def test_a_report_that_names_a_way_out_of_the_repo_is_not_followed(trained, adap
     report["inputs"]["adapter"]["subfolder"] = "../checkpoint-500"
     path.write_text(json.dumps(report))
     assert_said(adapter_merge("verify", tmp_path / "out"), 2, "as the adapter")
+
+
+def test_a_checkpoint_is_not_published_onto_the_repo_it_lies_in(trained, adapter_merge):
+    assert_said(adapter_merge("run", "demo/run/checkpoint-500", "--to", "demo/run", "--verify", "files"), 2, "demo/run")
+    assert "adapter_config.json" not in trained.api.list_repo_files("demo/run")
+    assert "model.safetensors.index.json" not in trained.api.list_repo_files("demo/run")
