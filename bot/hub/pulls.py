@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, Literal
 
 from huggingface_hub import DiscussionComment
@@ -16,8 +16,9 @@ from bot.hub import rights
 from bot.hub.send import Sending
 from bot.redact import redact
 
-# However long a repo's history is, this many of our account's pull requests are listed, and this many of them read: first those
-# with a title of ours (it may have been changed since, so that it decides no more than the order), then the newest.
+# However long a repo's history is, this many of our account's pull requests are listed, and as many open ones where there are
+# more; and this many are read: first those with a title of ours (which may have been changed, so that it decides no more than
+# the order), then the newest.
 LISTED = 50
 OPEN, CLOSED = 5, 10
 TITLE = "Merge "
@@ -45,39 +46,55 @@ class Pull:
 class Proposing(Sending):
     """What a run needs of the target's pull requests."""
 
-    def open_pulls(self, repo: str) -> Iterable[Pull]:
-        """The open and draft pull requests that this token's account made, as many as OPEN; each costs one call."""
-        for item in islice(self._mine(repo, "open"), OPEN):
-            yield self.pull(repo, item.num)
-
-    def closed_pulls(self, repo: str) -> Iterable[Pull]:
-        """Those that were closed without being merged. What one of them said is asked once: nobody works on it."""
-        closed = (item for item in self._mine(repo, "closed") if item.status == "closed")
-        for item in islice(closed, CLOSED):
+    def my_pulls(self, repo: str) -> Iterable[Pull]:
+        """The pull requests that this token's account made: as many as OPEN of the open ones and drafts, then as many as CLOSED of
+        those that were closed without being merged. Each costs one call; a closed one only once, since nobody works on it."""
+        listed = self._mine(repo)
+        yield from self._opened(repo, listed)
+        for item in islice((item for item in listed if item.status == "closed"), CLOSED):
             key = (repo, item.num)
             if key not in self._closed:
                 self._closed[key] = self.pull(repo, item.num)
             yield self._closed[key]
 
-    def my_pulls(self, repo: str) -> Iterable[Pull]:
-        """All of these."""
-        return chain(self.open_pulls(repo), self.closed_pulls(repo))
+    def open_pulls(self, repo: str) -> Iterable[Pull]:
+        """The open ones and drafts among them."""
+        return self._opened(repo, self._mine(repo))
+
+    def _opened(self, repo: str, listed: list[Any]) -> Iterable[Pull]:
+        for item in islice((item for item in listed if item.status in ("open", "draft")), OPEN):
+            yield self.pull(repo, item.num)
 
     @cached_property
     def _closed(self) -> dict[tuple[str, int], Pull]:
         return {}
 
-    def _mine(self, repo: str, status: Literal["open", "closed"]) -> list[Any]:
+    def _mine(self, repo: str) -> list[Any]:
+        """What the Hub lists of them. Of a long history the open ones are asked for too: they are the older ones there."""
+        found = self._listed(repo, "all")
+        if len(found) >= LISTED:
+            known = {item.num for item in found}
+            found += [item for item in self._listed(repo, "open") if item.num not in known]
+        me = self.whoami().name
+        mine = [item for item in found if item.author == me and item.is_pull_request]
+        return sorted(mine, key=lambda item: not item.title.startswith(TITLE))
+
+    def _listed(self, repo: str, status: Literal["all", "open"]) -> list[Any]:
+        """Whether a draft counts as open is the Hub's business: it is among all."""
         me = self.whoami().name
         where = self.where_writing(f"list the pull requests of {repo}", repo)
 
         def read() -> list[Any]:
-            found = self.outputs.get_repo_discussions(
-                repo, author=me, discussion_type="pull_request", discussion_status=status
+            return list(
+                islice(
+                    self.outputs.get_repo_discussions(
+                        repo, author=me, discussion_type="pull_request", discussion_status=status
+                    ),
+                    LISTED,
+                )
             )
-            return [item for item in islice(found, LISTED) if item.author == me and item.is_pull_request]
 
-        return sorted(self.patiently(where, read), key=lambda item: not item.title.startswith(TITLE))
+        return self.patiently(where, read)
 
     def require_pulls(self, repo: str) -> None:
         """Raise Forbidden where the token may not open a pull request, NoDiscussions where the repo takes none."""

@@ -140,18 +140,17 @@ def _in_a_pull(fingerprint: str, target: Target, hub: Hub) -> Publication | None
 
 
 def _of_ours(fingerprint: str, target: Target, hub: Hub) -> Publication | None:
-    for pull in hub.open_pulls(target.repo):
-        if pull.status == "open" and mark_in(pull.text) == fingerprint:
+    for pull in hub.my_pulls(target.repo):  # a merged one counts by what main holds now
+        ours, repo = mark_in(pull.text) == fingerprint, target.repo
+        if ours and pull.status == "open":
             why = f"Pull request {pull.num} already proposes this merge."
-            return _unchanged(fingerprint, target.repo, pull, hub.head(target.repo, pull.ref), why, hub)
-        sha = _committed(fingerprint, pull, target, hub)
-        if sha is not None:
-            why = f"Pull request {pull.num} already holds this merge."
-            return _unchanged(fingerprint, target.repo, pull, sha, why, hub)
-    for pull in hub.closed_pulls(target.repo):  # a merged one counts by what main holds now
-        if mark_in(pull.text) == fingerprint:
+            return _unchanged(fingerprint, repo, pull, hub.head(repo, pull.ref), why, hub)
+        if ours and pull.status == "closed":
             why = f"Pull request {pull.num} with this merge was closed; it is not opened again (--force would)."
-            return _unchanged(fingerprint, target.repo, pull, None, why, hub)
+            return _unchanged(fingerprint, repo, pull, None, why, hub)
+        sha = _committed(fingerprint, pull, target, hub) if pull.status in ("open", "draft") else None
+        if sha is not None:
+            return _unchanged(fingerprint, repo, pull, sha, f"Pull request {pull.num} already holds this merge.", hub)
     return None
 
 

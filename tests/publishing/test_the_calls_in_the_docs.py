@@ -79,7 +79,5 @@ def test_the_page_has_the_bounds():
     assert "the first three" in text
     assert "five and a half minutes" in text
     assert "up to five times" in text
-    assert (
-        f"at most {LISTED} open and {LISTED} closed ones are listed, and at most {OPEN} and {CLOSED} of them read"
-        in text
-    )
+    assert f"the newest {LISTED} are listed (and {LISTED} open ones, where there are more)" in text
+    assert f"at most {OPEN} open and {CLOSED} closed ones read" in text

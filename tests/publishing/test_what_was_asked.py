@@ -206,11 +206,11 @@ def test_old_pull_requests_cost_a_bounded_number_of_calls(dev, owner, folder, do
     asked = [path for _, path, _ in dev.requests[began:]]
     lists = sum(path.endswith("/discussions") for path in asked)
     read = sum("/discussions/" in path for path in asked)
-    assert lists <= 6 + 2 * 2 + 5 * (LISTED // 10)
-    assert read <= 5 * OPEN + CLOSED + 10
-    assert len(asked) <= 140
+    assert lists <= 6 + 4 * (LISTED // 10) * 2
+    assert read <= 4 * OPEN + CLOSED + 3
+    assert len(asked) <= 100
     if not old:
-        assert len(asked) <= 40
+        assert len(asked) <= 35
 
 
 @pytest.mark.parametrize("status", ["open", "closed"])
