@@ -1,6 +1,8 @@
 # make demo: the main job, offline, on the embedded local Hub.   make test: lint, types and every test.
 # Both do all their own set-up in .venv; PYTHON names another interpreter (3.11 or newer).
+# TORCH_INDEX: one more index to look for torch in, as PyTorch's own for builds without CUDA (docs/install.md).
 PYTHON ?= python3
+TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
@@ -28,10 +30,10 @@ image-test: $(VENV)/ready-test
 bench: $(VENV)/ready-test
 	$(BIN)/python bench/merge.py
 
-# torch first and alone: any range would let pip take a CUDA build of several gigabytes.
+# torch first and alone: nothing else comes from its index, and any range would let pip take another build of it.
 $(VENV)/ready: pyproject.toml constraints.txt bot/weights/_exact.c bot/weights/_exact_loop.h
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 

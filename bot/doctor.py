@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from bot.errors import Forbidden, Outside, Usage
 from bot.hub import Hub, Unserved, is_repo_id
+from bot.project import REPOSITORY
 from bot.records import Machine
 
 GB = 1_000_000_000
@@ -44,7 +45,7 @@ def _machine(machine: Machine) -> Iterator[Line]:
     missing = [name for name in NEEDED if not machine.versions.get(name)]
     shown = ", ".join(f"{name} {version}" for name, version in machine.versions.items() if version)
     if missing:
-        remedy = "Install adapter-merge with its dependencies: pip install adapter-merge."
+        remedy = f"Install adapter-merge again, with its dependencies: `pip install .` in a clone of {REPOSITORY}."
         yield Line("versions", "fail", f"Not installed: {', '.join(missing)}.", remedy)
     else:
         yield Line("versions", "ok", f"{machine.platform}; {shown}.")
@@ -58,7 +59,8 @@ def _machine(machine: Machine) -> Iterator[Line]:
     if importlib.util.find_spec("bot.weights._exact"):
         yield Line("compiled", "ok", "The inner loop of the merge is compiled.")
     else:
-        remedy = "Install a C compiler, then adapter-merge again; or let it be: the bytes are the same."
+        remedy = "Install a C compiler, then adapter-merge again (`pip install --force-reinstall --no-deps .` in its clone); "
+        remedy += "or let it be: the bytes are the same."
         yield Line(
             "compiled", "warn", "The inner loop of the merge is not compiled: merges take about twice as long.", remedy
         )

@@ -131,3 +131,27 @@ def test_nothing_tracked_names_a_machine_path_or_holds_a_token() -> None:
         if path.is_file() and name != "tests/house/test_contracts.py":
             found = secret.search(path.read_text(errors="ignore"))
             assert not found, f"{name}: {found}"
+
+
+def test_nothing_advises_to_install_what_no_index_has() -> None:
+    import subprocess
+
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    advice = re.compile(r"(?:pip|pipx|uv tool|uv pip) install (?:-\S+ )*[\"']?adapter[-_]merge\b", re.IGNORECASE)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() and name != "CHANGELOG.md":
+            found = advice.search((ROOT / name).read_text(errors="ignore"))
+            assert not found, f"{name}: {found}"
+
+
+def test_the_picture_in_the_readme_is_drawn_from_the_demos_transcript() -> None:
+    from xml.etree import ElementTree
+
+    from docs.picture import PAGE, PICTURE, drawn
+
+    assert "(docs/a-run.svg)" in README
+    assert PICTURE.read_text("utf-8") == drawn(PAGE.read_text("utf-8")), "run python docs/picture.py"
+    words = " ".join(ElementTree.parse(PICTURE).getroot().itertext())
+    for said in ("$ adapter-merge run", "0 of 589,824 differ", "K = ", "✓ verified and published"):
+        assert said in words
+    assert len(PICTURE.read_bytes()) < 10_000

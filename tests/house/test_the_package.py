@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bot import SOURCE
+from bot.project import REPOSITORY
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OURS = {"bot", "tests", "bench"}
+OURS = {"bot", "tests", "bench", "docs"}
 
 
 def canonical(name: str) -> str:
@@ -68,9 +68,9 @@ def test_what_is_declared_is_imported() -> None:
 
 
 def test_the_packages_addresses_are_below_the_one_in_the_code() -> None:
-    assert PROJECT["urls"]["Source"] == SOURCE
+    assert PROJECT["urls"]["Source"] == REPOSITORY
     for address in PROJECT["urls"].values():
-        assert address.startswith(SOURCE)
+        assert address.startswith(REPOSITORY)
         _, _, file = address.partition("/blob/main/")
         assert not file or (ROOT / file).is_file()
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bot.doctor import NEEDED, examine
+from bot.project import REPOSITORY
 from bot.records import Machine
 from bot.weights.delta import CLONES
 from tests.publishing.given import TARGET
@@ -85,3 +86,12 @@ def test_a_gpu_that_torch_is_not_built_for_is_said_to_be_left_alone(hub):
     line = seen(hub, None, replace(MACHINE, gpu="NVIDIA H200, 143771 MiB", cuda=False))["gpu"]
     assert line.status == "ok"
     assert "the installed torch is not built for it, so that merges run on the CPU" in line.sentence
+
+
+def test_advice_to_install_can_be_followed(hub, monkeypatch):
+    # It was advised to install the name from an index, and none has it.
+    lame = seen(hub, None, replace(MACHINE, versions={**MACHINE.versions, "torch": None}))["versions"]
+    assert lame.sentence == "Not installed: torch."
+    assert f"`pip install .` in a clone of {REPOSITORY}" in lame.remedy
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install --force-reinstall --no-deps ." in seen(hub)["compiled"].remedy

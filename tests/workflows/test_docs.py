@@ -156,6 +156,8 @@ def test_every_option_named_in_the_text_exists_somewhere(path: Path) -> None:
     others = {
         "--network",
         "--build-arg",
+        "--torch-backend",
+        "--index-url",
         "--gpus",
         "--labels",
         "--offline",
