@@ -33,6 +33,16 @@ def test_the_pages_show_repos_card_files_and_pull_requests(hub: DevHub, api: HfA
     assert httpx2.get(f"{hub.url}/{repo}/discussions").status_code == 200
 
 
+def test_a_folder_and_a_file_of_a_repo_have_pages(hub: DevHub, api: HfApi, repo: str) -> None:
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo="a b/config.json", repo_id=repo)
+    sha = api.upload_file(path_or_fileobj=b"w", path_in_repo="other.bin", repo_id=repo).oid
+    page = httpx2.get(f"{hub.url}/{repo}/tree/{sha}/a%20b")
+    assert (page.status_code, "config.json" in page.text, ">other.bin<" in page.text) == (200, True, False)
+    assert httpx2.get(f"{hub.url}/{repo}/tree/{sha}/a").status_code == 404
+    shown = httpx2.get(f"{hub.url}/{repo}/blob/{sha}/a%20b/config.json", follow_redirects=True)
+    assert (shown.status_code, shown.text) == (200, "{}")
+
+
 def test_a_private_repo_has_no_page_for_strangers(hub: DevHub, api: HfApi) -> None:
     api.create_repo("demo/secret", private=True)
     assert "secret" not in httpx2.get(hub.url).text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.factory import save_adapter
@@ -91,6 +92,8 @@ def test_a_merge_that_is_published_and_proven_is_said_to_be_so(world, adapter_me
             "level": "weights",
             "report": f"{world.hub.url}/{MERGED}/blob/{revision}/verification.json",
         }
+    report = httpx2.get(again["publication"]["proof"]["report"], follow_redirects=True).json()
+    assert report["verdict"] == "verified"
     assert "Proven at level weights." in adapter_merge("run", "demo/adapter").out
 
 

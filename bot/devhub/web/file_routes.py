@@ -205,5 +205,6 @@ ROUTES: list[BaseRoute] = [
     route("/api/resolve-cache/{kind:kind}/{repo:repo}/{rev}/{path:path}", resolve_cache),
     route("/{web:web}{repo:repo}/resolve/{rev}/{path:path}", resolve),
     route("/{web:web}{repo:repo}/raw/{rev}/{path:path}", raw),
+    route("/{web:web}{repo:repo}/blob/{rev}/{path:path}", resolve),  # a page on the Hub; here the file itself
 ]
 CDN_ROUTES: list[BaseRoute] = [route("/{sha256}", large_file)]

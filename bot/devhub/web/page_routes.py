@@ -8,7 +8,7 @@ from urllib.parse import quote
 from starlette.responses import HTMLResponse
 from starlette.routing import BaseRoute
 
-from .. import access, card, discussions, repos, trees
+from .. import access, card, discussions, errors, repos, trees
 from ..records import Commit, Entry, Repo
 from .call import KINDS, Answer, Call, route
 from .markdown import as_html, metadata_as_html
@@ -104,10 +104,15 @@ def _threads(call: Call, repo: Repo) -> str:
 
 
 def tree_page(call: Call) -> Answer:
-    """GET /{repo}/tree/{rev} and /{repo}/commit/{oid}: the files at a revision."""
+    """GET /{repo}/tree/{rev}[/{folder}] and /{repo}/commit/{oid}: the files at a revision, or those of a folder."""
     repo = call.repo()
     commit = repos.resolve(call.site.db, repo, call.params["rev"])
-    files = trees.entries(call.site.db.read, commit.tree)
+    start = f"{folder}/" if (folder := call.params.get("folder", "").strip("/")) else ""
+    files = {
+        path: entry for path, entry in trees.entries(call.site.db.read, commit.tree).items() if path.startswith(start)
+    }
+    if start and not files:
+        raise errors.entry_not_found(folder)
     summary = f"<h2>{escape(commit.title)}</h2><p><small>{escape(commit.author)}, {commit.date}</small></p>"
     if commit.message:
         summary += f"<pre>{escape(commit.message)}</pre>"
@@ -145,6 +150,7 @@ ROUTES: list[BaseRoute] = [
     route("/{web:web}{repo:repo}/discussions", discussions_page),
     route("/{web:web}{repo:repo}/discussions/{num}", discussion_page),
     route("/{web:web}{repo:repo}/tree/{rev}", tree_page),
+    route("/{web:web}{repo:repo}/tree/{rev}/{folder:path}", tree_page),
     route("/{web:web}{repo:repo}/commit/{rev}", tree_page),
     route("/{web:web}{repo:repo}", repo_page),
 ]
