@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from bot.combine import notation
 from bot.errors import Usage
 from bot.hub import is_repo_id
+from bot.metadata.licenses import require
 from bot.pipeline import target_of
 from bot.pull import parse_ref
 from bot.records import Combination, Options, Ref, Request
@@ -121,7 +122,7 @@ def _request(asked: _Asked, adapters: tuple[Ref, ...], target: str | None) -> Re
         more=adapters[1:],
         base=_ref("base", base, asked.text("base-revision")) if base else None,
         target=target,
-        license=asked.text("license") or None,
+        license=require(asked.text("license") or None),
         force=asked.flag("force"),
         options=Options(
             allow_pickle=asked.flag("allow-pickle"), trust_remote_code=asked.flag("trust-remote-code"), **options

@@ -27,7 +27,6 @@ from bot.errors import AdapterMergeError, Refused, Usage
 from bot.events import Emit, Note, Show, Stage
 from bot.hub import Hub
 from bot.machine import torch_has_cuda
-from bot.metadata.licenses import require
 from bot.pipeline import make, meant, planned, target_of
 from bot.publish import Asked, already, of_sources, put_right, require_apart, require_fit, require_reach
 from bot.pull import fetch as download
@@ -131,7 +130,6 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
 
 
 def _planned(request: Request, run: Run, hub: Hub) -> tuple[Sources, Plan]:
-    require(request.license)
     sources = pin(request, hub, run.emit)
     if sources.adapter.repo is None and run.event.tag:
         # An adapter in the GitHub repo itself: the tag that was pushed there is the adapter's tag.

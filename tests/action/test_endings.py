@@ -47,6 +47,7 @@ NONSENSE: dict[str, tuple[dict[str, str], str]] = {
     "one model without a name": ({"adapter": "a/b,c/d", "combine": "cat"}, "Name the target with `target-repo: owner/name`"),
     "a device that there is not": ({"device": "tpu"}, "device cannot be 'tpu'"),
     "a debug that is no flag": ({"debug": "very"}, "debug cannot be 'very'"),
+    "a license that the Hub does not know": ({"license": "apache-9"}, "'apache-9' is no license id that the Hub knows"),
     "no ref at all": ({"adapter": "what is this?"}, "neither a Hub repo nor a folder"),
 }  # fmt: skip
 
