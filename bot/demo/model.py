@@ -56,7 +56,7 @@ tags:
 
 # pydoc-answers, version {{version}}
 
-A LoRA adapter for [{{base_repo}}](https://huggingface.co/{{base_repo}}). With it the model answers what a standard module is for:
+A LoRA adapter for [{{base_repo}}](/{{base_repo}}). With it the model answers what a standard module is for:
 
 > **{{question}}** {{answer}}
 """
