@@ -116,7 +116,8 @@ DEVICE = click.option(
     type=OneOf(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Where deltas are multiplied; auto takes a GPU for ranks of 128 and more. The bytes are the same.",
+    help="Where deltas are multiplied; auto takes a GPU for ranks of 128 and more, where torch can use one; cuda insists. "
+    "The bytes are the same.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 QUIET = click.option("--quiet", is_flag=True, help="Print warnings and errors only.")

@@ -291,6 +291,7 @@ run_phase() { # run_phase NAME: its exit code is ours
   child=$!
   wait "$child" || code=$?
   rm -f "$record"
+  [[ -z $ended ]] || return "$code" # it only tells of an end, which stays what it was
   case $runtime$code in
     docker125 | docker126 | docker127) fail 6 "Docker could not start the $1 container (it says why, above). Check the image and, for a GPU, nvidia-container-toolkit (gpus: none goes without)." ;;
     *137) fail 6 "The $1 phase was killed, most likely for want of memory. Take a runner with more, or set verify: weights." ;;
@@ -322,7 +323,7 @@ clean_up() {
 }
 
 main() {
-  child='' container='' beside=''
+  child='' container='' beside='' ended=''
   trap stop INT TERM
   choose_runtime
   choose_cache
@@ -340,6 +341,7 @@ main() {
   for phase in preflight fetch merge publish; do run_phase "$phase" || { code=$? && break; }; done
   # The last phase also tells of failures, where that was asked for: a check run, a comment. It publishes nothing then.
   if [[ $phase != publish && $code =~ ^(3|4|5|6|70)$ && ! ${INPUT_REPORT:-} =~ ^(|none|summary)$ ]]; then
+    ended=$phase
     run_phase publish || true
   fi
   ((code == 0)) || tell "The $phase phase ended with exit code $code; the log says why."

@@ -5,7 +5,6 @@ preflight (write token) → fetch (read token) → merge (none, and no network) 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from bot.action.event import Event
 from bot.action.identity import as_publisher, publishing
 from bot.action.inputs import Inputs, adapters_of, called
 from bot.action.memory import NotingHub, RecallingHub
-from bot.action.state import CHECKSUMS, REPORT, Book, Failure, Job, Told, failure_of
+from bot.action.state import REPORT, Book, Failure, Job, Told, failure_of
 from bot.action.tag import settled
 from bot.action.tokens import Tokens
 from bot.again import publish_folder
@@ -169,7 +168,7 @@ def merge(run: Run) -> None:
         outcome = _merge(run.inputs.requests[index], job, run, hub)
         assert outcome.folder is not None
         book.update(index, folder=str(outcome.folder), verified=outcome.status == "merged")
-        _keep_papers(book, job, (outcome.folder / REPORT).read_bytes())
+        book.keep_papers(job, (outcome.folder / REPORT).read_bytes())
         if outcome.status == "not-verified":
             book.update(index, status="not-verified")
             raise not_verified(outcome)
@@ -195,16 +194,6 @@ def _merge(request: Request, job: Job, run: Run, hub: Hub) -> Outcome:
     for left in (output, output.with_name(f"{output.name}.unverified")):
         shutil.rmtree(left, ignore_errors=True)  # an earlier try's
     return make(replace(request, output=output), sources, plan, hub, run.emit)
-
-
-def _keep_papers(book: Book, job: Job, report: bytes) -> None:
-    """The report, and the checksums of the files it is about in sha256sum's format, beside the merged folder."""
-    folder = book.papers(job)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / REPORT).write_bytes(report)
-    files = (json.loads(report).get("subject") or {}).get("files") or {}
-    lines = [f"{sha256}  {name}\n" for name, sha256 in sorted(files.items())]
-    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
 # --- publish ------------------------------------------------------------------------------------------------------
@@ -246,7 +235,7 @@ def _fetch_papers(book: Book, job: Job, done: Publication, hub: Hub) -> None:
         return
     text = hub.target_text(done.repo, done.revision, REPORT)
     if text is not None:
-        _keep_papers(book, job, text)
+        book.keep_papers(job, text)
 
 
 def _jobs(run: Run) -> tuple[Job, ...]:

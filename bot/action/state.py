@@ -119,6 +119,15 @@ class Book:
         """Where a job's report and checksums lie."""
         return self.work / _place(job)
 
+    def keep_papers(self, job: Job, report: bytes) -> None:
+        """The report, and the checksums of the files it is about in sha256sum's format, beside the merged folder."""
+        folder = self.papers(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / REPORT).write_bytes(report)
+        files = (json.loads(report).get("subject") or {}).get("files") or {}
+        lines = [f"{sha256}  {name}\n" for name, sha256 in sorted(files.items())]
+        (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
     def document(self, job: Job) -> Json | None:
         """A job's verification.json, once there is one."""
         path = self.papers(job) / REPORT

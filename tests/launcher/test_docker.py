@@ -171,6 +171,14 @@ def test_the_last_phase_tells_of_failures_where_reports_were_asked_for(runner: R
     assert ("publish" in ran.phases()) is told
 
 
+@pytest.mark.parametrize("telling", [125, 137, 5])
+def test_a_failure_that_could_not_be_told_stays_what_it_was(runner: Runner, telling: int) -> None:
+    runner.env |= {"STUB_MERGE_CODE": "4", "STUB_PUBLISH_CODE": str(telling)}
+    ran = runner.run(report="check-run")
+    assert ran.code == 4
+    assert "publish" in ran.phases()
+
+
 def test_an_image_that_is_here_is_not_pulled_and_another_is(runner: Runner) -> None:
     assert not [call for call in runner.run().calls if "pull" in call.arguments]
     runner.env["STUB_INSPECT_CODE"] = "1"
