@@ -101,13 +101,20 @@ class Door:
         """From now on, long waits are told to `emit`."""
         self.patience.tell = emit
 
-    def patiently(self, where: Where, call: Callable[[], T], landed: Callable[[], T | None] | None = None) -> T:
-        """`call`, repeated while the Hub is busy.
+    def patiently(
+        self,
+        where: Where,
+        call: Callable[[], T],
+        landed: Callable[[], T | None] | None = None,
+        *,
+        publishing: bool = False,
+    ) -> T:
+        """`call`, repeated while the Hub is busy: briefly, or, where it writes to the target or is `publishing`, for minutes.
 
         `landed`: of a call that must not be done twice, looks what became of the last try: done all the same, and only the
         answer was lost (its result), or not (None).
         """
-        step = Step(self.patience, where)
+        step = Step(self.patience, where, publishing=publishing or where.writing)
         tries = step.tries()
         while True:
             began = time.monotonic()

@@ -45,14 +45,16 @@ class Patience:
 class Tries:
     """The further tries of one request, or of one step."""
 
-    def __init__(self, patience: Patience, *, writing: bool) -> None:
-        self._patience, self._writing = patience, writing
+    def __init__(self, patience: Patience, *, publishing: bool) -> None:
+        self._patience, self._publishing = patience, publishing
         self._waited = 0.0
         self.made = 0
 
     def wait(self, error: AdapterMergeError | None, lasted: float) -> bool:
         """Wait until it is worth trying again; False, at once, where it is not. `lasted`: seconds that the failed try took."""
-        pauses = self._patience.pauses if self._writing and self._patience.answered else self._patience.pauses[:BRIEF]
+        pauses = (
+            self._patience.pauses if self._publishing and self._patience.answered else self._patience.pauses[:BRIEF]
+        )
         if not isinstance(error, Busy) or self.made >= len(pauses):
             return False
         stated = error.wait
@@ -69,15 +71,15 @@ class Tries:
 
 
 class Step:
-    """A call of ours, for as long as its requests are on their way: `with step: …`."""
+    """A call of ours, for as long as its requests are on their way: `with step: …`. `publishing`: much would be lost with it."""
 
-    def __init__(self, patience: Patience, where: Where) -> None:
-        self.patience, self.where = patience, where
+    def __init__(self, patience: Patience, where: Where, *, publishing: bool) -> None:
+        self.patience, self.where, self._publishing = patience, where, publishing
         self.spent = False  # whether a request of it was given up: then the step is not tried again either
 
     def tries(self) -> Tries:
         """Those of one request of it, or of itself."""
-        return Tries(self.patience, writing=self.where.writing)
+        return Tries(self.patience, publishing=self._publishing)
 
     def __enter__(self) -> Step:
         _UNDER_WAY.append(self)

@@ -157,7 +157,7 @@ class Reading(Door):
     def privacy(self, repo: str) -> tuple[bool, str | None]:
         """(private, gated) of an input, now."""
         where = self.where(f"look up whether {repo} is private", repo)
-        found = self.patiently(where, lambda: self.inputs.model_info(repo))
+        found = self.patiently(where, lambda: self.inputs.model_info(repo), publishing=True)
         return bool(found.private), found.gated or None
 
     def cached(self, repo: str, sha: str, file: str) -> Path | None:

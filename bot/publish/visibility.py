@@ -29,12 +29,18 @@ class Visibility:
 
 
 def decide(document: Json, private: str, hub: Hub, emit: Emit) -> Visibility:
-    """`private`: auto (follow the inputs), true or false. What cannot be looked up counts as private."""
+    """`private`: auto (follow the inputs), true or false. What this token cannot look up counts as private."""
+    from bot.hub import Busy
+
     inputs: list[Input] = []
     for role, repo in named_repos(document.get("inputs") or {}):
         try:
             is_private, gate = (True, None) if repo is None else hub.privacy(repo)
         except Outside as error:
+            if isinstance(
+                error, Busy
+            ):  # which says nothing of the input: an hour later the result would be a public one
+                raise
             emit(Note(text=f"{error.what} It counts as private.", level="warning"))
             is_private, gate = True, None
         inputs.append((role, repo, is_private, gate))

@@ -7,6 +7,8 @@ import pytest
 from bot.devhub import Fault
 from bot.errors import Forbidden, Moved, Outside
 from bot.events import Note
+from bot.hub import Busy
+from bot.hub.patience import PAUSES
 from bot.hub.pulls import CLOSED, LISTED, OPEN
 from bot.publish import Asked, already, put_right
 from tests.publishing.given import BASE, TARGET, deliver, fingerprint, finished
@@ -130,6 +132,21 @@ def test_a_repo_that_came_to_be_meanwhile_is_not_written_over(dev, hub, owner, f
     two_sentences(caught.value, what="came to be while this run was working", do="Run it again")
     assert owner.titles().count(TITLE) == 1
     assert deliver(folder, document, hub).how == "pr"
+
+
+def test_a_hub_that_is_busy_makes_no_result_private(dev, owner, folder, document, tmp_path):
+    patient = door(dev, tmp_path, patience=PAUSES, sleep=lambda seconds: None)
+    fault = dev.faults.add(Fault(path=f"/api/models/{BASE}$", status=503, times=len(PAUSES)))
+    assert deliver(folder, document, patient).status == "published"
+    assert dev.faults.hits(fault) == len(PAUSES)
+    assert not owner.api.model_info(TARGET).private
+
+
+def test_a_hub_that_stays_away_is_told_instead(dev, hub, owner, folder, document):
+    dev.faults.add(Fault(path=f"/api/models/{BASE}$", status=503, times=None))
+    with pytest.raises(Busy):
+        deliver(folder, document, hub)
+    assert not owner.api.repo_exists(TARGET)
 
 
 # --- pull requests ------------------------------------------------------------------------------------------------
