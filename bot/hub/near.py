@@ -9,7 +9,7 @@ from itertools import islice
 
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from bot.errors import Outside
+from bot.errors import AdapterMergeError, Outside
 from bot.hub.door import Door
 from bot.hub.errors import gate, plain
 
@@ -26,7 +26,7 @@ def advise(door: Door, missing: Outside, repo: str, revision: str | None) -> Non
             missing.remedy += _revisions(door, repo, revision or "main")
         elif isinstance(missing.__cause__, RepositoryNotFoundError) and "/" in repo:
             missing.remedy = _models(door, repo) + missing.remedy
-    except Outside:
+    except AdapterMergeError:
         return
 
 

@@ -163,6 +163,14 @@ def test_a_checkpoint_in_the_adapters_repo_is_named_like_a_folder(run: Run, worl
     }
 
 
+def test_an_input_takes_the_names_that_people_write_and_answers_the_rest(run: Run, world: World) -> None:
+    step = run(dtype="bf16", base_weights="STORED", publish="none", verify="files")
+    assert step.code == 0, step.log
+    told = json.loads(Path(step.outputs["report-path"]).read_text())
+    assert told["merge"]["options"]["dtype"] == "bfloat16"
+    assert "Four bits are nf4" in run(quantize="4bit").log
+
+
 def test_of_several_adapters_none_is_published_when_one_is_refused(run: Run, world: World) -> None:
     step = run(adapter="demo/adapter, demo/base", target_repo="demo/one, demo/two")
     assert step.code == 3
