@@ -12,6 +12,7 @@ from bot.events import Moved
 BAR = 24
 REDRAW = 0.1  # seconds between two drawings of the bar
 LOG_EVERY = 10.0  # seconds between two lines where there is no terminal
+TELLING = 0.02  # of a step: from less, nothing follows for the rest
 WORTH_A_LINE = 1.0  # seconds: a named step that took less leaves none, nor is one of a log begun with it
 
 
@@ -72,7 +73,8 @@ class Progress:
             return f"{_named(event)}{done}{duration(seconds)}"
         share = event.done / event.total
         bar = ("█" * int(BAR * share)).ljust(BAR, "░") + " " if self._terminal else ""
-        left = f"{duration((event.total - event.done) / rate)} left" if rate else f"{duration(seconds)} so far"
+        known = rate > 0 and share >= TELLING
+        left = f"{duration((event.total - event.done) / rate)} left" if known else f"{duration(seconds)} so far"
         moved = f"{_number(event.done, event.unit)} of {_amount(event.total, event.unit)}"
         return f"{bar}{share:4.0%}  {_named(event)}{moved}{_speed(rate, event.unit)}, {left}"
 

@@ -73,8 +73,10 @@ def written(case: Case) -> Written:
     shares: dict[str, float] = {}
     left = 0
     keeps: set[str] = set()
-    for done, (key, place) in enumerate(sorted(merged.items())):
-        case.emit(Moved(stage="verify", done=done, total=len(merged), what=WHAT, unit="weights"))
+    done, total = 0, sum(place.elements for place in merged.values())
+    case.emit(_moved(done, total))
+    for key, place in sorted(merged.items()):
+        done += place.elements
         wanted = case.claims.expected.get(key)
         if wanted is None or place.packed is None or wanted.shape != place.stored.shape:
             continue  # the checks of keys and shapes say so
@@ -88,9 +90,14 @@ def written(case: Case) -> Written:
         faults += [f"{key}: {one}." for one in found]
         if share is not None:
             shares[key] = share
-    case.emit(Moved(stage="verify", done=len(merged), total=len(merged), what=WHAT, unit="weights"))
+        case.emit(_moved(done, total))
+    case.emit(_moved(total, total))
     SHELF.clear()
     return Written(count=len(merged), kept=left, faults=tuple(faults), shares=shares, keeps=frozenset(keeps))
+
+
+def _moved(done: int, total: int) -> Moved:
+    return Moved(stage="verify", done=done, total=total, what=WHAT, unit="numbers")
 
 
 def quantised(case: Case) -> Finding:

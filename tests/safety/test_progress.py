@@ -190,3 +190,10 @@ def test_every_long_step_of_a_run_moves_from_nothing_to_all(tmp_path: Path) -> N
         assert steps[name][0].done == 0, name
         assert steps[name][-1].done == steps[name][-1].total, name
         assert [one.done for one in steps[name]] == sorted(one.done for one in steps[name]), name
+
+
+def test_from_the_very_first_of_it_nothing_is_said_of_the_rest() -> None:
+    # "35 min left" after one weight of 168, of a step that took four minutes.
+    first, later = told([(0, moved(0)), (13.0, moved(MB)), (26.0, moved(10 * MB))])
+    assert first == "  1%  1.0 MB of 100.0 MB, 76.9 kB/s, 13 s so far"
+    assert later == " 10%  10.0 MB of 100.0 MB, 384.6 kB/s, 3 min 54 s left"
