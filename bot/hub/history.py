@@ -8,7 +8,7 @@ from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[att
 
 from bot.errors import Outside
 from bot.hub.door import Door
-from bot.hub.errors import Unserved
+from bot.hub.errors import Busy, Unserved
 from bot.hub.read import nobody_answered
 
 LONGEST = 5_000  # commits of main that are looked through, 50 a request; what is older needs a tag
@@ -35,12 +35,18 @@ class History(Door):
                 raise
             return None
 
-    def spelled(self, repo: str) -> str:
-        """A repo's name as the Hub has it today: renamed repos answer to their old names. Itself where nobody knows it."""
+    def spelled(self, repo: str, *, sure: bool = False) -> str:
+        """A repo's name as the Hub has it today: renamed repos answer to their old names. Itself where nobody knows it.
+
+        `sure`: raises Busy where the Hub could not be asked, which says nothing of the name.
+        """
         if repo not in self.spellings:
             try:
-                found = self.patiently(self.where(f"look up {repo}", repo), lambda: self.inputs.model_info(repo))
-            except Outside:
+                where = self.where(f"look up {repo}", repo)
+                found = self.patiently(where, lambda: self.inputs.model_info(repo), publishing=sure)
+            except Outside as error:
+                if sure and isinstance(error, Busy):
+                    raise
                 return repo
             self.spellings[repo] = found.id
         return self.spellings[repo]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bot.devhub import Fault
-from bot.errors import Forbidden, Moved, Outside
+from bot.errors import Forbidden, Moved, Outside, Usage
 from bot.events import Note
 from bot.hub import Busy
 from bot.hub.patience import PAUSES
@@ -147,6 +147,17 @@ def test_a_hub_that_stays_away_is_told_instead(dev, hub, owner, folder, document
     with pytest.raises(Busy):
         deliver(folder, document, hub)
     assert not owner.api.repo_exists(TARGET)
+
+
+def test_a_hub_that_is_busy_hides_no_input_behind_its_new_name(dev, hub, owner, folder, document):
+    owner.api.move_repo(BASE, "demo/base-2")
+    dev.faults.add(Fault(path=f"/api/models/{BASE}$", status=503, times=None))
+    with pytest.raises(Busy):
+        deliver(folder, document, hub, target="demo/base-2", how="push")
+    dev.faults.clear()
+    assert TITLE not in owner.titles(repo="demo/base-2")
+    with pytest.raises(Usage):
+        deliver(folder, document, hub, target="demo/base-2", how="push")
 
 
 # --- pull requests ------------------------------------------------------------------------------------------------
