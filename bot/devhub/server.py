@@ -41,13 +41,18 @@ class DevHub:
         part_size: int = PART_SIZE,
         prefix: str = "",
         mirror: int = 0,
+        tls: tuple[Path, Path] | None = None,
+        public: str = "",
     ) -> None:
         """`prefix`: the path that the Hub lies under, as below a company's Artifactory. `mirror`: serve only what reading a
-        model takes (info, revision, tree, resolve), and answer the rest with this status and a web page."""
+        model takes (info, revision, tree, resolve), and answer the rest with this status and a web page. `tls`: a certificate
+        and its key, to serve https. `public`: the address that answers name as the Hub's own, where it is not this one."""
         self._folder = Path(folder)
         self._host, self._ports = host, (port, cdn_port)
         self._wants_xet = xet
         self._part_size = part_size
+        self._public = public
+        self._tls: dict[str, Any] = {"ssl_certfile": tls[0], "ssl_keyfile": tls[1]} if tls else {}
         self._prefix, self._mirror = prefix.rstrip("/"), mirror
         self.user = user
         self.faults = Faults()
@@ -111,14 +116,14 @@ class DevHub:
         self._site = _open_site(self._folder, self.faults, xet=self._wants_xet, part_size=self._part_size)
         self._site.user = self.user
         self._site.cdn_port = self._sockets[1].getsockname()[1]
-        self._site.prefix, self._site.mirror = self._prefix, self._mirror
+        self._site.prefix, self._site.mirror, self._site.public = self._prefix, self._mirror, self._public
         accounts.add_account(self._site.db, self.user)
         self._site.deliveries.start()
         from .web.app import Front
 
         config = uvicorn.Config(
             Front(self._site), lifespan="off", access_log=False, log_config=None, server_header=False,
-            log_level=logging.CRITICAL, timeout_graceful_shutdown=2, timeout_keep_alive=30,
+            log_level=logging.CRITICAL, timeout_graceful_shutdown=2, timeout_keep_alive=30, **self._tls,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
 
@@ -144,7 +149,7 @@ class DevHub:
             raise RuntimeError("The local Hub has no address yet: use it as a context manager, or call open() first.")
         host = "127.0.0.1" if self._host in ("0.0.0.0", "") else self._host
         host = f"[{host}]" if ":" in host else host
-        return f"http://{host}:{self._sockets[which].getsockname()[1]}"
+        return f"http{'s' if self._tls else ''}://{host}:{self._sockets[which].getsockname()[1]}"
 
     @property
     def token(self) -> str:

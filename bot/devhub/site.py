@@ -34,6 +34,7 @@ class Site:
     part_size: int
     prefix: str = ""
     mirror: int = 0
+    public: str = ""
     cdn_port: int = 0
     before_commit: BeforeCommit | None = None
     hook_running: bool = False

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 )
 
 from bot.errors import AdapterMergeError
-from bot.hub import sentences
+from bot.hub import network, sentences
 from bot.hub.sentences import Busy, NoDiscussions, Unserved, Where, plain
 
 __all__ = ["Busy", "NoDiscussions", "Unreached", "Unserved", "Where", "gate", "plain", "translate"]
@@ -112,10 +112,11 @@ TABLE: tuple[tuple[type[BaseException], Callable[[Any, Where], AdapterMergeError
     (FileMetadataError, sentences.no_metadata),
     (LocalTokenNotFoundError, sentences.no_token),
     (OIDCError, sentences.no_oidc),
+    (httpx2.ConnectTimeout, network.unreachable),
     (httpx2.TimeoutException, sentences.slow),
-    (httpx2.HTTPError, sentences.unreachable),
+    (httpx2.HTTPError, network.unreachable),
     (RuntimeError, sentences.transfer),
-    (ConnectionError, sentences.unreachable),
+    (ConnectionError, network.unreachable),
     (TimeoutError, sentences.slow),
     (OSError, sentences.disk),
 )

@@ -296,13 +296,6 @@ def slow(error: Any, where: Where) -> AdapterMergeError:
     return Busy(what, remedy=TRY_AGAIN, silent=True)
 
 
-def unreachable(error: Any, where: Where) -> AdapterMergeError:
-    return Busy(
-        f"Could not {where.doing}: {where.endpoint} cannot be reached ({type(error).__name__}).",
-        remedy="Check the network, HF_ENDPOINT and any proxy, then run it again; what was transferred is kept.",
-    )
-
-
 def _xet(error: Any, where: Where) -> AdapterMergeError:
     return Outside(
         f"Could not {where.doing}: the transfer failed ({plain(str(error), 120)}).",

@@ -13,6 +13,7 @@ from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defin
 from huggingface_hub.utils._http import hf_request_event_hook
 
 from bot.hub.errors import Unreached, heard, translate
+from bot.hub.network import misset
 from bot.hub.patience import Step, under_way
 from bot.hub.sentences import is_passing
 
@@ -30,7 +31,10 @@ QUICK = httpx2.Timeout(connect=20.0, read=60.0, write=60.0, pool=None)
 def session() -> Session:
     """For huggingface_hub's `set_client_factory`."""
     hooks: dict[str, Any] = {"request": [hf_request_event_hook], "response": [heard]}
-    return Session(event_hooks=hooks, follow_redirects=True, timeout=LIMITS)
+    try:
+        return Session(event_hooks=hooks, follow_redirects=True, timeout=LIMITS)
+    except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:  # of SSL_CERT_FILE, HTTPS_PROXY and their like
+        raise misset(error) from error
 
 
 class Session(httpx2.Client):

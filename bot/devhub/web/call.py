@@ -64,6 +64,11 @@ class Call:
     body: bytes
 
     @property
+    def public(self) -> str:
+        """The address that links to this Hub's pages begin with."""
+        return self.site.public or self.origin
+
+    @property
     def json(self) -> dict[str, Any]:
         """The body as a JSON object ({} where it is empty)."""
         if not self.body.strip():
@@ -172,8 +177,8 @@ def make_call(request: Request, body: bytes) -> Call:
         headers=request.headers,
         method=request.method,
         path=str(request.scope["path"]),
-        origin=f"http://{host}:{request.url.port or 80}{site.prefix}",
-        cdn=f"http://{host}:{site.cdn_port}",
+        origin=f"{request.url.scheme}://{host}:{request.url.port or 80}{site.prefix}",
+        cdn=f"{request.url.scheme}://{host}:{site.cdn_port}",
         body=body,
     )
 

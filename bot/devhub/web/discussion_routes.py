@@ -68,7 +68,7 @@ def create(call: Call) -> Answer:
             author=call.user, status="draft" if is_pr else "open", base=base,
         )  # fmt: skip
     tell_discussion(call.site, call.origin, repo, made, "create")
-    url = f"{call.origin}/{repo.web_path}/discussions/{made.num}"
+    url = f"{call.public}/{repo.web_path}/discussions/{made.num}"
     return {"num": made.num, "url": url, "pullRequest": is_pr}
 
 

@@ -43,7 +43,7 @@ def _kind(body: dict[str, Any]) -> RepoKind:
 
 def _created(call: Call, repo: Repo, status: int) -> Response:
     """The 409 has the same body: create_repo(exist_ok=True) reads the url from it."""
-    body: dict[str, Any] = {"url": f"{call.origin}/{repo.web_path}", "name": repo.name, "id": f"{repo.id:024x}"}
+    body: dict[str, Any] = {"url": f"{call.public}/{repo.web_path}", "name": repo.name, "id": f"{repo.id:024x}"}
     if status == 409:
         body["error"] = f"You already created this {repo.kind} repo: {repo.name}"
     return JSONResponse(body, status_code=status)

@@ -112,7 +112,7 @@ def _commit(call: Call, body: Path) -> Answer:
 
 
 def _committed(call: Call, repo: Repo, made: Commit, num: int | None) -> dict[str, Any]:
-    web = f"{call.origin}/{repo.web_path}"
+    web = f"{call.public}/{repo.web_path}"
     answer: dict[str, Any] = {
         "success": True,
         "commitOid": made.oid,
