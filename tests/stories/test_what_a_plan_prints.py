@@ -31,7 +31,8 @@ def test_every_warning_is_printed_once(adapter_merge: Command, wide: tuple[Path,
     assert warnings
     for more in ((), ("--quiet",)):
         ran = adapter_merge("plan", adapter, "--base", base, *more)
-        assert [ran.err.count(warning) for warning in warnings] == [1] * len(warnings), ran.err
+        said = ran.out + ran.err
+        assert [said.count(warning) for warning in warnings] == [1] * len(warnings), said
 
 
 def test_a_quantised_form_is_said_in_a_few_words_and_whole_as_json(
