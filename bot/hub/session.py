@@ -33,12 +33,8 @@ def session() -> Session:
     hooks: dict[str, Any] = {"request": [hf_request_event_hook], "response": [heard]}
     try:
         return Session(event_hooks=hooks, follow_redirects=True, timeout=LIMITS)
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-        httpx2.InvalidURL,
-    ) as error:  # of SSL_CERT_FILE, HTTPS_PROXY and their like
+    # What SSL_CERT_FILE, HTTPS_PROXY and their like can come to.
+    except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
         raise misset(error) from error
 
 

@@ -84,9 +84,10 @@ def mirror404(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 # --- discussions that are switched off ----------------------------------------------------------------------------
 
 
-def without_discussions(world: World, repo: str) -> None:
+def without_discussions(world: World, repo: str, *, empty: bool = False) -> None:
     world.api.create_repo(repo, exist_ok=True)
-    world.api.upload_file(repo_id=repo, path_in_repo="notes.txt", path_or_fileobj=b"mine")
+    if not empty:
+        world.api.upload_file(repo_id=repo, path_in_repo="notes.txt", path_or_fileobj=b"mine")
     from huggingface_hub.utils import get_session
 
     headers = {"Authorization": f"Bearer {world.hub.token}"}
@@ -100,6 +101,12 @@ def test_a_target_without_discussions_is_pushed_to(world: World, adapter_merge: 
     assert ran.code == 0, ran.err
     again = adapter_merge("run", "demo/adapter", "--publish", "push", "--verify", "files")
     assert (again.code, "unchanged" in again.out) == (0, True)
+
+
+def test_an_empty_target_without_discussions_is_pushed_to_unasked(world: World, adapter_merge: Command) -> None:
+    without_discussions(world, "demo/adapter-merged", empty=True)
+    ran = adapter_merge("run", "demo/adapter", "--verify", "files")
+    assert ran.code == 0, ran.err
 
 
 @pytest.mark.parametrize("how", ["auto", "pr"])

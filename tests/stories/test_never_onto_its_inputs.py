@@ -85,6 +85,14 @@ def test_nor_for_a_folder_that_was_merged_from_them(
     untouched()
 
 
+def test_nor_where_an_input_was_renamed_since(world: World, adapter_merge: Command, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    assert adapter_merge("merge", "demo/adapter", "-o", made, "--verify", "files").code == 0
+    world.api.move_repo("demo/base", "demo/renamed")
+    ran = adapter_merge("publish", made, "--to", "demo/renamed", "--publish", "push")
+    refused(ran, "base", "demo/base, which demo/renamed is another name of")
+
+
 def test_nor_in_the_action(world: World, runner: Runner, untouched: Callable[[], None]) -> None:
     step = runner.step("fetch", adapter="demo/adapter", target_repo="demo/base", hf_token=world.hub.token)
     assert step.code == 2, step.log
