@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bot.errors import AdapterMergeError, Usage
+from bot.errors import AdapterMergeError, Moved, Usage
 from bot.events import Emit, Note, Stage
 from bot.hub import is_repo_id
 from bot.publish import visibility
 from bot.publish.apart import require_apart
 from bot.publish.asked import Asked, carry_tag, make_room, put_right, settle
-from bot.publish.deliver import ARRIVED_CHANGED, Job, propose, push
+from bot.publish.deliver import ARRIVED_CHANGED, Job, meanwhile, propose, push
 from bot.publish.parcel import pack
 from bot.publish.parcel import plain_files as plain_files
 from bot.publish.stale import outdated, stale
@@ -116,7 +116,13 @@ def _deliver(
 ) -> Publication:
     _require_reach(job.hub, now, pushing)
     job.hub.check_card(job.parcel.files["README.md"].read_text())
-    target = make_room(repo, seen, job.hub, job.emit) if now is None else now
+    try:
+        target = make_room(repo, seen, job.hub, job.emit) if now is None else now
+    except Moved:
+        found = meanwhile(job, repo)
+        if found is None:
+            raise
+        return _tagged(job, found)
     try:
         if target.empty:
             settle(target, seen, private, job.hub, job.emit)

@@ -107,7 +107,8 @@ def carry_tag(done: Publication, tag: str | None, hub: Hub, emit: Emit) -> Publi
 def make_room(repo: str, seen: Visibility, hub: Hub, emit: Emit) -> Target:
     """A new repo, seen from the start as it is to be: it is empty until the one commit, and no later step can be missed.
 
-    Where it is to be open and gated, it is private until the gate stands.
+    Where it is to be open and gated, it is private until the gate stands. Raises Moved where it is another's: an empty repo may
+    be our own, whose answer was lost, but not a public one where it was to be private.
     """
     try:
         hub.create(repo, private=seen.private or seen.gated is not None)
@@ -119,7 +120,7 @@ def make_room(repo: str, seen: Visibility, hub: Hub, emit: Emit) -> Target:
         if hub.target(repo) is None:
             raise
     created = hub.target(repo)
-    if created is None or not created.empty:
+    if created is None or not created.empty or (seen.private and not created.private):
         raise Moved(
             f"{repo} came to be while this run was working, so nothing was committed to it.",
             remedy="Run it again: it then sees what is there.",

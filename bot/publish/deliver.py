@@ -48,7 +48,7 @@ class Ground:
 def push(job: Job, target: Target) -> Publication:
     """One commit on main, whose checksums are then read back. Raises Moved where main changed in what is ours."""
     additions = _upload(job, target.repo, "main", pull_request=False)
-    found = _meanwhile(job, target.repo)
+    found = meanwhile(job, target.repo)
     if found is not None:
         return found
     sha, _ = _land(job, Ground(repo=target.repo, ref="main", sha=target.sha, files=target.files), additions)
@@ -63,7 +63,7 @@ def propose(job: Job, target: Target, pull: Pull | None) -> Publication:
     if pull is not None:
         return _update(job, target, pull)
     additions = _upload(job, target.repo, "main", pull_request=True)
-    found = _meanwhile(job, target.repo)
+    found = meanwhile(job, target.repo)
     if found is not None:
         return found
     ground = _later(job, Ground(repo=target.repo, ref="main", sha=target.sha, files=target.files))
@@ -97,7 +97,7 @@ def _update(job: Job, target: Target, pull: Pull) -> Publication:
     head = hub.head(repo, pull.ref)
     ground = Ground(repo=repo, ref=pull.ref, sha=head, files=hub.target_files(repo, head))
     additions = _upload(job, repo, pull.ref, pull_request=False)
-    found = _meanwhile(job, repo)
+    found = meanwhile(job, repo)
     if found is not None:
         return found
     sha, gone = _land(job, ground, additions)
@@ -147,7 +147,7 @@ def _upload(job: Job, repo: str, revision: str, *, pull_request: bool) -> tuple[
     return uploads
 
 
-def _meanwhile(job: Job, repo: str) -> Publication | None:
+def meanwhile(job: Job, repo: str) -> Publication | None:
     """The last look before the commit: another run may have been faster."""
     return None if job.force else already(job.parcel.fingerprint, repo, job.hub, how=job.how)
 

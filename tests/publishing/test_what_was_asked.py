@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from bot.devhub import Fault
-from bot.errors import Forbidden, Moved, Outside, Usage
+from bot.errors import Forbidden, Moved, Outside, Refused, Usage
 from bot.events import Note
 from bot.hub import Busy
 from bot.hub.patience import PAUSES
 from bot.hub.pulls import CLOSED, LISTED, OPEN
 from bot.publish import Asked, already, put_right
-from tests.publishing.given import BASE, TARGET, deliver, fingerprint, finished
+from tests.publishing.given import ADAPTER, BASE, TARGET, deliver, fingerprint, finished
 from tests.pulling.given import door, two_sentences
 
 TITLE = "Merge demo/adapter into demo/base"
@@ -132,6 +132,43 @@ def test_a_repo_that_came_to_be_meanwhile_is_not_written_over(dev, hub, owner, f
     two_sentences(caught.value, what="came to be while this run was working", do="Run it again")
     assert owner.titles().count(TITLE) == 1
     assert deliver(folder, document, hub).how == "pr"
+
+
+def test_a_private_input_never_goes_into_a_public_repo_that_somebody_made_a_moment_before(
+    hub, owner, folder, document, monkeypatch
+):
+    """An empty repo of that name is there when ours is created: the Hub says so as it would of our own lost answer."""
+    owner.api.update_repo_settings(ADAPTER, private=True)
+    real, turns = type(hub).create, []
+
+    def late(self, repo, **how):
+        if not turns:
+            turns.append(owner.api.create_repo(repo, private=False))
+        return real(self, repo, **how)
+
+    monkeypatch.setattr(type(hub), "create", late)
+    with pytest.raises(Moved) as caught:
+        deliver(folder, document, hub)
+    two_sentences(caught.value, what="came to be while this run was working", do="Run it again")
+    assert owner.files() == set()
+    with pytest.raises(Refused):
+        deliver(folder, document, hub)
+    assert owner.files() == set()
+
+
+def test_a_faster_run_of_the_same_merge_made_the_repo_too(dev, hub, owner, folder, document, tmp_path, monkeypatch):
+    real, turns = type(hub).create, []
+
+    def late(self, repo, **how):
+        if not turns:
+            turns.append(1)
+            deliver(folder, document, door(dev, tmp_path / "elsewhere"))
+        return real(self, repo, **how)
+
+    monkeypatch.setattr(type(hub), "create", late)
+    done = deliver(folder, document, hub, tag="v1")
+    assert (done.status, done.how, done.tag) == ("unchanged", "push", "v1")
+    assert owner.titles().count(TITLE) == 1
 
 
 def test_a_hub_that_is_busy_makes_no_result_private(dev, owner, folder, document, tmp_path):
