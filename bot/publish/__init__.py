@@ -16,7 +16,8 @@ from bot.hub import is_repo_id
 from bot.publish import visibility
 from bot.publish.apart import require_apart
 from bot.publish.asked import Asked, carry_tag, make_room, put_right, settle
-from bot.publish.deliver import ARRIVED_CHANGED, Job, meanwhile, propose, push
+from bot.publish.deliver import meanwhile, propose, push
+from bot.publish.land import ARRIVED_CHANGED, Job
 from bot.publish.parcel import pack
 from bot.publish.parcel import plain_files as plain_files
 from bot.publish.stale import outdated, stale

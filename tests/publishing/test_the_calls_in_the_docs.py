@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bot.hub.patience import BRIEF, MOST, PAUSES
 from bot.hub.pulls import CLOSED, LISTED, OPEN
-from bot.publish.deliver import ROUNDS
+from bot.publish.land import ROUNDS
 from tests.publishing.scenarios import SCENARIOS, calls_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "publishing.md"
