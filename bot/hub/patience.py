@@ -9,6 +9,7 @@ would multiply, and would not know what the Hub asks for.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 
@@ -83,16 +84,29 @@ class Step:
 
     def __enter__(self) -> Step:
         _UNDER_WAY.append(self)
+        self._own().append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
         _UNDER_WAY.remove(self)
+        self._own().remove(self)
+
+    @staticmethod
+    def _own() -> list[Step]:
+        """The steps that this thread itself is in."""
+        steps: list[Step] = _HERE.__dict__.setdefault("steps", [])
+        return steps
 
 
 def under_way() -> Step | None:
-    """The step whose request this is; None for what the client does of itself, such as downloads."""
-    return _UNDER_WAY[-1] if _UNDER_WAY else None
+    """The step whose request this is; None for what the client does of itself, such as downloads.
+
+    It is the calling thread's own. The client uploads from threads of its own, which know nothing of what they belong to: there
+    it is the newest of all.
+    """
+    steps = Step._own() or _UNDER_WAY
+    return steps[-1] if steps else None
 
 
-# One list for all threads: the client uploads from threads of its own, which know nothing else of what they belong to.
 _UNDER_WAY: list[Step] = []
+_HERE = threading.local()

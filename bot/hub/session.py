@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -41,6 +42,10 @@ def session() -> Session:
 class Session(httpx2.Client):
     """What huggingface_hub sends its requests with."""
 
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        self._elsewhere: set[httpx2.URL] = set()  # next pages of lists, on other hosts than the lists
+
     def build_request(self, method: Any, url: Any, *, content: Any = None, data: Any = None, **more: Any) -> Any:
         """A request that can be sent again, and that does not wait for ever."""
         if hasattr(data, "read"):  # how the client hands over the file, or the part of one, that it uploads
@@ -53,6 +58,8 @@ class Session(httpx2.Client):
 
     def send(self, request: httpx2.Request, *, stream: bool = False, **how: Any) -> httpx2.Response:
         """Send it, again where that may help and cannot harm. A stream's reader must begin anew by itself."""
+        if request.url in self._elsewhere:
+            request.headers.pop("Authorization", None)
         step = under_way()
         if step is None or stream:
             return super().send(request, stream=stream, **how)
@@ -75,9 +82,20 @@ class Session(httpx2.Client):
         except httpx2.TransportError as error:
             raise Unreached(str(error)) from error
         step.patience.answered = True
+        self._note_next(response)
         if is_passing(response):
             hf_raise_for_status(response)
         return response
+
+    def _note_next(self, response: httpx2.Response) -> None:
+        """Where a list goes on at another host, remember that its next page gets no token: the client would send it anywhere."""
+        following = response.links.get("next", {}).get("url")
+        if following is None:
+            return
+        with suppress(httpx2.InvalidURL):  # which the client meets next
+            url, here = httpx2.URL(following), response.request.url
+            if (url.scheme, url.netloc) != (here.scheme, here.netloc) or here in self._elsewhere:
+                self._elsewhere.add(url)
 
 
 class Again:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2
@@ -19,7 +20,7 @@ from bot.devhub import Fault
 from bot.errors import Outside
 from bot.events import Note
 from bot.hub import Busy, session
-from bot.hub.patience import MOST, PAUSES, rest
+from bot.hub.patience import MOST, PAUSES, Step, rest, under_way
 from tests.publishing.given import TARGET, deliver
 from tests.pulling.given import door, two_sentences
 
@@ -157,6 +158,73 @@ def test_no_call_waits_for_ever(dev, patient, monkeypatch, folder, document):
     began = time.monotonic()
     assert patient.target(TARGET) is None
     assert time.monotonic() - began < 1.5
+
+
+def test_each_thread_is_in_its_own_step(patient):
+    """What one gives up is nothing to the other; a thread of the client, which is in none, belongs to the newest."""
+    where = patient.where("look")
+    mine, theirs = (Step(patient.patience, where, publishing=False) for _ in range(2))
+    entered, done = threading.Event(), threading.Event()
+
+    def other():
+        with theirs:
+            entered.set()
+            done.wait(5)
+
+    def of_the_client():
+        found.append(under_way())
+
+    found = []
+    thread = threading.Thread(target=other)
+    with mine:
+        thread.start()
+        entered.wait(5)
+        assert under_way() is mine
+        third = threading.Thread(target=of_the_client)
+        third.start()
+        third.join(5)
+    assert found == [theirs]
+    done.set()
+    thread.join(5)
+    assert under_way() is None
+
+
+def test_the_token_does_not_follow_a_list_to_another_host(dev, patient, owner):
+    owner.existing()
+    asked = []
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers.get("Authorization"))
+            body = b"[]"
+            self.send_response(200)
+            if self.path == "/next?p=1":
+                self.send_header("Link", f'<http://{self.headers["Host"]}/next?p=2>; rel="next"')
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as elsewhere:
+        threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
+        link = f'<http://127.0.0.1:{elsewhere.server_port}/next?p=1>; rel="next"'
+        dev.faults.add(Fault(path="/commits/main", headers={"Link": link}, times=2))
+        assert len(patient.commit_messages(TARGET)) == 2
+        assert asked == [None, None]
+        dev.faults.add(Fault(path="/tree/", headers={"Link": link}))
+        assert "model.safetensors" in patient.target(TARGET).files
+        assert asked == [None] * 4
+        elsewhere.shutdown()
+
+
+def test_the_token_follows_a_list_on_its_own_host(dev, patient, owner):
+    owner.existing()
+    owner.api.update_repo_settings(TARGET, private=True)
+    link = f'<{dev.url}/api/models/{TARGET}/commits/main?p=7>; rel="next"'
+    dev.faults.add(Fault(path="/commits/main", headers={"Link": link}))
+    assert len(patient.commit_messages(TARGET)) == 2
 
 
 def test_a_wait_in_a_thread_of_the_client_ends_with_the_program(monkeypatch):
