@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from bot.errors import Forbidden, Outside, Usage
+from bot.errors import Forbidden, NotFound, Outside, Usage
 from bot.hub import Hub, Unserved, is_repo_id
+from bot.hub.sentences import BAD_TOKEN
 from bot.project import REPOSITORY
 from bot.records import Machine
 
@@ -102,10 +103,10 @@ def _token(hub: Hub) -> Line:
             remedy = "Set HF_TOKEN, or run `hf auth login`, to read private or gated repos and to publish."
             return Line("token", "warn", "There is no token: only public inputs can be read.", remedy)
         who = hub.whoami()
-    except Unserved as error:
-        return Line("token", "warn", error.what, error.remedy)
     except Outside as error:
-        return Line("token", "fail", error.what, error.remedy)
+        # Of a token that is refused this question alone, the lines about the target say the rest.
+        untold = isinstance(error, Unserved | Forbidden | NotFound) and error.code != BAD_TOKEN
+        return Line("token", "warn" if untold else "fail", error.what, error.remedy)
     scope = f", limited to {'; '.join(who.scopes)}" if who.scopes else ""
     sentence = f"The token is {who.name}'s, of role {who.role}{scope}."
     if who.role == "read":
@@ -120,8 +121,9 @@ def _target(target: str, hub: Hub) -> Line:
         found = hub.target(target)
         if found is None:
             return _missing_target(target, hub)
-        refused = _refusal(lambda: hub.require_write(target))
-        closed = _refusal(lambda: hub.require_pulls(target))
+        # By its name of today, which is what a fine-grained token's permissions name.
+        refused = _refusal(lambda: hub.require_write(found.repo))
+        closed = _refusal(lambda: hub.require_pulls(found.repo))
     except (Outside, Usage) as error:
         return Line("target", "fail", error.what, error.remedy)
     seen = "private" if found.private else "public"

@@ -62,7 +62,8 @@ def preflight(run: Run) -> None:
             with publishing(target, run.tokens, run.book.memory) as hub:
                 if not run.tokens.by_identity:  # an identity's token is for this one repo, and for nothing else
                     require_reach(target, request.publish, hub)
-                run.book.memory.publisher = hub.whoami().name or None
+                who = hub.whose()
+                run.book.memory.publisher = who.name or None if who else None
         except AdapterMergeError as error:
             reach[target] = failure_of(error)
     run.book.change(reach=reach)

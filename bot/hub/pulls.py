@@ -12,7 +12,9 @@ from typing import Any, Literal
 from huggingface_hub import DiscussionComment
 from huggingface_hub.community import DiscussionCommit
 
+from bot.errors import Forbidden
 from bot.hub import rights
+from bot.hub.rights import Who
 from bot.hub.send import Sending
 from bot.redact import redact
 
@@ -70,25 +72,26 @@ class Proposing(Sending):
         return {}
 
     def _mine(self, repo: str) -> list[Any]:
-        """What the Hub lists of them. Of a long history the open ones are asked for too: they are the older ones there."""
-        found = self._listed(repo, "all")
+        """What the Hub lists of them. Of a long history the open ones are asked for too: they are the older ones there.
+        None of a token that the Hub does not tell of: `require_pulls` lets it open none."""
+        if (who := self.whose()) is None:
+            return []
+        found = self._listed(repo, who.name, "all")
         if len(found) >= LISTED:
             known = {item.num for item in found}
-            found += [item for item in self._listed(repo, "open") if item.num not in known]
-        me = self.whoami().name
-        mine = [item for item in found if item.author == me and item.is_pull_request]
+            found += [item for item in self._listed(repo, who.name, "open") if item.num not in known]
+        mine = [item for item in found if item.author == who.name and item.is_pull_request]
         return sorted(mine, key=lambda item: not item.title.startswith(TITLE))
 
-    def _listed(self, repo: str, status: Literal["all", "open"]) -> list[Any]:
+    def _listed(self, repo: str, author: str, status: Literal["all", "open"]) -> list[Any]:
         """Whether a draft counts as open is the Hub's business: it is among all."""
-        me = self.whoami().name
         where = self.where_writing(f"list the pull requests of {repo}", repo)
 
         def read() -> list[Any]:
             return list(
                 islice(
                     self.outputs.get_repo_discussions(
-                        repo, author=me, discussion_type="pull_request", discussion_status=status
+                        repo, author=author, discussion_type="pull_request", discussion_status=status
                     ),
                     LISTED,
                 )
@@ -97,10 +100,20 @@ class Proposing(Sending):
         return self.patiently(where, read)
 
     def require_pulls(self, repo: str) -> None:
-        """Raise Forbidden where the token may not open a pull request, NoDiscussions where the repo takes none."""
-        rights.require_pulls(self.whoami(), repo)
+        """Raise Forbidden where the token may not open a pull request, or not one that would be known again; NoDiscussions where
+        the repo takes none."""
+        rights.require_pulls(self.require_known(), repo)
         where = self.where_writing(f"list the pull requests of {repo}", repo)
         self.patiently(where, lambda: next(iter(self.outputs.get_repo_discussions(repo)), None))
+
+    def require_known(self) -> Who:
+        """Whose the token is. Raises Forbidden where the Hub does not say, as our pull requests are known by their author."""
+        if (who := self.whose()) is None:
+            raise Forbidden(
+                "The Hub does not say whose this token is, so that a later run would not know its own pull requests again.",
+                remedy="Pass --publish push, or use an account's own token as HF_TOKEN.",
+            )
+        return who
 
     def pull(self, repo: str, num: int) -> Pull:
         """One pull request."""

@@ -11,6 +11,8 @@ from bot.hub.sentences import TOKENS
 
 WRITE, DISCUSS = "repo.write", "discussion.write"  # as the Hub names its permissions
 POWERLESS = ("read", "no_access")  # roles in an organization that may not create or change its repos
+# What a fine-grained token's permissions may be on, as far as it is known which models that reaches.
+ENTITIES = ("user", "org", "model", "dataset", "space")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class Grant:
 class Who:
     """Whom a token belongs to, and what it may do; `role` is read, write, fineGrained …
 
-    `grants`: None where the token is not limited to any. `roles`: the account's role in each organization.
+    `grants`: None where the token is not limited to any, or to something that may hold any repo, such as a resource group: then
+    the Hub alone knows. `roles`: the account's role in each organization.
     """
 
     name: str
@@ -46,6 +49,15 @@ class Who:
             one in grant.permissions for grant in reaching for one in permissions
         )
 
+    def is_in(self, owner: str) -> bool:
+        """Whether the account is in this organization, or is it. What the token may write to it is in, though the Hub does not list
+        it; of a token that is no access token (an application's) the Hub need not list any."""
+        named = {name.casefold() for name in (self.name, *self.orgs)}
+        granted = any(
+            WRITE in grant.permissions and grant.on.casefold() == owner.casefold() for grant in self.grants or ()
+        )
+        return owner.casefold() in named or granted or (self.role == "unknown" and not self.orgs)
+
     @property
     def held(self) -> str:
         """What a fine-grained token has, in words."""
@@ -57,21 +69,22 @@ def who_of(found: dict[str, Any]) -> Who:
     token = (found.get("auth") or {}).get("accessToken") or {}
     fine = token.get("fineGrained")
     orgs = found.get("orgs") or []
-    grants = None
+    grants: tuple[Grant, ...] = ()
+    judged = isinstance(fine, dict)
     if isinstance(fine, dict):
-        scoped = [
-            ((entry.get("entity") or {}).get("name"), entry.get("permissions")) for entry in fine.get("scoped") or []
-        ]
+        entries = [(entry.get("entity") or {}, entry.get("permissions")) for entry in fine.get("scoped") or []]
+        scoped = [(entity.get("name"), may) for entity, may in entries]
         everywhere = [("", fine["global"])] if fine.get("global") else []
         grants = tuple(
             Grant(on=str(name), permissions=tuple(map(str, may or ()))) for name, may in (*scoped, *everywhere)
         )
+        judged = all(entity.get("type") in ENTITIES for entity, _ in entries)
     return Who(
         name=found["name"],
         role=str(token.get("role", "unknown")),
         orgs=tuple(org["name"] for org in orgs),
-        scopes=tuple(f"{grant.on or 'everywhere'}: {', '.join(grant.permissions)}" for grant in grants or ()),
-        grants=grants,
+        scopes=tuple(f"{grant.on or 'everywhere'}: {', '.join(grant.permissions)}" for grant in grants),
+        grants=grants if judged else None,
         roles={org["name"]: str(org.get("roleInOrg")) for org in orgs if not org.get("resourceGroups")},
     )
 
@@ -83,7 +96,7 @@ def _role_in(who: Who, owner: str) -> str | None:
 def require_create(who: Who, repo: str) -> None:
     """Raise Forbidden where the token's owner cannot have a repo of this name, or the token cannot create one."""
     owner = repo.partition("/")[0]
-    if owner.lower() not in {name.lower() for name in (who.name, *who.orgs)}:
+    if not who.is_in(owner):
         raise Forbidden(
             f"{repo} does not exist, and the token's owner {who.name} is not in {owner}.",
             remedy=f"Name a target of {who.name} or of an organization that this account is in.",
@@ -135,7 +148,7 @@ def remedy_for(who: Who, repo: str) -> str | None:
     role = _role_in(who, owner)
     if who.role == "read":
         return None
-    if owner.casefold() not in {name.casefold() for name in (who.name, *who.orgs)}:
+    if not who.is_in(owner):
         return f"{who.name} is not in {owner}: open a pull request there (--publish pr), or use a member's token."
     if role in (*POWERLESS, "contributor"):
         return f"{who.name}'s role in {owner} is {role}: ask an administrator for the role write, or pass --publish pr."

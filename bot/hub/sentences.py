@@ -21,6 +21,7 @@ from bot.redact import redact
 TRY_AGAIN = "Run it again in a few minutes; what was transferred is kept."
 IN_PROGRESS = "another conflicting operation is in progress"
 TOKENS = "https://huggingface.co/settings/tokens"
+BAD_TOKEN = "bad-token"
 
 
 class Busy(Outside):
@@ -177,6 +178,7 @@ def _bad_token(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
     return Forbidden(
         f"Could not {where.doing}: the Hub does not accept this token; it is mistyped, expired or revoked{_said(error)}.",
         remedy=f"Set HF_TOKEN to a valid token ({TOKENS}); it wins over `hf auth login`.",
+        code=BAD_TOKEN,
     )
 
 

@@ -14,6 +14,7 @@ from bot.hub import rights
 from bot.hub.door import Blob, Door
 from bot.hub.errors import Unserved
 from bot.hub.rights import Who, who_of
+from bot.hub.sentences import BAD_TOKEN
 
 HISTORY = 500  # commits of the target that are looked through for ours; where it is older, the report alone is believed
 
@@ -38,6 +39,7 @@ class Writing(Door):
     """What a run needs of its target."""
 
     _who: Who | None = None
+    _untold = False  # whether the Hub has refused to say
 
     def whoami(self) -> Who:
         """The token's owner and reach. Asked once: the Hub limits this call strictly."""
@@ -104,24 +106,33 @@ class Writing(Door):
         try:
             self.patiently(where, lambda: self.outputs.auth_check(repo, write=True))
         except Forbidden as refused:
-            who = self._whose()
+            who = self.whose()
             refused.remedy = (who and rights.remedy_for(who, repo)) or refused.remedy
             raise
-        if (who := self._whose()) is not None:
+        if (who := self.whose()) is not None:
             rights.require_write(who, repo)
 
-    def _whose(self) -> Who | None:
+    def whose(self) -> Who | None:
         """As `whoami`; None for a token that the Hub does not tell of, as those of trusted publishers may be."""
+        if self._untold:
+            return None
         try:
             return self.whoami()
         except (Forbidden, NotFound, Unserved):
+            self._untold = True
             return None
 
     # --- the repo ---------------------------------------------------------------------------------------------------
 
     def require_create(self, repo: str) -> None:
         """Raise Forbidden where the token's owner cannot have a repo of this name, or the token cannot create one."""
-        rights.require_create(self.whoami(), repo)
+        try:
+            who = self.whoami()
+        except (Forbidden, NotFound) as refused:
+            if refused.code == BAD_TOKEN:
+                raise
+            return  # the Hub does not tell whose it is, and decides when the repo is made
+        rights.require_create(who, repo)
 
     def create(self, repo: str, *, private: bool = True) -> None:
         """A new model repo. Raises Outside where there is one of that name with something in it."""

@@ -71,8 +71,8 @@ def publish(
     job = Job(parcel=parcel, tag=tag, how=how, force=force, hub=hub, emit=emit)
     if dry_run:
         warn_of_reach(target, how, hub, emit)
-        return _dry_run(job, target, now, seen, pushing)
-    return _deliver(job, target, now, seen, private, pushing)
+        return _dry_run(job, target, now, seen, asked, pushing)
+    return _deliver(job, target, now, seen, asked, pushing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def warn_of_reach(target: str, how: How, hub: Hub, emit: Emit, result: Foreseen 
 
 
 def _deliver(
-    job: Job, repo: str, now: Target | None, seen: visibility.Visibility, private: str, pushing: bool
+    job: Job, repo: str, now: Target | None, seen: visibility.Visibility, asked: Asked, pushing: bool
 ) -> Publication:
     _require_reach(job.hub, now, pushing)
     job.hub.check_card(job.parcel.files["README.md"].read_text())
@@ -123,11 +123,14 @@ def _deliver(
         found = meanwhile(job, repo)
         if found is None:
             raise
-        return _tagged(job, found)
+        return put_right(found, asked, job.hub, job.emit)  # a faster run of the same merge
     try:
         if target.empty:
-            settle(target, seen, private, job.hub, job.emit)
-        return _tagged(job, _finish(job, target, pushing))
+            settle(target, seen, asked.private, job.hub, job.emit)
+        done = _finish(job, target, pushing)
+        if pushing and asked.private == "false" and target.private and not target.empty:
+            return put_right(done, asked, job.hub, job.emit)  # as the next run would
+        return carry_tag(done, job.tag, asked.fingerprint, job.hub, job.emit)
     except AdapterMergeError as error:
         if now is None:
             _leave(job, repo, error)
@@ -155,6 +158,8 @@ def _finish(job: Job, target: Target, pushing: bool) -> Publication:
 def _require_reach(hub: Hub, now: Target | None, pushing: bool) -> None:
     """Fail before the upload, not after it."""
     if now is None:
+        if not pushing:
+            hub.require_known()
         return
     if pushing:
         hub.require_write(now.repo)
@@ -162,23 +167,17 @@ def _require_reach(hub: Hub, now: Target | None, pushing: bool) -> None:
     hub.require_pulls(now.repo)
 
 
-def _tagged(job: Job, done: Publication) -> Publication:
-    """The publication with its tag; the merge is there already, so that a tag that fails is a warning."""
-    try:
-        return carry_tag(done, job.tag, job.hub, job.emit)
-    except AdapterMergeError as error:
-        text = f"{done.repo} is published, but not tagged {job.tag}: {error.what} {error.remedy}"
-        job.emit(Note(text=text, level="warning"))
-        return done
-
-
-def _dry_run(job: Job, repo: str, now: Target | None, seen: visibility.Visibility, pushing: bool) -> Publication:
+def _dry_run(
+    job: Job, repo: str, now: Target | None, seen: visibility.Visibility, asked: Asked, pushing: bool
+) -> Publication:
     gone = stale(now.files, job.parcel.files) if now else ()
     steps = [f"create {repo} ({'private' if seen.private else 'public'})"] if now is None else []
     upload = f"{len(job.parcel.files)} files, {job.parcel.size:,} bytes"
     steps.append(f"commit {upload} to main" if pushing else f"open a pull request with {upload}")
     if gone:
         steps.append(f"remove {', '.join(gone)}")
+    if pushing and now and now.private and asked.private == "false":
+        steps.append("show it to everyone")
     if job.tag and pushing:
         steps.append(f"tag it {job.tag}")
     return Publication(

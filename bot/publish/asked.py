@@ -42,21 +42,25 @@ def put_right(done: Publication, asked: Asked, hub: Hub, emit: Emit) -> Publicat
         put = []
     if put:
         emit(Note(text=f"{done.repo} {' and '.join(put)} now, as asked."))
-        done = replace(done, why=f"{done.why} It {' and '.join(put)} now, as asked.")
-    return carry_tag(done, asked.tag, hub, emit)
+        done = replace(done, why=f"{done.why} It {' and '.join(put)} now, as asked.".strip())
+    return carry_tag(done, asked.tag, asked.fingerprint, hub, emit)
 
 
 def _show(repo: str, asked: Asked, hub: Hub, emit: Emit) -> list[str]:
     """Who may see a repo that holds this merge: as it was said, and else as it is. What was changed, in words.
 
-    `auto` decides for a new repo only: what its owner did with it since is not undone.
+    `auto` decides for a new repo only: what its owner did with it since is not undone. A repo that is public under `auto` had its
+    gate before the merge was in it (see `settle`), so that somebody took it away, or an input got its own later; one that a run
+    was cut off from gating is private.
     """
     private, gated = hub.shown(repo)
     seen = visibility.decide({"inputs": asked.inputs}, asked.private, hub, silent)
     put = []
-    if seen.gated and not gated and (private or asked.private != "false"):
+    if seen.gated and not gated and (private or asked.private == "true"):
         hub.set_gated(repo, seen.gated)
         put.append("is gated")
+    elif seen.gated and not gated and asked.private == "auto":
+        emit(Note(text=f"{repo} is open to everyone, though {seen.why}; gate it on the Hub, if that is not meant."))
     if asked.private != "auto" and private != seen.private:
         hub.set_private(repo, seen.private)
         put.append("is private" if seen.private else "is public")
@@ -87,18 +91,34 @@ def _finish_pull(done: Publication, asked: Asked, hub: Hub) -> Publication:
     return replace(done, why=f"{done.why} It was still a draft, and is open now.")
 
 
-def carry_tag(done: Publication, tag: str | None, hub: Hub, emit: Emit) -> Publication:
-    """Tag the commit on main like the adapter's; a tag that is elsewhere already is never moved."""
+def carry_tag(done: Publication, tag: str | None, fingerprint: str, hub: Hub, emit: Emit) -> Publication:
+    """Tag the commit on main like the adapter's; a tag that is elsewhere already is never moved. The merge is there already, so
+    that a tag that fails is a warning: whoever runs this may only propose."""
     if tag is None or done.how != "push" or done.repo is None or done.revision is None:
         return done
-    where = hub.tags(done.repo).get(tag)
-    if where is None:
-        hub.tag(done.repo, tag, done.revision)
-    elif where != done.revision:
-        text = f"{done.repo} has the tag {tag} on another commit ({where[:8]}); it was not moved."
+    try:
+        where = hub.tags(done.repo).get(tag)
+        if where is None:
+            hub.tag(done.repo, tag, done.revision)
+        elif where != done.revision and where not in _since(fingerprint, done.repo, hub):
+            text = f"{done.repo} has the tag {tag} on another commit ({where[:8]}); it was not moved."
+            emit(Note(text=text, level="warning"))
+            return done
+    except AdapterMergeError as error:
+        text = f"{done.repo} is published, but not tagged {tag}: {error.what} {error.remedy}"
         emit(Note(text=text, level="warning"))
         return done
     return replace(done, tag=tag)
+
+
+def _since(fingerprint: str, repo: str, hub: Hub) -> list[str]:
+    """The commits of main from its head down to that of this merge; none where the history does not have it."""
+    shas = []
+    for sha, message in hub.commit_messages(repo):
+        shas.append(sha)
+        if words.trailer_in(message) == fingerprint:
+            return shas
+    return []
 
 
 # --- a new repo ---------------------------------------------------------------------------------------------------

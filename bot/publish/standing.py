@@ -33,7 +33,7 @@ def already(fingerprint: str, target: str, hub: Hub, emit: Emit = silent, how: s
     if found is None:
         return None
     on_main = _on_main(fingerprint, found, hub, emit)
-    return on_main if on_main or how == "push" else _in_a_pull(fingerprint, found, hub)
+    return on_main if on_main or how == "push" else _in_a_pull(fingerprint, found, hub, emit)
 
 
 def _on_main(fingerprint: str, target: Target, hub: Hub, emit: Emit) -> Publication | None:
@@ -128,23 +128,27 @@ def _is_there(name: str, sha256: str, target: Target, then: dict[str, Blob], hub
     return text is not None and hashlib.sha256(text).hexdigest() == sha256
 
 
-def _in_a_pull(fingerprint: str, target: Target, hub: Hub) -> Publication | None:
+def _in_a_pull(fingerprint: str, target: Target, hub: Hub, emit: Emit) -> Publication | None:
     from bot.hub import NoDiscussions
 
     if not hub.signed_in(hub.outputs):
         return None
     try:
-        return _of_ours(fingerprint, target, hub)
+        return _of_ours(fingerprint, target, hub, emit)
     except NoDiscussions:  # nothing is proposed there, and pushing needs no pull request
         return None
 
 
-def _of_ours(fingerprint: str, target: Target, hub: Hub) -> Publication | None:
+def _of_ours(fingerprint: str, target: Target, hub: Hub, emit: Emit) -> Publication | None:
     for pull in hub.my_pulls(target.repo):  # a merged one counts by what main holds now
         ours, repo = mark_in(pull.text) == fingerprint, target.repo
         if ours and pull.status == "open":
             why = f"Pull request {pull.num} already proposes this merge."
-            return _unchanged(fingerprint, repo, pull, hub.head(repo, pull.ref), why, hub)
+            found = _unchanged(fingerprint, repo, pull, hub.head(repo, pull.ref), why, hub)
+            if found.proof is not None:
+                return found
+            emit(Note(text=f"Pull request {pull.num} has the mark of this merge, but other weights.", level="warning"))
+            continue  # it is brought to what it says: see `pull_to_update`
         if ours and pull.status == "closed":
             why = f"Pull request {pull.num} with this merge was closed; it is not opened again (--force would)."
             return _unchanged(fingerprint, repo, pull, None, why, hub)

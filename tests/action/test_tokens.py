@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from bot.action.tokens import read_tokens
-from bot.devhub import DevHub
+from bot.devhub import DevHub, Fault
 from bot.devhub.web.app import Front
 from tests.action.conftest import Runner, Step
 from tests.github.fake import TOKEN, FakeGitHub
@@ -71,6 +71,18 @@ def test_the_inputs_are_read_with_one_token_and_the_target_written_with_another(
     step = run(hf_token=writer, hf_read_token=reader, target_repo="publisher/merged")
     assert step.code == 0, step.log
     assert HfApi(world.hub.url, token=writer).model_info("publisher/merged").private
+
+
+def test_a_token_that_the_hub_does_not_tell_the_owner_of_can_push(run: Run, world: World) -> None:
+    world.hub.faults.add(Fault(path="/api/whoami", status=403, times=None, body='{"error": "not for this token"}'))
+    step = run(publish="push")
+    assert step.code == 0, step.log
+    assert (step.outputs["status"], step.annotations("warning")) == ("published", [])
+    world.new_version("v2", seed=5)
+    step = run(publish="pr")
+    assert step.code == 5
+    assert "does not say whose this token is" in step.annotations("error")[0]
+    assert "Merging" not in step.log, "it was known before the work"
 
 
 def test_a_plan_for_strangers_gets_no_token_that_can_write() -> None:

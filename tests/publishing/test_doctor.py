@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from bot.devhub import Fault
 from bot.doctor import NEEDED, examine
 from bot.project import REPOSITORY
 from bot.records import Machine
@@ -54,6 +55,25 @@ def test_the_tokens_role_decides(dev, owner, tmp_path, role, token, target):
 def test_a_narrow_token_names_its_scope(dev, owner, tmp_path):
     found = seen(door(dev, tmp_path, token=dev.create_token("demo", "fine-grained", ["demo/other"])))
     assert "limited to demo/other" in found["token"].sentence
+
+
+def test_a_target_that_was_renamed_is_looked_at_by_its_new_name(dev, owner, tmp_path):
+    owner.existing()
+    owner.api.move_repo(TARGET, "demo/new-name")
+    may = ("repo.content.read", "repo.write", "discussion.write")
+    narrow = dev.create_token("demo", "fine-grained", ["demo/new-name"], permissions=may)
+    assert seen(door(dev, tmp_path, token=narrow))["target"].status == "ok"
+
+
+def test_a_token_that_the_hub_tells_nothing_of_is_no_failure(dev, hub, owner):
+    """It can push; a pull request of its own would not be known again."""
+    dev.faults.add(Fault(path="/api/whoami", status=403, times=None, body='{"error": "not for this token"}'))
+    found = seen(hub, "demo/new")
+    assert (found["token"].status, found["target"].status) == ("warn", "ok")
+    owner.existing()
+    line = seen(hub)["target"]
+    assert line.status == "warn"
+    assert "may write to it, but open no pull request. The Hub does not say whose this token is" in line.sentence
 
 
 def test_a_bad_token_and_none(dev, tmp_path):

@@ -6,8 +6,10 @@ import pytest
 
 from bot.devhub import Fault
 from bot.errors import Outside
+from bot.events import Note
 from bot.project import REPOSITORY
 from bot.publish import already
+from bot.publish.words import trailer_in
 from tests.publishing.given import ADAPTER, SHA, TARGET, deliver, fingerprint, finished
 from tests.pulling.given import door
 
@@ -102,6 +104,37 @@ def test_another_merge_updates_the_open_pull_request(hub, owner, folder, documen
     assert "Updated" in owner.api.get_discussion_details(TARGET, 1).events[-1].content
     assert already(fingerprint(2), TARGET, hub).status == "unchanged"
     assert already(fingerprint(1), TARGET, hub) is None
+
+
+def test_a_pull_request_whose_weights_somebody_changed_gets_ours_again(hub, owner, folder, document):
+    deliver(folder, document, hub)
+    name = "model-00001-of-00002.safetensors"
+    owner.api.upload_file(path_or_fileobj=b"other", path_in_repo=name, repo_id=TARGET, revision="refs/pr/1")
+    notes = []
+    done = deliver(folder, document, hub, emit=notes.append)
+    assert (done.status, done.pr_number) == ("published", 1)
+    assert owner.titles("refs/pr/1")[0] == "Merge demo/adapter into demo/base"
+    assert any("has the mark of this merge, but other weights" in note.text for note in notes if isinstance(note, Note))
+    assert deliver(folder, document, hub).proof is not None
+
+
+def test_a_pull_request_with_our_mark_and_another_merge_in_it_is_put_right(hub, owner, folder, document, tmp_path):
+    """The run of another merge was killed between its commit and the words that say so."""
+    deliver(folder, document, hub)
+    with pytest.MonkeyPatch.context() as killed:
+        for step in ("comment", "rewrite", "rename"):
+            killed.setattr(type(hub), step, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            deliver(tmp_path / "other", finished(tmp_path / "other", seed=2), hub)
+    done = deliver(folder, document, hub)
+    assert (done.status, done.pr_number) == ("published", 1)
+    assert trailer_in(owner.api.list_repo_commits(TARGET, revision="refs/pr/1")[0].message) == fingerprint(1)
+    assert deliver(folder, document, hub).proof is not None
+    assert len(owner.pulls()) == 1
+
+
+def interrupted(*args, **more):
+    raise KeyboardInterrupt
 
 
 def test_a_closed_pull_request_is_not_reopened(hub, owner, folder, document, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from huggingface_hub import HfApi
 from bot.devhub import DevHub, Fault
 from bot.doctor import examine
 from bot.errors import Forbidden, Gated, Outside
+from bot.events import Event, Note
 from bot.hub import Hub, NoDiscussions
 from bot.publish import require_reach
-from tests.publishing.given import BASE, TARGET, Owner
+from bot.records import Json
+from tests.publishing.given import BASE, TARGET, Owner, deliver
 from tests.publishing.test_doctor import MACHINE
 from tests.pulling.given import door, two_sentences
 
@@ -128,6 +131,74 @@ def test_a_token_that_the_hub_tells_nothing_of_is_judged_by_the_hub_alone(dev: D
     owner.existing()
     dev.faults.add(Fault(path="/api/whoami", status=403, times=None, body='{"error": "not for this token"}'))
     require_reach(TARGET, "push", hub)
+    require_reach("demo/new", "auto", hub)
+    error = refused(hub, how="pr")
+    two_sentences(error, what="does not say whose this token is", do="--publish push")
+
+
+@pytest.mark.parametrize("target", ["demo/new", "demo/empty", "demo/full"])
+def test_such_a_token_pushes_without_a_word_of_pull_requests(
+    target: str, dev: DevHub, hub: Hub, owner: Owner, folder: Path, document: Json
+) -> None:
+    owner.api.create_repo("demo/empty")
+    owner.existing("demo/full")
+    dev.faults.add(Fault(path="/api/whoami", status=403, times=None, body='{"error": "not for this token"}'))
+    notes: list[Event] = []
+    how = "push" if target == "demo/full" else "auto"
+    done = deliver(folder, document, hub, target=target, how=how, emit=notes.append)
+    assert (done.status, done.how) == ("published", "push")
+    assert not [note for note in notes if isinstance(note, Note) and note.level == "warning"]
+    assert deliver(folder, document, hub, target=target).status == "unchanged"
+    assert [path for _, path, _ in dev.requests].count("/api/whoami-v2") == 1
+
+
+def test_such_a_token_makes_no_repo_that_it_could_only_propose_to(
+    dev: DevHub, hub: Hub, owner: Owner, folder: Path, document: Json
+) -> None:
+    dev.faults.add(Fault(path="/api/whoami", status=403, times=None, body='{"error": "not for this token"}'))
+    with pytest.raises(Forbidden, match="does not say whose this token is"):
+        deliver(folder, document, hub, how="pr")
+    assert not owner.api.repo_exists(TARGET)
+
+
+def test_a_token_that_is_none_is_told_before_a_repo_would_be_made(dev: DevHub, tmp_path: Path) -> None:
+    error = refused(door(dev, tmp_path, token="hf_notatoken"), "demo/new")
+    two_sentences(error, what="does not accept this token", do="valid token")
+
+
+# --- what the Hub tells of a token, and what it leaves out --------------------------------------------------------
+
+
+def told(dev: DevHub, token: dict[str, Any], *orgs: dict[str, Any]) -> None:
+    """From now on the Hub says this of every token."""
+    found = {"type": "user", "name": "demo", "orgs": [*orgs], "auth": {"type": "access_token", "accessToken": token}}
+    dev.faults.add(Fault(path="/api/whoami", status=200, times=None, body=json.dumps(found)))
+
+
+def scoped(kind: str, name: str, *permissions: str) -> dict[str, Any]:
+    """A fine-grained token with permissions on one thing."""
+    entry = {"entity": {"type": kind, "name": name}, "permissions": [*permissions]}
+    return {"role": "fineGrained", "fineGrained": {"global": [], "scoped": [entry]}}
+
+
+def test_an_organization_that_the_token_writes_to_need_not_be_listed(dev: DevHub, hub: Hub) -> None:
+    told(dev, scoped("org", "acme", WRITE))
+    require_reach("acme/new", "auto", hub)
+    assert "is not in other" in refused(hub, "other/new").what
+
+
+def test_a_token_of_an_application_lists_no_organizations(dev: DevHub, hub: Hub) -> None:
+    told(dev, {})
+    require_reach("acme/new", "auto", hub)
+
+
+def test_what_a_resource_group_holds_the_hub_alone_knows(dev: DevHub, hub: Hub, owner: Owner) -> None:
+    dev.create_org("acme", members=["demo"])
+    owner.put("model.safetensors", b"x", "acme/model")
+    group = {"name": "acme", "roleInOrg": "read", "resourceGroups": [{"name": "team", "role": "write"}]}
+    told(dev, scoped("resource-group", "team", WRITE), group)
+    for target, how in (("acme/new", "auto"), ("acme/model", "push"), ("acme/model", "pr")):
+        require_reach(target, how, hub)  # type: ignore[arg-type]
 
 
 # --- the gate of an input -----------------------------------------------------------------------------------------

@@ -104,6 +104,41 @@ def test_a_token_that_may_not_change_settings_is_told_and_no_more(dev, hub, owne
     assert any("see to it on the Hub" in text for text in texts(notes))
 
 
+def test_a_gate_that_its_owner_took_away_is_missed_and_not_put_back(hub, owner, folder, document):
+    """A run that is cut off before the gate stands leaves a private repo, so that this was somebody's choice."""
+    owner.api.update_repo_settings(BASE, gated="auto")
+    deliver(folder, document, hub, private="false")
+    owner.api.update_repo_settings(TARGET, gated=False)
+    notes = []
+    assert deliver(folder, document, hub, emit=notes.append).status == "unchanged"
+    assert owner.api.model_info(TARGET).gated is False
+    assert f"{TARGET} is open to everyone, though {BASE} is gated; gate it on the Hub, if that is not meant." in texts(
+        notes
+    )
+
+
+def test_a_private_repo_that_stayed_without_its_gate_gets_it(dev, hub, owner, folder, document):
+    owner.api.update_repo_settings(BASE, gated="auto")
+    dev.faults.add(Fault(path=f"/api/models/{TARGET}/settings", status=503, times=None))
+    deliver(folder, document, hub)
+    dev.faults.clear()
+    assert "It is gated now" in deliver(folder, document, hub).why
+    made = owner.api.model_info(TARGET)
+    assert (made.private, made.gated) == (True, "auto")
+
+
+def test_a_private_target_that_is_pushed_to_is_opened_where_that_is_asked(hub, owner, folder, document):
+    owner.existing()
+    owner.api.update_repo_settings(TARGET, private=True)
+    foreseen = deliver(folder, document, hub, how="push", private="false", dry_run=True)
+    assert "show it to everyone" in foreseen.why
+    assert owner.api.model_info(TARGET).private
+    done = deliver(folder, document, hub, how="push", private="false", tag="v1")
+    assert (done.status, done.tag, done.why) == ("published", "v1", "It is public now, as asked.")
+    assert not owner.api.model_info(TARGET).private
+    assert deliver(folder, document, hub, how="push", private="false").why == "The target already holds this merge."
+
+
 def test_settings_that_failed_for_long_are_made_up_for(dev, hub, owner, folder, document):
     owner.api.update_repo_settings(BASE, gated="auto")
     dev.faults.add(Fault(path=f"/api/models/{TARGET}/settings", status=503, times=None))
@@ -195,6 +230,30 @@ def test_a_hub_that_is_busy_hides_no_input_behind_its_new_name(dev, hub, owner, 
     assert TITLE not in owner.titles(repo="demo/base-2")
     with pytest.raises(Usage):
         deliver(folder, document, hub, target="demo/base-2", how="push")
+
+
+# --- its tag --------------------------------------------------------------------------------------------------------
+
+
+def test_who_proposed_and_may_not_tag_is_told_and_no_more(dev, owner, folder, document, tmp_path):
+    owner.existing()
+    eve = door(dev, tmp_path, token=dev.create_token(dev.create_user("eve")))
+    deliver(folder, document, eve, tag="v1")
+    owner.api.merge_pull_request(TARGET, 1)
+    notes = []
+    done = deliver(folder, document, eve, tag="v1", emit=notes.append)
+    assert (done.status, done.how, done.tag) == ("unchanged", "push", None)
+    assert any(f"{TARGET} is published, but not tagged v1: Could not tag" in text for text in texts(notes))
+
+
+def test_a_tag_stays_ours_when_others_commit_after_it(hub, owner, folder, document, tmp_path):
+    deliver(folder, document, hub, tag="v1")
+    owner.put("notes.txt", b"mine")
+    notes = []
+    done = deliver(folder, document, hub, tag="v1", emit=notes.append)
+    assert (done.status, done.tag, texts(notes)) == ("unchanged", "v1", [])
+    deliver(tmp_path / "other", finished(tmp_path / "other", seed=2), hub, how="push", tag="v1", emit=notes.append)
+    assert any("has the tag v1 on another commit" in text for text in texts(notes))
 
 
 # --- pull requests ------------------------------------------------------------------------------------------------
