@@ -25,7 +25,8 @@ REPEATABLE = re.compile(
 LONG_WORK = re.compile(r"/commit/|/info/lfs/objects/verify|/api/complete_multipart")
 PIECE = 1 << 16
 # Seconds. The client's own default would wait for a silent server for ever, and some of its calls say so themselves.
-LIMITS = httpx2.Timeout(connect=20.0, read=600.0, write=600.0, pool=None)
+# The longer one is for uploads and commits, and less than `bot.hub.patience.MOST`: so that one that stalls is sent again.
+LIMITS = httpx2.Timeout(connect=20.0, read=300.0, write=300.0, pool=None)
 QUICK = httpx2.Timeout(connect=20.0, read=60.0, write=60.0, pool=None)
 
 
@@ -51,8 +52,7 @@ class Session(httpx2.Client):
         if hasattr(data, "read"):  # how the client hands over the file, or the part of one, that it uploads
             content, data = Again(data), None
         if not isinstance(more.get("timeout"), (int, float, tuple, httpx2.Timeout)):
-            path = httpx2.URL(url).path
-            long = method == "PUT" or LONG_WORK.search(path) or not path.startswith("/api/")
+            long = method == "PUT" or LONG_WORK.search(httpx2.URL(url).path)
             more["timeout"] = LIMITS if long else QUICK
         return super().build_request(method, url, content=content, data=data, **more)
 

@@ -19,9 +19,9 @@ from bot import signals
 from bot.devhub import Fault
 from bot.errors import Outside
 from bot.events import Note
-from bot.hub import Busy, session
+from bot.hub import Busy, patience, session
 from bot.hub.patience import MOST, PAUSES, Step, rest, under_way
-from tests.publishing.given import TARGET, deliver
+from tests.publishing.given import BASE, TARGET, deliver
 from tests.pulling.given import door, two_sentences
 
 ROOT = Path(__file__).parents[2]
@@ -225,6 +225,29 @@ def test_the_token_follows_a_list_on_its_own_host(dev, patient, owner):
     link = f'<{dev.url}/api/models/{TARGET}/commits/main?p=7>; rel="next"'
     dev.faults.add(Fault(path="/commits/main", headers={"Link": link}))
     assert len(patient.commit_messages(TARGET)) == 2
+
+
+@pytest.mark.parametrize("route", ["/upload", "/commit/main"])
+def test_an_upload_or_a_commit_that_stalls_is_sent_again(dev, folder, document, tmp_path, monkeypatch, route):
+    """With all times a three hundredth of what they are."""
+    limit, rate = session.LIMITS.read, 300
+    monkeypatch.setattr(session, "LIMITS", httpx2.Timeout(limit / rate))
+    monkeypatch.setattr(patience, "MOST", MOST / rate)
+    quick = door(dev, tmp_path, patience=tuple(pause / rate for pause in PAUSES))
+    fault = dev.faults.add(Fault(path=route, delay=1.3 * limit / rate))
+    assert deliver(folder, document, quick).status == "published"
+    assert dev.faults.hits(fault) == 1
+
+
+def test_a_read_of_bytes_that_stalls_is_asked_again(dev, owner, patient, monkeypatch):
+    """Planning reads headers so, by the dozen."""
+    monkeypatch.setattr(session, "QUICK", httpx2.Timeout(0.2))
+    patient.target(BASE)
+    sha = owner.api.model_info(BASE).sha
+    dev.faults.add(Fault(path="/resolve/", delay=2.0))
+    began = time.monotonic()
+    assert patient.read_span(BASE, sha, "config.json", 0, 2) == b"{}"
+    assert time.monotonic() - began < 1.5
 
 
 def test_a_wait_in_a_thread_of_the_client_ends_with_the_program(monkeypatch):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx2
 import pytest
 from huggingface_hub import HfApi
 
 from bot.devhub import Fault
-from bot.errors import Forbidden, Moved
+from bot.errors import Forbidden, Moved, Outside
 from bot.events import Note
 from bot.hub.patience import PAUSES
 from bot.hub.pulls import Proposing
@@ -140,6 +142,21 @@ def test_a_draft_that_nobody_took_up_is_closed_though_main_has_moved(dev, hub, o
     at_once(Proposing, "open_draft", lambda other: owner.put("notes.txt", b"beside it"), before=True)
     with pytest.raises(Forbidden):
         deliver(folder, document, hub)
+    assert pulls(owner) == [(1, "closed", None)]
+
+
+def test_a_draft_in_which_other_bytes_arrived_is_closed_with_its_commit(hub, owner, folder, document, monkeypatch):
+    real = type(hub).target_files
+
+    def tampered(self, repo, revision):
+        found = real(self, repo, revision)
+        return {name: replace(blob, sha256=blob.sha256 and "0" * 64) for name, blob in found.items()}
+
+    monkeypatch.setattr(type(hub), "target_files", tampered)
+    with pytest.raises(Outside) as caught:
+        deliver(folder, document, hub)
+    two_sentences(caught.value, what="are not the ones that were verified", do="Do not use that commit")
+    assert ours(owner, "refs/pr/1") == [fingerprint(1)]
     assert pulls(owner) == [(1, "closed", None)]
 
 

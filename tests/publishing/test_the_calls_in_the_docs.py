@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bot.hub.patience import BRIEF, MOST, PAUSES
 from bot.hub.pulls import CLOSED, LISTED, OPEN
+from bot.hub.session import LIMITS, QUICK
 from bot.publish.land import ROUNDS
 from tests.publishing.scenarios import SCENARIOS, calls_of
 
@@ -79,5 +80,8 @@ def test_the_page_has_the_bounds():
     assert "the first three" in text
     assert "five and a half minutes" in text
     assert "up to five times" in text
+    assert (QUICK.read, QUICK.write, LIMITS.read, LIMITS.write) == (60, 60, 300, 300)
+    assert "silence for a minute, for five where it is an upload or a commit" in text
+    assert LIMITS.read + 1.25 * PAUSES[0] < MOST < 2 * LIMITS.read  # one is survived
     assert f"the newest {LISTED} are listed (and {LISTED} open ones, where there are more)" in text
     assert f"at most {OPEN} open and {CLOSED} closed ones read" in text
