@@ -79,6 +79,12 @@ def verify_disk(tensors: Iterable[Stored], *, base: bool, result: bool) -> int:
     return 4 * (base + result) * sum(_numel(tensor.shape) for tensor in tensors)
 
 
+def disk_to_prove(budget: Budget, machine: Machine) -> int:
+    """What has to fit where the output goes for the full verification; 0 where that writes nothing."""
+    beside = budget.disk if machine.cache_free is None else budget.output
+    return budget.verify_disk and beside + budget.verify_disk
+
+
 def machine_refusals(budget: Budget, machine: Machine) -> list[Refusal]:
     """What this machine lacks for the merge itself (exit 6)."""
     refusals = []
@@ -118,7 +124,7 @@ def choose_level(
 ) -> tuple[Level, tuple[tuple[str, str], ...], list[Refusal]]:
     """(level, what will not be run and why, refusals). `auto` takes the highest level that fits this machine.
 
-    `memory`: bytes that the full verification would hold; `disk`: that it would have written, with the output.
+    `memory`: bytes that the full verification would hold; `disk`: that it would have written where the output goes.
     """
     if options.verify == "files":
         return "files", tuple((name, "--verify files was asked for") for name in ("weights", "full")), []

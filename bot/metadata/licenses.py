@@ -58,8 +58,11 @@ class Terms:
     link: str | None = None
 
     @property
-    def key(self) -> tuple[str, str | None]:
-        return self.id, self.name if self.id == "other" else None
+    def key(self) -> tuple[str | None, ...]:
+        """What makes it the same license as another one; two that have no name are told apart by where they lead."""
+        if self.id != "other":
+            return (self.id,)
+        return self.id, self.name, self.link if self.name == "other" else None
 
 
 def require(given: str | None) -> str | None:

@@ -61,7 +61,10 @@ def state(
         fields |= {"license_name": one.name, **link.to(one, source)}
     differ = len({terms.key for terms in every}) > 1
     words = f"{_named(one)} ({of_inputs})" if differ else f"{_named(one)}{_silent(base, adapters)}"
-    return Stated(fields=fields, words=words, notes=tuple(_notes(one, every, of_inputs, differ)))
+    notes = list(_notes(one, every, of_inputs, differ))
+    if not terms_of(base):  # an adapter that states none is nothing rare, and then the base's is all that is known
+        notes.append(f"The base states no license; the card's is {_named(one)}. --license states another.")
+    return Stated(fields=fields, words=words, notes=tuple(notes))
 
 
 def _notes(one: Terms, every: Sequence[Terms], of_inputs: str, differ: bool) -> Iterator[str]:
@@ -89,7 +92,9 @@ def _whose(adapter: Source, adapters: Sequence[Source]) -> str:
 
 
 def _named(terms: Terms) -> str:
-    return f"other ({terms.name})" if terms.id == "other" else terms.id
+    if terms.id != "other":
+        return terms.id
+    return f"other ({terms.link if terms.name == 'other' and terms.link else terms.name})"
 
 
 def _silent(base: Source, adapters: Sequence[Source]) -> str:

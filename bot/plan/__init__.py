@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bot import assets, special_tokens, trained
-from bot.budget import choose_device, choose_level, machine_refusals, make_budget
+from bot.budget import choose_device, choose_level, disk_to_prove, machine_refusals, make_budget
 from bot.plan import heads, replicas, tying
 from bot.plan.base import basis_of
 from bot.plan.claims import Claims, claim
@@ -91,7 +91,7 @@ def make_plan(sources: Sources, options: Options, machine: Machine, given: Seque
     budget = make_budget(sources, layout.shards, layout.ops, chosen, draft.engine)
     refusals = [_with_new_rows(refusal, adapter) for refusal in refusals] or _new_rows_alone(adapter)
     level, not_run, level_refusals = choose_level(
-        options, config, budget.verify_memory, machine, budget.verify_disk and budget.disk + budget.verify_disk
+        options, config, budget.verify_memory, machine, disk_to_prove(budget, machine)
     )
     device, no_device, on_device = choose_device(options, layout.ops, machine)
     refusals += [*level_refusals, *machine_refusals(budget, machine), *no_device]

@@ -63,7 +63,7 @@ def cards_above(files: Iterable[FileEntry], subfolder: str) -> list[str]:
 def with_cards(card: Json, above: Iterable[Json]) -> Json:
     """A checkpoint's card, which its trainer wrote, with what only the repo's says: its license, above all."""
     for outer in above:
-        card = {**outer, **card}
+        card = {**outer, **{name: said for name, said in card.items() if said not in (None, "", [])}}
     return card
 
 

@@ -23,6 +23,8 @@ LONGEST_CARD = 1_000_000  # bytes of a README's metadata block; one with the res
 DEEPEST_CARD = 50
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was built
 REPAIR = "Repair the file, or name another revision."
+LICENSE_LINE = re.compile(r"^(license(?:_name|_link)?):(.*)$", re.MULTILINE)
+ONE_WORD = re.compile(r"""["']([^"']+)["']|([A-Za-z0-9][^#'"\[\]{}&*]*)""")
 FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
@@ -66,8 +68,8 @@ def read_json(source: Source, name: str) -> Json:
 
 
 def card_of(texts: dict[str, bytes]) -> Json:
-    """README.md's metadata block as plain JSON values; {} where there is none or it cannot be read, which never stops a
-    merge. Raises Refused for one that is too long to be read in good time."""
+    """README.md's metadata block as plain JSON values; {} where there is none. One that cannot be read never stops a merge,
+    and still has its license. Raises Refused for one that is too long to be read in good time."""
     text = texts.get("README.md", b"")
     block = FRONT_MATTER.match(text.decode("utf-8", errors="replace"))
     if block is None:
@@ -76,10 +78,20 @@ def card_of(texts: dict[str, bytes]) -> Json:
         what = f"README.md has a metadata block of {len(block[1]):,} characters, and {LONGEST_CARD:,} are the most that are read."
         raise Refused(what, remedy="Shorten the block between the two lines of ---, or name another revision.")
     try:
-        found = _plain(yaml.load(block[1], LOADER)) if _fits(block[1]) else {}
+        found = _plain(yaml.load(block[1], LOADER)) if _fits(block[1]) else _license_alone(block[1])
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
-        return {}
+        return _license_alone(block[1])
     return found if isinstance(found, dict) else {}
+
+
+def _license_alone(block: str) -> Json:
+    """The license fields of a block that cannot be read as a whole: a merged model's card must not state less than its inputs.
+    `unknown`, which stands back behind no other, where there is one that cannot be read either."""
+    lines = {found[1]: found[2].strip() for found in LICENSE_LINE.finditer(block)}
+    if "license" not in lines:
+        return {}
+    words = {name: found[1] or found[2] for name, line in lines.items() if (found := ONE_WORD.fullmatch(line))}
+    return words if "license" in words else {"license": "unknown"}
 
 
 def _fits(block: str) -> bool:

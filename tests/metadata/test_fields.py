@@ -27,7 +27,7 @@ def read(name: str, value: Any) -> tuple[list[str], list[str]]:
         ("English", ["en"]), ("English and German", ["en", "de"]), ("en, de/fr", ["en", "de", "fr"]), ("jp", ["ja"]), ("ger", ["de"]),
         ("code", ["code"]), ("multilingual", ["multilingual"]), ("eng", ["eng"]), ("yue", ["yue"]), (["en", "en-US"], ["en"]),
         ("klingonish", []), ("all of them", []), ("xx", []), (True, []), ({"a": 1}, []), ([["en"]], []), (3, []), ("en and prose", []),
-        ("protein", []), (None, []), ("", []),
+        ("in", []), ("protein", []), (None, []), ("", []),
     ],
 )  # fmt: skip
 def test_a_language_is_a_code_that_the_hub_lists(written: Any, codes: list[str]) -> None:
@@ -46,6 +46,11 @@ def test_a_language_is_a_code_that_the_hub_lists(written: Any, codes: list[str])
 )  # fmt: skip
 def test_a_data_set_is_an_id_on_the_hub(written: Any, ids: list[str]) -> None:
     assert read("datasets", written)[0] == ids
+
+
+@pytest.mark.parametrize("written", ["F1 (macro)", "bleu+", "BERTScore: F1", "accuracy%", "exact_match,none"])
+def test_a_metric_has_any_name(written: str) -> None:
+    assert read("metrics", written) == ([written], [])
 
 
 def test_one_sentence_says_what_became_of_it() -> None:

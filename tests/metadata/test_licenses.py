@@ -140,6 +140,21 @@ def test_the_adapters_file_is_linked_by_the_name_it_got() -> None:
     assert stated("mit", adapter, assets=files).fields["license_link"] == f"{HOME}/blob/main/LICENSE.adapter"
 
 
+def test_two_licenses_without_a_name_are_not_one() -> None:
+    links = ["https://a.example/terms", "https://b.example/terms"]
+    cards = [{"license": "other", "license_link": link} for link in links]
+    apart, same = stated(*cards), stated(cards[0], cards[0])
+    assert all(link in apart.words for link in links)
+    assert "none stands for the others" in apart.words
+    assert same.fields["license_link"] == links[0]
+    assert not same.notes
+
+
+def test_a_base_that_states_no_license_is_remarked_on() -> None:
+    assert stated(None, "mit").notes == ("The base states no license; the card's is mit. --license states another.",)
+    assert not stated("mit", None).notes
+
+
 def test_a_license_without_derivatives_is_remarked_on() -> None:
     assert "does not let a changed work be shared" in stated("cc-by-nc-nd-4.0", "mit").notes[-1]
     assert not stated("cc-by-nc-4.0", "cc-by-nc-4.0").notes

@@ -240,6 +240,21 @@ def test_a_card_that_unfolds_without_end_is_none() -> None:
     assert time.process_time() - began < 2
 
 
+@pytest.mark.parametrize(
+    ("line", "license"),
+    [
+        ("license: cc-by-nc-4.0", {"license": "cc-by-nc-4.0"}),
+        ("license: 'mit'\nlicense_link: LICENSE", {"license": "mit", "license_link": "LICENSE"}),
+        ("license:\n- mit\n- gemma", {"license": "unknown"}),
+        ("license: *a", {"license": "unknown"}),
+        ("x: |\n  license: mit", {}),
+    ],
+)
+def test_a_card_that_cannot_be_read_still_has_its_license(line: str, license: dict[str, str]) -> None:
+    assert card(f"a: &a [x]\nb: *a\n{line}\nc: [") == license
+    assert card(f"a: &a [x]\nb: *a\n{line}") == license
+
+
 SCALARS = st.sampled_from(
     ["2020-01-01", "2020-01-01T00:00:00Z", "!!binary aGk=", ".inf", ".nan", "0x" + "f" * 60, "0x" + "f" * 5000,
     "1:2:3", "!!set {a, b}",

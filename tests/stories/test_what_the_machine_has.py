@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from bot import pipeline
+from bot.budget import disk_to_prove
 from bot.machine import free_beside, look
+from bot.records import Budget
 from tests.factory import save_adapter, save_base
 from tests.stories.conftest import Command, World
 
@@ -152,6 +154,14 @@ def test_what_fits_on_two_disks_need_not_fit_on_one(
     monkeypatch.setattr(pipeline, "free_beside", lambda cache, output: download)
     has(monkeypatch, disk_free=output)
     assert plan(world, adapter_merge) == {"said": [], "code": ["0"]}
+
+
+def test_what_the_full_proof_writes_lies_beside_the_output_alone() -> None:
+    budget = Budget(download=100, output=10, peak_memory=0, disk=110, verify_memory=0, verify_disk=5)
+    machine = look(Path.cwd())
+    assert disk_to_prove(budget, replace(machine, cache_free=None)) == 115
+    assert disk_to_prove(budget, replace(machine, cache_free=1000)) == 15
+    assert disk_to_prove(replace(budget, verify_disk=0), machine) == 0
 
 
 def test_each_of_two_disks_is_told_by_its_name(
