@@ -87,13 +87,13 @@ class Book:
                 f"There is no {FILE} in {work}.",
                 remedy="Run the fetch phase first, with the same work folder (ADAPTER_MERGE_WORK).",
             )
-        found = json.loads(path.read_bytes())
-        if found.get("schema") != SCHEMA:
-            raise Usage(f"{path} is of another version.", remedy="Run all phases with the same image.")
-        state, memory = _state(found), Memory.from_json(found["memory"])
-        if fresh and (state.jobs or state.failure):  # of an earlier step of this workflow job
+        found = _read(path)
+        if found is None and not fresh:
+            raise Usage(f"{path} is of another version, or damaged.", remedy="Run all phases with the same image.")
+        # A work folder may be kept: by an earlier step of this workflow job, or by an earlier version on this runner.
+        if found is None or (fresh and (found["jobs"] or found["failure"])):
             return cls(work, State(), Memory())
-        return cls(work, state, memory)
+        return cls(work, _state(found), Memory.from_json(found["memory"]))
 
     def change(self, **changes: Any) -> None:
         """Set fields of the state."""
@@ -139,6 +139,15 @@ class Book:
         found = {"schema": SCHEMA, "memory": self.memory.to_json(), **asdict(self.state)}
         fresh.write_text(json.dumps(found, indent=1, sort_keys=True), encoding="utf-8")
         fresh.replace(path)
+
+
+def _read(path: Path) -> Json | None:
+    """What was saved; None where another version wrote it, or a full disk cut it off."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and found.get("schema") == SCHEMA else None
 
 
 def _place(job: Job) -> str:

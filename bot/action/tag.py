@@ -16,6 +16,7 @@ from bot.hub import Hub
 from bot.hub.errors import Busy
 from bot.records import Ref
 
+SEPARATOR = r"[-/@_]"
 VERSION = re.compile(r"v?\d")
 WITH_V = re.compile(r"v\d")
 DOTTED = re.compile(r"v\d|\d+\.\d")  # what nobody takes for a part of a name
@@ -38,17 +39,27 @@ def settled(ref: Ref, tag: str | None, hub: Hub, emit: Emit) -> Ref:
 def candidates(tag: str) -> tuple[str, ...]:
     """The names that a pushed tag may have on the Hub, the closest first.
 
-    A version part begins behind a `-`, `/`, `@` or `_`. One without a v does not begin in the middle of another: `v1.0-2` is
-    no 2.
+    A version part begins behind a `-`, `/`, `@` or `_`, and never in the middle of another: `v1.0-2` is no 2, and neither is
+    `v1.0-rc-2`.
     """
     found = [tag]
-    for cut in re.finditer(r"[-/@_]", tag):
-        part, before = tag[cut.end() :], re.split(r"[-/@_]", tag[: cut.start()])[-1]
-        if WITH_V.match(part) or (VERSION.match(part) and not DOTTED.match(before)):
+    for cut in re.finditer(SEPARATOR, tag):
+        part = tag[cut.end() :]
+        if _begins(part, re.split(SEPARATOR, tag[: cut.start()])):
             found.append(part)
     versions = [name for name in found if VERSION.match(name)]
     found += [name.removeprefix("v") if name.startswith("v") else f"v{name}" for name in versions]
     return tuple(dict.fromkeys(found))
+
+
+def _begins(part: str, earlier: list[str]) -> bool:
+    """Whether a version begins with `part`. What may belong to a version among the `earlier` parts does not count as its name."""
+    if WITH_V.match(part):  # llama-3.1-v2: the 3.1 is llama's
+        return not DOTTED.match(earlier[0]) and not any(map(WITH_V.match, earlier))
+    if not VERSION.match(part) or any(map(DOTTED.match, earlier)):
+        return False
+    # 2024-01-05 is a date, and adapter-3-epoch-2 the 3; but llama-3-8b-1.2 is the 1.2
+    return not any(name.isdigit() for name in (earlier[-1:] if DOTTED.match(part) else earlier))
 
 
 def _known(repo: str, hub: Hub) -> Callable[[str], bool]:

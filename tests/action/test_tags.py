@@ -26,6 +26,15 @@ NAMES = {
     "v1.0-2": ("v1.0-2", "1.0-2"),
     "1.0-2": ("1.0-2", "v1.0-2"),
     "adapter-1.0-2": ("adapter-1.0-2", "1.0-2", "v1.0-2"),
+    "adapter-v2.0-rc-1": ("adapter-v2.0-rc-1", "v2.0-rc-1", "2.0-rc-1"),
+    "v1.2.0-hotfix-3": ("v1.2.0-hotfix-3", "1.2.0-hotfix-3"),
+    "adapter-v3-epoch-2": ("adapter-v3-epoch-2", "v3-epoch-2", "3-epoch-2"),
+    "adapter-3-epoch-2": ("adapter-3-epoch-2", "3-epoch-2", "v3-epoch-2"),
+    "adapter-v1.0-base-v2": ("adapter-v1.0-base-v2", "v1.0-base-v2", "1.0-base-v2"),
+    "2025.01.02-hotfix-1": ("2025.01.02-hotfix-1", "v2025.01.02-hotfix-1"),
+    "2025.01.02-v2": ("2025.01.02-v2", "v2025.01.02-v2"),
+    "release/2024-01-05": ("release/2024-01-05", "2024-01-05", "v2024-01-05"),
+    "llama-3-8b-1.2": ("llama-3-8b-1.2", "3-8b-1.2", "1.2", "v3-8b-1.2", "v1.2"),
     "latest": ("latest",),
     "stable-release": ("stable-release",),
 }
@@ -61,6 +70,14 @@ def test_the_tag_of_that_version_is_merged_where_there_is_one(tag: str, run: Run
     assert step.outputs["tag"] == "v1"
     assert step.outputs["adapter-sha"] == world.api.model_info("demo/adapter", revision="v1").sha
     assert bool(step.annotations("notice")) is (tag != "v1")
+
+
+def test_a_pre_release_merges_no_other_version(run: Run, runner: Runner, world: World) -> None:
+    later = world.new_version("later", seed=9)
+    pushed(runner, "adapter-v2.0-rc-1")  # the adapter's v1 is another one
+    step = run()
+    assert step.code == 0, step.log
+    assert (step.outputs["tag"], step.outputs["adapter-sha"]) == ("later", later)
 
 
 def test_the_tag_of_that_very_name_comes_first(run: Run, runner: Runner, world: World) -> None:
