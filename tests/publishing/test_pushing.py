@@ -430,7 +430,7 @@ def test_a_tag_that_a_cut_run_left_out_is_made_up_for(hub, owner, folder, docume
     again = deliver(folder, document, hub, tag="v1.0")
     assert (again.status, again.tag) == ("unchanged", "v1.0")
     assert tags(owner.api) == {"v1.0": again.revision}
-    assert carry_tag(again, "v1.0", hub, lambda event: None) == again
+    assert carry_tag(again, "v1.0", fingerprint(1), hub, lambda event: None) == again
 
 
 def test_a_tag_is_never_moved(hub, owner, folder, document, tmp_path):
