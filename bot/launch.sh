@@ -46,10 +46,12 @@ fail() { # fail CODE WHAT-AND-REMEDY
 }
 
 tell() { # tell WHAT: outputs and summary of an end that no phase has told of
+  local lt='&lt;' text # by its name: bash 5.2 takes a bare & for what was found
+  text=${1//'<'/"$lt"}
   if [[ ! -f ${GITHUB_OUTPUT:-} || $(<"$GITHUB_OUTPUT") == *status* ]]; then return 0; fi
   printf '%s\n' status=failed verified=false >>"$GITHUB_OUTPUT"
   if [[ -f ${GITHUB_STEP_SUMMARY:-} && ${INPUT_REPORT:-} != none ]]; then
-    printf '## ✗ Failed: adapter-merge\n\n- %s\n' "${1//'<'/&lt;}" >>"$GITHUB_STEP_SUMMARY"
+    printf '## ✗ Failed: adapter-merge\n\n- %s\n' "$text" >>"$GITHUB_STEP_SUMMARY"
   fi
 }
 
@@ -88,7 +90,8 @@ choose_runtime() {
 }
 
 make_folder() { # make_folder WHERE: its absolute path, in $folder; false where it cannot be written
-  mkdir -p "$1" 2>/dev/null && [[ -w $1 ]] && folder=$(cd "$1" && pwd)
+  local where=${1/#'~/'/"${HOME:-}/"}
+  mkdir -p "$where" 2>/dev/null && [[ -w $where ]] && folder=$(cd "$where" && pwd)
 }
 
 choose_cache() { # cache-dir, else what the job's environment says, else a folder of ours that stays
@@ -96,7 +99,7 @@ choose_cache() { # cache-dir, else what the job's environment says, else a folde
   local folders=(${RUNNER_TOOL_CACHE:+"$RUNNER_TOOL_CACHE/adapter-merge"} "${HOME:-$temp}/.cache/adapter-merge")
   HF_HUB_CACHE=${HF_HUB_CACHE:-${HUGGINGFACE_HUB_CACHE:-}}
   if [[ -n $asked ]]; then
-    folders=("${asked/#~\//${HOME:-}/}")
+    folders=("$asked")
     [[ -z $HF_HUB_CACHE ]] || say notice "cache-dir wins over HF_HUB_CACHE, which is $HF_HUB_CACHE here."
     HF_HUB_CACHE=
     unset HF_XET_CACHE HF_ASSETS_CACHE
@@ -107,9 +110,12 @@ choose_cache() { # cache-dir, else what the job's environment says, else a folde
   for name in "${folders[@]}"; do if make_folder "$name"; then break; fi; done
   [[ -n $folder ]] || cannot_write "${folders[-1]}"
   export HF_HOME=$folder INPUT_CACHE_DIR=${asked:+$folder}
-  if [[ -n $HF_HUB_CACHE ]]; then # ours lie beside the downloads
-    { make_folder "${HF_HUB_CACHE%/*}/adapter-merge" && beside=$folder && make_folder "$HF_HUB_CACHE"; } || cannot_write "$HF_HUB_CACHE"
+  if [[ -n $HF_HUB_CACHE ]]; then
+    make_folder "$HF_HUB_CACHE" || cannot_write "$HF_HUB_CACHE"
+    folder=$(cd "$folder" && pwd -P) # as Python resolves it, before it looks beside it
     export HF_HUB_CACHE=$folder
+    # Ours lie beside the downloads, else below HF_HOME: bot/hub/names.py chooses so, too.
+    if make_folder "${folder%/*}/adapter-merge"; then beside=$folder; fi
   else
     unset HF_HUB_CACHE
   fi
@@ -120,11 +126,22 @@ cannot_write() {
 }
 
 check_certificates() { # a path that is wrong would end every connection, with words that do not name it
-  local name
+  local name place found
   for name in "${certificates[@]}"; do
-    [[ -z ${!name:-} || -e ${!name} ]] || fail 2 "$name is ${!name}, which is not there. Correct it, or leave it out."
-    if [[ -n ${!name:-} && ${!name} != /* ]]; then export "$name=$PWD/${!name}"; fi
+    found=
+    while IFS= read -r place; do
+      [[ -e $place ]] || fail 2 "$name is $place, which is not there. Correct it, or leave it out."
+      [[ $place == /* ]] || place=$PWD/$place
+      found+=${found:+:}$place
+    done < <(places_of "$name")
+    if [[ -n $found ]]; then export "$name=$found"; fi
   done
+}
+
+places_of() { # places_of VARIABLE: its paths, one a line; a folder of certificates may be several, with colons between them
+  local found=${!1:-}
+  if [[ $1 == SSL_CERT_DIR ]]; then found=${found//:/$'\n'}; fi
+  while IFS= read -r found; do if [[ -n $found ]]; then echo "$found"; fi; done <<<"$found"
 }
 
 # --- docker -------------------------------------------------------------------------------------------------------
@@ -159,8 +176,10 @@ choose_gpus() { # the flags that hand over the GPUs asked for, in $gpus; none is
   local wanted=${INPUT_GPUS:-auto} seen=unknown way='' by
   by="gpus is $wanted"
   gpus=()
+  case ${wanted,,} in auto | all | none) wanted=${wanted,,} ;; esac
   [[ $wanted =~ ^[A-Za-z0-9,:/-]+$ ]] || fail 2 "gpus is $wanted. Choose auto, all, none, or a list of devices (0,1)."
-  if [[ ${INPUT_DEVICE:-} == cuda ]]; then
+  # As bot/spelling.py reads it; what else there is, is refused before anything is downloaded.
+  if [[ ${INPUT_DEVICE:-} =~ ^[[:space:]]*(torch\.)?([Cc][Uu][Dd][Aa]|[Gg][Pp][Uu])[[:space:]]*$ ]]; then
     [[ $wanted != none ]] || fail 2 "device is cuda, and gpus is none. Leave one of them at auto."
     [[ $wanted != auto ]] || { wanted=all by="device is cuda"; }
   fi
@@ -187,7 +206,16 @@ choose_gpus() { # the flags that hand over the GPUs asked for, in $gpus; none is
   fi
 }
 
-mount_file() { mounts+=(--mount "type=bind,source=$1,target=$1${2:+,$2}"); }
+mount_file() { # mount_file WHAT [readonly]: Docker mounts nothing twice; where two meet, the one that may be written counts
+  local mount="type=bind,source=${1%/},target=${1%/}" index
+  for index in "${!mounts[@]}"; do
+    [[ ${mounts[index]} != "$mount" ]] || return 0
+    if [[ ${mounts[index]} == "$mount,readonly" ]]; then unset "mounts[index - 1]" "mounts[index]"; fi
+  done
+  mounts+=(--mount "$mount${2:+,$2}")
+}
+
+mounted() { [[ "${mounts[*]} ${outward[*]-} " == *",target=${1%/}"[\ ,]* ]]; }
 
 choose_mounts() { # the same paths inside as outside; written are the work folder, the cache and the runner's two files
   mounts=()
@@ -195,8 +223,9 @@ choose_mounts() { # the same paths inside as outside; written are the work folde
   mount_file "$temp" readonly
   mount_file "$ADAPTER_MERGE_WORK"
   mount_file "$HF_HOME"
-  if [[ -n ${HF_HUB_CACHE:-} ]]; then mount_file "$HF_HUB_CACHE" && mount_file "$beside"; fi
   local file
+  if [[ -n ${HF_HUB_CACHE:-} ]]; then mount_file "$HF_HUB_CACHE"; fi
+  if [[ -n $beside ]] && ! mounted "$beside"; then mount_file "$beside"; fi # never the workspace, to be written
   for file in "${GITHUB_OUTPUT:-}" "${GITHUB_STEP_SUMMARY:-}"; do if [[ -f $file ]]; then mount_file "$file"; fi; done
   if [[ -f ${GITHUB_EVENT_PATH:-} ]]; then mount_file "$GITHUB_EVENT_PATH" readonly; fi
   # What actions/checkout and `hf auth login` leave lying about: their tokens.
@@ -220,14 +249,13 @@ choose_flags() { # what all containers share
 }
 
 choose_way_out() { # what the containers with a network get, in $outward
-  local name seen=' '
+  local name place
   outward=()
   for name in "${proxies[@]}" "${certificates[@]}"; do if [[ -n ${!name:-} ]]; then outward+=(--env "$name"); fi; done
   for name in "${certificates[@]}"; do
-    if [[ -n ${!name:-} && $seen != *" ${!name} "* ]]; then # Docker mounts nothing twice
-      outward+=(--mount "type=bind,source=${!name},target=${!name},readonly")
-      seen+="${!name} "
-    fi
+    while IFS= read -r place; do
+      mounted "$place" || outward+=(--mount "type=bind,source=${place%/},target=${place%/},readonly")
+    done < <(places_of "$name")
   done
   # A Hub or a proxy on this runner's own loopback is reached from the runner's own network only.
   for name in HF_ENDPOINT "${proxies[@]}"; do

@@ -1,4 +1,7 @@
-"""The step's outputs: always all of them, also when the run failed; an empty one is one that does not apply."""
+"""The step's outputs: always all of them, also when the run failed; an empty one is one that does not apply.
+
+Of a phase that was killed or cancelled, bot/launch.sh tells the status alone.
+"""
 
 from __future__ import annotations
 

@@ -35,12 +35,12 @@ OPTION = re.compile(rf"--({'|'.join(INPUTS)})(?![\w-])(?: ({VALUES})(?![\w-]))?"
 
 
 VARIABLES = {"HF_TOKEN": "hf-token", "HF_HOME": "`cache-dir`", "--output": "ADAPTER_MERGE_WORK"}
-VARIABLE = re.compile(r"(?<![\w-])(?:HF_TOKEN|HF_HOME|--output)(?![\w=-])")
+VARIABLE = re.compile(r"(?<![\w-])(`?)(HF_TOKEN|HF_HOME|--output)\1(?![\w=-])")  # also as code
 
 
 def as_inputs(text: str) -> str:
     """`--verify weights` becomes `verify: weights`, `HF_TOKEN` becomes `hf-token`, a folder's name that of where it is set."""
-    return VARIABLE.sub(lambda found: VARIABLES[found[0]], OPTION.sub(_as_input, text))
+    return VARIABLE.sub(lambda found: VARIABLES[found[2]], OPTION.sub(_as_input, text))
 
 
 def _as_input(found: re.Match[str]) -> str:

@@ -25,6 +25,7 @@ from bot.errors import Forbidden, NotFound, Outside
 from bot.events import Emit
 from bot.hub.answers import CheckedApi
 from bot.hub.errors import Where, gate
+from bot.hub.names import scratch_for
 from bot.hub.patience import PAUSES, Patience, Step, rest
 from bot.hub.session import session
 from bot.redact import know, redact
@@ -73,8 +74,8 @@ class Door:
 
     @property
     def scratch(self) -> Path:
-        """A private folder of ours beside the download cache."""
-        return self.cache_dir.parent / "adapter-merge"
+        """A private folder of ours beside the download cache, where that may be."""
+        return scratch_for(self.cache_dir)
 
     def signed_in(self, api: HfApi) -> bool:
         """Whether calls of this api carry a token."""

@@ -22,9 +22,24 @@ def is_repo_id(text: str) -> bool:
 
 def scratch_folder() -> Path:
     """Our private folder beside the client's download cache, by the client's own rules (huggingface_hub.constants)."""
-    home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or str(Path(home) / "hub")
-    return Path(os.path.expandvars(cache)).expanduser().resolve().parent / "adapter-merge"
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or str(Path(_home()) / "hub")
+    return scratch_for(Path(os.path.expandvars(cache)).expanduser().resolve())
+
+
+def scratch_for(cache: Path) -> Path:
+    """Our private folder for a download cache: beside it, or below HF_HOME where nothing may be made beside it (`/cache`).
+
+    bot/launch.sh chooses by the same rule, and gives every container what it chose.
+    """
+    beside = cache.parent / "adapter-merge"
+    there = next(folder for folder in (beside, *beside.parents) if os.access(folder, os.F_OK))
+    if os.access(there, os.W_OK):
+        return beside
+    return Path(os.path.expandvars(_home())).expanduser().resolve() / "adapter-merge"
+
+
+def _home() -> str:
+    return os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
 
 
 def shown_address() -> str:

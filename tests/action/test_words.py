@@ -105,6 +105,8 @@ SENTENCES = {
     "--majority-sign has no use": "`majority-sign` has no use",
     "above 0 and up to 1: --density 0.5 keeps": "above 0 and up to 1: `density: 0.5` keeps",
     "or point --output and HF_HOME at a larger disk.": "or point ADAPTER_MERGE_WORK and `cache-dir` at a larger disk.",
+    "a larger disk (`HF_HOME`).": "a larger disk (`cache-dir`).",
+    "by `--output`, with `HF_TOKEN`.": "by ADAPTER_MERGE_WORK, with hf-token.",
     "--output-like stays": "--output-like stays",
 }
 

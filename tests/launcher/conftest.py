@@ -52,6 +52,8 @@ class Call:
     @property
     def mounts(self) -> dict[str, str]:
         """target → `source`, with `,readonly` where it is."""
+        targets = [re.sub(r"^.*,target=|,readonly$|/$", "", value) for value in self.values("--mount")]
+        assert len(set(targets)) == len(targets), "Docker: Duplicate mount point"
         found = re.compile(r"type=bind,source=(.*),target=([^,]*)(,readonly)?")
         matches = (found.fullmatch(value) for value in self.values("--mount"))
         return {match[2]: match[1] + (match[3] or "") for match in matches if match}

@@ -214,6 +214,63 @@ def test_a_cache_of_the_jobs_own_is_mounted_with_the_folder_of_ours_beside_it(ru
         assert merge.mounts[f"{runner.root}/disk/{folder}"] == f"{runner.root}/disk/{folder}"
 
 
+@pytest.mark.parametrize("cache", ["tools/hub", "home/.cache/hub", "home/hf", "temp/hub", "temp", "work space/hub"])
+@pytest.mark.parametrize("home", ["", "home/hf"])
+def test_wherever_the_jobs_own_cache_is_nothing_is_mounted_twice(cache: str, home: str, runner: Runner) -> None:
+    runner.env |= {"HF_HUB_CACHE": str(runner.root / cache)} | ({"HF_HOME": str(runner.root / home)} if home else {})
+    ran = runner.run()
+    assert ran.code == 0, ran.log
+    for call in ran.phases().values():
+        mounts = call.mounts
+        assert mounts[str(runner.root / cache)] == str(runner.root / cache), "it can be written"
+        beside = str((runner.root / cache).parent / "adapter-merge")
+        assert mounts[beside] == beside
+
+
+def test_a_cache_beside_the_workspace_does_not_open_it(runner: Runner) -> None:
+    workspace = runner.root / "adapter-merge"
+    workspace.mkdir()
+    runner.env |= {"GITHUB_WORKSPACE": str(workspace), "HF_HUB_CACHE": str(runner.root / "hub")}
+    ran = runner.run()
+    assert ran.code == 0, ran.log
+    assert ran.phases()["merge"].mounts[str(workspace)] == f"{workspace},readonly"
+
+
+@pytest.mark.parametrize("written", ["{root}/disk/hub/", "{root}/disk/../disk/hub", "../disk/hub", "../disk/hub//"])
+def test_a_cache_of_the_jobs_own_may_be_written_in_any_way(written: str, runner: Runner) -> None:
+    runner.env["HF_HUB_CACHE"] = written.format(root=runner.root)
+    merge = runner.run().phases()["merge"]
+    assert merge.given["HF_HUB_CACHE"] == f"{runner.root}/disk/hub"
+    assert merge.mounts[f"{runner.root}/disk/adapter-merge"] == f"{runner.root}/disk/adapter-merge"
+    assert not (runner.root / "disk/hub/adapter-merge").exists()
+
+
+@pytest.mark.parametrize("written", ["hub", "~/hub"])
+def test_a_cache_of_the_jobs_own_may_be_named_from_the_workspace_or_from_home(written: str, runner: Runner) -> None:
+    runner.env["HF_HUB_CACHE"] = written
+    place = runner.root / "home" if written.startswith("~") else runner.workspace
+    merge = runner.run().phases()["merge"]
+    assert merge.given["HF_HUB_CACHE"] == f"{place}/hub"
+    assert f"{place}/adapter-merge" in merge.mounts
+
+
+def test_a_cache_of_the_jobs_own_that_is_a_link_is_taken_where_it_leads(runner: Runner) -> None:
+    (runner.root / "disk/hub").mkdir(parents=True)
+    (runner.root / "link").symlink_to(runner.root / "disk/hub")
+    runner.env["HF_HUB_CACHE"] = str(runner.root / "link")
+    assert f"{runner.root}/disk/adapter-merge" in runner.run().phases()["merge"].mounts
+
+
+def test_where_nothing_may_be_made_beside_the_cache_ours_lie_below_hf_home(runner: Runner) -> None:
+    runner.env["HF_HUB_CACHE"] = str(runner.root / "disk/hub")
+    (runner.root / "disk/hub").mkdir(parents=True)
+    (runner.root / "disk/adapter-merge").write_text("not a folder")  # as one that a root-owned parent forbids
+    merge = runner.run().phases()["merge"]
+    assert merge.given["HF_HUB_CACHE"] == f"{runner.root}/disk/hub"
+    assert f"{runner.root}/disk/adapter-merge" not in merge.mounts
+    assert merge.mounts[f"{runner.root}/tools/adapter-merge"] == f"{runner.root}/tools/adapter-merge"
+
+
 # --- a company's network, an enforcing system ---------------------------------------------------------------------
 
 
@@ -259,6 +316,19 @@ def test_a_certificates_path_may_start_in_the_workspace(runner: Runner) -> None:
     (runner.workspace / "ca.pem").write_text("-----BEGIN CERTIFICATE-----")
     runner.env["SSL_CERT_FILE"] = "ca.pem"
     assert runner.run().phases()["fetch"].given["SSL_CERT_FILE"] == f"{runner.workspace}/ca.pem"
+
+
+def test_each_folder_of_certificates_is_mounted(runner: Runner) -> None:
+    for folder in ("work space/own", "company"):
+        (runner.root / folder).mkdir()
+    runner.env |= {"SSL_CERT_DIR": f"own:{runner.root}/company/::{runner.workspace}", "HF_HUB_CACHE": str(runner.root)}
+    ran = runner.run()
+    assert ran.code == 0, ran.log
+    for phase in ("preflight", "fetch", "publish"):
+        call = ran.phases()[phase]
+        assert call.given["SSL_CERT_DIR"] == f"{runner.workspace}/own:{runner.root}/company/:{runner.workspace}"
+        for folder in (f"{runner.workspace}/own", f"{runner.root}/company", str(runner.workspace)):
+            assert call.mounts[folder] == f"{folder},readonly"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from bot.action.inputs import CHOICES
+from bot.spelling import meant
 from tests.launcher.conftest import Call, Ran, Runner
 
 TOOLKIT = '{"Runtimes":{"nvidia":{"path":"nvidia-container-runtime"},"runc":{"path":"runc"}}}'
@@ -116,7 +118,23 @@ def test_a_device_that_is_cuda_insists_on_a_gpu(runner: Runner) -> None:
     assert merge_flags(runner.run(device="cuda", gpus="0")) == ['--gpus "device=0"']
 
 
-def test_a_device_that_is_cuda_and_no_gpus_is_usage(runner: Runner) -> None:
-    ran = runner.run(device="cuda", gpus="none")
+@pytest.mark.parametrize("device", ["cuda", "gpu", "CUDA", " Gpu "])
+def test_a_device_that_is_cuda_and_no_gpus_is_usage(device: str, runner: Runner) -> None:
+    ran = runner.run(device=device, gpus="none")
     assert ran.code == 2
     assert "device is cuda, and gpus is none. Leave one of them at auto." in ran.log
+    assert not ran.phases()
+
+
+@pytest.mark.parametrize("device", ["gpu", "CUDA"])
+def test_however_the_device_is_spelled_it_insists_on_a_gpu(device: str, runner: Runner) -> None:
+    assert meant("device", device, CHOICES["device"]) == "cuda"
+    ran = runner.run(device=device)
+    assert ran.code == 6
+    assert not ran.phases()
+
+
+def test_the_words_for_gpus_may_be_written_large(runner: Runner) -> None:
+    runner.env["STUB_INFO"] = TOOLKIT
+    assert merge_flags(runner.run(gpus="None")) == []
+    assert merge_flags(runner.run(gpus="All")) == ["--gpus all"]

@@ -92,6 +92,17 @@ def test_a_certificate_that_is_not_there(runner: Runner, installed: bool) -> Non
     assert "SSL_CERT_FILE is /nowhere/ca.pem, which is not there. Correct it" in error(ran)
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_of_several_folders_of_certificates_the_one_that_is_not_there_is_named(runner: Runner, installed: bool) -> None:
+    there = str(runner.root / "home")
+    runner.env |= {"SSL_CERT_DIR": f"{there}:/nowhere/certs", "STUB_INSTALLED": VERSION if installed else ""}
+    ran = runner.run()
+    assert ran.code == 2
+    assert "SSL_CERT_DIR is /nowhere/certs, which is not there. Correct it" in error(ran)
+    runner.env["SSL_CERT_DIR"] = f"{there}:{runner.root}/tools"
+    assert runner.run().code == 0
+
+
 # what stands in the way: the environment of the job, the inputs, the exit code
 ENDS: dict[str, tuple[dict[str, str], dict[str, str], int]] = {
     "a value that there is not": ({}, {"runtime": "podman"}, 2),
@@ -114,6 +125,7 @@ def test_an_end_that_no_phase_told_of_has_outputs_and_a_summary(runner: Runner, 
     assert page.read_text().startswith("## ✗ Failed: adapter-merge\n\n- ")
     assert len(page.read_text()) > 60
     assert "<b>" not in page.read_text()
+    assert ("&lt;b>away&lt;/b>" in page.read_text()) is (case == "no daemon")
 
 
 def test_an_end_that_a_phase_told_of_is_not_told_again(runner: Runner) -> None:

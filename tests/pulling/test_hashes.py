@@ -82,7 +82,7 @@ def test_without_a_memory_every_byte_is_read(large: Path) -> None:
     "environment",
     [{"HF_HOME": "/x/home"}, {"HF_HUB_CACHE": "/y/cache"}, {"HF_HOME": "", "XDG_CACHE_HOME": "/z"}, {"HF_HOME": ""}],
 )
-def test_our_scratch_folder_is_where_the_client_keeps_its_cache(environment: dict[str, str]) -> None:
+def test_our_scratch_folder_is_where_the_client_keeps_its_cache(environment: dict[str, str], tmp_path: Path) -> None:
     import subprocess
     import sys
 
@@ -90,6 +90,27 @@ def test_our_scratch_folder_is_where_the_client_keeps_its_cache(environment: dic
         "from huggingface_hub import constants; from pathlib import Path; from bot.hub.names import scratch_folder;"
         "print(Path(constants.HF_HUB_CACHE).resolve().parent / 'adapter-merge' == scratch_folder())"
     )
+    environment = {name: value and f"{tmp_path}{value}" for name, value in environment.items()}
     own = {name: value for name, value in (os.environ | environment).items() if value or name not in environment}
     ran = subprocess.run([sys.executable, "-c", program], env=own, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "True"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_where_nothing_may_be_made_beside_the_cache_ours_is_below_the_clients_home(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bot.hub.client import Hub
+    from bot.hub.names import scratch_folder
+
+    cache = tmp_path / "root's/cache"
+    cache.mkdir(parents=True)
+    if there:
+        (cache.parent / "adapter-merge").mkdir()
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    beside, below = cache.parent / "adapter-merge", tmp_path / "home/adapter-merge"
+    assert scratch_folder() == Hub(cache_dir=cache).scratch == beside
+    may = os.access  # root may write anywhere, also in a test
+    monkeypatch.setattr(os, "access", lambda path, mode: may(path, mode) and (mode == os.F_OK or path == cache))
+    assert scratch_folder() == Hub(cache_dir=cache).scratch == below

@@ -192,6 +192,17 @@ def test_merge_yml_has_every_output_of_the_action() -> None:
     assert set(job["outputs"]) == wanted
 
 
+@pytest.mark.parametrize(
+    ("adapter", "wanted"),
+    [("./adapter", True), ("owner/a, ./b", True), ("owner/a\n./b", True), ("owner/a", False), ("owner/a@v1.0", False)],
+)
+def test_merge_yml_checks_the_repository_out_where_any_adapter_is_a_folder_of_it(adapter: str, wanted: bool) -> None:
+    said = next(steps(MERGE))["if"]
+    look = re.fullmatch(r"(startsWith|contains)\(env\.ADAPTER, '(.*)'\)", said)
+    assert look, said
+    assert (adapter.startswith(look[2]) if look[1] == "startsWith" else look[2] in adapter) is wanted
+
+
 def test_merge_yml_runs_the_action_of_its_own_commit() -> None:
     checkouts = [step["with"] for reference, step in uses(MERGE) if reference.startswith("actions/checkout@")]
     (own,) = (given for given in checkouts if given.get("path") == ".adapter-merge")
