@@ -23,7 +23,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported
 
 from bot.errors import NotFound, Outside
 from bot.hub.door import Door
-from bot.hub.errors import Busy, gate
+from bot.hub.errors import Busy, Where, gate
 from bot.hub.near import advise
 from bot.links import OID, SHA256, cached_blob, link_target
 from bot.records import FileEntry
@@ -214,6 +214,9 @@ class Reading(Door):
                 )
             )
         missing = [name for name in wanted if not (folder / name).is_file()]
+        if missing and self._is_listed_wrongly(repo, sha, missing):
+            self._download_unlisted(repo, sha, missing, where)
+            missing = [name for name in missing if not (folder / name).is_file()]
         if missing:
             raise NotFound(
                 f"Could not download {missing[0]} of {repo}@{sha[:8]}: "
@@ -221,6 +224,23 @@ class Reading(Door):
                 remedy="Check the network and HF_HUB_OFFLINE, then run it again; what was transferred is kept.",
             )
         return folder
+
+    def _is_listed_wrongly(self, repo: str, sha: str, names: Iterable[str]) -> bool:
+        """Whether the client's list of the commit's files lacks some that the Hub has told us of."""
+        try:
+            listed = {item.path for item in get_cached_repo_tree(repo, revision=sha, cache_dir=self.cache_dir)}
+        except CachedRepoTreeNotFoundError:
+            return False
+        return not listed.issuperset(names)
+
+    def _download_unlisted(self, repo: str, sha: str, names: Iterable[str], where: Where) -> None:
+        """Files one by one. The client keeps a commit's list for ever, also one that was an answer for once (an empty one, of
+        a proxy): it is taken out of the cache."""
+        with suppress(OSError):
+            (self._storage(repo) / "trees" / f"{sha}.json").unlink(missing_ok=True)
+        for name in names:
+            with gate(where):
+                self.inputs.hf_hub_download(repo, name, revision=sha, cache_dir=self.cache_dir)
 
 
 def _from_cache(name: str, size: int, path: Path) -> FileEntry:

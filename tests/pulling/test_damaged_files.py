@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from bot.again import compare_models, verify_again
+from bot.devhub import Fault
 from bot.errors import Damaged, Outside, Refused
 from bot.events import Event, Note, silent
 from bot.held import holding
@@ -267,3 +268,15 @@ def test_a_sparse_adapter_of_a_terabyte_is_refused_before_it_is_read(hub, pair, 
     with pytest.raises(Refused, match="not a whole safetensors file"):
         run(folders(tmp_path), hub, silent)
     assert time.monotonic() - began < 5
+
+
+def test_an_empty_list_of_files_that_the_client_was_given_once_does_not_last(dev, hub, pair) -> None:
+    """The client asks for the list of a commit itself, once, and keeps it for good."""
+    empty = Fault(path="/tree/", body="[]", status=200, headers={"Content-Type": "application/json"})
+    dev.faults.add(empty)
+    for _ in range(2):
+        folder = hub.download("demo/adapter", pair["adapter"], ["adapter_config.json", "tokenizer.json"])
+        assert (folder / "tokenizer.json").is_file()
+    assert dev.faults.hits(empty) == 1
+    listed = folder.parents[1] / "trees" / f"{pair['adapter']}.json"
+    assert not listed.exists()

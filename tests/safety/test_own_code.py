@@ -86,14 +86,14 @@ def test_pythons_libraries_stay_readable_and_the_current_folder_does_not(monkeyp
 
 
 def test_a_system_that_cannot_confine_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(command: list[str], **_: object) -> object:
-        (tmp_path / f"{json.loads(Path(command[-1]).read_bytes())['role']}.json").write_text('{"confined": false}')
-        return SimpleNamespace(returncode=0)
+    def run(case: Any, role: str, path: Path, work: Path) -> int:
+        (work / f"{role}.json").write_text('{"confined": false}')
+        return 0
 
     said: list[object] = []
     subject = SimpleNamespace(folder=tmp_path / "a", base=tmp_path / "a", adapter=tmp_path / "a")
     (tmp_path / "a").mkdir()
-    monkeypatch.setattr(trial.subprocess, "run", run)
+    monkeypatch.setattr(trial, "_run", run)
     case: Any = SimpleNamespace(emit=said.append, subject=subject)
     assert [trial._work(case, {"trust": True}, role, tmp_path) for role in ("reference", "merged")] == [{}, {}]
     assert [note.text for note in said if getattr(note, "level", "") == "warning"] == [trial.UNCONFINED]
