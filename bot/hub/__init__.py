@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bot.events import Emit, silent
-from bot.hub.names import is_repo_id, scratch_folder, shown_address
+from bot.hub.names import cache_folder, is_repo_id, scratch_folder, shown_address
 
 if TYPE_CHECKING:
     from bot.hub.client import Hub
@@ -52,6 +52,11 @@ class _WhenAsked:
     def scratch(self) -> Path:
         """A private folder of ours beside the download cache."""
         return self._made.scratch if self._made else scratch_folder()
+
+    @property
+    def cache_dir(self) -> Path:
+        """The download cache."""
+        return self._made.cache_dir if self._made else cache_folder()
 
     def tell(self, emit: Emit) -> None:
         """Whom a Hub tells of long waits, once there is one."""

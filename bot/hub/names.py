@@ -20,10 +20,15 @@ def is_repo_id(text: str) -> bool:
     return True
 
 
-def scratch_folder() -> Path:
-    """Our private folder beside the client's download cache, by the client's own rules (huggingface_hub.constants)."""
+def cache_folder() -> Path:
+    """The client's download cache, by its own rules (huggingface_hub.constants)."""
     cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or str(Path(_home()) / "hub")
-    return scratch_for(Path(os.path.expandvars(cache)).expanduser().resolve())
+    return Path(os.path.expandvars(cache)).expanduser().resolve()
+
+
+def scratch_folder() -> Path:
+    """Our private folder for that cache."""
+    return scratch_for(cache_folder())
 
 
 def scratch_for(cache: Path) -> Path:

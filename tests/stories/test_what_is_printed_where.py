@@ -111,7 +111,7 @@ def test_what_is_not_proven_is_not_said_to_be(world, adapter_merge):
     weights = next(name for name in world.api.list_repo_files(MERGED) if name.endswith(".safetensors"))
     world.api.upload_file(path_or_fileobj=b"other bytes", path_in_repo=weights, repo_id=MERGED, revision="refs/pr/1")
     changed = run_json(adapter_merge, "demo/adapter@v2")
-    assert (changed["status"], changed["verified"]) == ("unchanged", False), "somebody changed what is proposed"
+    assert (changed["status"], changed["verified"]) == ("published", True), "what somebody changed is proposed anew"
     world.api.change_discussion_status(MERGED, 1, "closed")
     closed = run_json(adapter_merge, "demo/adapter@v2")
     assert (closed["status"], closed["verified"]) == ("unchanged", False), "what was declined is nowhere"
