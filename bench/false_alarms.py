@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bot.checks.trial import MORE
+from bot.checks.behaviour.trial import MORE
 from tests.factory import save_adapter, save_base
 from tests.faults.held import found, hold, job_of
 from tests.steps import merge_folders

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from bot import __version__
-from bot.console import Console
 from bot.errors import OUR_BUG, AdapterMergeError, Interrupted, NotVerified, Usage, of_system
 from bot.events import Event, Show
-from bot.options import Commands, OneOf, hyphened
 from bot.signals import end_on_signals, interrupted
-from bot.streams import defused, guard_streams
+from bot.terminal.console import Console
+from bot.terminal.option_groups import Commands, OneOf, hyphened
+from bot.terminal.streams import defused, guard_streams
 
 if TYPE_CHECKING:
     from bot.hub import Hub
@@ -180,7 +180,7 @@ def cli() -> None:
 def plan(adapters: tuple[str, ...], as_json: bool, quiet: bool, **chosen: Any) -> int:
     """Show what a merge would do. Reads headers and configs only; downloads no weight."""
     from bot.pipeline import plan_merge
-    from bot.show import plan_json
+    from bot.plan_text import plan_json
 
     console = Console(quiet=quiet)
 
@@ -269,8 +269,8 @@ def verify(
     merged: str, base: str | None, adapters: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **chosen: Any
 ) -> int:
     """Re-prove a merged repo or folder, ours or anybody's."""
-    from bot.again import verify_again
-    from bot.show import held_against
+    from bot.plan_text import held_against
+    from bot.reverify import verify_again
     from bot.verify import canonical, table
 
     console = Console(quiet=quiet)
@@ -307,9 +307,9 @@ def publish(folder: Path, target: str, how: Any, as_json: bool, quiet: bool, deb
     """Publish a folder that `merge` finished."""
     from dataclasses import asdict
 
-    from bot.again import publish_folder
+    from bot.plan_text import publication_lines
     from bot.records import Ref, Request
-    from bot.show import publication_lines
+    from bot.reverify import publish_folder
 
     console = Console(quiet=quiet)
     request = Request(adapter=Ref(text=str(folder), folder=folder), target=target, publish=how, **chosen)
@@ -329,8 +329,8 @@ def publish(folder: Path, target: str, how: Any, as_json: bool, quiet: bool, deb
 @SPEAKING
 def compare(first: str, second: str, exit_code: bool, as_json: bool, quiet: bool, debug: bool) -> int:
     """Compare two checkpoints, tensor by tensor. Exit 0 also when they differ, unless --exit-code is given."""
-    from bot.again import compare_models
     from bot.compare import comparison_table
+    from bot.reverify import compare_models
 
     console = Console(quiet=quiet)
     found = compare_models(_ref(first), _ref(second), _hub(), console)
@@ -500,7 +500,7 @@ def _run(request: Request, *, as_json: bool, quiet: bool) -> int:
     outcome = run_pipeline(request, _hub(), console)
     console.close()
     if as_json:
-        from bot.show import outcome_json
+        from bot.plan_text import outcome_json
 
         _print_json(outcome_json(outcome))
     return _tell(outcome, quiet=quiet or as_json)
@@ -508,8 +508,8 @@ def _run(request: Request, *, as_json: bool, quiet: bool) -> int:
 
 def _run_each(adapters: tuple[str, ...], *, as_json: bool, quiet: bool, **chosen: Any) -> int:
     """Every adapter into a model of its own; the exit code is the worst of theirs."""
-    from bot.each import run_each
-    from bot.show import outcome_json
+    from bot.plan_text import outcome_json
+    from bot.run_each import run_each
 
     if chosen["target"]:
         raise Usage(
@@ -542,7 +542,7 @@ def _run_each(adapters: tuple[str, ...], *, as_json: bool, quiet: bool, **chosen
 
 def _tell(outcome: Outcome, *, quiet: bool) -> int:
     """Say how it ended, in a line or two; return the exit code."""
-    from bot.show import not_verified, outcome_lines
+    from bot.plan_text import not_verified, outcome_lines
 
     if outcome.status == "refused":
         return _refuse(outcome.plan)
@@ -555,7 +555,7 @@ def _tell(outcome: Outcome, *, quiet: bool) -> int:
 
 def _refuse(plan: Plan) -> int:
     """Say every refusal; the exit code: 0 without any, 6 where only this machine is in the way, else 3."""
-    from bot.show import refusal_lines
+    from bot.plan_text import refusal_lines
 
     for line in refusal_lines(plan):
         click.echo(line, err=True)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bot.checkpoint.header import TORCH_NAMES, read_header
 from bot.errors import NotFound
 from bot.records import Json, Stored
-from bot.weights.headers import TORCH_NAMES, read_header
 
 PIECE = 4 << 20  # bytes read at a time; a multiple of every dtype's size
 

@@ -57,7 +57,7 @@ def _machine(machine: Machine) -> Iterator[Line]:
     if machine.gpu and not machine.cuda:
         gpu += "; the installed torch is not built for it, so that merges run on the CPU, to the same bytes"
     yield Line("gpu", "ok", f"GPU: {gpu}.")
-    if importlib.util.find_spec("bot.weights._exact"):
+    if importlib.util.find_spec("bot.numerics._exact"):
         yield Line("compiled", "ok", "The inner loop of the merge is compiled.")
     else:
         remedy = "Install a C compiler, then adapter-merge again (`pip install --force-reinstall --no-deps .` in its clone); "

@@ -178,7 +178,7 @@ choose_gpus() { # the flags that hand over the GPUs asked for, in $gpus; none is
   gpus=()
   case ${wanted,,} in auto | all | none) wanted=${wanted,,} ;; esac
   [[ $wanted =~ ^[A-Za-z0-9,:/-]+$ ]] || fail 2 "gpus is $wanted. Choose auto, all, none, or a list of devices (0,1)."
-  # As bot/spelling.py reads it; what else there is, is refused before anything is downloaded.
+  # As bot/terminal/spelling.py reads it; what else there is, is refused before anything is downloaded.
   if [[ ${INPUT_DEVICE:-} =~ ^[[:space:]]*(torch\.)?([Cc][Uu][Dd][Aa]|[Gg][Pp][Uu])[[:space:]]*$ ]]; then
     [[ $wanted != none ]] || fail 2 "device is cuda, and gpus is none. Leave one of them at auto."
     [[ $wanted != auto ]] || { wanted=all by="device is cuda"; }

@@ -1,6 +1,6 @@
 """merge: carry out a plan into a folder that has not got its final name yet.
 
-A shard that is whole has its name there; the one in work ends in `.part` (see `bot.partial`).
+A shard that is whole has its name there; the one in work ends in `.part` (see `bot.partial_folder`).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from bot.budget import readable
+from bot.checkpoint.header import read_header
 from bot.engines.vocabulary import compare_vocabulary
 from bot.errors import MachineTooSmall, Refused
 from bot.events import Emit, Moved, Note, Stage, beating
-from bot.held import Keeper, holding
-from bot.partial import left_behind as left_behind
-from bot.partial import noted, write_note
-from bot.partial import place as place
+from bot.input_files import Keeper, holding
+from bot.partial_folder import left_behind as left_behind
+from bot.partial_folder import noted, write_note
+from bot.partial_folder import place as place
 from bot.records import Local, Measured, Merged, Op, PeftMerge, Plan, Shard, Stored
-from bot.weights.headers import read_header
 
 if TYPE_CHECKING:
+    from bot.engines.cuda_product import Product
     from bot.engines.peft_layers import PeftLayers
-    from bot.engines.product import Product
 
 
 def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
@@ -164,7 +164,7 @@ class _Work:
         """Where to multiply, if not here."""
         if self.plan.device == "cpu":
             return {}
-        from bot.engines.product import Product
+        from bot.engines.cuda_product import Product
 
         def fall_back(why: str) -> None:
             self.emit(Note(text=f"{why} The merge goes on without it: the bytes are the same."))
@@ -204,7 +204,7 @@ def _compare_twins(plan: Plan, inputs: Local) -> None:
     """Raises Refused where adapter tensors that must say the same do not."""
     if not plan.twins:
         return
-    from bot.engines.twins import differ
+    from bot.engines.must_be_equal import differ
 
     for one, other, turned in plan.twins:
         if differ(one, other, turned, inputs):
@@ -218,7 +218,7 @@ def _see_idle(plan: Plan, inputs: Local) -> None:
     """Raises Refused where the adapter changes a module that the model never calls after all."""
     if not plan.idle:
         return
-    from bot.engines.twins import says_something
+    from bot.engines.must_be_equal import says_something
 
     for stored in plan.idle:
         if says_something(stored, inputs):

@@ -16,18 +16,19 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Literal
 
-from bot import trained
+from bot import trained_base
+from bot.adapters.combine import Predicted, notation
+from bot.adapters.combine.predict import as_one, combined_in, joined, retold
 from bot.card import preview, render
-from bot.combine import Predicted, notation
-from bot.combine.joined import as_one, combined_in, joined, retold
 from bot.errors import AdapterMergeError, Damaged, Usage
 from bot.events import Emit, Note, Show, Stage, beating
-from bot.held import holding, unchanging
+from bot.input_files import holding, unchanging
 from bot.machine import free_beside, look
 from bot.merge import left_behind, merge, place
 from bot.metadata.licenses import require
 from bot.plan import is_change, make_plan, pin_of
-from bot.plan.metadata import with_notes_on_cards
+from bot.plan.card_notes import with_notes_on_cards
+from bot.plan_text import merged_terms, plan_table
 from bot.publish import Asked, Foreseen, already, publish, put_right, require_apart, require_reach, warn_of_reach
 from bot.pull import base_of, dropping, fetch, original_at_hand, pin, require_headers, with_sound_files
 from bot.records import (
@@ -44,7 +45,6 @@ from bot.records import (
     Source,
     Sources,
 )
-from bot.show import merged_terms, plan_table
 from bot.special_tokens import is_token
 from bot.verify import Subject, table, verify, write
 
@@ -227,7 +227,7 @@ def prove(merged: Merged, inputs: Local, sources: Sources, request: Request, hub
         original=original_at_hand(sources.base, hub),
         eval_text=request.eval_text,
         force=request.force,
-        trained=tuple(filter(None, map(trained.in_four_bits, sources.adapters))),
+        trained=tuple(filter(None, map(trained_base.in_four_bits, sources.adapters))),
         adapters=inputs.adapters if plan.combination else (),
         combination=plan.combination,
     )
@@ -298,7 +298,7 @@ def target_of(request: Request) -> str:
 
 def _import_ahead(request: Request) -> None:
     """Import the engine while the inputs are read and hashed, and torch where the proof needs it: seconds less to wait."""
-    names = ["bot.engines.streaming", *([] if request.options.verify == "files" else ["bot.checks.sweep"])]
+    names = ["bot.engines.streaming", *([] if request.options.verify == "files" else ["bot.checks.elementwise.sweep"])]
     Thread(target=lambda: [importlib.import_module(name) for name in names]).start()
 
 

@@ -64,7 +64,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Combination:
-    """How several adapters become one; `bot.combine` has the algebra. None: the default, or of no use to the kind."""
+    """How several adapters become one; `bot.adapters.combine` has the algebra. None: the default, or of no use to the kind."""
 
     kind: Literal["cat", "linear", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"] = "cat"
     weights: tuple[float, ...] = ()  # one for each adapter, in their order; empty: 1 each
@@ -459,7 +459,7 @@ class Plan:
     budget: Budget
     fingerprint: str
     basis: str = ""  # which weights of the base are merged into, and why: words behind "base-weights: "
-    tensors: tuple[tuple[str, int], ...] = ()  # what the model's tensors are made of, see `bot.plan.counts`
+    tensors: tuple[tuple[str, int], ...] = ()  # what the model's tensors are made of, see `bot.plan.tensor_counts`
     warnings: tuple[str, ...] = ()  # what may make this the wrong merge
     adapters: tuple[Json, ...] = ()  # where `adapter` is the combination of several: those, as pinned
     combination: Json | None = None  # and how they are combined

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bot.checks import CHECKS
 from bot.checks.case import Case
-from bot.checks.document import Measured, canonical, document
 from bot.checks.finding import Check, finding
-from bot.checks.hashing import REPORT
+from bot.checks.folder.hashing import REPORT
+from bot.checks.report import Measured, canonical, document
 from bot.checks.subject import Subject
 from bot.checks.table import table
 from bot.events import Emit, Moved, Note, Stage, beating

@@ -1,5 +1,5 @@
 """python -m bot.action PHASE"""
 
-from bot.action.door import main
+from bot.action.entry import main
 
 main()

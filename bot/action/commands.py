@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Literal, TextIO
 
-from bot.streams import defused, disclose, escape
+from bot.terminal.streams import defused, disclose, escape
 
 MOST = 10  # annotations of one type that GitHub keeps of a step
 

@@ -9,9 +9,9 @@ from bot.action.state import Job
 from bot.events import Emit, Note
 from bot.hub import Hub
 from bot.hub.errors import gate
-from bot.markdown import cell, code
 from bot.records import Json
-from bot.redact import redact
+from bot.untrusted.markdown import cell, code
+from bot.untrusted.redact import redact
 
 if TYPE_CHECKING:
     from bot.action.phases import Run

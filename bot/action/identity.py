@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from bot.action.memory import Memory, PublishingHub
+from bot.action.hub_replay import Memory, PublishingHub
 from bot.action.tokens import Tokens, resource
 from bot.errors import Forbidden, Outside
 from bot.hub import Hub
-from bot.hub.exchange import exchange_again
+from bot.hub.token_exchange import exchange_again
 
 T = TypeVar("T")
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from bot.combine import notation
+from bot.adapters.combine import notation
 from bot.errors import Usage
 from bot.hub import is_repo_id
 from bot.metadata.licenses import require
 from bot.pipeline import target_of
 from bot.pull import parse_ref
 from bot.records import Combination, Options, Ref, Request
-from bot.spelling import meant, taken
+from bot.terminal.spelling import meant, taken
 
 Number = TypeVar("Number", int, float)
 

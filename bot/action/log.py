@@ -5,9 +5,9 @@ from __future__ import annotations
 from threading import Lock
 
 from bot.action.commands import Commands
-from bot.action.words import as_inputs
+from bot.action.input_names import as_inputs
 from bot.events import Event, Moved, Note, Show, Stage
-from bot.progress import Progress
+from bot.terminal.progress import Progress
 
 
 class Log:

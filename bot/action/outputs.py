@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bot.action.state import CHECKSUMS, REPORT, Book, Failure, Job
 from bot.errors import NotVerified, Refused
-from bot.redact import redact
+from bot.untrusted.redact import redact
 
 OUTPUTS = (
     "status",

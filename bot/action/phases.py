@@ -13,25 +13,25 @@ from functools import partial
 from pathlib import Path
 
 from bot.action.event import Event
+from bot.action.github_tag import settled
+from bot.action.hub_replay import NotingHub, RecallingHub
 from bot.action.identity import as_publisher, publishing
 from bot.action.inputs import Inputs, adapters_of, called
-from bot.action.memory import NotingHub, RecallingHub
 from bot.action.state import REPORT, Book, Failure, Job, Told, failure_of
-from bot.action.tag import settled
 from bot.action.tokens import Tokens
-from bot.again import publish_folder
 from bot.card import preview
-from bot.each import require_none_replaced
 from bot.errors import AdapterMergeError, Refused, Usage
 from bot.events import Emit, Note, Show, Stage
 from bot.hub import Hub
 from bot.machine import torch_has_cuda
 from bot.pipeline import make, meant, planned, target_of
+from bot.plan_text import not_verified, plan_kept, plan_table
 from bot.publish import Asked, already, of_sources, put_right, require_apart, require_fit, require_reach
 from bot.pull import fetch as download
 from bot.pull import pin
 from bot.records import Outcome, Plan, Publication, Ref, Request, Sources
-from bot.show import not_verified, plan_kept, plan_table
+from bot.reverify import publish_folder
+from bot.run_each import require_none_replaced
 
 
 @dataclass(frozen=True, kw_only=True)

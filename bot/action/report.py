@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bot.action import summary
 from bot.action.hub_comment import tell_adapters
+from bot.action.input_names import as_inputs
 from bot.action.inputs import adapters_of
 from bot.action.state import CHECKSUMS, REPORT, Book
-from bot.action.words import as_inputs
 from bot.errors import AdapterMergeError
 from bot.events import Note
 from bot.records import Request

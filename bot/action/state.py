@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bot.action.memory import Memory
+from bot.action.hub_replay import Memory
 from bot.errors import AdapterMergeError, Usage
 from bot.records import Json
-from bot.redact import redact
+from bot.untrusted.redact import redact
 
 FILE = "state.json"
 SCHEMA = 2

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from bot.action.input_names import as_inputs
 from bot.action.state import Book, Failure, Job
-from bot.action.words import as_inputs
 from bot.card import evidence
-from bot.markdown import cell, code, fenced
 from bot.records import Json, Ref, Role, Source
-from bot.redact import redact
+from bot.untrusted.markdown import cell, code, fenced
+from bot.untrusted.redact import redact
 
 MOST = 1_000_000  # bytes; GitHub drops a step's summary beyond 1 MiB
 CUT = "\n\n… cut here: GitHub shows no more than 1 MiB. The whole report is the output `report-path`.\n"

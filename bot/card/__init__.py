@@ -13,11 +13,11 @@ from typing import Any
 
 from bot.card import comparison, evidence, loading, metadata
 from bot.card.markdown import HUB, Links, cell
-from bot.metadata.stated import state
+from bot.metadata.license_fields import state
+from bot.plan_text import tensors_in_words
 from bot.project import REPOSITORY
 from bot.records import Asset, Json, Source
-from bot.redact import redact
-from bot.show import tensors_in_words
+from bot.untrusted.redact import redact
 
 UNNAMED = "your-name/your-merged-model"  # stands for the target until there is one; `retarget` replaces it
 KEPT_ENOUGH = 0.9  # below, so much of the delta is rounded away that a separate adapter serves better

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from bot.markdown import cell, fenced
 from bot.project import REPOSITORY
 from bot.records import Json, Source
+from bot.untrusted.markdown import cell, fenced
 
 MARKS = {"pass": "pass", "warn": "remark", "fail": "**FAIL**", "skip": "not run"}
 WEIGHTS = re.compile(r".*\.safetensors(\.index\.json)?")

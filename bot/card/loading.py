@@ -11,8 +11,8 @@ from typing import Any
 from bot import assets as files
 from bot.card.markdown import HUB
 from bot.card.metadata import class_of, config_of, head_of
-from bot.markdown import fenced
 from bot.records import Asset, Json, Source
+from bot.untrusted.markdown import fenced
 
 LEAST = (4, 56)  # the transformers that first took `dtype=`
 # task → (model class, what turns inputs into tensors)

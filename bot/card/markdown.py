@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from bot.markdown import cell
 from bot.records import Source
+from bot.untrusted.markdown import cell
 
 HUB = "https://huggingface.co"
 SHOWN = 12  # digits of a sha that a reader needs

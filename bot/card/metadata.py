@@ -7,8 +7,8 @@ import re
 
 import yaml
 
-from bot.metadata import fields, listed
-from bot.metadata.stated import Stated
+from bot.metadata import fields, hub_lists
+from bot.metadata.license_fields import Stated
 from bot.records import Json, Source
 
 OURS = ("adapter-merge", "merged")
@@ -35,7 +35,7 @@ def block(merge: Json, *, base: Source, adapter: Source, license: Stated, task: 
         relation = "finetune" if form == "none" else "quantized"
         found |= {"base_model": base.repo, "base_model_relation": relation}
     found["library_name"] = "transformers"
-    if task in listed.tasks():
+    if task in hub_lists.tasks():
         found["pipeline_tag"] = task
     found |= license.fields
     left = fields.Left()
@@ -73,7 +73,7 @@ def task_of(base: Source, adapter: Source) -> str | None:
     """
     for source in (adapter, base):
         found = source.card.get("pipeline_tag")
-        if isinstance(found, str) and (found in listed.tasks() or found == "text2text-generation"):
+        if isinstance(found, str) and (found in hub_lists.tasks() or found == "text2text-generation"):
             return found
     return head_of(config_of(base))
 

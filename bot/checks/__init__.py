@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from bot.checks import assets, config, files, weights
-from bot.checks.behaviour import behaviour, loads
+from bot.checks.behaviour.findings import behaviour, loads
 from bot.checks.case import Case
-from bot.checks.combined import combined
+from bot.checks.elementwise import weights
+from bot.checks.expected.combined import combined
 from bot.checks.finding import Check
-from bot.checks.own_code import own_code
-from bot.checks.vocabulary import vocabulary
+from bot.checks.folder import assets, config, files
+from bot.checks.folder.own_code import own_code
+from bot.checks.folder.vocabulary import vocabulary
 from bot.records import Finding
 
 
 def _quantised(case: Case) -> Finding:
-    from bot.checks.written import quantised  # torch, and what else it takes, is for those who need it
+    from bot.checks.elementwise.quantised_result import (
+        quantised,  # torch, and what else it takes, is for those who need it
+    )
 
     return quantised(case)
 
 
 def _effect(case: Case) -> Finding:
-    from bot.checks.effect import effect
+    from bot.checks.elementwise.effect import effect
 
     return effect(case)
 
 
 def _requantised(case: Case) -> Finding:
-    from bot.checks.comparison import requantised
+    from bot.checks.behaviour.quality import requantised
 
     return requantised(case)
 

@@ -6,18 +6,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bot import strict
-from bot.checks.checkpoint import Checkpoint, quantization_of, read_checkpoint, read_input
+from bot.checks.reading.checkpoint import Checkpoint, quantization_of, read_checkpoint, read_input
 from bot.checks.subject import Subject
 from bot.errors import Refused
 from bot.events import Emit
 from bot.records import Json
+from bot.untrusted import strict_json
 
 if TYPE_CHECKING:
-    from bot.checks.answers import Trial
-    from bot.checks.claims import Claims
-    from bot.checks.tally import Swept
-    from bot.checks.written import Written
+    from bot.checks.behaviour.answers import Trial
+    from bot.checks.elementwise.quantised_result import Written
+    from bot.checks.elementwise.tally import Swept
+    from bot.checks.expected.claims import Claims
 
 BOOKKEEPING = {".git", ".cache"}  # a clone's and a download's own folders; they are never uploaded
 
@@ -37,7 +37,7 @@ class Case:
     @cached_property
     def sha256(self) -> dict[str, str]:
         """The sha256 of every file that the document vouches for."""
-        from bot.checks.hashing import sha256_of, vouched
+        from bot.checks.folder.hashing import sha256_of, vouched
 
         hashed = self.subject.hashed
         fresh = sha256_of(self.subject.folder, [name for name in vouched(self.files) if name not in hashed], self.emit)
@@ -64,7 +64,7 @@ class Case:
     def _model(self) -> tuple[Checkpoint, str | None]:
         if self.subject.quantize == "none":
             return self.merged, None
-        from bot.checks.stored import as_model
+        from bot.checks.reading.quantised import as_model
 
         try:
             return as_model(self.merged, self.merged_config or {}, "merged model"), None
@@ -77,10 +77,10 @@ class Case:
         found = read_input(self.subject.base, "base")
         if quantization_of(self.base_config) is None and self.subject.base_weights != "simulate-nf4":
             return found
-        from bot.checks.stored import as_model
+        from bot.checks.reading.quantised import as_model
 
         if self.subject.base_weights == "simulate-nf4":
-            from bot.checks.simulated import as_simulated
+            from bot.checks.reading.simulated import as_simulated
 
             return as_simulated(found, self.subject)
         return as_model(found, self.base_config, "base")
@@ -97,33 +97,33 @@ class Case:
     def merged_config(self) -> Json | None:
         """The merged config.json, or None where there is none that can be read."""
         found = read_json(self.subject.folder / "config.json")
-        return None if strict.misfit("config.json", found) else found
+        return None if strict_json.misfit("config.json", found) else found
 
     @cached_property
     def claims(self) -> Claims:
         """What the adapter says should happen to which base key."""
-        from bot.checks.claims import read_claims
+        from bot.checks.expected.claims import read_claims
 
         return read_claims(self.subject, self.base, self.model.tensors.keys())
 
     @cached_property
     def swept(self) -> Swept:
         """Every byte of the merged weights, compared."""
-        from bot.checks.sweep import sweep
+        from bot.checks.elementwise.sweep import sweep
 
         return sweep(self.model, self.claims, self.subject.clamps, self.emit, foreign=not self.subject.ours)
 
     @cached_property
     def written(self) -> Written:
         """What is stored quantised, held to the exact merge."""
-        from bot.checks.written import written
+        from bot.checks.elementwise.quantised_result import written
 
         return written(self)
 
     @cached_property
     def trial(self) -> Trial:
         """The models, loaded and run in processes of their own."""
-        from bot.checks.trial import hold_trial
+        from bot.checks.behaviour.trial import hold_trial
 
         return hold_trial(self)
 
@@ -157,7 +157,7 @@ def list_files(folder: Path) -> tuple[str, ...]:
 def read_json(path: Path) -> Json | None:
     """A JSON object from a file, or None where there is no such thing."""
     try:
-        found = strict.loads(path.read_bytes())
+        found = strict_json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -1,6 +1,6 @@
 """What the Hub checks of a model card's metadata, as https://github.com/huggingface/hub-docs/blob/main/modelcard.md documents it.
 
-What it lists (licenses, languages, tasks) is in bot.metadata.listed; the messages are the Hub's, as people quote them. What it
+What it lists (licenses, languages, tasks) is in bot.metadata.hub_lists; the messages are the Hub's, as people quote them. What it
 is only said to want (a task of the list, a name for `license: other`) is a warning.
 """
 
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bot.metadata import listed
+from bot.metadata import hub_lists
 
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
 NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
@@ -64,8 +64,8 @@ def errors(content: Mapping[str, Any]) -> Iterator[str]:
 def warnings(content: Mapping[str, Any]) -> Iterator[str]:
     """What the Hub only remarks on."""
     task = content.get("pipeline_tag")
-    if isinstance(task, str) and task not in listed.tasks():
-        yield f'The pipeline tag "{task}" is not in the official list: {", ".join(sorted(listed.tasks()))}'
+    if isinstance(task, str) and task not in hub_lists.tasks():
+        yield f'The pipeline tag "{task}" is not in the official list: {", ".join(sorted(hub_lists.tasks()))}'
     if content.get("license") == "other" and not content.get("license_name"):
         yield 'Set a "license_name" for "license: other", and add the license to the repo'
 
@@ -81,8 +81,8 @@ def _values(content: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
 
 def _license(content: Mapping[str, Any]) -> Iterator[str]:
     for where, value in _values(content, "license"):
-        if not isinstance(value, str) or value not in listed.licenses():
-            yield f'"{where}" must be one of [{", ".join(listed.licenses())}]'
+        if not isinstance(value, str) or value not in hub_lists.licenses():
+            yield f'"{where}" must be one of [{", ".join(hub_lists.licenses())}]'
     name, link = content.get("license_name"), content.get("license_link")
     if isinstance(name, str) and not LICENSE_NAME.fullmatch(name):
         yield '"license_name" must only contain lowercase characters, digits, dots and dashes, like my-license-1.0'
@@ -96,7 +96,7 @@ def _language(content: Mapping[str, Any]) -> Iterator[str]:
             yield f'"{where}" must be a string'
         elif value != value.lower():
             yield f'"{where}" must only contain lowercase characters'
-        elif value not in listed.languages():
+        elif value not in hub_lists.languages():
             yield (
                 f'"{where}" with value "{value}" is not valid. It must be an ISO 639-1, 639-2 or 639-3 code (two/three '
                 'letters), or a special value like "code", "multilingual". If you want to use BCP-47 identifiers, you can '

@@ -9,7 +9,8 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from . import card, repos, trees
+from bot.devhub import derived, repos, trees
+
 from .errors import Refused, bad_request, entry_not_found, revision_not_found
 from .records import Commit, Entry, Repo, git_blob_id, lfs_pointer
 from .site import Site
@@ -108,7 +109,7 @@ def _regular(site: Site, repo: Repo, path: str, value: Mapping[str, object]) -> 
     except binascii.Error as error:
         raise bad_request(f"The content of {path} is not base64") from error
     if path == "README.md" and repo.kind == "model" and site.checks_cards:
-        wrong, _ = card.problems(raw.decode("utf-8", "replace"))
+        wrong, _ = derived.problems(raw.decode("utf-8", "replace"))
         if wrong:
             raise bad_request(f"Invalid metadata in README.md: {'; '.join(wrong)}")
     return Entry(path=path, blob=git_blob_id(raw), size=len(raw), sha256=site.objects.add(raw), lfs=False)

@@ -11,9 +11,9 @@ import numpy as np
 
 from bot.engines.files import Inputs
 from bot.errors import Refused
+from bot.numerics.delta import Delta, Rounder, frobenius, make_delta
+from bot.numerics.rounding import RAW, Array, widen
 from bot.records import AddDelta, Factor, Patch, Stored
-from bot.weights.delta import Delta, Rounder, frobenius, make_delta
-from bot.weights.rounding import RAW, Array, widen
 
 KEPT = 4  # prepared deltas: one for each worker
 WHOLE = 2  # adapter tensors held whole

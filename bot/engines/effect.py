@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bot import formats
+from bot.checkpoint.header import STORED_NAMES, TORCH_NAMES
 from bot.engines.files import Inputs
 from bot.engines.schedule import blocks, view_of, whole
 from bot.engines.streaming import Made
 from bot.errors import Refused
+from bot.numerics.delta import Product
+from bot.numerics.rounding import RAW, Array, clamp, narrow
 from bot.records import AddDelta, Cast, Local, Op, PeftMerge, PlainOp, Plan, Quantize, Replace, SetRows, Stored
-from bot.weights.delta import Product
-from bot.weights.headers import STORED_NAMES, TORCH_NAMES
-from bot.weights.rounding import RAW, Array, clamp, narrow
 
 if TYPE_CHECKING:
     from bot.engines.peft_layers import PeftLayers

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 
 from bot.errors import Refused
-from bot.held import identity_of, look
+from bot.input_files import identity_of, look
 from bot.records import Identity, Local, Stored
 
 COPY_RUN = 4 << 20  # bytes per copy call: they are still in the processor's cache when they are hashed

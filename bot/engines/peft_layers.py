@@ -1,6 +1,6 @@
 """PEFT's own layers over a model of phantoms: one base weight at a time is real, is merged, and is gone again.
 
-The adapter's config is untrusted. A PeftConfig is made from the allow-listed fields of `bot.weights.methods` only, and
+The adapter's config is untrusted. A PeftConfig is made from the allow-listed fields of `bot.adapters.methods` only, and
 every adapter tensor must be taken up by some layer, and every tensor of a layer must be in the adapter.
 """
 
@@ -21,16 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from bot import formats
+from bot.adapters.methods import METHODS, PREFIX, engine_for, modules_of
+from bot.checkpoint.header import TORCH_NAMES, read_header
 from bot.engines import in_memory
+from bot.engines.float64_mode import all_widened, casts_widened
 from bot.engines.phantom import is_phantom, phantom_model
 from bot.engines.probing import probe_for, same_output
-from bot.engines.widened import all_widened, casts_widened
 from bot.errors import Refused
-from bot.patterns import hold_to_end
+from bot.numerics.rounding import RAW, Array, clamp, narrow, widen
 from bot.records import Json, Measured, PeftMerge, Stored
-from bot.weights.headers import TORCH_NAMES, read_header
-from bot.weights.methods import METHODS, PREFIX, engine_for, modules_of
-from bot.weights.rounding import RAW, Array, clamp, narrow, widen
+from bot.untrusted.patterns import hold_to_end
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 NAME = "default"

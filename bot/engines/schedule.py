@@ -10,8 +10,8 @@ from itertools import groupby
 import numpy as np
 
 from bot.engines.files import COPY_RUN
+from bot.numerics.rounding import RAW
 from bot.records import AddDelta, Copy, Op, PeftMerge, PlainOp, Quantize, Stored
-from bot.weights.rounding import RAW
 
 BLOCK = 1 << 19  # elements in a block of rows: 2 MiB of float32; smaller ones cost more calls, larger ones the cache
 

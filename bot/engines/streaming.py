@@ -22,11 +22,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 from bot import formats
+from bot.checkpoint.header import TORCH_NAMES
 from bot.engines.deltas import Deltas
 from bot.engines.files import Inputs, Output, opened
-from bot.engines.reading import Buffers, TensorReader
+from bot.engines.row_reader import Buffers, TensorReader
 from bot.engines.schedule import Piece, blocks, made, offset_of, pieces
 from bot.errors import Refused
+from bot.numerics.delta import Delta, Product, Rounder
+from bot.numerics.rounding import RAW, Array, clamp, narrow, widen
 from bot.records import (
     AddDelta,
     Cast,
@@ -42,9 +45,6 @@ from bot.records import (
     Shard,
     Stored,
 )
-from bot.weights.delta import Delta, Product, Rounder
-from bot.weights.headers import TORCH_NAMES
-from bot.weights.rounding import RAW, Array, clamp, narrow, widen
 
 Moved = Callable[[int], None]
 FillLater = Callable[[Sequence[PeftMerge], int], list[Measured]]

@@ -9,10 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from bot.formats import bnb4, bnb8, bnb_written, compressed, fp8, fp8_own, fp8_rows, mxfp4, simulated, torchao
-from bot.formats import linears as linears
-from bot.formats.refused import parent_of as parent_of
-from bot.formats.refused import refusal_of
+from bot.formats import compressed_tensors, torchao
+from bot.formats.bitsandbytes import four_bit, int8, simulated, writer
+from bot.formats.bitsandbytes import linears as linears
+from bot.formats.fp8 import reader as fp8
+from bot.formats.fp8 import writer_channel, writer_same
+from bot.formats.mxfp4 import reader as mxfp4
+from bot.formats.unsupported import parent_of as parent_of
+from bot.formats.unsupported import refusal_of
 from bot.records import Json, Quantize, Refusal, Stored
 
 if TYPE_CHECKING:  # numpy is not for those who only plan
@@ -78,12 +82,12 @@ class Writer(Protocol):
         """What config.json gets. `left`: the Linear modules that stay as they are."""
 
 
-READERS: tuple[Reader, ...] = (bnb4, bnb8, fp8, mxfp4, compressed, torchao, simulated)
+READERS: tuple[Reader, ...] = (four_bit, int8, fp8, mxfp4, compressed_tensors, torchao, simulated)
 WRITERS: dict[str, Writer] = {
-    "nf4": bnb_written.NF4,
-    "fp4": bnb_written.FP4,
-    "int8": bnb_written.INT8,
-    "fp8": fp8_rows,
+    "nf4": writer.NF4,
+    "fp4": writer.FP4,
+    "int8": writer.INT8,
+    "fp8": writer_channel,
 }
 
 
@@ -123,18 +127,18 @@ def writer_of(op: Quantize) -> Writer:
     if op.writer != "same":
         return writer_named(op.writer)
     assert op.make.source is not None
-    return fp8_own.OwnFp8(tensor=op.make.source)
+    return writer_same.OwnFp8(tensor=op.make.source)
 
 
 def writer_named(name: str) -> Writer:
     """A writer by its name, or by that with words behind it (see `adapted`)."""
-    return bnb_written.adapted(name) if " " in name else WRITERS[name]
+    return writer.adapted(name) if " " in name else WRITERS[name]
 
 
 def adapted(name: str, dtype: str, turned: bool) -> str | None:
     """The name of this writer for weights of this dtype (torch's word), `turned`: stored in × out. None where it does not take
     such weights."""
-    if not isinstance(WRITERS[name], bnb_written.Bnb):
+    if not isinstance(WRITERS[name], writer.Bnb):
         return None if turned else name
     return f"{name} {dtype}{' turned' if turned else ''}"
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bot.formats.parts import logical, rebuilt, rectangle, refused
+from bot.formats.logical_tensor import logical, rebuilt, rectangle, refused
 from bot.records import Json, Refusal, Stored
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
 
 def opener(tensor: Stored, read: Callable[[Stored, int, int], Any]) -> Rows:
     """A logical tensor, ready to be read."""
-    from bot.formats.grid import open_grid, read_numbers
+    from bot.formats.scale_grid import open_grid, read_numbers
 
     assert tensor.packed is not None
     zero = dict(tensor.packed.parts).get("zero_point")

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from bot.gh.checks import Annotation, CheckRun
-from bot.gh.door import GitHub
+from bot.gh.repository import GitHub
 
 __all__ = ["Annotation", "CheckRun", "GitHub"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bot.redact import redact
+from bot.untrusted.redact import redact
 
 MOST_ANNOTATIONS = 50  # in one request; more are appended by further ones
 LONGEST = 65_535  # characters of a check run's summary and text, and of a comment

@@ -16,12 +16,12 @@ from bot.hub.names import cache_folder, is_repo_id, scratch_folder, shown_addres
 
 if TYPE_CHECKING:
     from bot.hub.client import Hub
-    from bot.hub.door import Blob
+    from bot.hub.connection import Blob
     from bot.hub.errors import Busy, NoDiscussions, Unserved
     from bot.hub.pulls import Pull
     from bot.hub.read import Pinned
     from bot.hub.rights import Who
-    from bot.hub.send import Change, Upload
+    from bot.hub.upload import Change, Upload
     from bot.hub.write import Target
 
 __all__ = [

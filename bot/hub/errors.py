@@ -123,8 +123,8 @@ TABLE: tuple[tuple[type[BaseException], Callable[[Any, Where], AdapterMergeError
 # What reading an answer of another shape comes to, in the client or here.
 MISREAD = (KeyError, IndexError, TypeError, AttributeError, ValueError, AssertionError, RecursionError)
 READERS = (
-    "huggingface_hub", "httpx2", "json", "bot.hub.answers", "bot.hub.write", "bot.hub.rights", "bot.hub.send", "bot.hub.pulls",
-    "bot.hub.history",
+    "huggingface_hub", "httpx2", "json", "bot.hub.response_shapes", "bot.hub.write", "bot.hub.rights", "bot.hub.upload",
+    "bot.hub.pulls", "bot.hub.history",
 )  # fmt: skip
 _LAST = threading.local()
 CAUGHT = tuple({kind for kind, _ in TABLE})

@@ -7,7 +7,7 @@ from itertools import islice
 from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[attr-defined]  # re-exported lazily
 
 from bot.errors import Outside
-from bot.hub.door import Door
+from bot.hub.connection import Door
 from bot.hub.errors import Busy, Unserved
 from bot.hub.read import nobody_answered
 

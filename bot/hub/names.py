@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bot.redact import redact
+from bot.untrusted.redact import redact
 
 
 def is_repo_id(text: str) -> bool:

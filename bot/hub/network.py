@@ -13,7 +13,7 @@ import httpx2
 
 from bot.errors import AdapterMergeError, Outside
 from bot.hub.sentences import Busy, Where, plain
-from bot.redact import redact
+from bot.untrusted.redact import redact
 
 CERTIFICATES = (
     "SSL_CERT_FILE",

@@ -15,8 +15,8 @@ from huggingface_hub.community import DiscussionCommit
 from bot.errors import Forbidden
 from bot.hub import rights
 from bot.hub.rights import Who
-from bot.hub.send import Sending
-from bot.redact import redact
+from bot.hub.upload import Sending
+from bot.untrusted.redact import redact
 
 # However long a repo's history is, this many of our account's pull requests are listed, and as many open ones where there are
 # more; and this many are read: first those with a title of ours (which may have been changed, so that it decides no more than

@@ -22,11 +22,11 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported
 )
 
 from bot.errors import NotFound, Outside
-from bot.hub.door import Door
+from bot.hub.connection import Door
 from bot.hub.errors import Busy, Where, gate
-from bot.hub.near import advise
-from bot.links import OID, SHA256, cached_blob, link_target
+from bot.hub.suggestions import advise
 from bot.records import FileEntry
+from bot.untrusted.links import OID, SHA256, cached_blob, link_target
 
 MOST_STEPS = 4  # from link to link; a cache has two
 

@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub.errors import HfHubHTTPError
 
 from bot.errors import AdapterMergeError, Forbidden, Gated, MachineTooSmall, Moved, NotFound, Outside, Usage
-from bot.redact import redact
+from bot.untrusted.redact import redact
 
 TRY_AGAIN = "Run it again in a few minutes; what was transferred is kept."
 IN_PROGRESS = "another conflicting operation is in progress"

@@ -1,4 +1,4 @@
-"""Writing the target: look at it, create it, set what it is to be, and its tags. Its files: `bot.hub.send`."""
+"""Writing the target: look at it, create it, set what it is to be, and its tags. Its files: `bot.hub.upload`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[att
 
 from bot.errors import Forbidden, NotFound
 from bot.hub import rights
-from bot.hub.door import Blob, Door
+from bot.hub.connection import Blob, Door
 from bot.hub.errors import Unserved
 from bot.hub.rights import Who, who_of
 from bot.hub.sentences import BAD_TOKEN

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from bot.markdown import one_line
-from bot.metadata import listed
+from bot.metadata import hub_lists
 from bot.records import Json
+from bot.untrusted.markdown import one_line
 
 MOST = 100  # values of one field
 LONGEST = 100  # letters of one value
@@ -78,7 +78,7 @@ def metrics(card: Json, left: Left) -> list[str]:
 def task(card: Json, left: Left) -> str | None:
     """The card's `pipeline_tag`, where the Hub lists it."""
     found = card.get("pipeline_tag")
-    if isinstance(found, str) and found in listed.tasks():
+    if isinstance(found, str) and found in hub_lists.tasks():
         return found
     if found not in (None, ""):
         left.dropped.append(("pipeline_tag", str(found)))
@@ -116,7 +116,7 @@ def _is_broken(text: str) -> bool:
 
 @cache
 def _by_name() -> dict[str, str]:
-    return {name.lower(): code for code, name in listed.language_names().items()}
+    return {name.lower(): code for code, name in hub_lists.language_names().items()}
 
 
 def _languages(text: str) -> list[str]:
@@ -127,13 +127,13 @@ def _languages(text: str) -> list[str]:
 
 def _language(text: str) -> str | None:
     word = text.strip().lower()
-    if word in listed.languages():
+    if word in hub_lists.languages():
         return word
     first = re.split(r"[-_]", word)[0]  # of a BCP 47 tag
     known = INSTEAD.get(word) or _by_name().get(word)
     if known or not re.fullmatch(r"[a-z]{2,3}([-_][a-z0-9]{2,8})+", word):
         return known
-    return first if first in listed.languages() else None
+    return first if first in hub_lists.languages() else None
 
 
 def _datasets(text: str) -> list[str]:

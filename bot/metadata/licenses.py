@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from bot.errors import Usage
-from bot.markdown import one_line
-from bot.metadata import listed
+from bot.metadata import hub_lists
 from bot.records import Json, Source
+from bot.untrusted.markdown import one_line
 
 PUBLIC = ("cc0-1.0", "unlicense", "wtfpl", "pddl")
 NOTICE = (("isc", "mit"), ("bsd-2-clause",), ("bsd-3-clause",), ("apache-2.0",))  # each asks more than those before it
@@ -71,11 +71,11 @@ def require(given: str | None) -> str | None:
         return None
     known = known_id(given)
     if known is None:
-        near = difflib.get_close_matches(given.lower(), listed.licenses(), n=3, cutoff=0.5)
+        near = difflib.get_close_matches(given.lower(), hub_lists.licenses(), n=3, cutoff=0.5)
         like = f" such as {', '.join(near)}," if near else ""
         raise Usage(
             f"{one_line(given)[:60]!r} is no license id that the Hub knows.",
-            remedy=f"Write one of {listed.LICENSES_PAGE},{like} or other.",
+            remedy=f"Write one of {hub_lists.LICENSES_PAGE},{like} or other.",
         )
     return known
 
@@ -83,7 +83,7 @@ def require(given: str | None) -> str | None:
 def known_id(text: str) -> str | None:
     """The Hub's id for a license, however it is written; None where that is not certain. `Apache 2.0` is `apache-2.0`."""
     word = " ".join(text.lower().split())
-    if word in listed.licenses():
+    if word in hub_lists.licenses():
         return word
     return SPELLED.get(_canonical(word)) or _spellings().get(_canonical(word))
 
@@ -91,7 +91,7 @@ def known_id(text: str) -> str | None:
 @cache
 def _spellings() -> dict[str, str]:
     found: dict[str, str | None] = {}
-    for name, full in listed.licenses().items():
+    for name, full in hub_lists.licenses().items():
         for spelled in {_canonical(name), _canonical(full)}:
             found[spelled] = None if spelled in found and found[spelled] != name else name
     return {spelled: name for spelled, name in found.items() if spelled and name}

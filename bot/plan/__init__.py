@@ -9,18 +9,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bot import assets, special_tokens, trained
+from bot import assets, special_tokens, trained_base
+from bot.adapters import methods
+from bot.adapters.lora import Settings, read_changes, read_settings
 from bot.budget import choose_device, choose_level, disk_to_prove, machine_refusals, make_budget
-from bot.plan import heads, replicas, tying
-from bot.plan.base import basis_of
+from bot.checkpoint.locations import Names
+from bot.checkpoint.shards import INDEX_NAME, lay_out, stored_targets, torch_name
+from bot.plan import layer_replication, new_heads, tying
+from bot.plan.base_weights import basis_of
 from bot.plan.claims import Claims, claim
-from bot.plan.counts import counts
 from bot.plan.outputs import Decisions, Outputs, make_outputs
 from bot.plan.own_code import code_refusals
-from bot.plan.peft import claim_layers
+from bot.plan.peft_methods import claim_layers
 from bot.plan.quantize import quantize
-from bot.plan.sentences import OTHER_BASE, SHOWN
-from bot.plan.unsaved import unsaved_modules
+from bot.plan.refusal_texts import OTHER_BASE, SHOWN
+from bot.plan.tensor_counts import counts
+from bot.plan.unsaved_modules import unsaved_modules
 from bot.records import (
     RECIPE,
     AddDelta,
@@ -41,10 +45,6 @@ from bot.records import (
     Sources,
     Stored,
 )
-from bot.weights import methods
-from bot.weights.adapter import Settings, read_changes, read_settings
-from bot.weights.places import Names
-from bot.weights.shards import INDEX_NAME, lay_out, stored_targets, torch_name
 
 # The weights of a sentence-transformers module, e.g. 2_Dense, as a pickle: copied they would be code.
 MODULE_WEIGHTS = re.compile(r"(\w+_)?\d+_\w+/[\w.-]+\.safetensors")
@@ -133,7 +133,7 @@ def make_plan(sources: Sources, options: Options, machine: Machine, given: Seque
         fingerprint=fingerprint(base.sha, adapter.pin, options, basis.how),
         basis=basis.why,
         tensors=counts(outputs.ops, quantised.ops, outputs.drops, options.quantize),
-        warnings=() if basis.packed else trained.warnings(given or (adapter,)),
+        warnings=() if basis.packed else trained_base.warnings(given or (adapter,)),
     )
     _claim_everything(plan, stored, adapter.headers, draft)
     return plan
@@ -209,9 +209,9 @@ def _draft_streaming(
     """The LoRA family and trained tokens: everything in the checkpoint's own names."""
     settings, unread = read_settings(said)
     changes = read_changes(tensors, settings)
-    copies, misplaced = replicas.find_replicas(settings.replication, config, stored)
+    copies, misplaced = layer_replication.find_replicas(settings.replication, config, stored)
     claims = claim(changes, settings, names, stored, copies)
-    edits: dict[str, Any] = replicas.config_edits(copies, config)
+    edits: dict[str, Any] = layer_replication.config_edits(copies, config)
     untie = tying.settle(claims, settings, names, stored)
     if untie:
         edits |= tying.edits(config)
@@ -284,8 +284,8 @@ def _new_head(
         if whole.trained and key in stored and stored[key].shape != whole.values.shape
     ]
     if not claims.new:
-        return [], heads.label_edits(resized)
-    head_class = heads.new_class(said, config)
+        return [], new_heads.label_edits(resized)
+    head_class = new_heads.new_class(said, config)
     if head_class is None:
         for key, whole in claims.new.items():
             claims.refuse("new-head", key, whole.values)
@@ -293,7 +293,7 @@ def _new_head(
         return [], {}
     edits: dict[str, Any] = {"architectures": [head_class]}
     new = [(whole.parameter, whole.values) for whole in claims.new.values()]
-    return heads.dropped_keys(config, head_class, stored, claims), edits | heads.label_edits([*new, *trained])
+    return new_heads.dropped_keys(config, head_class, stored, claims), edits | new_heads.label_edits([*new, *trained])
 
 
 # --- refusals and notes -------------------------------------------------------------------------------------------

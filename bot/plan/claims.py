@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
+from bot.adapters.lora import Changes, Pair, Settings, Tokens, Whole, is_saved, scaling_of
+from bot.checkpoint.locations import Ambiguous, Names, Placement
+from bot.plan.layer_replication import Replicas
 from bot.plan.patches import Misfit, Reading, is_swapped, patches_of, vector_patch
-from bot.plan.replicas import Replicas
-from bot.plan.sentences import SENTENCES, SHOWN
+from bot.plan.refusal_texts import SENTENCES, SHOWN
 from bot.records import Patch, Refusal, Stored
-from bot.weights.adapter import Changes, Pair, Settings, Tokens, Whole, is_saved, scaling_of
-from bot.weights.places import Ambiguous, Names, Placement
 
 
 @dataclass(kw_only=True)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from bot.checkpoint.shards import new_dtype
 from bot.plan.claims import Claims
-from bot.plan.replicas import Replicas
+from bot.plan.layer_replication import Replicas
 from bot.records import AddDelta, Cast, Copy, Drop, Header, Op, PeftMerge, Replace, SetRows, Stored
-from bot.weights.shards import new_dtype
 
 
 @dataclass(frozen=True, kw_only=True)

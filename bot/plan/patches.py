@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from bot.adapters.expert_sides import order_of
+from bot.adapters.lora import Pair
+from bot.checkpoint.locations import Piece, Placement
 from bot.records import Factor, Patch, Stored, Term
-from bot.weights.adapter import Pair
-from bot.weights.places import Piece, Placement
-from bot.weights.sides import order_of
 
 WEIGHTS = ("BF16", "F16", "F32")
 ADAPTERS = ("BF16", "F16", "F32", "F64")
@@ -79,7 +79,7 @@ def vector_patch(
 
 
 def is_swapped(pair: Pair, place: Placement, version: str | None) -> bool:
-    """Whether A of a pair on stacked experts has their outputs and B their inputs (`bot.weights.sides`). Raises Misfit
+    """Whether A of a pair on stacked experts has their outputs and B their inputs (`bot.adapters.expert_sides`). Raises Misfit
     where neither the shapes nor the version tell."""
     if place.experts == 1:
         return False

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bot import formats
+from bot.checkpoint.shards import FLOATS, torch_name
 from bot.records import Cast, Copy, Json, Op, Options, PeftMerge, PlainOp, Quantize, Refusal, Stored
-from bot.weights.shards import FLOATS, torch_name
 
 QUANTIZATION = "quantization_config"
 
@@ -112,7 +112,7 @@ def _as_the_base(op: Op) -> Iterator[Op]:
         yield op
     elif isinstance(op, Cast):
         yield from (Copy(source=part, target=replace(part, start=0, stop=0)) for _, part in source.packed.parts)
-    elif not isinstance(op, Copy) and (own := formats.fp8_own.OwnFp8(tensor=source)).applies(
+    elif not isinstance(op, Copy) and (own := formats.writer_same.OwnFp8(tensor=source)).applies(
         op.target.key, op.target.shape
     ):
         wrapped = _wrapped(op, "same", own)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from bot.adapters.lora import Settings, Whole, is_saved
+from bot.checkpoint.locations import Names
 from bot.plan.claims import Claims
 from bot.records import Json, Stored
-from bot.weights.adapter import Settings, Whole, is_saved
-from bot.weights.places import Names
 
 FLAG = "tie_word_embeddings"
 UNTIED = "The adapter unties the head from the embedding: both are written."

@@ -14,14 +14,14 @@ from bot.errors import AdapterMergeError, Moved, Usage
 from bot.events import Emit, Note, Stage
 from bot.hub import is_repo_id
 from bot.publish import visibility
-from bot.publish.apart import require_apart
-from bot.publish.asked import Asked, carry_tag, make_room, put_right, settle
+from bot.publish.commit import ARRIVED_CHANGED, Job
 from bot.publish.deliver import meanwhile, propose, push
-from bot.publish.land import ARRIVED_CHANGED, Job
-from bot.publish.parcel import pack
-from bot.publish.parcel import plain_files as plain_files
-from bot.publish.stale import outdated, stale
-from bot.publish.standing import already, pull_to_update
+from bot.publish.existing import already, pull_to_update
+from bot.publish.never_an_input import require_apart
+from bot.publish.repo_settings import Asked, carry_tag, make_room, put_right, settle
+from bot.publish.stale_files import outdated, stale
+from bot.publish.upload import pack
+from bot.publish.upload import plain_files as plain_files
 from bot.publish.visibility import of_sources, require_fit
 from bot.records import Json, Publication, Sources
 

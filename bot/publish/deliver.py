@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from bot.errors import AdapterMergeError, Moved
 from bot.events import Moved as BytesMoved
 from bot.events import Note, beating
-from bot.publish import words
-from bot.publish.land import ARRIVED_CHANGED, Ground, Job, is_taken_up, land, later
-from bot.publish.parcel import require_proven
-from bot.publish.stale import stale
-from bot.publish.standing import already, held
+from bot.publish import messages
+from bot.publish.commit import ARRIVED_CHANGED, Ground, Job, is_taken_up, land, later
+from bot.publish.existing import already, held
+from bot.publish.stale_files import stale
+from bot.publish.upload import require_proven
 from bot.records import Publication
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _propose_anew(job: Job, target: Target, additions: tuple[Upload, ...]) -> Pu
             raise
         return found
     text = _text(job, target, stale(ground.files, job.parcel.files))
-    draft = job.hub.open_draft(repo, words.title(job.parcel.document), text)
+    draft = job.hub.open_draft(repo, messages.title(job.parcel.document), text)
     sha: str | None = None
     try:
         other = _earlier(job, repo, draft)
@@ -77,7 +77,7 @@ def _earlier(job: Job, repo: str, draft: Pull) -> Pull | None:
     While it is a draft, nobody may be at work on it any more: it is taken up. Where its run is alive, one commit of the two lands.
     """
     for other in job.hub.open_pulls(repo):
-        if words.mark_in(other.text) == job.parcel.fingerprint and other.num < draft.num:
+        if messages.mark_in(other.text) == job.parcel.fingerprint and other.num < draft.num:
             return other
     return None
 
@@ -106,8 +106,8 @@ def _fill(job: Job, target: Target, pull: Pull, ground: Ground, additions: tuple
     hub, repo = job.hub, target.repo
     sha, gone = land(job, ground, additions)
     if pull.status == "open":
-        hub.comment(repo, pull.num, words.updated_text(job.parcel.document))
-    hub.rename(repo, pull, words.title(job.parcel.document))
+        hub.comment(repo, pull.num, messages.updated_text(job.parcel.document))
+    hub.rename(repo, pull, messages.title(job.parcel.document))
     hub.rewrite(
         repo, pull, _text(job, target, gone)
     )  # with its mark, by which the next run knows that all this is done
@@ -131,7 +131,7 @@ def _supersede(job: Job, repo: str, sha: str) -> None:
 
     try:
         for pull in job.hub.open_pulls(repo):
-            mark = words.mark_in(pull.text)
+            mark = messages.mark_in(pull.text)
             if mark == job.parcel.fingerprint:
                 _abandon(job, repo, pull, f"the merge was pushed to main, as {sha}.")
                 job.emit(
@@ -177,14 +177,14 @@ def _drop(job: Job, repo: str, draft: Pull, ground: Ground | None, why: str) -> 
 
 def _abandon(job: Job, repo: str, draft: Pull, why: str) -> None:
     """Close our own draft, without its mark: a closed pull request that has it would count as declined."""
-    job.hub.rewrite(repo, draft, words.abandoned_text(why))
+    job.hub.rewrite(repo, draft, messages.abandoned_text(why))
     job.hub.set_status(repo, draft.num, "closed")
 
 
 def _text(job: Job, target: Target, gone: tuple[str, ...]) -> str:
     before = held(target, job.hub)
     document, fingerprint = job.parcel.document, job.parcel.fingerprint
-    return words.pull_text(document, fingerprint, job.tag, gone, before=before, hub=job.hub.address)
+    return messages.pull_text(document, fingerprint, job.tag, gone, before=before, hub=job.hub.address)
 
 
 def _proposed(repo: str, pull: Pull, sha: str | None) -> Publication:

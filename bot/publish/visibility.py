@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bot.errors import Outside, Refused
 from bot.events import Emit, Note
-from bot.publish.apart import named_repos
+from bot.publish.never_an_input import named_repos
 from bot.records import Json, Sources
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from bot.errors import NotFound, Refused
 from bot.events import Emit, Moved, Note, Stage
 from bot.hub import is_repo_id
-from bot.pull import beside, deeper, pickles, quantised, vocabulary, weights
-from bot.pull.counted import counting
+from bot.pull import other_weights, pickles, quantised_base, subfolders, vocabulary, weights
+from bot.pull.base_of_adapter import vouch as vouch
 from bot.pull.damage import MEMORY, hold
 from bot.pull.damage import dropping as dropping
 from bot.pull.damage import merged_files as merged_files
@@ -22,17 +22,17 @@ from bot.pull.damage import require_headers as require_headers
 from bot.pull.damage import with_sound_files as with_sound_files
 from bot.pull.folders import pin_folder, settled
 from bot.pull.folders import sha_of_all as sha_of_all
-from bot.pull.gathered import gather
 from bot.pull.hashes import Hashes
+from bot.pull.link_folder import gather
 from bot.pull.listing import require_usable as require_usable
-from bot.pull.quantised import original_at_hand as original_at_hand
+from bot.pull.quantised_base import original_at_hand as original_at_hand
 from bot.pull.refs import REVISION as REVISION
 from bot.pull.refs import is_subfolder as is_subfolder
 from bot.pull.refs import parse_ref as parse_ref
+from bot.pull.relevant_files import counting
 from bot.pull.repos import pin_repo
 from bot.pull.texts import card_of as card_of
 from bot.pull.texts import read_json
-from bot.pull.whose import vouch as vouch
 from bot.records import Local, Plan, Ref, Request, Role, Source, Sources
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def pin(
         def pinned(ref: Ref) -> Source:
             return _with_headers(_pin_base(ref, request.base is None, hub, emit), request, hub, emit, hashes)
 
-        bases[base_ref] = quantised.settle(pinned(base_ref), request.options.base_weights, pinned, hub, emit)
+        bases[base_ref] = quantised_base.settle(pinned(base_ref), request.options.base_weights, pinned, hub, emit)
     base = bases[base_ref]
     adapter, *more = (vocabulary.with_added_tokens(one, base, hub) for one in (adapter, *more))
     if any(vocabulary.is_read(one) for one in (adapter, *more)):
@@ -124,7 +124,7 @@ def _with_headers(source: Source, request: Request, hub: Hub, emit: Emit, hashes
         names = weights.base_files(source, emit)
     else:
         names = weights.adapter_files(source, allow_pickle=request.options.allow_pickle)
-        beside.refuse_others(source)
+        other_weights.refuse_others(source)
         _note_others(source, emit)
     source = counting(source, names)
     if names == (weights.PICKLE,):
@@ -133,9 +133,9 @@ def _with_headers(source: Source, request: Request, hub: Hub, emit: Emit, hashes
 
 
 def _note_others(source: Source, emit: Emit) -> None:
-    if others := deeper.adapters_in(source.files):
-        text = f"{source.called} holds other adapters too ({deeper.listed(others)}); {deeper.named(source, others[-1])} names one."
-        emit(Note(text=text))
+    if others := subfolders.adapters_in(source.files):
+        listed, example = subfolders.listed(others), subfolders.named(source, others[-1])
+        emit(Note(text=f"{source.called} holds other adapters too ({listed}); {example} names one."))
 
 
 def _settled(source: Source, emit: Emit, hashes: Hashes) -> Source:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bot.errors import Damaged, Outside
 from bot.events import Emit, Note
-from bot.held import look, not_the_repos
-from bot.links import result_files
+from bot.input_files import look, not_the_repos
 from bot.pull.folders import entry_of
 from bot.pull.hashes import Hashes
 from bot.records import FileEntry, Held, Ref, Source, Sources
+from bot.untrusted.links import result_files
 
 if TYPE_CHECKING:
     from bot.hub import Hub, Pinned

@@ -13,12 +13,12 @@ from threading import Lock
 
 from bot.errors import NotFound, Refused
 from bot.events import Emit, Moved
-from bot.held import is_stated, look, not_its_hash
-from bot.links import cached_blob, input_files
+from bot.input_files import is_stated, look, not_its_hash
 from bot.pull import texts
-from bot.pull.counted import is_a_trainers, is_read
 from bot.pull.hashes import Hashes
+from bot.pull.relevant_files import is_a_trainers, is_read
 from bot.records import FileEntry, Ref, Role, Source
+from bot.untrusted.links import cached_blob, input_files
 
 LFS_POINTER = b"version https://git-lfs"
 # consolidated: Mistral's own, beside the same

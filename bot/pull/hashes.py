@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bot.held import identity_of
+from bot.input_files import identity_of
 from bot.records import Identity
 
 LARGE = 32 << 20  # bytes; smaller files are hashed before they are looked up

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from bot.errors import Refused
-from bot.links import BOOKKEEPING
+from bot.untrusted.links import BOOKKEEPING
 
 DEEPEST = 40  # folders within each other; a repo on the Hub has three or four
 MOST = 200_000  # files and folders

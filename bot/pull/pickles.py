@@ -14,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bot.checkpoint.header import read_header
 from bot.errors import Refused
 from bot.events import Emit, Note
-from bot.held import holding
+from bot.input_files import holding
 from bot.machine import bare_environment
 from bot.pull.damage import hold, with_sound_files
 from bot.pull.weights import ADAPTER, PICKLE, thing
 from bot.records import FileEntry, Source
-from bot.weights.headers import read_header
 
 if TYPE_CHECKING:
     from bot.hub import Hub

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from bot.errors import NotFound
 from bot.events import Emit, Note
-from bot.held import is_stated, not_the_repos
-from bot.pull import deeper, texts
+from bot.input_files import is_stated, not_the_repos
+from bot.pull import subfolders, texts
 from bot.pull.damage import fetched_again
 from bot.records import FileEntry, Ref, Role, Source
 
@@ -62,7 +62,7 @@ def _tags(pinned: Pinned, hub: Hub, emit: Emit) -> tuple[str, ...]:
 
 def _deeper(source: Source, subfolder: str, pinned: Pinned, hub: Hub, emit: Emit) -> Source:
     """The source in a folder of its repo. Raises NotFound where that has no adapter."""
-    others = deeper.adapters_in(pinned.files)
+    others = subfolders.adapters_in(pinned.files)
     if subfolder not in others:
         there = any(entry.name.startswith(f"{subfolder}/") for entry in pinned.files)
         what = "holds no adapter_config.json" if there else "is not there"
@@ -71,26 +71,30 @@ def _deeper(source: Source, subfolder: str, pinned: Pinned, hub: Hub, emit: Emit
             f"The folder {subfolder} of {pinned.repo}{at} {what}, so it names no PEFT adapter.",
             remedy=_instead(source, others, pinned.files),
         )
-    source = replace(source, files=deeper.below(pinned.files, subfolder), subfolder=subfolder)
+    source = replace(source, files=subfolders.below(pinned.files, subfolder), subfolder=subfolder)
     found = _texts(source, pinned, hub, emit)
-    above = [name for name in deeper.cards_above(pinned.files, subfolder) if name != source.in_repo(deeper.CARD)]
+    above = [
+        name for name in subfolders.cards_above(pinned.files, subfolder) if name != source.in_repo(subfolders.CARD)
+    ]
     if not pinned.online:
         above = [name for name in above if hub.cached(pinned.repo, pinned.sha, name)]
     cards = _sound_texts(pinned, {name: name for name in above}, hub, emit)
-    card = deeper.with_cards(texts.card_of(found), (texts.card_of({deeper.CARD: cards[name]}) for name in above))
+    card = subfolders.with_cards(
+        texts.card_of(found), (texts.card_of({subfolders.CARD: cards[name]}) for name in above)
+    )
     # What the repo's card says of the training holds for its checkpoints.
-    said = [found[deeper.CARD]] if deeper.CARD in found else []
+    said = [found[subfolders.CARD]] if subfolders.CARD in found else []
     if said or cards:
-        found[deeper.CARD] = b"\n\n".join([*said, *cards.values()])
+        found[subfolders.CARD] = b"\n\n".join([*said, *cards.values()])
     return replace(source, texts=found, card=card)
 
 
 def _instead(source: Source, folders: list[str], files: tuple[FileEntry, ...]) -> str:
     """What to name where a folder has no adapter."""
     if folders:
-        last = deeper.named(source, folders[-1])
-        return f"The repo has adapters in these folders: {deeper.listed(folders)}; name one of them: {last}."
-    if any(entry.name == deeper.CONFIG for entry in files):
+        last = subfolders.named(source, folders[-1])
+        return f"The repo has adapters in these folders: {subfolders.listed(folders)}; name one of them: {last}."
+    if any(entry.name == subfolders.CONFIG for entry in files):
         return f"The repo's only adapter lies at its root: write {source.called}."
     return "The repo has none in any of its folders: check its name, or name another revision."
 

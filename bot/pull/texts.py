@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from bot import strict
 from bot.errors import Refused
 from bot.records import FileEntry, Json, Source
+from bot.untrusted import strict_json
 
 NAMES = re.compile(
     r"(adapter_config|config|tokenizer_config|generation_config|special_tokens_map|added_tokens|quantize_config|"
@@ -46,12 +46,12 @@ def check(texts: dict[str, bytes], thing: str) -> None:
         if not name.endswith(".json"):
             continue
         try:
-            found = strict.loads(text)
+            found = strict_json.loads(text)
         except ValueError as error:
             raise Refused(f"{name} of {thing} is not valid JSON ({_short(error)}).", remedy=REPAIR) from error
         if not isinstance(found, dict):
             raise Refused(f"{name} of {thing} is not a JSON object.", remedy=REPAIR)
-        if wrong := strict.misfit(name, found):
+        if wrong := strict_json.misfit(name, found):
             raise Refused(f"{name} of {thing} cannot be used: {wrong}.", remedy=REPAIR)
 
 
@@ -121,4 +121,4 @@ def _plain(found: Any) -> Any:
 
 
 def _is_small(found: Any) -> bool:
-    return isinstance(found, int) and abs(found) < strict.LARGEST
+    return isinstance(found, int) and abs(found) < strict_json.LARGEST

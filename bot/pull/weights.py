@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from bot.checkpoint.header import PREFIX, header_length, parse_header
 from bot.errors import Refused
 from bot.events import Emit, Note
-from bot.held import is_stated
-from bot.pull import deeper
+from bot.input_files import is_stated
+from bot.pull import subfolders
 from bot.pull.damage import fetched_again
 from bot.pull.texts import read_json
 from bot.records import Header, Source
-from bot.weights.headers import PREFIX, header_length, parse_header
 
 if TYPE_CHECKING:
     from bot.hub import Hub
@@ -130,10 +130,8 @@ def adapter_files(source: Source, *, allow_pickle: bool) -> tuple[str, ...]:
 
 
 def _refuse_as_adapter(source: Source, names: set[str]) -> None:
-    if nested := deeper.adapters_in(source.files):
-        remedy = (
-            f"It has adapters deeper ({deeper.listed(nested)}); name one of them: {deeper.named(source, nested[-1])}."
-        )
+    if nested := subfolders.adapters_in(source.files):
+        remedy = f"It has adapters deeper ({subfolders.listed(nested)}); name one of them: {subfolders.named(source, nested[-1])}."
     elif "config.json" in names:
         remedy = "It looks like a whole model: the adapter comes first, the base is named with --base."
     else:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bot.action.door import act
+from bot.action.entry import act
 from tests.github.fake import TOKEN, FakeGitHub
 from tests.stories.conftest import World, adapter_merge, tiny, world
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 EVENTS: dict[str, list[dict[str, Any]]] = json.loads((ROOT / "tests/github/events.json").read_bytes())
 PUSHED_TAG = "simple-tag"  # of GitHub's own example of a push
 NO_TORCH = (
-    "import os, sys; from bot.action.door import act; code = act(sys.argv[1:], os.environ); "
+    "import os, sys; from bot.action.entry import act; code = act(sys.argv[1:], os.environ); "
     "assert 'torch' not in sys.modules and 'transformers' not in sys.modules; sys.exit(code)"
 )
 

@@ -121,7 +121,7 @@ def test_no_token_to_publish_with(run: Run) -> None:
 
 
 def test_a_hub_that_is_away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.hub.door.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("bot.hub.connection.time.sleep", lambda seconds: None)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     step = run(adapter="demo/elsewhere")
     assert step.code == 5

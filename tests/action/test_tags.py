@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bot.action.tag import candidates
+from bot.action.github_tag import candidates
 from bot.devhub.faults import Fault
 from tests.action.conftest import EVENTS, Runner, Step
 from tests.stories.conftest import World

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from bot.action.commands import MOST, Commands
+from bot.action.input_names import as_inputs
 from bot.action.outputs import write_outputs
 from bot.action.summary import MOST as MOST_BYTES
 from bot.action.summary import write_summary
-from bot.action.words import as_inputs
-from bot.markdown import fenced
-from bot.streams import defused
+from bot.terminal.streams import defused
+from bot.untrusted.markdown import fenced
 from tests.action.conftest import parse_outputs
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bot.checks.drift import Drifts, lean, measure
-from bot.checks.rounding import round_once, round_stochastically
+from bot.checks.elementwise.drift import Drifts, lean, measure
+from bot.checks.elementwise.rounding import round_once, round_stochastically
 
 BF16, F16, F64 = torch.bfloat16, torch.float16, torch.float64
 Tensor = torch.Tensor

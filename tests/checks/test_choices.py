@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bot.checks.choices import Choices, is_mixture
+from bot.checks.behaviour.expert_choices import Choices, is_mixture
 
 
 class TopkRouter(nn.Module):

@@ -10,9 +10,9 @@ import transformers
 from safetensors.torch import load_file
 
 from bot.checks.case import read_json
-from bot.checks.naming import by_names
-from bot.checks.skeleton import Skeleton, build, model_class
-from bot.checks.traced import Traced
+from bot.checks.expected.naming_scheme import by_names
+from bot.checks.reading.model_skeleton import Skeleton, build, model_class
+from bot.checks.reading.symbolic import Traced
 from tests.factory import ARCHITECTURES, save_base
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bot.checks.noise import more_flips, ratio
+from bot.checks.behaviour.noise import more_flips, ratio
 
 Prompts = list[list[float]]
 

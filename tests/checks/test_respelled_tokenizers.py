@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bot.checks.respelled_tokenizer import same_tokenizer
+from bot.checks.folder.same_tokenizer import same_tokenizer
 
 ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}

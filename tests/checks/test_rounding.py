@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bot.checks.rounding import round_once, round_stochastically
+from bot.checks.elementwise.rounding import round_once, round_stochastically
 
 PRECISION = {torch.bfloat16: (8, -133, 2.0**128), torch.float16: (11, -24, 2.0**16)}  # bits, smallest exponent, bound
 DTYPES = pytest.mark.parametrize("dtype", PRECISION, ids=str)

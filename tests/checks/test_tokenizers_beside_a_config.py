@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from bot.checks.probes import load_tokenizer
-from bot.checks.tokenizer import compare_tokenizers
+from bot.checks.behaviour.probe_inputs import load_tokenizer
+from bot.checks.behaviour.tokenizer import compare_tokenizers
 
 
 def write(folder: Path, kind: str | None, splits: str = r"\p{N}{1,3}") -> Path:

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bot.combine import Predicted, combine, notation, predict
+from bot.adapters.combine import Predicted, combine, notation, predict
 from bot.events import silent
 from bot.pull import pin
 from bot.records import Combination, Ref, Request, Source

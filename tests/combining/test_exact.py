@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from bot.combine.exact import jacobi, total, truncated
+from bot.adapters.combine.exact import jacobi, total, truncated
 
 
 @pytest.mark.parametrize("width", [0, 1, 2, 3, 7, 64, 1001])
@@ -51,7 +51,7 @@ def test_small_singular_values_are_as_exact_as_large_ones() -> None:
 
 PROGRAM = """
 import hashlib, numpy as np
-from bot.combine.exact import truncated
+from bot.adapters.combine.exact import truncated
 numbers = np.random.Philox(key=0).random_raw(24 * 500) / 2.0**64 - 0.5
 left, right = numbers[: 24 * 300].reshape(24, 300), numbers[24 * 300 :].reshape(24, 200)
 blas = left @ left.T

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bot.adapters.combine import combine, notation, predict
 from bot.checks.case import Case
-from bot.checks.combined import combined as check
+from bot.checks.expected.combined import combined as check
 from bot.checks.subject import Subject
-from bot.combine import combine, notation, predict
 from bot.events import silent
 from bot.records import Finding
 from tests.combining.given import each_kind, edit, pinned, predicted, save

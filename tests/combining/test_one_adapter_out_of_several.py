@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from bot.combine import combine, notation
-from bot.combine.joined import combined_in
+from bot.adapters.combine import combine, notation
+from bot.adapters.combine.predict import combined_in
+from bot.checkpoint.header import read_header
 from bot.errors import Refused, Usage
 from bot.records import Combination
-from bot.weights.headers import read_header
 from tests.combining.given import combined, deltas, each_kind, edit, edit_weights, numbers, predicted, save
 
 
@@ -133,7 +133,7 @@ def test_the_rank_of_svd_is_the_largest_unless_it_is_given(unlike: list[Path]) -
 
 
 def test_the_scaling_of_the_combined_adapter_is_one_everywhere(unlike: list[Path]) -> None:
-    from bot.combine.given import read
+    from bot.adapters.combine.adapter_input import read
 
     found = predicted(unlike)
     again, refusals = read(found.source, 0)

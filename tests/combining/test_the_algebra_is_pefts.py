@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft.utils import merge_utils
 
-from bot.combine.algebra import drawn
+from bot.adapters.combine.algebra import drawn
 from tests.combining.given import by_peft, combined, deltas, inputs, loaded, numbers, save, small
 
 WEIGHTS = [(0.7, 0.3), (1.0, -0.6), (-0.5, -1.5)]

@@ -7,10 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from bot.checks import probe, roles
-from bot.checks.answers import Trial
-from bot.checks.behaviour import behaviour
-from bot.checks.trial import FIRST
+from bot.checks.behaviour import roles, worker
+from bot.checks.behaviour.answers import Trial
+from bot.checks.behaviour.findings import behaviour
+from bot.checks.behaviour.trial import FIRST
 from bot.records import Finding
 
 
@@ -38,8 +38,8 @@ def found(trial: Trial) -> Finding:
 
 
 def work_here(case: Any, job: dict[str, Any], role: str, work: Path) -> dict[str, Any]:
-    """In the place of `bot.checks.trial._work`: the worker, in this process. (It could import peft, and use the network.)"""
+    """In the place of `bot.checks.behaviour.trial._work`: the worker, in this process. (It could import peft, and use the network.)"""
     job = {**job, "role": role, "work": str(work)}
-    answer = probe.attempt(job)
-    probe.answer(job, answer)
+    answer = worker.attempt(job)
+    worker.answer(job, answer)
     return answer

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bot.checks.measure import distance
+from bot.checks.behaviour.measure import distance
 from bot.records import Report
 from bot.verify import canonical, table
 from tests.factory import save_adapter, save_base

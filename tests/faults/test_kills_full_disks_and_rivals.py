@@ -22,7 +22,7 @@ from bot.events import Emit, Event, Moved, Note, silent
 from bot.hub import Hub
 from bot.machine import look
 from bot.merge import merge, place
-from bot.partial import note_of
+from bot.partial_folder import note_of
 from bot.plan import make_plan
 from bot.pull import fetch
 from bot.records import Local, Options, Plan

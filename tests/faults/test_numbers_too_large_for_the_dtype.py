@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from bot.engines.streaming import write_shard
 from bot.errors import Refused
 from bot.events import silent
+from bot.numerics.rounding import RAW
 from bot.records import Local, Options, Replace, Report, Shard, Stored
 from bot.verify import Subject, verify
-from bot.weights.rounding import RAW
 from tests.factory import save_adapter, save_base
 from tests.faults.conftest import INPUTS, named
 from tests.faults.damage import rewrite

@@ -162,7 +162,7 @@ def test_a_merge_into_the_plain_base_where_a_simulation_was_claimed_is_caught(
 
 def test_the_mean_is_within_what_threads_make_of_it():
     """bitsandbytes' own, on any number of threads, differs from the exact one by less than is allowed."""
-    from bot.checks.fourbit import exact_mean, is_a_mean
+    from bot.checks.reading.bitsandbytes_cpu import exact_mean, is_a_mean
 
     torch.manual_seed(0)
     absmax = torch.rand(3_000_001) * 0.1
@@ -183,9 +183,9 @@ def test_blocks_that_end_inside_a_row_are_taken_in_order(tmp_path: Path):
     """bitsandbytes' AVX512 kernel takes wrong ones there; its plain kernel is asked."""
     from bitsandbytes import functional
 
-    from bot.checks.checkpoint import read_checkpoint
-    from bot.checks.packed import SHELF
-    from bot.checks.stored import as_model
+    from bot.checks.reading.checkpoint import read_checkpoint
+    from bot.checks.reading.packed import SHELF
+    from bot.checks.reading.quantised import as_model
 
     torch.manual_seed(0)
     weight = torch.randn(6, 96)
@@ -202,9 +202,9 @@ def test_blocks_that_end_inside_a_row_are_taken_in_order(tmp_path: Path):
 def test_an_expert_of_mxfp4_is_what_transformers_makes_of_it(tmp_path: Path):
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-    from bot.checks.checkpoint import read_checkpoint
-    from bot.checks.rows import Opened
-    from bot.checks.stored import as_model
+    from bot.checks.reading.checkpoint import read_checkpoint
+    from bot.checks.reading.quantised import as_model
+    from bot.checks.reading.rows import Opened
 
     torch.manual_seed(0)
     blocks = torch.randint(0, 256, (3, 64, 2, 16), dtype=torch.uint8)
@@ -233,9 +233,9 @@ TORCHAO = Path(__file__).parents[1] / "formats" / "torchao"
 def test_weights_of_torchao_are_what_torchao_made_of_them(name: str):
     import hashlib
 
-    from bot.checks.checkpoint import read_checkpoint
-    from bot.checks.packed import SHELF
-    from bot.checks.stored import as_model
+    from bot.checks.reading.checkpoint import read_checkpoint
+    from bot.checks.reading.packed import SHELF
+    from bot.checks.reading.quantised import as_model
 
     folder = TORCHAO / name
     model = as_model(read_checkpoint(folder), json.loads((folder / "config.json").read_text()), "base")

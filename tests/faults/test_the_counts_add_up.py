@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from bot.plan.counts import KINDS
+from bot.plan.tensor_counts import KINDS
+from bot.plan_text import KINDS as WORDS
+from bot.plan_text import plan_table, tensors_in_words
 from bot.records import Options, Plan
-from bot.show import KINDS as WORDS
-from bot.show import plan_table, tensors_in_words
 from tests.faults import family, quantised
 from tests.faults.family import FAMILY
 from tests.faults.quantised import Quantised

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bot.checks.specials import PADDED, speaks
+from bot.checks.folder.special_tokens import PADDED, speaks
 from bot.events import silent
 from bot.records import Plan, Report
 from bot.special_tokens import COUNTS_FROM_PADDING

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from bot.assets import KINDS
-from bot.checks.assets import FAMILIES, _matches
+from bot.checks.folder.assets import FAMILIES, _matches
 from bot.events import silent
 from bot.records import Report
 from bot.verify import Subject, table, verify
@@ -168,7 +168,7 @@ def test_an_omni_model_is_loaded_as_its_users_load_it(tmp_path: Path):
     import torch
     import transformers
 
-    from bot.checks.roles import _load
+    from bot.checks.behaviour.roles import _load
 
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
              "vocab_size": 128, "max_position_embeddings": 64,

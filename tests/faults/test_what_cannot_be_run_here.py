@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bot.checks import trial
-from bot.checks.answers import Trial
+from bot.checks.behaviour import trial
+from bot.checks.behaviour.answers import Trial
 from bot.records import Report
 from bot.verify import table
 from tests.faults import damage

@@ -17,9 +17,9 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from bot.checks import roles
-from bot.checks.answers import DOUBTFUL
-from bot.checks.bypassed import goes_around
+from bot.checks.behaviour import roles
+from bot.checks.behaviour.answers import DOUBTFUL
+from bot.checks.expected.bypassed import goes_around
 from bot.records import Options
 from tests.faults.damage import rewrite
 from tests.faults.family import DEEPSEEK, GPT_OSS, MIXTRAL

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from bot import formats
+from bot.checkpoint.header import read_header
 from bot.records import Json, Stored
-from bot.weights.headers import read_header
 
 
 def save(folder: Path, tensors: Mapping[str, torch.Tensor], config: Json) -> Path:
@@ -128,6 +128,6 @@ TORCH = {
 
 
 def formats_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    from bot.weights.headers import byte_size
+    from bot.checkpoint.header import byte_size
 
     return byte_size(dtype, shape)

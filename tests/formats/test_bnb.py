@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, L
 from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
 from bot import formats
-from bot.formats import blockwise, nested
+from bot.formats.bitsandbytes import blockwise, double_quant
 from bot.records import Json
 from tests.formats.shelf import same, save, unpacked, values
 
@@ -91,13 +91,13 @@ def test_numbers_are_quantised_as_bitsandbytes_does_it(size: int, kind: str, dty
         alike(absmax, plain.absmax)
         found = blockwise.places(numbers, absmax, size, blockwise.KINDS[kind])
         alike(blockwise.pack(found, blockwise.KINDS[kind]), codes.reshape(-1))
-        inner, outer = nested.compress(absmax, np.float32(state.offset.item()))
+        inner, outer = double_quant.compress(absmax, np.float32(state.offset.item()))
         alike(inner, state.absmax)
         alike(outer, state.state2.absmax)
 
 
 def test_the_tables_are_those_of_bitsandbytes() -> None:
-    alike(nested.DYNAMIC, F.create_dynamic_map())
+    alike(double_quant.DYNAMIC, F.create_dynamic_map())
     for kind, table in blockwise.KINDS.items():
         alike(table.levels, F.get_4bit_type(kind, device="cpu"))
 
@@ -106,11 +106,11 @@ def test_the_mean_of_double_quantisation_is_within_its_own_variation_of_one_to_m
     """torch's depends on threads and processor; ours is the exact one's nearest but for the last bit of a float64 sum."""
     for count in (1, 3, 1000, 65_537, 1_000_003):
         absmax = torch.rand(count) * 3 + 0.1
-        ours, exact = nested.mean(absmax.numpy()), absmax.double().mean().item()
+        ours, exact = double_quant.mean(absmax.numpy()), absmax.double().mean().item()
         assert abs(float(ours) - exact) <= np.spacing(ours)
         assert abs(float(ours) - absmax.mean().item()) <= 4 * np.spacing(ours)
     shuffled = absmax.numpy()[np.random.default_rng(0).permutation(count)]
-    assert nested.mean(shuffled) == ours
+    assert double_quant.mean(shuffled) == ours
 
 
 def tiny(model_type: str, inner: int = 160) -> PreTrainedModel:
@@ -205,5 +205,5 @@ def test_int8_in_the_order_of_an_old_gpu_is_refused(tmp_path: Path) -> None:
     said = config({"quant_method": "bitsandbytes", "load_in_8bit": True})
     (refusal,) = unpacked(save(tmp_path, tensors, said)).refusals
     assert "weight_format" in refusal.reason
-    assert formats.bnb8.recognises(said)
-    assert not formats.bnb4.recognises(said)
+    assert formats.int8.recognises(said)
+    assert not formats.four_bit.recognises(said)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from bot import formats
 from bot.errors import Refused
-from bot.formats import linears, nested, simulated
+from bot.formats.bitsandbytes import double_quant, linears, simulated
 from bot.records import Json
 from tests.formats.shelf import headers, reader_of, rows, save, unpacked, values, written
 from tests.formats.test_bnb import DTYPES, SHAPES, alike, theirs, tiny
@@ -36,7 +36,7 @@ def as_ours(weight: torch.Tensor, kind: str, size: int, double: bool) -> tuple[t
     """bitsandbytes' quantize_4bit, with the mean of double quantisation as ours takes it."""
     codes, state = F.quantize_4bit(weight, blocksize=size, quant_type=kind, compress_statistics=False)
     if double:
-        offset = torch.tensor(nested.mean(state.absmax.numpy()))
+        offset = torch.tensor(double_quant.mean(state.absmax.numpy()))
         state.absmax, state.state2 = F.quantize_blockwise(state.absmax - offset, blocksize=256)
         state.offset, state.nested = offset, True
     return codes, state

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bot import formats
-from bot.formats import fp8_own, fp8_rows
+from bot.formats.fp8 import writer_channel, writer_same
 from bot.records import Packed, Stored
 
 ROWS, COLUMNS = 8192, 4096  # 128 MiB as float32
@@ -87,7 +87,7 @@ def test_writing_is_bounded(form: str) -> None:
     tensor = gridded(*FORMS[form])
 
     def work() -> None:
-        for writer in (fp8_rows, fp8_own.OwnFp8(tensor=tensor)):
+        for writer in (writer_channel, writer_same.OwnFp8(tensor=tensor)):
             for _ in writer.quantise("w.weight", take, (ROWS, COLUMNS)):
                 pass
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bot.formats.encoding import bfloat16, power_of_two, stored
 from bot.formats.float8 import E2M1_PAIRS, E4M3, E8M0, POWERS, encode_e4m3
+from bot.formats.fp8.encoding import bfloat16, power_of_two, stored
 
 
 def test_every_code_decodes_as_torch_decodes_it() -> None:

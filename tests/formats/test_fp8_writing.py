@@ -15,7 +15,7 @@ from compressed_tensors.utils.match import match_name
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.finegrained_fp8 import Fp8Quantize
 
-from bot.formats import fp8_own, fp8_rows
+from bot.formats.fp8 import writer_channel, writer_same
 from bot.records import Json
 from tests.formats.shelf import reader_of, rows, same, save, unpacked, values, written
 
@@ -54,7 +54,7 @@ def equal_codes(ours: torch.Tensor, wanted: torch.Tensor) -> None:
 def test_rows_are_quantised_as_compressed_tensors_quantises_them(shape: tuple[int, int]) -> None:
     weight = torch.randn(shape) * torch.logspace(-1, 1, shape[0])[:, None] + 1e-2
     weight[0] = 0  # a row of zeros has a scale too
-    ours = written(fp8_rows, KEY, weight)
+    ours = written(writer_channel, KEY, weight)
     wanted = theirs(weight, strategy="channel", scale_dtype=torch.bfloat16)
     assert torch.equal(ours[SCALE], wanted["weight_scale"])
     equal_codes(ours[KEY], wanted["weight"])
@@ -62,7 +62,7 @@ def test_rows_are_quantised_as_compressed_tensors_quantises_them(shape: tuple[in
 
 def test_a_row_of_tiny_weights_has_a_scale_that_float16_has_too() -> None:
     weight = torch.randn(64, 128) * torch.logspace(-12, -2, 64)[:, None]
-    ours = written(fp8_rows, KEY, weight)
+    ours = written(writer_channel, KEY, weight)
     scale = ours[SCALE]
     assert torch.equal(scale.half().float(), scale)
     assert torch.equal(scale.bfloat16().float(), scale)
@@ -71,7 +71,7 @@ def test_a_row_of_tiny_weights_has_a_scale_that_float16_has_too() -> None:
 
 
 def test_the_config_is_one_that_compressed_tensors_reads() -> None:
-    said = fp8_rows.quantization_config({}, left=["model.layers.0.mlp.gate", "lm_head"])
+    said = writer_channel.quantization_config({}, left=["model.layers.0.mlp.gate", "lm_head"])
     read = QuantizationConfig.model_validate(said)
     (group,) = read.config_groups.values()
     assert group.weights.strategy == "channel"
@@ -82,11 +82,11 @@ def test_the_config_is_one_that_compressed_tensors_reads() -> None:
 def test_stacked_experts_are_named_for_vllm() -> None:
     """It asks of the layers `….experts.0.gate_proj`, and would wait for their scales."""
     moe = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}
-    read = QuantizationConfig.model_validate(fp8_rows.quantization_config(moe, ["lm_head"]))
+    read = QuantizationConfig.model_validate(writer_channel.quantization_config(moe, ["lm_head"]))
     assert any(match_name("model.layers.0.mlp.experts.0.gate_proj", one) for one in read.ignore)
     assert not any(match_name("model.layers.0.mlp.shared_experts.gate_proj", one) for one in read.ignore)
     dense = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    assert fp8_rows.quantization_config(dense, ["lm_head"])["ignore"] == ["lm_head"]
+    assert writer_channel.quantization_config(dense, ["lm_head"])["ignore"] == ["lm_head"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -100,11 +100,11 @@ def test_plain_transformers_loads_exactly_what_was_measured(tmp_path: Path, dtyp
     tensors, exact = {}, {}
     for key, weight in model.state_dict().items():
         if key.endswith("proj.weight"):
-            tensors |= written(fp8_rows, key, weight.float())
+            tensors |= written(writer_channel, key, weight.float())
             exact[key] = tensors[key].float() * tensors[f"{key}_scale"].float()
         else:
             tensors[key] = weight
-    said: Json = {**config.to_dict(), "quantization_config": fp8_rows.quantization_config({})}
+    said: Json = {**config.to_dict(), "quantization_config": writer_channel.quantization_config({})}
     folder = save(tmp_path, tensors, said)
     for key, value in values(folder).items():
         same(value, exact.pop(key))  # our own reader reads what was written
@@ -121,8 +121,8 @@ def test_plain_transformers_loads_exactly_what_was_measured(tmp_path: Path, dtyp
 
 def own(folder: Path, key: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     tensor = unpacked(folder).tensors[key]
-    assert fp8_own.writes(tensor)
-    writer = fp8_own.OwnFp8(tensor=tensor)
+    assert writer_same.writes(tensor)
+    writer = writer_same.OwnFp8(tensor=tensor)
     assert writer.applies(key, tuple(weight.shape))
     return written(writer, key, weight)
 
@@ -182,7 +182,7 @@ def test_every_form_comes_back_as_it_was(
 
 
 def test_a_tensor_too_large_to_be_held_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bot.formats import encoding
+    from bot.formats.fp8 import encoding
 
     weight = torch.randn(200, 300) * 0.05
     folder = base(tmp_path, (200, 300), torch.ones(()), "weight_scale", {"quant_method": "fp8"})

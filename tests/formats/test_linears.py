@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-from bot.formats.linears import find
+from bot.formats.bitsandbytes.linears import find
 from bot.records import Json
 from tests.formats.shelf import headers
-from tests.make_linears import TARGET, rows
 from tests.pinned import pinned
+from tools.make_linears import TARGET, rows
 
 SMALL = {
     "vocab_size": 64,
@@ -140,7 +140,7 @@ def test_of_an_unknown_architecture_nothing_is_guessed() -> None:
     "name", ["LlamaForCausalLM", "GPT2LMHeadModel", "OlmoForCausalLM", "T5ForConditionalGeneration"]
 )
 def test_the_table_is_the_pinned_transformers(name: str) -> None:
-    """A few classes, built again by what is installed; `python -m tests.make_linears` writes the whole."""
+    """A few classes, built again by what is installed; `python -m tools.make_linears` writes the whole."""
     table = json.loads(TARGET.read_text())
     assert table["transformers"] == pinned("transformers")
     for one, row in rows([name]).items():

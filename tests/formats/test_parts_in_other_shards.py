@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from bot.checkpoint.header import write_header
 from bot.events import silent
 from bot.merge import place
 from bot.records import Json, Options
 from bot.verify import Subject, table, verify
-from bot.weights.headers import write_header
 from tests.faults import quantised
 from tests.faults.conftest import INPUTS
 from tests.steps import merge_folders, plan_folders

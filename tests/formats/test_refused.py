@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bot import formats
-from bot.formats.refused import NAMES, parent_of, refusal_of
+from bot.formats.unsupported import NAMES, parent_of, refusal_of
 from bot.records import Json
 
 

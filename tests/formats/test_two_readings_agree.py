@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from bot.checks.checkpoint import read_checkpoint
-from bot.checks.packed import SHELF
-from bot.checks.stored import as_model
+from bot.checks.reading.checkpoint import read_checkpoint
+from bot.checks.reading.packed import SHELF
+from bot.checks.reading.quantised import as_model
 from tests.faults import quantised
 from tests.formats.shelf import same, save, unpacked, values
 

@@ -9,10 +9,10 @@ import click
 import pytest
 
 from bot import errors
+from bot.adapters.combine.notation import KINDS
+from bot.adapters.methods import METHODS
 from bot.cli import cli
-from bot.combine.notation import KINDS
 from bot.records import Combination, Options, Request
-from bot.weights.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -18,7 +18,7 @@ from bot.project import REPOSITORY
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OURS = {"bot", "tests", "bench", "docs"}
+OURS = {"bot", "tests", "bench", "docs", "tools"}
 
 
 def canonical(name: str) -> str:

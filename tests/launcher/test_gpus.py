@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bot.action.inputs import CHOICES
-from bot.spelling import meant
+from bot.terminal.spelling import meant
 from tests.launcher.conftest import Call, Ran, Runner
 
 TOOLKIT = '{"Runtimes":{"nvidia":{"path":"nvidia-container-runtime"},"runc":{"path":"runc"}}}'

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.card import preview, render
-from bot.devhub import card as hubs
+from bot.devhub import derived as hubs
 from bot.metadata import fields
 from tests.publishing.given import ADAPTER, BASE, TARGET, report, source
 

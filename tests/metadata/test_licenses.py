@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bot.errors import Usage
-from bot.metadata import licenses, listed
-from bot.metadata.stated import state
+from bot.metadata import hub_lists, licenses
+from bot.metadata.license_fields import state
 from bot.records import Asset
 from tests.publishing.given import SHA, source
 
@@ -38,10 +38,10 @@ def test_an_id_is_found_where_what_was_written_can_mean_no_other(written: str, k
     assert licenses.known_id(written) == known
 
 
-@pytest.mark.parametrize("name", listed.licenses())
+@pytest.mark.parametrize("name", hub_lists.licenses())
 def test_every_listed_license_is_itself_by_id_and_by_its_full_name(name: str) -> None:
     assert licenses.known_id(name.upper()) == name
-    assert licenses.known_id(listed.licenses()[name]) in (name, None)
+    assert licenses.known_id(hub_lists.licenses()[name]) in (name, None)
 
 
 @pytest.mark.parametrize(
@@ -60,17 +60,17 @@ def test_every_listed_license_is_itself_by_id_and_by_its_full_name(name: str) ->
 )  # fmt: skip
 def test_the_stricter_of_the_two_binds_and_without_an_order_both_are_named(base: Any, adapter: Any, card: str) -> None:
     found = stated(base, adapter)
-    if card in listed.licenses():
+    if card in hub_lists.licenses():
         assert found.fields == {"license": card}
     else:
         assert (found.fields["license"], found.fields["license_name"]) == ("other", card)
-    for said in {str(base), str(adapter)} & listed.licenses().keys():
+    for said in {str(base), str(adapter)} & hub_lists.licenses().keys():
         assert said in found.words
 
 
 def test_no_license_that_asks_less_ever_stands_for_one_that_asks_more() -> None:
     """What may be sold, closed or changed under the result's license may be so under each input's."""
-    for one, other in product(listed.licenses(), repeat=2):
+    for one, other in product(hub_lists.licenses(), repeat=2):
         chosen = licenses.stricter(licenses.Terms(id=one, said=one), licenses.Terms(id=other, said=other))
         if chosen is None:
             continue
@@ -83,7 +83,7 @@ def test_no_license_that_asks_less_ever_stands_for_one_that_asks_more() -> None:
 
 
 def test_the_order_has_no_circle() -> None:
-    for one, other in product(listed.licenses(), repeat=2):
+    for one, other in product(hub_lists.licenses(), repeat=2):
         both = licenses._asks_all_of(one, other) and licenses._asks_all_of(other, one)
         same = any({one, other} <= set(step) for step in (licenses.PUBLIC, *licenses.NOTICE))
         assert one == other or not both or same, (one, other)
@@ -101,7 +101,7 @@ def test_license_wins_and_the_card_then_says_what_the_inputs_had() -> None:
 def test_an_id_that_the_hub_does_not_know_is_a_usage_error_with_a_way_out(asked: str) -> None:
     with pytest.raises(Usage) as caught:
         stated("mit", "mit", asked)
-    assert listed.LICENSES_PAGE in caught.value.remedy
+    assert hub_lists.LICENSES_PAGE in caught.value.remedy
     assert ("such as mit" in caught.value.remedy) == (asked == "mitt")
 
 

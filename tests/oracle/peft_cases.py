@@ -27,9 +27,9 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from bot.adapters.methods import modules_of
+from bot.checkpoint.header import read_header
 from bot.records import Json, PeftMerge
-from bot.weights.headers import read_header
-from bot.weights.methods import modules_of
 
 WEIGHTS = "model.safetensors"
 

@@ -18,7 +18,7 @@ import transformers
 from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from bot.weights.methods import METHODS
+from bot.adapters.methods import METHODS
 from tests.factory import ALL_ARCHITECTURES, model_inputs, outputs, save_base
 from tests.oracle.peft_cases import USUAL
 from tests.oracle.test_peft_methods_equal_the_unmerged_model import FLOAT32_INSIDE

@@ -16,10 +16,10 @@ from bot.checks.case import Case
 from bot.events import silent
 from tests.factory import ALL_ARCHITECTURES, TEXT, model_inputs, save_base
 from tests.faults.conftest import claim
-from tests.make_heads import TARGET, rows
 from tests.oracle.unmerged import distance
 from tests.pinned import pinned
 from tests.steps import merge_folders, plan_folders
+from tools.make_heads import TARGET, rows
 
 
 def randomised(model: torch.nn.Module) -> torch.nn.Module:
@@ -202,7 +202,7 @@ def test_modules_that_nobody_saved(
 
 @pytest.mark.parametrize("name", ["DebertaV2ForSequenceClassification", "RobertaForSequenceClassification"])
 def test_the_table_of_heads_is_the_pinned_transformers(name: str) -> None:
-    """Two classes, built again by what is installed; `python -m tests.make_heads` writes the whole."""
+    """Two classes, built again by what is installed; `python -m tools.make_heads` writes the whole."""
     table = json.loads(TARGET.read_text())
     assert table["transformers"] == pinned("transformers")
     assert table["rows"][table["classes"][name]] == rows([name])[name]

@@ -17,8 +17,8 @@ from peft import AdaLoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from bot.checks.rounding import round_once
-from bot.checks.unmerged import NoWeight, Unmerged
+from bot.checks.elementwise.rounding import round_once
+from bot.checks.expected.unmerged import NoWeight, Unmerged
 from bot.engines.peft_layers import PeftLayers, write_peft_ops
 from bot.engines.phantom import is_phantom, phantom
 from bot.errors import Refused
@@ -144,7 +144,7 @@ def test_every_written_element_is_what_the_unmerged_layer_says_rounded_once(
 
 
 def asking(case: Case, config: Json, folder: Path, adapter_folder: Path) -> Unmerged:
-    from bot.weights.methods import modules_of
+    from bot.adapters.methods import modules_of
 
     source = loaded(case, folder)
     with torch.device("meta"):

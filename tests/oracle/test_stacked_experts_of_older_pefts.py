@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bot.checks.respelled import respelled
+from bot.checks.behaviour.adapter_for_peft import respelled
 from bot.events import silent
 from bot.records import Report
 from bot.verify import Subject, verify

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bot.checks.rounding import round_once
+from bot.checks.elementwise.rounding import round_once
 from bot.records import Options
 from tests.factory import ALL_ARCHITECTURES, save_adapter, save_base
 from tests.oracle.unmerged import assert_same_answers, unmerged

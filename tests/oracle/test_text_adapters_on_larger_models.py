@@ -12,8 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from bot.checks.respelled import respelled
-from bot.checks.roles import _readable
+from bot.checks.behaviour.adapter_for_peft import respelled
+from bot.checks.behaviour.roles import _readable
 from bot.events import silent
 from bot.verify import Subject, verify
 from tests.factory import MORE_ARCHITECTURES, TEXT

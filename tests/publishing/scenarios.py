@@ -16,7 +16,7 @@ from typing import Any
 from bot.devhub import DevHub
 from bot.hub import Hub
 from bot.hub.patience import PAUSES
-from bot.publish.words import mark_in, trailer_in
+from bot.publish.messages import mark_in, trailer_in
 from bot.records import Json, Publication
 from tests.publishing.given import ADAPTER, BASE, Owner, deliver, fingerprint, finished
 from tests.pulling.given import door

@@ -8,9 +8,9 @@ import pytest
 
 from bot.devhub import Fault
 from bot.doctor import NEEDED, examine
+from bot.numerics.delta import CLONES
 from bot.project import REPOSITORY
 from bot.records import Machine
-from bot.weights.delta import CLONES
 from tests.publishing.given import TARGET
 from tests.pulling.given import door
 

@@ -9,7 +9,7 @@ from bot.errors import Outside
 from bot.events import Note
 from bot.project import REPOSITORY
 from bot.publish import already
-from bot.publish.words import trailer_in
+from bot.publish.messages import trailer_in
 from tests.publishing.given import ADAPTER, SHA, TARGET, deliver, fingerprint, finished
 from tests.pulling.given import door
 

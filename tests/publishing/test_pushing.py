@@ -13,7 +13,7 @@ from bot.devhub import Fault
 from bot.errors import Forbidden, NotVerified, Outside, Refused, Usage
 from bot.events import Note
 from bot.publish import already
-from bot.publish.asked import carry_tag
+from bot.publish.repo_settings import carry_tag
 from tests.publishing.given import ADAPTER, BASE, TARGET, deliver, fingerprint, finished
 from tests.pulling.given import door, two_sentences
 
@@ -266,10 +266,10 @@ def test_a_folder_that_changed_since_it_was_verified_is_not_published(hub, folde
 def test_what_changes_while_it_is_sent_is_not_committed(
     name, when, large, dev, hub, owner, folder, document, monkeypatch
 ):
-    from bot.hub import send
+    from bot.hub import upload
 
     if large:
-        monkeypatch.setattr(send, "SMALL", 0)
+        monkeypatch.setattr(upload, "SMALL", 0)
     victim = folder / name
 
     def change(event):

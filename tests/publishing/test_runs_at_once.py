@@ -14,7 +14,7 @@ from bot.events import Note
 from bot.hub.patience import PAUSES
 from bot.hub.pulls import Proposing
 from bot.publish import deliver as delivering
-from bot.publish.words import mark_in, trailer_in
+from bot.publish.messages import mark_in, trailer_in
 from tests.publishing.given import TARGET, deliver, fingerprint, finished
 from tests.pulling.given import door, two_sentences
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from bot.hub.patience import BRIEF, MOST, PAUSES
 from bot.hub.pulls import CLOSED, LISTED, OPEN
 from bot.hub.session import LIMITS, QUICK
-from bot.publish.land import ROUNDS
+from bot.publish.commit import ROUNDS
 from tests.publishing.scenarios import SCENARIOS, calls_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "publishing.md"

@@ -6,7 +6,7 @@ import pytest
 
 from bot.errors import Moved
 from bot.events import Note
-from bot.publish.land import ROUNDS
+from bot.publish.commit import ROUNDS
 from tests.publishing.given import TARGET, deliver, finished
 from tests.pulling.given import two_sentences
 

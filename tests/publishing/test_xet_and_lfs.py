@@ -18,7 +18,7 @@ STORY = """
     from pathlib import Path
     from bot.events import silent
     from bot.hub import Hub
-    from bot.links import cached_blob, input_files
+    from bot.untrusted.links import cached_blob, input_files
     from bot.publish import publish
     from huggingface_hub import constants
 

@@ -9,7 +9,7 @@ import pytest
 
 from bot.errors import NotFound
 from bot.hub import Hub
-from bot.pull import deeper, fetch, parse_ref, pin
+from bot.pull import fetch, parse_ref, pin, subfolders
 from bot.records import FileEntry, Request
 from tests.pulling.given import put, write_adapter, write_base
 
@@ -21,7 +21,7 @@ def files(*names: str) -> tuple[FileEntry, ...]:
 
 
 def seen(names: tuple[FileEntry, ...], folder: str) -> dict[str, str | None]:
-    return {entry.name: entry.path for entry in deeper.below(names, folder)}
+    return {entry.name: entry.path for entry in subfolders.below(names, folder)}
 
 
 def test_a_folder_has_its_files_under_their_own_names():
@@ -57,9 +57,9 @@ def test_another_adapters_files_are_never_taken():
 
 def test_checkpoints_are_listed_as_people_count_and_not_all_of_many():
     there = files(*(f"checkpoint-{step}/adapter_config.json" for step in (1000, 500, 2000)))
-    assert deeper.adapters_in(there) == ["checkpoint-500", "checkpoint-1000", "checkpoint-2000"]
-    many = deeper.adapters_in(files(*(f"checkpoint-{step}/adapter_config.json" for step in range(100))))
-    said = deeper.listed(many)
+    assert subfolders.adapters_in(there) == ["checkpoint-500", "checkpoint-1000", "checkpoint-2000"]
+    many = subfolders.adapters_in(files(*(f"checkpoint-{step}/adapter_config.json" for step in range(100))))
+    said = subfolders.listed(many)
     assert said.startswith("checkpoint-0, …, ")
     assert said.endswith("checkpoint-98, checkpoint-99 (100 in all)")
     assert len(said) < 150

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from bot.again import compare_models, verify_again
 from bot.devhub import Fault
 from bot.errors import Damaged, Outside, Refused
 from bot.events import Event, Note, silent
-from bot.held import holding
+from bot.input_files import holding
 from bot.pipeline import run
 from bot.pull import fetch, hashes, parse_ref, pin
 from bot.records import Combination, Options, Outcome, Ref, Request
+from bot.reverify import compare_models, verify_again
 from tests.pulling.given import put, write_adapter, write_base
 
 FILES = Options(verify="files")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bot.again import compare_models, publish_folder, verify_again
 from bot.errors import AdapterMergeError, Damaged, NotVerified, Refused
 from bot.events import silent
-from bot.links import input_files
 from bot.pipeline import plan_merge, run
 from bot.pull import parse_ref
 from bot.records import Options, Ref, Request
+from bot.reverify import compare_models, publish_folder, verify_again
+from bot.untrusted.links import input_files
 from tests.pulling.given import write_adapter, write_base
 
 SECRET = "HF_TOKEN=hf_secret"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bot import trained
+from bot import trained_base
 from bot.pull.texts import card_of
 from bot.records import Options, Source
 from tests.factory import save_adapter, save_base
@@ -165,19 +165,19 @@ def adapter_of(card: str, said: dict[str, str]) -> Source:
 @pytest.mark.parametrize("case", SAYS)
 def test_the_evidence_is_named(case: str):
     card, said, words = SAYS[case]
-    found = trained.in_four_bits(adapter_of(card, said))
+    found = trained_base.in_four_bits(adapter_of(card, said))
     assert found is not None
     assert words in found
 
 
 @pytest.mark.parametrize("case", SILENT)
 def test_where_there_is_none_nothing_is_said(case: str):
-    assert trained.in_four_bits(adapter_of(*SILENT[case])) is None
+    assert trained_base.in_four_bits(adapter_of(*SILENT[case])) is None
 
 
 @pytest.mark.parametrize("odd", [{"base_model": 7, "tags": 3}, {"base_model": [None, {}], "tags": [None, 5, {}]}])
 def test_odd_cards_are_read_like_others(odd: dict[str, object]):
-    assert trained.in_four_bits(source("adapter", "a/b", card=odd, texts={"README.md": b"\xff\n" * 9})) is None
+    assert trained_base.in_four_bits(source("adapter", "a/b", card=odd, texts={"README.md": b"\xff\n" * 9})) is None
 
 
 @pytest.fixture(scope="module")

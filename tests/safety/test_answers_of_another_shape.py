@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd
 from bot.devhub import DevHub, Fault
 from bot.errors import Outside
 from bot.hub import Change, Hub
-from bot.hub.answers import is_path
+from bot.hub.response_shapes import is_path
 from tests.pulling.given import door, put, write_adapter
 
 REPO = "demo/x"

@@ -13,18 +13,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bot import strict
-from bot.checks.replicas import Replicas
+from bot.checkpoint import header as header_module
+from bot.checkpoint.header import parse_header
+from bot.checks.expected.layer_replication import Replicas
 from bot.errors import AdapterMergeError, Refused
 from bot.events import silent
 from bot.hub import Hub
 from bot.pipeline import plan_merge
-from bot.plan.replicas import find_replicas
+from bot.plan.layer_replication import find_replicas
 from bot.pull.listing import require_usable
 from bot.pull.texts import card_of, check
 from bot.records import Options, Ref, Request
-from bot.weights import headers
-from bot.weights.headers import parse_header
+from bot.untrusted import strict_json
 from tests.pulling.given import CONFIG, INDEX, write_adapter, write_base
 
 QUICK = settings(
@@ -136,7 +136,7 @@ def test_json_without_measure_is_refused(name: str, text: bytes) -> None:
 
 
 def test_the_largest_numbers_that_are_in_use_are_read() -> None:
-    assert strict.loads(b'{"model_max_length": 1000000000000000019884624838656}')["model_max_length"] > 10**29
+    assert strict_json.loads(b'{"model_max_length": 1000000000000000019884624838656}')["model_max_length"] > 10**29
 
 
 @pytest.mark.parametrize("name", ["num_hidden_layers", "n_layer", "num_labels", "num_local_experts", "encoder_layers"])
@@ -198,7 +198,7 @@ def test_digits_names_and_tensors_without_measure_are_refused(monkeypatch: pytes
     assert "no name of a tensor" in refused_header({"w" * 2000: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
     assert "is not JSON" in refused_header(b'{"\\ud800": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}')
     many = {f"w{n}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for n in range(11)}
-    monkeypatch.setattr(headers, "MOST_TENSORS", 10)
+    monkeypatch.setattr(header_module, "MOST_TENSORS", 10)
     assert "11 tensors" in refused_header(many)
 
 
@@ -282,11 +282,11 @@ KEYS = st.sampled_from(
 @given(fields=st.dictionaries(KEYS, SCALARS | JUNK.map(json.dumps), max_size=4))
 def test_any_card_is_plain_json_or_nothing(fields: dict[str, str]) -> None:
     from bot.card import preview
-    from bot.devhub import card as hubs
+    from bot.devhub import derived as hubs
     from tests.publishing.given import source
 
     found = card("\n".join(f"{key}: {value}" for key, value in fields.items()))
-    assert strict.loads(json.dumps(found, allow_nan=False)) == found
+    assert strict_json.loads(json.dumps(found, allow_nan=False)) == found
     both = source("base", "a/b", card=found), source("adapter", "a/c", card=found)
     text = preview(*both, (), None)
     text.encode()
@@ -318,11 +318,11 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
 @settings(max_examples=150, deadline=None)
 @given(path=st.sampled_from(REPORT_PATHS), value=JUNK)
 def test_any_report_is_read_whole_or_refused(path: str, value: Any) -> None:
-    from bot.again import _form, _recorded_adapters, _recorded_combination
     from bot.card import evidence
-    from bot.publish.words import commit_text, pull_text, title
+    from bot.publish.messages import commit_text, pull_text, title
+    from bot.reverify import _form, _recorded_adapters, _recorded_combination
 
-    document, _ = attempt_of(lambda: strict.report_of(json.dumps(with_value(path, value)).encode()), ValueError)
+    document, _ = attempt_of(lambda: strict_json.report_of(json.dumps(with_value(path, value)).encode()), ValueError)
     if document is None:
         return
     inputs, merge = document.get("inputs") or {}, document.get("merge") or {}
@@ -339,7 +339,7 @@ def test_a_report_of_ours_is_read() -> None:
     from tests.publishing.given import report
 
     document = report({"config.json": "0" * 64})
-    assert strict.report_of(json.dumps(document).encode()) == document
+    assert strict_json.report_of(json.dumps(document).encode()) == document
 
 
 def attempt_of(call: Callable[[], Any], kind: type[Exception]) -> tuple[Any, Exception | None]:

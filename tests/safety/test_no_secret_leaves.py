@@ -9,10 +9,10 @@ import pytest
 
 from bot.action.outputs import write_outputs
 from bot.action.summary import write_summary
-from bot.checks.document import canonical
+from bot.checks.report import canonical
 from bot.devhub import DevHub, Fault
 from bot.gh.checks import cut
-from bot.redact import know, know_environment, redact
+from bot.untrusted.redact import know, know_environment, redact
 from tests.publishing.given import deliver, finished
 from tests.pulling.given import door, write_adapter
 from tests.safety.conftest import Started
@@ -72,7 +72,7 @@ def test_what_was_given_as_a_token_is_never_shown_whatever_it_looks_like() -> No
 
 
 def test_what_the_environment_calls_a_secret_is_one_and_a_path_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.redact._given", set())
+    monkeypatch.setattr("bot.untrusted.redact._given", set())
     secret, path = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "/var/run/secrets/serviceaccount/token"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     monkeypatch.setenv("VAULT_TOKEN", path)

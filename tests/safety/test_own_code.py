@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from bot.assets import KINDS
-from bot.checks import trial
-from bot.checks.confined import _pythons
-from bot.checks.own_code import changed_since, code_named, foreign_code, state_of
+from bot.checks.behaviour import trial
+from bot.checks.behaviour.sandbox import _pythons
+from bot.checks.folder.own_code import changed_since, code_named, foreign_code, state_of
 from bot.plan.own_code import code_refusals
 from bot.records import Asset, FileEntry, Options, Ref, Role, Source
 from tests.safety.conftest import ROOT
@@ -24,7 +24,7 @@ import json, os, signal, socket, sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from bot.checks.confined import confine
+from bot.checks.behaviour.sandbox import confine
 home, work, judged = map(Path, sys.argv[1:4])
 if sys.argv[4] == "confined":
     confined = confine(writable=[work], readable=[judged])

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot import patterns
-from bot.checks.lora import _scale
+from bot.adapters.lora import ENDING, read_settings, scaling_of
+from bot.adapters.methods import is_target
+from bot.checks.expected.lora import _scale
 from bot.errors import Refused
-from bot.formats.linears import _is_converted
-from bot.patterns import BadPattern, check, first, hold_to_end
-from bot.weights.adapter import ENDING, read_settings, scaling_of
-from bot.weights.methods import is_target
+from bot.formats.bitsandbytes.linears import _is_converted
+from bot.untrusted import patterns
+from bot.untrusted.patterns import BadPattern, check, first, hold_to_end
 from tests.pulling.given import write_adapter, write_base
 from tests.safety.conftest import ROOT, Started
 

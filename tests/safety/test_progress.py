@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from bot.checks.forwards import Forwards, read_forwards
-from bot.console import Console
+from bot.checks.behaviour.forward_counts import Forwards, read_forwards
 from bot.events import Event, Moved, Note, Stage, beating
-from bot.progress import LOG_EVERY, Progress, duration
+from bot.terminal.console import Console
+from bot.terminal.progress import LOG_EVERY, Progress, duration
 
 MB = 1_000_000
 

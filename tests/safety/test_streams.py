@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bot.console import Console
 from bot.events import Note
-from bot.streams import ERRORS, Guarded, spelled
+from bot.terminal.console import Console
+from bot.terminal.streams import ERRORS, Guarded, spelled
 from tests.pulling.given import write_adapter, write_base
 from tests.safety.conftest import ROOT, Started
 
@@ -42,7 +42,7 @@ def test_a_full_disk_behind_standard_error_stops_nothing(start: Started, pair: t
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_closed_stream_stops_nothing_and_its_number_goes_to_no_file(closed: str, tmp_path: Path) -> None:
     code = (
-        "from bot.streams import guard_streams; guard_streams()\n"
+        "from bot.terminal.streams import guard_streams; guard_streams()\n"
         "import os, sys; number = os.open('made', os.O_CREAT | os.O_WRONLY); print('said'); sys.stdout.flush()\n"
         "print('also', file=sys.stderr); os._exit(number)"
     )

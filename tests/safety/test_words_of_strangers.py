@@ -11,8 +11,8 @@ import pytest
 
 from bot.action.event import read_event
 from bot.devhub import DevHub
-from bot.markdown import cell, code, one_line
-from bot.publish.words import commit_text, pull_text, title, trailer_in
+from bot.publish.messages import commit_text, pull_text, title, trailer_in
+from bot.untrusted.markdown import cell, code, one_line
 
 STRANGER = {"author_association": "FIRST_TIMER"}
 OWN = {"full_name": "acme/x"}

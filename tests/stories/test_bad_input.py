@@ -503,7 +503,7 @@ def test_a_target_that_changes_between_plan_and_commit(world: World, adapter_mer
 
 
 def test_a_hub_that_is_away(world: World, adapter_merge: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bot.hub.door.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("bot.hub.connection.time.sleep", lambda seconds: None)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert_said(adapter_merge("plan", "demo/elsewhere"), 5, "127.0.0.1:9")
 
@@ -511,7 +511,7 @@ def test_a_hub_that_is_away(world: World, adapter_merge: Command, monkeypatch: p
 def test_a_hub_that_is_busy_for_a_moment_is_asked_again(
     world: World, adapter_merge: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bot.hub.door.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("bot.hub.connection.time.sleep", lambda seconds: None)
     world.hub.faults.add(Fault(method="GET", path="/api/models/demo/base", status=503, times=2))
     assert adapter_merge("plan", "demo/adapter").code == 0
 

@@ -10,7 +10,7 @@ import pytest
 from compressed_tensors.quantization import preset_name_to_scheme
 from transformers import BitsAndBytesConfig, FineGrainedFP8Config
 
-from bot import brief
+from bot import config_summary
 from tests.faults import quantised
 from tests.stories.conftest import Command
 
@@ -67,12 +67,12 @@ def test_a_quantised_form_is_said_in_a_few_words_and_whole_as_json(
     ],
 )  # fmt: skip
 def test_the_fields_that_matter_are_named(config: dict[str, object], said: str | None) -> None:
-    found = brief.value("text_config.quantization_config", json.loads(json.dumps(config)))
+    found = config_summary.value("text_config.quantization_config", json.loads(json.dumps(config)))
     assert said in (None, found)
     assert len(found) <= 200
     assert "\n" not in found
 
 
 def test_another_long_value_is_cut() -> None:
-    assert brief.value("id2label", {str(n): f"LABEL_{n}" for n in range(99)}).endswith("…")
-    assert brief.value("vocab_size", 320) == "320"
+    assert config_summary.value("id2label", {str(n): f"LABEL_{n}" for n in range(99)}).endswith("…")
+    assert config_summary.value("vocab_size", 320) == "320"

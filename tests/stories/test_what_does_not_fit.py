@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bot.adapters.lora import Pair
+from bot.checkpoint.rectangles import place_whole
 from bot.plan.patches import Misfit, Reading, patches_of
 from bot.records import Refusal, Stored
-from bot.weights.adapter import Pair
-from bot.weights.pieces import place_whole
 from tests.factory import save_adapter, save_base
 from tests.steps import plan_folders
 

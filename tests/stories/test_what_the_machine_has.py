@@ -85,7 +85,7 @@ def test_a_gpu_that_this_torch_cannot_reach_is_left_alone_with_a_word(merge, mon
 def test_a_gpu_that_fails_in_the_middle_is_left_alone_with_a_word(merge, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from bot.engines.product import Product
+    from bot.engines.cuda_product import Product
 
     plain, without = merge("plain")
     assert plain.code == 0, plain.err

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from bot.checkpoint.header import read_header
+from bot.checkpoint.locations import Names, Placement
 from bot.records import Stored
-from bot.weights.headers import read_header
-from bot.weights.places import Names, Placement
 
 
 class Checkpoint:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bot.adapters import methods
+from bot.adapters.lora import Settings, read_changes, read_settings, scaling_of
 from bot.records import Stored
-from bot.weights import methods
-from bot.weights.adapter import Settings, read_changes, read_settings, scaling_of
 
 LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}
 

@@ -1,11 +1,11 @@
-"""bot/weights/conversions.json: a class that could not be built has no row of its own, and says why."""
+"""bot/checkpoint/conversions.json: a class that could not be built has no row of its own, and says why."""
 
 from __future__ import annotations
 
 import pytest
 
-from bot.weights.conversions import known
-from tests.make_conversions import STATED, stated_reason
+from bot.checkpoint.conversions import known
+from tools.make_conversions import STATED, stated_reason
 
 CLASSES = known()["classes"]
 

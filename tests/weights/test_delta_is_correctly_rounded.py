@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from bot.checks.rounding import round_once
-from bot.weights.delta import CLONES, Delta, Rounder, Tally, frobenius, make_delta
-from bot.weights.rounding import narrow, round_rational, widen
+from bot.checks.elementwise.rounding import round_once
+from bot.numerics.delta import CLONES, Delta, Rounder, Tally, frobenius, make_delta
+from bot.numerics.rounding import narrow, round_rational, widen
 
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -368,7 +368,7 @@ def test_it_is_compiled_where_there_is_a_compiler() -> None:
 
 @pytest.mark.skipif(not CLONES, reason="built without a C compiler")
 def test_c_refuses_buffers_that_do_not_fit_together() -> None:
-    from bot.weights import _exact
+    from bot.numerics import _exact
 
     half, single, double = np.zeros((2, 4), np.uint16), np.zeros((2, 4), np.float32), np.ones(1)
     rest, row, share, bound = np.zeros(8, np.uint32), np.zeros(2, np.float32), np.zeros(4, np.float32), np.zeros(2)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from bot.checkpoint.header import parse_header, read_header, write_header
 from bot.errors import Refused
-from bot.weights.headers import parse_header, read_header, write_header
 
 
 def file_of(entries: object, data: int) -> bytes:

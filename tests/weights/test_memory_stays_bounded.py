@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bot.weights.headers import write_header
+from bot.checkpoint.header import write_header
 
 LIMIT = 300 << 10  # KiB, as wait4 counts
 EXPERTS, HIDDEN, INNER, RANK = 32, 2048, 1024, 8

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bot.weights.methods import COMMON, METHODS, engine_for, find_method, is_target, modules_of
+from bot.adapters.methods import COMMON, METHODS, engine_for, find_method, is_target, modules_of
 
 IN_FRONT = "base_model.model.model.layers.0."
 

@@ -9,12 +9,12 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bot.checkpoint.conversions import known
+from bot.checkpoint.locations import Ambiguous, Names
 from bot.records import Stored
-from bot.weights.conversions import known
-from bot.weights.places import Ambiguous, Names
-from tests import make_conversions
 from tests.factory import ALL_ARCHITECTURES, build
 from tests.pinned import pinned
+from tools import make_conversions
 
 LAYERS = [f"layers.{i}.self_attn.{p}.weight" for i in (0, 1, 10) for p in ("q_proj", "v_proj")]
 
@@ -253,7 +253,7 @@ def test_a_large_index_takes_no_time() -> None:
 
 @pytest.mark.slow
 def test_the_file_is_that_of_the_pinned_transformers() -> None:
-    """All of it but the classes. After an upgrade: `python -m tests.make_conversions`, and read the diff."""
+    """All of it but the classes. After an upgrade: `python -m tools.make_conversions`, and read the diff."""
     assert known()["transformers"] == pinned("transformers")
     if transformers.__version__ != pinned("transformers"):
         pytest.skip(f"transformers {transformers.__version__} is installed, which may convert more")

@@ -13,9 +13,9 @@ import torch
 import transformers
 from transformers import core_model_loading
 
-from bot.checks.skeleton import Skeleton
-from bot.weights import layouts
-from bot.weights.conversions import known
+from bot.checkpoint import layouts
+from bot.checkpoint.conversions import known
+from bot.checks.reading.model_skeleton import Skeleton
 from tests.checks.test_names_on_every_architecture import gathered
 from tests.oracle.tiny import class_of, config_of, empty
 from tests.weights.reading import Checkpoint, number

@@ -67,7 +67,7 @@ def test_threads_do_not_show(inputs, threads: str, tmp_path: Path) -> None:
 
 def test_torchs_order_of_summation_does_not_show(inputs, tmp_path: Path, monkeypatch) -> None:
     written = streaming.write_shard
-    from bot.engines.product import Product
+    from bot.engines.cuda_product import Product
 
     def elsewhere(*given, **named):
         return written(*given, **named | {"product": Product("cpu")})

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bot.combine.given import BARRED_FIELDS, BARRED_KEYS
-from bot.plan.sentences import SENTENCES
-from bot.weights.methods import INITS_REFUSED, LORA_REFUSED, METHODS, OTHER_REFUSED
+from bot.adapters.combine.adapter_input import BARRED_FIELDS, BARRED_KEYS
+from bot.adapters.methods import INITS_REFUSED, LORA_REFUSED, METHODS, OTHER_REFUSED
+from bot.plan.refusal_texts import SENTENCES
 
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = ("devhub", "demo")  # the local Hub speaks as the Hub does; the demo's faults are ours
@@ -40,23 +40,25 @@ def everything_said() -> tuple[Said, ...]:
     """The sentences of all errors and refusals in bot/, and of its launcher."""
     found = [said for path in sorted((ROOT / "bot").rglob("*.py")) for said in _in_module(path)]
     # Built from tables, not at the place where they are raised.
-    found += [Said(text=_plain(s), code=code, where="bot/plan/sentences.py") for code, (s, _) in SENTENCES.items()]
+    found += [Said(text=_plain(s), code=code, where="bot/plan/refusal_texts.py") for code, (s, _) in SENTENCES.items()]
     settings = (*LORA_REFUSED, *(one for many in OTHER_REFUSED.values() for one in many))
-    found += [Said(text=f"{why}.", code=code, where="bot/weights/methods.py") for _, code, why in settings]
+    found += [Said(text=f"{why}.", code=code, where="bot/adapters/methods.py") for _, code, why in settings]
     found += [
-        Said(text=f"{why}.", code="changed-base", where="bot/weights/methods.py") for why in INITS_REFUSED.values()
+        Said(text=f"{why}.", code="changed-base", where="bot/adapters/methods.py") for why in INITS_REFUSED.values()
     ]
     refused = [method.refused for method in METHODS.values() if method.refused]
-    found += [Said(text=why, code="no-merged-form", where="bot/weights/methods.py") for why in refused]
+    found += [Said(text=why, code="no-merged-form", where="bot/adapters/methods.py") for why in refused]
     uses = {code for _, code, _ in BARRED_FIELDS} | {"bias", "changed-base", "unknown-setting"}
     holds = {code for _, code, _ in BARRED_KEYS} | {"repeated-key", "unknown-key"}
     found += [
-        Said(text="… uses …, which cannot be combined.", code=code, where="bot/combine/given.py") for code in uses
+        Said(text="… uses …, which cannot be combined.", code=code, where="bot/adapters/combine/adapter_input.py")
+        for code in uses
     ]
     found += [
-        Said(text="… holds … (…), which cannot be combined.", code=c, where="bot/combine/given.py") for c in holds
+        Said(text="… holds … (…), which cannot be combined.", code=c, where="bot/adapters/combine/adapter_input.py")
+        for c in holds
     ]
-    found += _of_the_reader(ROOT / "bot" / "weights" / "adapter.py")
+    found += _of_the_reader(ROOT / "bot" / "adapters" / "lora.py")
     launcher = ROOT / "bot" / "launch.sh"
     if launcher.exists():
         text = launcher.read_text()
@@ -94,7 +96,7 @@ def _of_the_reader(path: Path) -> Iterator[Said]:
         if isinstance(call.func, ast.Attribute) and call.func.attr == "_refuse":
             code, sentence = (argument.value for argument in call.args[:2] if isinstance(argument, ast.Constant))
             text = ADAPTER_TENSORS.replace("tensors …", f"tensors {sentence}")
-            yield Said(text=text, code=str(code), where=f"bot/weights/adapter.py:{call.lineno}")
+            yield Said(text=text, code=str(code), where=f"bot/adapters/lora.py:{call.lineno}")
 
 
 Scope = ast.Module | ast.FunctionDef

@@ -9,7 +9,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from .. import access, accounts, card, webhooks
+from bot.devhub import access, accounts, derived, webhooks
+
 from ..errors import Refused, bad_request
 from ..records import Repo, Webhook
 from .call import Answer, Call, route
@@ -35,7 +36,7 @@ def overview(call: Call) -> Answer:
 
 def validate_yaml(call: Call) -> Answer:
     """POST /api/validate-yaml."""
-    errors, warnings = card.problems(str(call.json.get("content", ""))) if call.site.checks_cards else ([], [])
+    errors, warnings = derived.problems(str(call.json.get("content", ""))) if call.site.checks_cards else ([], [])
     answer = {"errors": [{"message": m} for m in errors], "warnings": [{"message": m} for m in warnings]}
     return Response(json.dumps(answer), status_code=400 if errors else 200, media_type="application/json")
 

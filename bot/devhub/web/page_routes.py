@@ -8,7 +8,8 @@ from urllib.parse import quote
 from starlette.responses import HTMLResponse
 from starlette.routing import BaseRoute
 
-from .. import access, card, discussions, errors, repos, trees
+from bot.devhub import access, derived, discussions, errors, repos, trees
+
 from ..records import Commit, Entry, Repo
 from .call import KINDS, Answer, Call, route
 from .markdown import as_html, metadata_as_html
@@ -60,7 +61,11 @@ def repo_page(call: Call) -> Answer:
     files = trees.entries(call.site.db.read, commit.tree)
     readme = files.get("README.md")
     text = ""
-    if readme is not None and readme.size <= card.CARD_LIMIT and access.may_open_files(call.site.db, call.viewer, repo):
+    if (
+        readme is not None
+        and readme.size <= derived.CARD_LIMIT
+        and access.may_open_files(call.site.db, call.viewer, repo)
+    ):
         text = call.site.objects.read(readme.sha256).decode("utf-8", "replace")
     body = _title(repo, commit) + (_card(repo, text) if text else "<p>No card to show.</p>")
     return _html(repo.name, body + _file_table(repo, "main", files) + _threads(call, repo))
@@ -68,9 +73,9 @@ def repo_page(call: Call) -> Answer:
 
 def _card(repo: Repo, text: str) -> str:
     """The metadata apart, then the card's words."""
-    block = card.front_matter(text)
-    words = card.FRONT_MATTER.sub("", text, count=1) if block is not None else text
-    known = card.metadata(text)
+    block = derived.front_matter(text)
+    words = derived.FRONT_MATTER.sub("", text, count=1) if block is not None else text
+    known = derived.metadata(text)
     apart = metadata_as_html(known) if known or not block else f"<h2>Metadata</h2><pre>{escape(block)}</pre>"
     return f"{apart}<article>{as_html(words, f'/{quote(repo.web_path)}/resolve/main')}</article>"
 

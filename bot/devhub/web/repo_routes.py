@@ -7,7 +7,8 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from .. import access, card, discussions, repos, trees
+from bot.devhub import access, derived, discussions, repos, trees
+
 from ..errors import bad_request, repo_not_found
 from ..notices import tell
 from ..records import Commit, Entry, Repo, RepoKind
@@ -119,10 +120,10 @@ def describe(call: Call, repo: Repo, commit: Commit) -> dict[str, Any]:
     """Everything the Hub says about a repo at a commit."""
     files = trees.entries(call.site.db.read, commit.tree)
     readme = files.get("README.md")
-    small = readme is not None and readme.size <= card.CARD_LIMIT
+    small = readme is not None and readme.size <= derived.CARD_LIMIT
     text = call.site.objects.read(readme.sha256).decode("utf-8", "replace") if readme and small else ""
-    content = card.metadata(text)
-    config = card.config(call.site.objects, files)
+    content = derived.metadata(text)
+    config = derived.config(call.site.objects, files)
     found: dict[str, Any] = {
         "_id": f"{repo.id:024x}",
         "id": repo.name,
@@ -136,7 +137,7 @@ def describe(call: Call, repo: Repo, commit: Commit) -> dict[str, Any]:
         "disabled": False,
         "downloads": 0,
         "likes": 0,
-        "tags": card.tags(content, files),
+        "tags": derived.tags(content, files),
         "siblings": [_sibling(entry, blobs=bool(call.query.get("blobs"))) for entry in files.values()],
         "spaces": [],
         "usedStorage": sum({e.sha256: e.size for e in files.values() if e.lfs}.values()),
@@ -146,8 +147,8 @@ def describe(call: Call, repo: Repo, commit: Commit) -> dict[str, Any]:
         "library_name": content.get("library_name") or ("peft" if "peft" in (config or {}) else None),
         "pipeline_tag": content.get("pipeline_tag"),
         "config": config,
-        "safetensors": card.parameters(call.site.objects, files) if repo.kind == "model" else None,
-        "baseModels": card.strings(content.get("base_model")),
+        "safetensors": derived.parameters(call.site.objects, files) if repo.kind == "model" else None,
+        "baseModels": derived.strings(content.get("base_model")),
     }
     if call.query.get("securityStatus"):
         found["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": []}
@@ -193,11 +194,11 @@ def safetensors_headers(call: Call) -> Answer:
     """GET …/safetensors-metadata/{index}: every shard's header in one answer."""
     repo = call.repo_to_open()
     files = trees.entries(call.site.db.read, repos.resolve(call.site.db, repo, "main").tree)
-    index = card.load_json(call.site.objects, files.get(call.params["path"]))
+    index = derived.load_json(call.site.objects, files.get(call.params["path"]))
     if index is None:
         raise repo_not_found(call.viewer.signed_in)
     shards = sorted(set(index.get("weight_map", {}).values()) & files.keys())
-    headers = {name: card.safetensors_header(str(call.site.objects.path(files[name].sha256))) for name in shards}
+    headers = {name: derived.safetensors_header(str(call.site.objects.path(files[name].sha256))) for name in shards}
     return {"index": {"metadata": index.get("metadata")}, "headers": headers}
 
 

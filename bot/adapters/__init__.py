@@ -1,0 +1,1 @@
+"""An adapter, read: which methods there are, what its keys and config say, and how several become one."""

@@ -1,0 +1,171 @@
+"""combine: several LoRA adapters become one, which then goes the ordinary way: plan, merge, verify.
+
+`predict` knows everything about it but its numbers, from headers and configs, so that a merge can be planned before
+anything is downloaded; `combine` computes and writes it. It is a folder that PEFT can load: canonical keys, float64,
+and a scaling of 1 everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bot.adapters.combine import notation
+from bot.adapters.combine.adapter_input import Given, read
+from bot.adapters.combine.outline import CONFIG, WEIGHTS, Outline, config_bytes, notes, outline
+from bot.assets import KINDS
+from bot.checkpoint.header import read_header
+from bot.records import Combination, FileEntry, Json, Ref, Refusal, Source
+
+__all__ = ["Predicted", "combine", "notation", "predict"]
+
+SPEAKS = ("tokenizer", "chat template")  # what an adapter ships when it has something to say about text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """The combined adapter, as `pin` would find it if it existed already. `origins`: whose every other file is."""
+
+    source: Source
+    adapters: tuple[Source, ...]
+    how: Combination
+    given: tuple[Given, ...]
+    outline: Outline
+    origins: dict[str, int]
+    refusals: tuple[Refusal, ...]
+    notes: tuple[str, ...]
+
+
+def predict(adapters: Sequence[Source], how: Combination) -> Predicted:
+    """The combined adapter from pinned ones, their headers and configs. `how` is settled (see `notation.settle`)."""
+    assert len(how.weights) == len(adapters)
+    given, refusals = [], []
+    for place, adapter in enumerate(adapters):
+        found, refused = read(adapter, place)
+        given.append(found)
+        refusals += refused
+    planned, unlike = outline(given, how)
+    origins, differing = _origins(adapters)
+    return Predicted(
+        source=_source(adapters, how, planned, origins),
+        adapters=tuple(adapters),
+        how=how,
+        given=tuple(given),
+        outline=planned,
+        origins=origins,
+        refusals=(*refusals, *unlike),
+        notes=(*notes(given, how), *differing),
+    )
+
+
+def combine(predicted: Predicted, folders: Sequence[Path], target: Path) -> Path:
+    """Compute the combined adapter from the adapters' local folders and write it to `target`, whole or not at all.
+
+    Raises Refused for adapters whose bytes forbid it: not those that were pinned, not finite, or disagreeing on a copy.
+    """
+    from bot.adapters.combine.compute import write_weights  # imports numpy, which a plan does not need
+
+    part = target.with_name(f"{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write_weights(predicted.outline, predicted.given, predicted.how, folders, part / WEIGHTS)
+    assert read_header(part / WEIGHTS, owner=1) == predicted.outline.header
+    (part / CONFIG).write_bytes(config_bytes(predicted.outline.config))
+    for name, place in predicted.origins.items():
+        if (folders[place] / name).is_file():  # only what the merge has a use for was fetched
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folders[place] / name, part / name)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(part, target)
+    return target
+
+
+# --- the source that it will be -----------------------------------------------------------------------------------
+
+
+def _source(adapters: Sequence[Source], how: Combination, planned: Outline, origins: dict[str, int]) -> Source:
+    files = [
+        FileEntry(name=entry.name, size=entry.size, sha256=entry.sha256, here=entry.here)
+        for place, one in enumerate(adapters)
+        for entry in one.files
+        if origins.get(entry.name) == place
+    ]
+    config = config_bytes(planned.config)
+    files += [
+        FileEntry(name=CONFIG, size=len(config), sha256=hashlib.sha256(config).hexdigest(), here=True),
+        FileEntry(name=WEIGHTS, size=planned.header.file_size, here=True),
+    ]
+    texts = {name: adapters[place].texts[name] for name, place in origins.items() if name in adapters[place].texts}
+    gates = [one.gated for one in adapters if one.gated]
+    return Source(
+        role="adapter",
+        ref=Ref(text=" + ".join(one.called for one in adapters)),
+        repo=None,
+        revision=None,
+        sha=_sha(adapters, how),
+        files=tuple(sorted(files, key=lambda entry: entry.name)),
+        headers=(planned.header,),
+        texts={**texts, CONFIG: config},
+        private=any(one.private for one in adapters),
+        gated="manual" if "manual" in gates else next(iter(gates), None),
+        card=_card(adapters),
+    )
+
+
+def _sha(adapters: Sequence[Source], how: Combination) -> str:
+    """`sha256:…` over the canonical JSON of what decides its numbers: the pins, in their order, and the combination."""
+    decides = {"adapters": [one.pin for one in adapters], "combination": notation.to_json(how)}
+    return f"sha256:{hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(',', ':')).encode()).hexdigest()}"
+
+
+def _card(adapters: Sequence[Source]) -> Json:
+    """The first card, with every license, language, data set and tag that any of them names."""
+    card = dict(adapters[0].card)
+    for name in ("license", "language", "datasets", "tags"):
+        values = [one.card.get(name) for one in adapters]
+        union = list(dict.fromkeys(str(v) for value in values for v in (value if isinstance(value, list) else [value])
+                                   if isinstance(v, str)))  # fmt: skip
+        if union:
+            card[name] = union
+    return card
+
+
+def _origins(adapters: Sequence[Source]) -> tuple[dict[str, int], list[str]]:
+    """Whose file each asset is: one adapter's whole set, so that no tokenizer is mixed; and everybody's licenses."""
+    owned = [{entry.name: kind for entry in one.files if (kind := _kind(entry))} for one in adapters]
+    speaker = next((place for place, names in enumerate(owned) if set(names.values()) & set(SPEAKS)), 0)
+    origins = dict.fromkeys(owned[speaker], speaker)
+    said = []
+    for place, names in enumerate(owned):
+        for name, kind in names.items():
+            if kind == "license":
+                origins.setdefault(name, place)
+        other = [name for name, kind in names.items() if kind in SPEAKS and _differs(adapters, name, speaker, place)]
+        if other:
+            whose, others = (adapters[at].called for at in (speaker, place))
+            said.append(f"The tokenizer and chat template are {whose}'s; {others} brings another {other[0]}.")
+    return origins, said
+
+
+def _differs(adapters: Sequence[Source], name: str, one: int, other: int) -> bool:
+    """Whether two adapters' files of a name are known to differ, by text, size or hash."""
+    if one == other:
+        return False
+    texts = [adapters[at].texts.get(name) for at in (one, other)]
+    entries = [next((entry for entry in adapters[at].files if entry.name == name), None) for at in (one, other)]
+    if texts[0] is not None and texts[1] is not None:
+        return texts[0] != texts[1]
+    first, second = entries
+    if first is None or second is None:
+        return True
+    hashes = {first.sha256, second.sha256}
+    return first.size != second.size or (None not in hashes and len(hashes) == 2)
+
+
+def _kind(entry: FileEntry) -> str | None:
+    return next((kind for kind, pattern, wins in KINDS if wins and pattern.fullmatch(entry.name)), None)

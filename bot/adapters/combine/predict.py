@@ -1,0 +1,111 @@
+"""Where several adapters join the ordinary way: the sources and the plan of a merge that combines them first."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from bot.adapters.combine import Predicted, combine, notation, predict
+from bot.budget import machine_refusals
+from bot.records import Budget, Combination, FileEntry, Json, Machine, Plan, Source, Sources, Stored
+
+STARTED = 100 << 20  # bytes of this program with numpy
+COPIES = 8  # of a module's float64 matrices while they are combined: two modules at a time
+
+
+def joined(sources: Sources, asked: Combination | None) -> Predicted | None:
+    """The combined adapter; None where one adapter is merged as it is. Raises Usage for what cannot be meant."""
+    how = notation.settle(asked, len(sources.adapters))
+    return predict(sources.adapters, how) if how is not None else None
+
+
+def as_one(sources: Sources, predicted: Predicted | None) -> Sources:
+    """The sources with the combined adapter as their only one."""
+    return sources if predicted is None else replace(sources, adapter=predicted.source, more=())
+
+
+def retold(plan: Plan, predicted: Predicted, asked: Combination | None, pins: Iterable[Json], machine: Machine) -> Plan:
+    """A plan for the combined adapter as the plan for the given ones: what they are, what they cost, what forbids it."""
+    budget = _budget(plan, predicted)
+    kept = [refusal for refusal in plan.refusals if refusal.code not in ("disk", "memory")]
+    if predicted.refusals:  # then the combined adapter is not all there, and what it lacks is no fault of its own
+        kept = [refusal for refusal in kept if refusal.code != "matches-nothing"]
+    unused = [f"--{name.replace('_', '-')} has no use for {predicted.how.kind}, and is left out."
+              for name in notation.without_use(asked, predicted.how)]  # fmt: skip
+    return replace(
+        plan,
+        adapters=tuple(pins),
+        combination=notation.to_json(predicted.how),
+        refusals=(*predicted.refusals, *kept, *machine_refusals(budget, machine)),
+        notes=(*plan.notes, *predicted.notes, *unused),
+        budget=budget,
+    )
+
+
+@contextmanager
+def combined_in(home: Path, predicted: Predicted, folders: Sequence[Path]) -> Iterator[Path]:
+    """The combined adapter in a folder below `home`, for as long as the block runs.
+
+    What killed runs left there goes first: its lock died with them.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        with _lock(home, wait=True):  # nobody takes a folder away that is made here and not locked yet
+            for old in home.glob("combined-*"):
+                with _lock(old) as alone:
+                    if alone:
+                        shutil.rmtree(old, ignore_errors=True)
+            room = Path(tempfile.mkdtemp(dir=home, prefix="combined-"))
+            stack.enter_context(_lock(room))
+        stack.callback(shutil.rmtree, room, ignore_errors=True)
+        yield combine(predicted, folders, room / "adapter")
+
+
+@contextmanager
+def _lock(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold the folder's lock; without `wait` only if nobody else does, which is what is yielded."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        held = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def _budget(plan: Plan, predicted: Predicted) -> Budget:
+    """The given adapters are downloaded, the combined one is written beside them."""
+    download = sum(entry.size for one in predicted.adapters for entry in _weights(one) if not entry.here)
+    written = predicted.outline.header.file_size
+    pairs = [[one.pairs[slot.module] for one in predicted.given if slot.module in one.pairs]
+             for slot in predicted.outline.slots]  # fmt: skip
+    largest = max((sum(_numbers(pair.a) + _numbers(pair.b) for pair in found) for found in pairs), default=0)
+    return replace(
+        plan.budget,
+        download=plan.budget.download + download,
+        disk=plan.budget.disk + download + written,
+        peak_memory=max(plan.budget.peak_memory, STARTED + COPIES * 8 * largest),
+    )
+
+
+def _weights(source: Source) -> list[FileEntry]:
+    names = {header.file for header in source.headers}
+    return [entry for entry in source.files if entry.name in names]
+
+
+def _numbers(stored: Stored) -> int:
+    return math.prod(stored.shape)

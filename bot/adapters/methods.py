@@ -1,0 +1,567 @@
+"""Every PEFT method there is: which engine merges it, or why none can.
+
+The visible table of the 45 method types of peft 0.21.2; a test holds it to the pinned peft. No torch, no peft: the plan
+is made from adapter_config.json and the adapter's header alone.
+
+Engines: `streaming` works in the checkpoint's namespace; `phantom` lets PEFT's own layers merge, one base weight at a
+time; `in-memory` does the same, but PEFT reads the base while it builds its layers, so the adapted weights must all be
+there. An adapter's config is untrusted: only the fields named here ever reach a PeftConfig (`auto_mapping` and
+`megatron_core` lead to importlib), and a field that is switched on and not named is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bot.records import Json, Refusal
+from bot.untrusted.patterns import first
+
+Engine = Literal["streaming", "phantom", "in-memory"]
+
+KEEP_SEPARATE = "Keep the adapter separate, or train it without that."
+SAVE_AGAIN = "Save the adapter again with PEFT."
+PREFIX = "base_model.model."
+TUNER = "base_model."  # what PEFT shares between modules hangs on the tuner itself
+
+# Fields that every config has. They say how an adapter was made and leave the merge alone; none reaches PEFT.
+COMMON = frozenset({
+    "task_type", "peft_type", "auto_mapping", "peft_version", "revision", "base_model_name_or_path", "inference_mode",
+    "bias", "modules_to_save", "megatron_core", "runtime_config",
+})  # fmt: skip
+_WHERE = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row of the table.
+
+    `marks`: what a tensor of one module is called, after the module's name. `shared`: what hangs on the tuner and
+    serves every module. `bias`: a merge changes the module's bias too, where it has one. `settings`: the config fields
+    that PEFT may see. `refused`: why nothing can merge it.
+    """
+
+    name: str
+    engine: Engine | None = None
+    marks: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    bias: bool = False
+    settings: frozenset[str] = frozenset()
+    refused: str = ""
+
+
+def _fields(words: str, where: frozenset[str] = _WHERE) -> frozenset[str]:
+    return frozenset(words.split()) | where
+
+
+def _prompts(name: str) -> Method:
+    return Method(name=name, refused=f"{name} adds virtual tokens to the input, which no weight of the base can hold.")
+
+
+_LORA_FIELDS = (
+    "r lora_alpha lora_dropout fan_in_fan_out use_rslora init_lora_weights rank_pattern alpha_pattern use_dora "
+    "lora_bias velora_config monteclora_config use_bdlora kasa_config"
+)
+_LORA_MARKS = (
+    "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_diag",
+    "lora_velora_embed", "lora_monteclora_sampler",
+)  # fmt: skip
+
+METHODS: Mapping[str, Method] = {
+    # --- the streaming engine's --------------------------------------------------------------------------------
+    "LORA": Method(
+        name="LoRA", engine="streaming", marks=_LORA_MARKS, bias=True, settings=_fields(_LORA_FIELDS)
+    ),
+    "TRAINABLE_TOKENS": Method(
+        name="Trainable tokens", engine="streaming", marks=("token_adapter", "trainable_tokens_delta"),
+        settings=_fields("token_indices init_weights"),
+    ),
+    # --- the phantom engine's ----------------------------------------------------------------------------------
+    "ADALORA": Method(
+        name="AdaLoRA", engine="phantom", marks=("lora_A", "lora_B", "lora_E", "ranknum"),
+        settings=_fields(
+            "r lora_alpha lora_dropout fan_in_fan_out init_lora_weights rank_pattern target_r init_r tinit tfinal "
+            "deltaT beta1 beta2 orth_reg_weight total_step"
+        ),
+    ),
+    "BEFT": Method(
+        name="BEFT", engine="phantom", marks=("beft_bias",), bias=True,
+        settings=_fields("init_weights", frozenset({"target_modules"})),
+    ),
+    "BOFT": Method(
+        name="BOFT", engine="phantom", marks=("boft_R", "boft_s"),
+        settings=_fields(
+            "boft_block_size boft_block_num boft_n_butterfly_factor boft_dropout fan_in_fan_out init_weights"
+        ),
+    ),
+    "C3A": Method(
+        name="C3A", engine="phantom", marks=("c3a_kernel",),
+        settings=_fields("block_size block_size_pattern init_weights"),
+    ),
+    "DEFT": Method(
+        name="DEFT", engine="phantom", marks=("deft_P", "deft_R"),
+        settings=_fields("r decomposition_method init_scale alpha para fan_in_fan_out deft_dropout init_weights"),
+    ),
+    "DELORA": Method(
+        name="DeLoRA", engine="phantom", marks=("delora_A", "delora_B", "delora_lambda", "delora_w_norm"),
+        settings=_fields("r delora_lambda module_dropout init_weights rank_pattern lambda_pattern"),
+    ),
+    "FOURIERFT": Method(
+        name="FourierFT", engine="phantom", marks=("fourierft_spectrum",),
+        settings=_fields("n_frequency scaling random_loc_seed fan_in_fan_out n_frequency_pattern init_weights"),
+    ),
+    "GLORA": Method(
+        name="GLoRA", engine="phantom", bias=True, marks=("glora_A", "glora_B", "glora_C", "glora_D", "glora_E"),
+        settings=_fields("r config_A_B config_C config_D_E init_weights", frozenset({"target_modules"})),
+    ),
+    "GRALORA": Method(
+        name="GraLoRA", engine="phantom",
+        marks=("gralora_A_general", "gralora_B_general", "gralora_A", "gralora_B"),
+        settings=_fields("r hybrid_r alpha gralora_dropout gralora_k fan_in_fan_out init_weights"),
+    ),
+    "HIRA": Method(
+        name="HiRA", engine="phantom", marks=("hira_A", "hira_B", "hira_embedding_A", "hira_embedding_B"),
+        settings=_fields("r hira_dropout fan_in_fan_out init_weights rank_pattern"),
+    ),
+    "HRA": Method(name="HRA", engine="phantom", marks=("hra_u",), settings=_fields("r apply_GS init_weights")),
+    "IA3": Method(
+        name="IA³", engine="phantom", marks=("ia3_l",), bias=True,
+        settings=_fields(
+            "feedforward_modules fan_in_fan_out init_ia3_weights", frozenset({"target_modules", "exclude_modules"})
+        ),
+    ),
+    "LN_TUNING": Method(
+        name="LN-tuning", engine="phantom", marks=("ln_tuning_layers",), bias=True,
+        settings=_fields("", frozenset({"target_modules", "exclude_modules"})),
+    ),
+    "LOHA": Method(
+        name="LoHa", engine="phantom",
+        marks=("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+        settings=_fields(
+            "r alpha rank_dropout module_dropout use_effective_conv2d init_weights rank_pattern alpha_pattern"
+        ),
+    ),
+    "LOKR": Method(
+        name="LoKr", engine="phantom",
+        marks=("lokr_w1_a", "lokr_w1_b", "lokr_w1", "lokr_w2_a", "lokr_w2_b", "lokr_w2", "lokr_t2"),
+        settings=_fields(
+            "r alpha rank_dropout module_dropout use_effective_conv2d decompose_both decompose_factor "
+            "rank_dropout_scale init_weights rank_pattern alpha_pattern"
+        ),
+    ),
+    "MISS": Method(
+        name="MiSS", engine="phantom", marks=("miss_block",), settings=_fields("r miss_dropout mini_r init_weights")
+    ),
+    "OFT": Method(
+        name="OFT", engine="phantom", marks=("oft_R", "oft_embedding_R"),
+        settings=_fields(
+            "r oft_block_size module_dropout fan_in_fan_out init_weights coft eps block_share use_cayley_neumann "
+            "num_cayley_neumann_terms"
+        ),
+    ),
+    "PEANUT": Method(
+        name="PEANuT", engine="phantom", marks=("peanut_A", "peanut_B", "peanut_encoders", "peanut_decoders"),
+        settings=_fields("r depth act_fn scaling init_weights"),
+    ),
+    "PVERA": Method(
+        name="PVeRA", engine="phantom", marks=("pvera_lambda_b", "pvera_lambda_d"), shared=("pvera_A", "pvera_B"),
+        settings=_fields(
+            "r projection_prng_key save_projection pvera_dropout d_initial fan_in_fan_out init_weights "
+            "sample_at_inference generator_seed"
+        ),
+    ),
+    "RANDLORA": Method(
+        name="RandLoRA", engine="phantom", shared=("randlora_A", "randlora_B"),
+        marks=("randlora_lambda", "randlora_gamma", "randlora_A", "randlora_B"),
+        settings=_fields(
+            "r projection_prng_key save_projection sparse very_sparse randlora_dropout fan_in_fan_out randlora_alpha "
+            "init_weights"
+        ),
+    ),
+    "ROAD": Method(
+        name="RoAd", engine="phantom", marks=("road_theta", "road_alpha"), bias=True,
+        settings=_fields("variant group_size init_weights", frozenset({"target_modules"})),
+    ),
+    "SHIRA": Method(
+        name="SHiRA", engine="phantom", marks=("shira_weight", "shira_indices"),
+        settings=_fields("r mask_type random_seed fan_in_fan_out init_weights", frozenset({"target_modules"})),
+    ),
+    "SUPERTUNING": Method(
+        name="SuperTuning", engine="phantom",
+        marks=("supertuning_values", "supertuning_indices", "supertuning_lora_A", "supertuning_lora_B"),
+        settings=_fields(
+            "sparsity select_top r lora_alpha lora_dropout init_weights save_precomputed_indices",
+            frozenset({"target_modules"}),
+        ),
+    ),
+    "UNILORA": Method(
+        name="Uni-LoRA", engine="phantom", shared=("unilora_theta_d",),
+        marks=("unilora_indices_A", "unilora_indices_B", "unilora_scales_A", "unilora_scales_B"),
+        settings=_fields(
+            "r proj_seed theta_d_length unilora_dropout fan_in_fan_out init_theta_d_bound init_weights save_indices"
+        ),
+    ),
+    "VBLORA": Method(
+        name="VB-LoRA", engine="phantom", marks=("vblora_logits_A", "vblora_logits_B"), shared=("vblora_vector_bank",),
+        settings=_fields(
+            "r num_vectors vector_length topk save_only_topk_weights vblora_dropout fan_in_fan_out "
+            "init_vector_bank_bound init_logits_std"
+        ),
+    ),
+    "VERA": Method(
+        name="VeRA", engine="phantom", marks=("vera_lambda_b", "vera_lambda_d"), shared=("vera_A", "vera_B"),
+        settings=_fields(
+            "r projection_prng_key save_projection vera_dropout d_initial fan_in_fan_out init_weights"
+        ),
+    ),
+    "WAVEFT": Method(
+        name="WaveFT", engine="phantom", marks=("waveft_spectrum",),
+        settings=_fields(
+            "n_frequency scaling wavelet_family use_idwt random_loc_seed fan_in_fan_out n_frequency_pattern "
+            "proportional_parameters init_weights"
+        ),
+    ),
+    # --- the in-memory engine's --------------------------------------------------------------------------------
+    "ADAMSS": Method(
+        name="AdaMSS", engine="in-memory", marks=("adamss_A", "adamss_B", "adamss_newB"), bias=True,
+        settings=_fields(
+            "r num_subspaces subspace_rank init_weights use_asa asa_target_subspaces init_warmup final_warmup "
+            "mask_interval asa_importance_beta asa_uncertainty_beta asa_schedule_exponent use_dynamic_rank "
+            "svd_threshold random_seed"
+        ),
+    ),
+    "FROD": Method(
+        name="FRoD", engine="in-memory", marks=("frod_lambda_l", "frod_lambda_s_values"),
+        shared=("frod_V", "frod_s_indices", "frod_s_size"),
+        settings=_fields(
+            "projection_prng_key save_projection frod_dropout fan_in_fan_out init_weights sparse_rate "
+            "regularization_alpha progressbar runtime_offload_base_weight"
+        ),
+    ),
+    "OSF": Method(
+        name="OSF", engine="in-memory", marks=("osf_svd_params",),
+        settings=_fields("effective_rank rank_pattern init_weights target_svd_config", frozenset({"target_modules"})),
+    ),
+    "PSOFT": Method(
+        name="PSOFT", engine="in-memory", marks=("psoft_R",),
+        settings=_fields(
+            "r psoft_alpha psoft_dropout fan_in_fan_out ab_svd_init psoft_svd psoft_svd_lowrank_niter random_seed "
+            "psoft_orth psoft_mag_b psoft_mag_a use_cayley_neumann num_cayley_neumann_terms cayley_neumann_eps "
+            "init_weights"
+        ),
+    ),
+    "TINYLORA": Method(
+        name="TinyLoRA", engine="in-memory", marks=("tinylora_A", "tinylora_B", "tinylora_P"), shared=("tinylora_v",),
+        settings=_fields(
+            "r u weight_tying projection_seed save_projection init_v_bound tinylora_dropout fan_in_fan_out "
+            "init_weights"
+        ),
+    ),
+    # --- nobody's ----------------------------------------------------------------------------------------------
+    "PROMPT_TUNING": _prompts("Prompt tuning"),
+    "MULTITASK_PROMPT_TUNING": _prompts("Multitask prompt tuning"),
+    "P_TUNING": _prompts("P-tuning"),
+    "CPT": _prompts("CPT"),
+    "PREFIX_TUNING": Method(
+        name="Prefix tuning",
+        refused="Prefix tuning adds keys and values to every attention layer, which no weight of the base can hold.",
+    ),
+    "CARTRIDGE": Method(
+        name="Cartridge", refused="A cartridge is a trained key-value cache, which no weight of the base can hold."
+    ),
+    "ADAPTION_PROMPT": Method(
+        name="Adaption prompt",
+        refused="An adaption prompt adds an attention path of its own, which no weight of the base can hold.",
+    ),
+    "XLORA": Method(
+        name="X-LoRA", refused="X-LoRA mixes its adapters anew for every token, so that it has no merged form."
+    ),
+    "POLY": Method(
+        name="Poly", refused="Poly mixes its adapters by the id of the task at hand, so that it has no merged form."
+    ),
+    "LILY": Method(
+        name="Lily", refused="Lily's router weighs its experts by the layer's input, so that it has no merged form."
+    ),
+    "SHADOW": Method(
+        name="Shadow", refused="Shadow runs a second network beside the base, so that it has no merged form."
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changed:
+    """What an adapter's keys say.
+
+    `modules`: module → the parameters that a merge changes, those that the base may not have (`bias`) included.
+    `required`: of these, (module, parameter) that the base must have. `shared`: keys that every module needs.
+    `whole`: keys of whole tensors (modules_to_save, trained biases), which replace the base's: nobody's here.
+    """
+
+    modules: dict[str, tuple[str, ...]]
+    keys: dict[str, tuple[str, ...]]
+    required: tuple[tuple[str, str], ...]
+    shared: tuple[str, ...]
+    whole: tuple[str, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def find_method(config: Json) -> tuple[Method | None, list[Refusal]]:
+    """The method of a config and the refusals that its type and settings force. Total over whatever JSON holds."""
+    peft_type = config.get("peft_type")
+    method = METHODS.get(peft_type) if isinstance(peft_type, str) else None
+    if method is None:
+        named = f"The adapter's peft_type is {peft_type!r}, which peft 0.21 does not have."
+        reason = named if isinstance(peft_type, str) else "adapter_config.json names no peft_type."
+        remedy = "Save the adapter with PEFT, so that its config says what it is."
+        return None, [Refusal(code="unknown-peft-type", reason=reason, remedy=remedy)]
+    if method.engine is None:
+        code = "no-merged-form"
+        return method, [Refusal(code=code, reason=method.refused, remedy="Keep the adapter separate.")]
+    return method, refusals_for(config)
+
+
+def engine_for(config: Json) -> Engine | None:
+    """Which engine merges it. For LORA: what PEFT must rebuild from the base, or has variants of its own for, is not
+    the streaming engine's."""
+    peft_type = config.get("peft_type")
+    method = METHODS.get(peft_type) if isinstance(peft_type, str) else None
+    if method is None or peft_type != "LORA":
+        if peft_type == "SUPERTUNING" and config.get("save_precomputed_indices", True) is False:
+            return "in-memory"  # the places are then the base's largest weights, found again on loading
+        return method.engine if method else None
+    if config.get("kasa_config") or _initialisation(config) in ("pissa", "olora"):
+        return "in-memory"
+    if any(config.get(field) for field in ("velora_config", "monteclora_config", "use_bdlora")):
+        return "phantom"
+    return "streaming"
+
+
+# --- settings that cannot be merged -------------------------------------------------------------------------------
+
+Setting = tuple[str, str, str]  # (config field, code, why)
+
+LORA_REFUSED: tuple[Setting, ...] = (
+    ("alora_invocation_tokens", "alora", "aLoRA acts on some tokens of a text only, so that it has no merged form"),
+    ("arrow_config", "arrow", "Arrow chooses among adapters anew for every token, so that it has no merged form"),
+    ("use_qalora", "qalora", "QALoRA belongs to a GPTQ-quantised base, and PEFT itself cannot merge it"),
+    ("megatron_config", "megatron", "The adapter was made for Megatron's parallel layers"),
+)
+# Initialisations that move the base, and that nobody can repeat without what only the trainer had.
+INITS_REFUSED: Mapping[str, str] = {
+    "pissa_niter": "PiSSA's fast variant starts from a random projection, so that its changed base cannot be rebuilt",
+    "corda": "CorDA changes the base by statistics of its training texts, which the adapter does not hold",
+    "lora_ga": "LoRA-GA changes the base by gradients of its first batch, which the adapter does not hold",
+    "loftq": "LoftQ trains against a base that it has quantised itself, which the adapter does not hold",
+}
+CONVERT = "Save it as a plain LoRA (PEFT: path_initial_model_for_weight_conversion), then merge that."
+OTHER_REFUSED: Mapping[str, tuple[Setting, ...]] = {
+    "PVERA": (("sample_at_inference", "samples", "PVeRA draws new weights at every call (sample_at_inference)"),),
+    "ADALORA": (("megatron_config", "megatron", "The adapter was made for Megatron's parallel layers"),),
+}
+
+
+def refusals_for(config: Json) -> list[Refusal]:
+    """What a config of a mergeable method switches on that cannot be merged; unknown settings among it.
+
+    For LORA merged by the streaming engine only the rules about what has no merged form apply: the rest is its own.
+    """
+    peft_type = str(config.get("peft_type"))
+    method = METHODS[peft_type]
+    settings = LORA_REFUSED if peft_type == "LORA" else OTHER_REFUSED.get(peft_type, ())
+    refusals = [
+        Refusal(code=code, reason=f"{why}.", remedy=KEEP_SEPARATE) for field, code, why in settings if config.get(field)
+    ]
+    if peft_type == "LORA":
+        refusals += _unrepeatable(config)
+        if engine_for(config) == "streaming":
+            return refusals
+        refusals += _unmixable(config)
+    refusals += _from_chance(peft_type, config)
+    known = method.settings | COMMON | {field for field, _, _ in settings} | _idle(peft_type)
+    strange = sorted(field for field, value in config.items() if field not in known and value)
+    if strange:
+        reason = f"adapter_config.json has settings that this version does not know: {', '.join(strange)}."
+        remedy = "Use a newer adapter-merge, or remove them if they did not shape the weights."
+        refusals.append(Refusal(code="unknown-setting", reason=reason, remedy=remedy))
+    if peft_type == "GLORA" and config.get("bias", "none") != "none":
+        reason = "The adapter trained the base's biases beside GLoRA's own, which this version cannot tell apart."
+        refusals.append(Refusal(code="bias", reason=reason, remedy=KEEP_SEPARATE))
+    return refusals
+
+
+def _idle(peft_type: str) -> frozenset[str]:
+    """Fields that AdaLoRA inherits from LoRA, or that no trained LoRA needs any more."""
+    if peft_type not in ("LORA", "ADALORA"):
+        return frozenset()
+    return frozenset({
+        "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "ensure_weight_tying",
+        "use_rslora", "alpha_pattern",
+    }) - ({"use_rslora", "alpha_pattern"} if peft_type == "LORA" else frozenset())  # fmt: skip
+
+
+def _initialisation(config: Json) -> str:
+    start = config.get("init_lora_weights", True)
+    return start.lower() if isinstance(start, str) else ""
+
+
+def _unrepeatable(config: Json) -> list[Refusal]:
+    start = _initialisation(config)
+    return [
+        Refusal(code="changed-base", reason=f"{why}.", remedy=CONVERT)
+        for name, why in INITS_REFUSED.items()
+        if start.startswith(name)
+    ]
+
+
+def _unmixable(config: Json) -> list[Refusal]:
+    """What the streaming engine could do, and PEFT's own layers beside a rebuilt base cannot."""
+    said = {
+        "trainable_token_indices": "trained single tokens",
+        "layer_replication": "replicated layers",
+        "target_parameters": "LoRA on bare parameters",
+    }
+    return [
+        Refusal(
+            code="mixed-methods",
+            reason=f"The adapter has {what} beside a LoRA variant that changes or needs the base.",
+            remedy=KEEP_SEPARATE,
+        )
+        for field, what in said.items()
+        if config.get(field)
+    ]
+
+
+def _from_chance(peft_type: str, config: Json) -> list[Refusal]:
+    """Projections that are not in the file and that another machine would not find again."""
+    if peft_type == "FROD" and config.get("save_projection", True) is False:
+        what = "FRoD's projection is not in the adapter, and its eigenvectors differ from one machine to the next."
+    elif peft_type == "PSOFT" and config.get("psoft_svd", "full") != "full":
+        what = "PSOFT's fast SVD starts from a random projection, so that its factors cannot be rebuilt exactly."
+    else:
+        return []
+    remedy = "Save the adapter with its projection, or keep it separate."
+    return [Refusal(code="not-rebuildable", reason=what, remedy=remedy)]
+
+
+def notes_for(config: Json) -> tuple[str, ...]:
+    """What a reader of the plan should know about a merge that PEFT's unmerged model decides on this machine."""
+    match config.get("peft_type"):
+        case "PSOFT":
+            what = "its factors are not in the adapter; they are the base's singular vectors, whose signs"
+        case "ADAMSS":
+            what = "its blocks of rows are not in the adapter; they are clusters of the base's rows, which"
+        case _:
+            return ()
+    name = METHODS[str(config["peft_type"])].name
+    return (f"{name}: {what} are found again here, as PEFT would; another machine's SVD may give others.",)
+
+
+# --- which modules ------------------------------------------------------------------------------------------------
+
+
+def modules_of(config: Json, keys: Iterable[str], base_modules: Iterable[str] = ()) -> Changed:
+    """Which modules an adapter of a phantom or in-memory method changes, from its keys; each key is claimed once.
+
+    `base_modules`: the base's modules (checkpoint keys without `.weight`), for methods whose keys name none (Uni-LoRA).
+    """
+    method = METHODS[str(config.get("peft_type"))]
+    pattern = _pattern(method.marks)
+    found: dict[str, list[str]] = {}
+    shared: list[str] = []
+    whole: list[str] = []
+    strange: list[str] = []
+    for key in keys:
+        bare = key.removeprefix(PREFIX)
+        match = pattern.match(bare) if pattern else None
+        if _is_shared(key, method):
+            shared.append(key)
+        elif match:
+            found.setdefault(match["module"], []).append(key)
+        elif re.search(r"\.(weight|bias)$|\.modules_to_save\.|\.original_module\.", bare):
+            whole.append(key)
+        else:
+            strange.append(key)
+    if not found and shared:
+        found = {module: [] for module in base_modules if is_target(config, module)}
+    modules = {module: _parameters(config, method, module, own) for module, own in found.items()}
+    return Changed(
+        modules=modules,
+        keys={module: tuple(own) for module, own in found.items()},
+        required=tuple(_required(config, found)),
+        shared=tuple(shared),
+        whole=tuple(whole),
+        refusals=_strangers(method, strange),
+    )
+
+
+def is_target(config: Json, module: str) -> bool:
+    """PEFT's own matching of `target_modules` (peft.tuners.tuners_utils.check_target_module_exists)."""
+    excluded, targets = config.get("exclude_modules"), config.get("target_modules")
+    if _named(excluded, module) or not _named(targets, module):
+        return False
+    wanted = config.get("layers_to_transform")
+    if isinstance(targets, str) or wanted is None or wanted == []:
+        return True
+    indices = [wanted] if isinstance(wanted, int) else list(wanted)
+    patterns = config.get("layers_pattern") or [r"[^.]*"]
+    for layer in [patterns] if isinstance(patterns, str) else patterns:
+        # The first numbered segment is the layer, not a nested expert's number.
+        if match := first((layer,), module, r"(?:^|.*?\.){}\.(?P<index>\d+)\."):
+            return int(match.groups["index"] or -1) in indices
+    return False
+
+
+def _named(names: Any, module: str) -> bool:
+    if not names:
+        return False
+    if isinstance(names, str):
+        return first((names,), module, mode="fullmatch") is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _pattern(marks: tuple[str, ...]) -> re.Pattern[str] | None:
+    return re.compile(rf"(?P<module>.+?)\.(?:{'|'.join(marks)})(?:[._].*)?$") if marks else None
+
+
+def _is_shared(key: str, method: Method) -> bool:
+    rest = key.removeprefix(TUNER)
+    return rest != key and any(rest == name or rest.startswith(f"{name}.") for name in method.shared)
+
+
+def _parameters(config: Json, method: Method, module: str, own: list[str]) -> tuple[str, ...]:
+    match config.get("peft_type"):
+        case "BEFT":
+            return ("bias",)
+        case "LN_TUNING":
+            return tuple(sorted((key.rpartition(".")[2] for key in own), reverse=True))
+        case "IA3" if _is_feedforward(config, module):
+            return ("weight",)  # its input is scaled, so that the bias stays
+        case "LORA":
+            return ("weight", "bias") if config.get("lora_bias") else ("weight",)
+    return ("weight", "bias") if method.bias else ("weight",)
+
+
+def _is_feedforward(config: Json, module: str) -> bool:
+    named = config.get("feedforward_modules") or ()
+    if isinstance(named, str):
+        return first((named,), module, mode="fullmatch") is not None
+    return any(module.endswith(name) for name in named)
+
+
+def _required(config: Json, found: Mapping[str, list[str]]) -> Iterable[tuple[str, str]]:
+    """A trained bias that the base has no place for."""
+    peft_type = config.get("peft_type")
+    for module, own in found.items():
+        if peft_type == "BEFT" or (peft_type == "LORA" and config.get("lora_bias")):
+            yield module, "bias"
+        elif peft_type == "LN_TUNING":
+            yield from ((module, key.rpartition(".")[2]) for key in own)
+
+
+def _strangers(method: Method, keys: list[str]) -> tuple[Refusal, ...]:
+    if not keys:
+        return ()
+    reason = f"{len(keys)} adapter tensors are none of {method.name}'s, e.g. {keys[0]}."
+    return (Refusal(code="unknown-key", reason=reason, remedy=SAVE_AGAIN, keys=tuple(keys)),)

@@ -1,0 +1,241 @@
+"""Arrays that are put together from checkpoint tensors, as boxes: no number is touched.
+
+A `Layout` says of every box of a parameter which box of which tensor it is, perhaps every second row of it. The operations
+are those of transformers' `core_model_loading.py`; what they do to values follows from what they do to boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from bot.checkpoint.conversions import Converter
+from bot.records import Json, Stored
+
+Span = tuple[int, int]
+
+
+class Unmergeable(Exception):
+    """The numbers of a parameter are not where rectangles of the checkpoint are; `args[0]` says why, as a sentence."""
+
+
+class Tile(NamedTuple):
+    """The box `at` of the parameter is what the ranges `of` cut out of tensor `key`, in their order.
+
+    `axes`: parameter axis → tensor axis, -1: none.
+    """
+
+    at: tuple[Span, ...]
+    key: str
+    of: tuple[range, ...]
+    axes: tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """A parameter of this shape; the tiles cover it exactly once."""
+
+    shape: tuple[int, ...]
+    tiles: tuple[Tile, ...]
+
+
+Lists = Mapping[int, Sequence[Layout]]  # by source pattern
+
+
+def whole(stored: Stored) -> Layout:
+    """A checkpoint tensor as it is."""
+    box = tuple((0, size) for size in stored.shape)
+    return Layout(stored.shape, (Tile(box, stored.key, tuple(map(range, stored.shape)), tuple(range(len(box)))),))
+
+
+class Sizes(Protocol):
+    """What some operations ask the model for, about one parameter."""
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """The last two sizes that the model gives the parameter (Transpose(check_dims))."""
+
+    def heads(self, part: str | None) -> int:
+        """The attention heads of the part of the config with that name, else of the config itself (PermuteForRope)."""
+
+    def rows(self, targets: Sequence[str], total: int) -> tuple[int, ...]:
+        """How many rows each of a converter's targets has, which share `total` (Split). Raises Unmergeable."""
+
+
+def convert(
+    converter: Converter, sources: Mapping[int, Sequence[Layout]], chosen: int, target: str, sizes: Sizes
+) -> Layout:
+    """What the converter's operations make of `sources` (source pattern → tensors in order), for its target `chosen`.
+
+    Raises Unmergeable.
+    """
+    lists: Lists = {index: list(layouts) for index, layouts in sorted(sources.items())}
+    if len(lists) < len(converter.sources):
+        raise Unmergeable(f"The base has only some of the tensors that make up {target}.")
+    work = _Work(converter, chosen, target, sizes)
+    for number, (name, settings) in enumerate(converter.operations):
+        operation = OPERATIONS.get(name)
+        if operation is None or ("num_shards_attribute" in settings and name == "Chunk"):
+            raise Unmergeable(f"transformers rearranges {target} on load ({name}).")
+        lists = operation(work, number, lists, settings)
+    return _only(lists, target)
+
+
+class _Work(NamedTuple):
+    """One converter's target in the making: the `chosen` of its targets, which is parameter `target`."""
+
+    converter: Converter
+    chosen: int
+    target: str
+    sizes: Sizes
+
+    def merge_modulelist(self, number: int, lists: Lists, settings: Json) -> Lists:
+        return {index: [_stack(layouts)] for index, layouts in lists.items()}
+
+    def concatenate(self, number: int, lists: Lists, settings: Json) -> Lists:
+        every = [one for layouts in lists.values() for one in layouts]
+        return {0: [_concatenate(every, int(settings.get("dim", 0)))]}
+
+    def chunk(self, number: int, lists: Lists, settings: Json) -> Lists:
+        count = len(self.converter.targets)
+        return {0: [_chunk(_only(lists, self.target), int(settings.get("dim", 0)), self.chosen, count)]}
+
+    def split(self, number: int, lists: Lists, settings: Json) -> Lists:
+        layout, axis = _only(lists, self.target), int(settings.get("dim", 0))
+        counts = self.sizes.rows(self.converter.targets, layout.shape[axis])
+        start = sum(counts[: self.chosen])
+        return {0: [cut(layout, axis, (start, start + counts[self.chosen]))]}
+
+    def transpose(self, number: int, lists: Lists, settings: Json) -> Lists:
+        return {0: [_transpose(_only(lists, self.target), settings, self.sizes)]}
+
+    def interleave(self, number: int, lists: Lists, settings: Json) -> Lists:
+        layout, axis = _only(lists, self.target), int(settings.get("dim", 0))
+        half = layout.shape[axis] // 2
+        return {0: [_deal(layout, axis, 1, *((2, half) if settings.get("inverse") else (half, 2)), self.target)]}
+
+    def permute_for_rope(self, number: int, lists: Lists, settings: Json) -> Lists:
+        """As transformers: the name that is looked at is that which the operation before has given the tensor."""
+        layout = _only(lists, self.target)
+        name = self.converter.targets[self.chosen] if number else self.converter.sources[0]
+        wanted = settings.get("permute_layer_names")
+        if len(layout.shape) > 2 or (wanted is not None and not any(one in name for one in wanted)):
+            return lists
+        heads = self.sizes.heads(settings.get("subconfig_key"))
+        half = layout.shape[0] // heads // 2
+        return {0: [_deal(layout, 0, heads, *((2, half) if settings.get("inverse") else (half, 2)), self.target)]}
+
+    def ernie_experts(self, number: int, lists: Lists, settings: Json) -> Lists:
+        """Half of the experts of every list are the first target's, and half the second's."""
+        count = len(self.converter.targets)
+        parts = []
+        for layouts in lists.values():
+            size = -(-len(layouts) // count)
+            parts.append(_stack(layouts[self.chosen * size : (self.chosen + 1) * size]))
+        return {0: [_concatenate(parts, int(settings.get("concat_dim", 1)))]}
+
+
+OPERATIONS: dict[str, Callable[[_Work, int, Lists, Json], Lists]] = {
+    "MergeModulelist": _Work.merge_modulelist,
+    "Concatenate": _Work.concatenate,
+    "Chunk": _Work.chunk,
+    "Split": _Work.split,
+    "Transpose": _Work.transpose,
+    "Interleave": _Work.interleave,
+    "PermuteForRope": _Work.permute_for_rope,
+    "ErnieFuseAndSplitTextVisionExperts": _Work.ernie_experts,
+}
+
+
+def _only(lists: Lists, target: str) -> Layout:
+    found = [one for layouts in lists.values() for one in layouts]
+    if len(found) != 1:
+        raise Unmergeable(f"The base has {len(found)} tensors for {target}.")
+    return found[0]
+
+
+def _stack(layouts: Sequence[Layout]) -> Layout:
+    if not layouts:
+        raise Unmergeable("The base has too few experts for their number of kinds.")
+    _same_shape([one.shape for one in layouts])
+    tiles = [
+        Tile(((place, place + 1), *tile.at), tile.key, tile.of, (-1, *tile.axes))
+        for place, one in enumerate(layouts)
+        for tile in one.tiles
+    ]
+    return Layout((len(layouts), *layouts[0].shape), tuple(tiles))
+
+
+def _concatenate(layouts: Sequence[Layout], axis: int) -> Layout:
+    _same_shape([one.shape[:axis] + one.shape[axis + 1 :] for one in layouts])
+    tiles: list[Tile] = []
+    offset = 0
+    for one in layouts:
+        tiles += [Tile(_moved(tile.at, axis, offset), tile.key, tile.of, tile.axes) for tile in one.tiles]
+        offset += one.shape[axis]
+    shape = layouts[0].shape
+    return Layout((*shape[:axis], offset, *shape[axis + 1 :]), tuple(tiles))
+
+
+def _chunk(layout: Layout, axis: int, chosen: int, count: int) -> Layout:
+    size = -(-layout.shape[axis] // count)  # as torch.chunk
+    start, stop = chosen * size, min((chosen + 1) * size, layout.shape[axis])
+    return cut(layout, axis, (start, stop))
+
+
+def cut(layout: Layout, axis: int, span: Span) -> Layout:
+    """The slice [start, stop) of a layout along an axis."""
+    tiles = []
+    for tile in layout.tiles:
+        low, high = max(tile.at[axis][0], span[0]), min(tile.at[axis][1], span[1])
+        if low < high:
+            tiles.append(_picked(tile, axis, range(low, high), low - span[0]))
+    return Layout((*layout.shape[:axis], span[1] - span[0], *layout.shape[axis + 1 :]), tuple(tiles))
+
+
+def _picked(tile: Tile, axis: int, wanted: range, start: int) -> Tile:
+    """What of a tile lies at `wanted`, places of its axis that it has all of; they go to `start` and on."""
+    of, low = list(tile.of), tile.at[axis][0]
+    if tile.axes[axis] >= 0:
+        of[tile.axes[axis]] = of[tile.axes[axis]][wanted[0] - low : wanted[-1] - low + 1 : wanted.step]
+    at = (*tile.at[:axis], (start, start + len(wanted)), *tile.at[axis + 1 :])
+    return Tile(at, tile.key, tuple(of), tile.axes)
+
+
+def _deal(layout: Layout, axis: int, groups: int, high: int, wide: int, target: str) -> Layout:
+    """The axis seen as groups × high × wide, and its last two exchanged: every `wide`-th place comes to lie together."""
+    size = high * wide
+    if groups * size != layout.shape[axis]:
+        raise Unmergeable(f"{target} has {layout.shape[axis]} rows, which {groups} heads cannot share out in pairs.")
+    tiles = []
+    for group in range(groups):
+        for first in range(wide):
+            places = range(group * size + first, (group + 1) * size, wide)
+            for tile in layout.tiles:
+                low, stop = (-(-(edge - places.start) // wide) for edge in tile.at[axis])
+                wanted = places[max(0, low) : max(0, stop)]
+                if wanted:
+                    tiles.append(_picked(tile, axis, wanted, group * size + first * high + max(0, low)))
+    return Layout(layout.shape, tuple(tiles))
+
+
+def _transpose(layout: Layout, settings: Json, sizes: Sizes) -> Layout:
+    if settings.get("check_dims") and layout.shape[-2:] == sizes.matrix:
+        return layout
+    one, other = int(settings.get("dim0", 0)), int(settings.get("dim1", 1))
+    order = list(range(len(layout.shape)))
+    order[one], order[other] = other, one
+    tiles = [
+        Tile(tuple(tile.at[axis] for axis in order), tile.key, tile.of, tuple(tile.axes[axis] for axis in order))
+        for tile in layout.tiles
+    ]
+    return Layout(tuple(layout.shape[axis] for axis in order), tuple(tiles))
+
+
+def _moved(box: tuple[Span, ...], axis: int, offset: int) -> tuple[Span, ...]:
+    start, stop = box[axis]
+    return (*box[:axis], (start + offset, stop + offset), *box[axis + 1 :])
+
+
+def _same_shape(shapes: Sequence[tuple[int, ...]]) -> None:
+    if len(set(shapes)) != 1:
+        raise Unmergeable(f"The base's tensors for one parameter differ in shape: {sorted(set(shapes))[:2]}.")

@@ -1,0 +1,1 @@
+"""Running the models: base with adapter, merged, and controls, in processes of their own."""

@@ -1,0 +1,146 @@
+"""Stand-ins for the merged model, made inside the unmerged one by PEFT's own numbers (its delta, in float64).
+
+- the controls: correct merges whose only fault is one *stochastic* rounding to the storage dtype. Rounding up or down at
+  random has twice the variance of rounding to nearest (ulp²/6 against ulp²/12), so that a correct merge lies half as far
+  from the unmerged model as a control does. Several draws tell how far one rounding may lie from another by chance.
+- the nearest: a correct merge, rounded to nearest. Where it lies farther off than a control does, so may any correct merge.
+- the exact: not rounded at all. Where that answers otherwise than the unmerged model, the model goes around PEFT's layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bot.checks.behaviour.adapted_weights import KINDS, Adapted, adapted
+from bot.checks.elementwise.rounding import clamp, round_once, round_stochastically
+from bot.checks.expected.unmerged import has_own_merge
+
+CHUNK = 1 << 17  # elements that are rounded at once
+WRAPPED = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)(\.|$)")  # PEFT's own parts of the model
+SMALL = 1 << 26  # merged weights; above this one draw is enough at first, and no second copy of the weights is held
+How = Literal["exact", "clamped", "nearest", "control"]
+Round = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replaced:
+    """Parameters that others stand in for, and how to put them back."""
+
+    held: tuple[tuple[nn.Module, str, nn.Parameter], ...]
+
+    def restore(self) -> None:
+        """The model's own weights again."""
+        for owner, name, original in self.held:
+            setattr(owner, name, original)
+
+
+def stand_in(model: nn.Module, job: dict[str, Any], how: How, chance: torch.Generator, keep: bool) -> Replaced:
+    """Turn the base model inside a PEFT model into one of these, in place. Its adapters must be off. A control takes its
+    random numbers from `chance`. Without `keep` the weights that were there before are let go.
+
+    Where the merge changes the dtype, every other floating-point parameter is rounded too; else only those in
+    `job["whole"]`, which the adapter brought in a wider dtype than they are stored in.
+    """
+    dtype: torch.dtype = getattr(torch, job["storage"])
+    rounds = _rounds(how, dtype, chance)
+    clamps = job["clamps"] and how != "exact"
+    return _replace(model, job, lambda exact: rounds(clamp(exact, dtype) if clamps else exact), keep)
+
+
+def _rounds(how: How, dtype: torch.dtype, chance: torch.Generator) -> Round:
+    if how in ("exact", "clamped"):
+        return lambda exact: exact
+    if how == "nearest":
+        return lambda exact: round_once(exact, dtype)
+    return lambda exact: round_stochastically(exact, dtype, chance)
+
+
+def size_of(model: nn.Module) -> int:
+    """The number of weights that PEFT's layers change."""
+    found = {(one.owner, one.name) for one in adapted(model)}
+    return sum(getattr(owner, name).numel() for owner, name in found)
+
+
+def changed(model: nn.Module) -> frozenset[str]:
+    """The parameters that PEFT's layers change by their method."""
+    return frozenset(one.parameter for one in adapted(model) if one.own)
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[set[str]]:
+    """For as long as the block runs, PEFT's layers are watched; then the set holds those that were never called, and that
+    change something: parameters by their names in the base model."""
+    layers = {
+        path: layer
+        for path, layer in model.named_modules(remove_duplicate=False)
+        if any(holds(layer) for holds, _ in KINDS)
+    }
+    called: set[nn.Module] = set()
+    hooks = [layer.register_forward_pre_hook(lambda layer, *_: called.add(layer)) for layer in layers.values()]
+    found: set[str] = set()
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+    idle = {path for path, layer in layers.items() if layer not in called}
+    found |= {one.parameter for one in adapted(model, idle) if not torch.equal(one.exact(), _now(one))}
+
+
+def _now(one: Adapted) -> Tensor:
+    held: Tensor = getattr(one.owner, one.name)
+    return held.double()
+
+
+def _replace(model: nn.Module, job: dict[str, Any], rounds: Round, keep: bool) -> Replaced:
+    """New parameters throughout, never new values: a weight tied to a merged one keeps its own."""
+    found = {(one.owner, one.name): one for one in adapted(model)}
+    whole = frozenset(job["whole"])
+    rounded: dict[Tensor, nn.Parameter] = {}
+    replaced = []
+    with torch.no_grad():
+        for path, owner, name, weight in list(parameters(model)):
+            one = found.get((owner, name))
+            if one is not None:
+                fresh = _rounded(one.exact(), rounds, weight.dtype)
+            elif weight in rounded:
+                fresh = rounded[weight]  # tied weights stay tied
+            elif job["cast_all"] or f"{path}.{name}" in whole:
+                fresh = rounded[weight] = _rounded(weight, rounds, weight.dtype)
+            else:
+                continue
+            if keep:
+                replaced.append((owner, name, weight))
+            setattr(owner, name, fresh)
+    return Replaced(held=tuple(replaced))
+
+
+def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Every floating-point parameter that is the model's own: the module that it hangs on, by path and itself, and its name."""
+    asked = tuple(f"{path}." for path, layer in model.named_modules() if has_own_merge(layer))
+    for path, owner in model.named_modules():
+        own = next((one for one in asked if path.startswith(one)), None)
+        inside = own is not None and not path.startswith(f"{own}base_layer")
+        if not WRAPPED.search(path) and not inside and f"{path}." not in asked:
+            bare = path.replace(".base_layer", "").replace(".token_adapter", "").replace(".original_module", "")
+            for name, weight in owner.named_parameters(recurse=False):
+                if weight.is_floating_point() and not name.startswith(("lora_", "trainable_tokens_")):
+                    yield bare, owner, name, weight
+
+
+def _rounded(exact: Tensor, rounds: Round, kept: torch.dtype) -> nn.Parameter:
+    """Rounded, a few rows at a time, and held in the weight's own (wider) dtype."""
+    result = torch.empty_like(exact, dtype=kept, memory_format=torch.contiguous_format)
+    count = exact.shape[0] if exact.dim() else 1
+    rows = max(1, CHUNK * count // max(1, exact.numel()))
+    for low in range(0, count, rows):
+        part = slice(low, low + rows) if exact.dim() else ...
+        result[part] = rounds(exact[part].double().contiguous()).to(kept)
+    return nn.Parameter(result, requires_grad=False)

@@ -1,0 +1,136 @@
+"""What the merged model does: it loads without complaint, and says what the unmerged one says, up to rounding."""
+
+from __future__ import annotations
+
+from bot.checks.behaviour.answers import NOISE, Trial
+from bot.checks.behaviour.noise import more_flips
+from bot.checks.case import Case
+from bot.checks.finding import counted, finding, graded
+from bot.records import Finding, Json
+
+ALLOWED = "K ≤ 1 + 3 errors"
+SHARE = 1e-4  # of the adapter's effect, in KL or squares: one hundredth of what it moves. Exact models: below 1e-9
+
+
+def loads(case: Case) -> Finding:
+    """The plain class loads the folder, without peft and without network: nothing missing, extra, or made up."""
+    answer = case.trial.merged
+    if "raised" in answer and case.trial.reference.get("beyond"):
+        answer = case.trial.reference  # what fails with the base fails with whatever is made of it
+    if stopped := _stopped("loads", "no complaint", answer):
+        return stopped
+    said = answer["loads"]
+    fails = [f"{key} is {how}." for how in ("missing", "unexpected", "mismatched") for key in said[how]]
+    other = said.get("tokens", ())
+    padding = [] if case.subject.ours else [one for one in other if one.startswith("pad_token ")]  # as trainers set it
+    fails += [f"The tokenizer is another: {one}." for one in other if one not in padding]
+    if not fails:
+        fails += [f"transformers says: {line}" for line in said["said"]]
+    tokenizer = "" if said["tokenizer"] == "none" else f", with its {said['tokenizer']}"
+    right = (said["class"], f"No peft, no network{tokenizer}.")
+    warns = [f"The tokenizer is another: {one}." for one in padding]
+    warns += [f"{one}." for one in said.get("remarks", ())]
+    return graded("loads", "no complaint", right, fails=fails, warns=warns)
+
+
+def behaviour(case: Case) -> Finding:
+    """The merged model answers as the unmerged one, but for one rounding to nearest.
+
+    K = distance(unmerged, merged) ÷ distance(unmerged, control), and its error: see bot/checks/behaviour/noise.py. What a merge clamps
+    is clamped in all three. Whatever K says, the exact merge must answer as the unmerged model does: it does not where a
+    model reads a weight itself, past PEFT's layer.
+    """
+    trial = case.trial
+    for answer in (trial.reference, trial.merged):
+        if stopped := _stopped("behaviour", ALLOWED, answer):
+            return stopped
+    if said := _other_layers(frozenset(trial.reference["layers"]), trial.expected):
+        return finding("behaviour", "fail", counted(len(trial.reference["layers"]), "layer"), ALLOWED, said)
+    if trial.lost:
+        why = f"The {trial.lost} model's outputs are NaN or infinite: there is nothing to compare."
+        return finding("behaviour", "fail", "not finite", ALLOWED, why)
+    floor, allowed = trial.noise_floor or {}, f"K ≤ {trial.ratio.limit:.3g}"
+    measured = f"K = {floor['ratio']:.3g} ± {floor['standard_error']:.1g}"
+    if trial.systematic > (0.0 if trial.reference["uncalled"] else SHARE):
+        return _goes_around(trial)
+    if floor["merged"] <= NOISE:  # of two distances that small, neither is more than noise
+        return finding("behaviour", "pass", measured, allowed, _right(trial, floor))
+    if trial.ratio.k > trial.ratio.limit:
+        return finding("behaviour", "fail", measured, allowed, _too_far(trial, floor))
+    if more_flips(*trial.flips):
+        return finding("behaviour", "fail", measured, allowed, _other_experts(trial))
+    return finding("behaviour", "pass", measured, allowed, _right(trial, floor))
+
+
+def _other_layers(pefts: frozenset[str], ours: frozenset[str]) -> str | None:
+    """Two readings of one adapter: which parameters it changes."""
+    if pefts == ours:
+        return None
+    example = min(pefts ^ ours)
+    return (
+        f"PEFT changes {counted(len(pefts), 'parameter')}; by its own files the adapter changes {len(ours)} "
+        f"({example}: only {'PEFT' if example in pefts else 'the files'})."
+    )
+
+
+def _goes_around(trial: Trial) -> Finding:
+    """No rounding is at fault: merged without any, the weights answer otherwise than PEFT's unmerged model."""
+    names, share = trial.reference["uncalled"], f"{trial.systematic:.2g} of the effect"
+    why = f"Merged without any rounding, base and adapter do not answer as PEFT's unmerged model: {trial.systematic:.2g} of "
+    why += "the adapter's effect (in squares) lies between them. "
+    if not names:
+        why += "Keep the adapter separate, beside its base."
+        return finding("behaviour", "fail", share, f"≤ {SHARE:g} of it", why)
+    why += (
+        f"The model reads {counted(len(names), 'adapted weight')} itself, past PEFT's layer, where the adapter never acts. "
+        "Train without these modules (exclude_modules), or keep the adapter separate."
+    )
+    return finding("behaviour", "fail", share, "none bypassed", why, names)
+
+
+def _too_far(trial: Trial, floor: Json) -> str:
+    return (
+        f"The merged model lies {floor['ratio']:.3g} times as far from the unmerged one as rounding explains "
+        f"({floor['merged']:.2g} against {floor['floor']:.2g}, {floor['metric']}; "
+        f"{counted(trial.ratio.controls, 'control')})."
+    )
+
+
+def _other_experts(trial: Trial) -> str:
+    flipped, most = trial.flips
+    return (
+        f"The merged model's routers would choose {counted(flipped, 'expert')} otherwise than the unmerged model's; a "
+        f"rounding changes {most} at the most."
+    )
+
+
+def _right(trial: Trial, floor: Json) -> str:
+    said = (
+        f"As close as rounding allows: {floor['merged']:.2g} ({floor['metric']}); the adapter's effect is "
+        f"{floor['adapter']:.2g}. Top-1 agreement {floor['top1_agreement']:.1%} of {floor['positions']}."
+    )
+    if trial.ratio.k > 1.0 and floor["merged"] > NOISE:
+        said += f" {counted(trial.ratio.controls, 'control')}; PEFT's own numbers, rounded to nearest: "
+        said += "not tried." if trial.ratio.nearest is None else f"K = {trial.ratio.nearest:.3g}."
+    return said + _routed(floor["routing"])
+
+
+def _routed(routing: Json | None) -> str:
+    """What is to be known of a mixture of experts."""
+    if routing is None:
+        return ""
+    if not routing["choices"] or routing["free_calls"]:
+        return " Its routers' choices could not be held to the unmerged model's."
+    return (
+        f" Experts as the unmerged model chooses them; left free, {routing['flipped']:.2%} of the choices would differ "
+        f"(controls: {routing['flipped_control']:.2%})."
+    )
+
+
+def _stopped(id: str, allowed: str, answer: Json) -> Finding | None:
+    """A worker that could not answer: an error is a failure, a known limit is a skip."""
+    if "error" in answer:
+        return finding(id, "fail", "error", allowed, f"The model could not be run: {answer['error'][:400]}")
+    if "skip" in answer:
+        return finding(id, "skip", "not run", allowed, f"Not run: {answer['skip']}.")
+    return None

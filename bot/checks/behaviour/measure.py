@@ -1,0 +1,134 @@
+"""How far two models' outputs lie apart, and the arithmetic that they are run in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from bot.checks.behaviour.expert_choices import Choices
+from bot.checks.behaviour.forward_counts import FORWARDS
+
+VOCABULARY = 32  # fewer classes than this carry too few degrees of freedom for a stable ratio
+
+
+class Distance(TypedDict):
+    """Over one prompt. `far`: KL in nats or a squared error, by kind, in all and for each of its `tokens`; `size`: the wanted
+    output's squared norm. `choices`: routers' choices that were held to the unmerged model's, and how many of them would
+    have been `flipped`; `free`: calls of routers that could not be held."""
+
+    far: float
+    tokens: list[float]
+    size: float
+    positions: int
+    agree: int
+    choices: int
+    flipped: int
+    free: int
+
+
+class Sums(TypedDict):
+    """Over all prompts and texts. `loss`: −log p of each next token, in nats, over the `predicted` ones."""
+
+    far: float
+    positions: int
+    agree: int
+    loss: float
+    predicted: int
+
+
+class Widened(TorchFunctionMode):
+    """float32 becomes float64 wherever a model asks for it by name (norms and softmax do, "for precision")."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.float:
+            func = Tensor.double
+        args = tuple(_wide(one) for one in args)
+        return func(*args, **{name: _wide(one) for name, one in (kwargs or {}).items()})
+
+
+@contextmanager
+def _all_wide() -> Iterator[None]:
+    """Tensors that a model makes without naming a dtype are float64 too: beside its weights, float32 ones are an error."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with Widened():
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _wide(value: Any) -> Any:
+    return torch.float64 if value is torch.float32 else value
+
+
+def outputs(model: Any, inputs: dict[str, Tensor], compute: str, choices: Choices | None = None) -> tuple[str, Tensor]:
+    """(kind, tensor): per-token logits, positions × vocabulary, where there are any; else the last hidden states."""
+    wide = compute == "float64"
+    if wide:
+        inputs = {name: one.double() if one.is_floating_point() else one for name, one in inputs.items()}
+    caught = choices.along(model) if choices is not None else nullcontext()
+    with torch.inference_mode(), _all_wide() if wide else nullcontext(), caught:
+        found = model(**inputs)
+        FORWARDS.ran()
+        logits = getattr(found, "logits", None)
+        if logits is not None and logits.dim() == 3 and logits.shape[-1] >= VOCABULARY:
+            return "kl", logits[0].contiguous()
+        return "squared", _states(found, model, inputs)
+
+
+def _states(found: Any, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Hidden states have enough elements for a stable ratio; a classifier's two logits have not."""
+    states = getattr(found, "last_hidden_state", None)
+    if states is None:
+        deep = model(**inputs, output_hidden_states=True)
+        layers = getattr(deep, "hidden_states", None) or getattr(deep, "decoder_hidden_states", None)
+        states = layers[-1] if layers else None
+    if states is None:
+        floats = [one for one in found.to_tuple() if isinstance(one, Tensor) and one.is_floating_point()]
+        states = torch.cat([one.flatten() for one in floats]).view(1, 1, -1)
+    return states.reshape(-1, states.shape[-1]).contiguous()
+
+
+def distance(kind: str, wanted: Tensor, found: Tensor, choices: Choices | None = None) -> Distance:
+    """KL(wanted ‖ found), or ‖found − wanted‖², at each position and summed; in float64."""
+    agree = int((wanted.argmax(-1) == found.argmax(-1)).sum())
+    tokens = _kl(wanted, found) if kind == "kl" else (found.double() - wanted.double()).square().sum(-1).tolist()
+    counts = (choices.count, choices.flipped, choices.free) if choices else (0, 0, 0)
+    return Distance(
+        far=sum(tokens), tokens=tokens, size=float(wanted.double().square().sum()), positions=wanted.shape[0],
+        agree=agree, choices=counts[0], flipped=counts[1], free=counts[2],
+    )  # fmt: skip
+
+
+def next_token_loss(model: Any, inputs: dict[str, Tensor], logits: Tensor) -> tuple[float, int]:
+    """(Σ −log p of the next token, how many) of a model that predicts it; (0, 0) of others."""
+    ids = inputs.get("input_ids")
+    causal = any(word in type(model).__name__ for word in ("CausalLM", "LMHead", "ForConditionalGeneration"))
+    causal = causal and not getattr(model.config, "is_encoder_decoder", False)
+    if ids is None or not causal or logits.shape[0] != ids.shape[1] or logits.shape[0] < 2:
+        return 0.0, 0
+    loss = torch.nn.functional.cross_entropy(logits[:-1].double(), ids[0, 1:].long(), reduction="sum")
+    return float(loss), ids.shape[1] - 1
+
+
+def _kl(wanted: Tensor, found: Tensor) -> list[float]:
+    """Σ p·(eᵈ − 1 − d) with d = log q − log p: equal to Σ p·(log p − log q), but free of its cancellation.
+
+    A float32 merge differs by d ≈ 1e-9; there the textbook sum returns noise, negative as often as not. Where d is large,
+    p·eᵈ is q, which does not overflow.
+    """
+    far: list[float] = []
+    for p, q in zip(torch.split(wanted, 16), torch.split(found, 16), strict=True):  # 20 MB at a large vocabulary
+        log_p = p.double().log_softmax(-1)
+        log_q = q.double().log_softmax(-1)
+        # Of what p excludes only q is left: any d that is not small will do.
+        d, chance = torch.where(log_p == -torch.inf, 1.0, log_q - log_p), log_p.exp()
+        small = d.square() / 2 * (1 + d / 3 + d.square() / 12)  # the series, where eᵈ − 1 − d would cancel
+        far += torch.where(d.abs() < 1e-3, chance * small, log_q.exp() - chance * (1 + d)).sum(-1).tolist()
+    return far

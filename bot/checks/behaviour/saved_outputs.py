@@ -1,0 +1,99 @@
+"""What the unmerged model gave, kept in the job's folder, and how far other models lie from it on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from bot.checks.behaviour import measure
+from bot.checks.behaviour.expert_choices import Choices
+
+Job = dict[str, Any]
+PROMPTS, TEXT = "reference", "text"  # what the reference's outputs were saved for
+
+
+def save_reference(model: Any, inputs: list[dict[str, torch.Tensor]], job: Job, what: str = PROMPTS) -> str:
+    """Keep its outputs, the inputs, and which experts its routers chose. Returns the kind of the outputs."""
+    kind = ""
+    for number, one in enumerate(inputs):
+        choices = Choices()
+        kind, found = measure.outputs(model, one, job["compute"], choices)
+        _write(_at(job, number, what), Saved(wanted=found, inputs=one, choices=choices.made))
+    return kind
+
+
+def save_again(model: Any, job: Job) -> None:
+    """Let another model be the reference on the same prompts, along the choices of the first."""
+    for number, saved in enumerate(_saved(job, PROMPTS)):
+        _, found, _ = saved.asked_of(model, job)
+        _write(_at(job, number, PROMPTS), replace(saved, wanted=found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What the reference gave (positions × vocabulary or hidden), to which inputs, and by which of its routers' choices."""
+
+    wanted: torch.Tensor
+    inputs: dict[str, torch.Tensor]
+    choices: list[torch.Tensor]
+
+    def asked_of(self, model: Any, job: Job) -> tuple[str, torch.Tensor, Choices | None]:
+        """What another model gives to the same inputs, by the same choices."""
+        held = Choices(self.choices) if self.choices else None
+        kind, found = measure.outputs(model, self.inputs, job["compute"], held)
+        return kind, found, held
+
+
+def _write(path: Path, saved: Saved) -> None:
+    inputs = {f"input.{name}": one for name, one in saved.inputs.items()}
+    choices = {f"choice.{at:04}": one.contiguous() for at, one in enumerate(saved.choices)}
+    save_file({"found": saved.wanted, **inputs, **choices}, path)
+
+
+def _read(path: Path) -> Saved:
+    saved = load_file(path)
+    inputs = {name.removeprefix("input."): one for name, one in saved.items() if name.startswith("input.")}
+    choices = [saved[name] for name in sorted(saved) if name.startswith("choice.")]
+    return Saved(wanted=saved["found"], inputs=inputs, choices=choices)
+
+
+def _saved(job: Job, what: str) -> Iterator[Saved]:
+    for number in range(10_000):
+        if not _at(job, number, what).exists():
+            break
+        yield _read(_at(job, number, what))
+
+
+def sums(model: Any, job: Job, itself: bool = False) -> measure.Sums:
+    """Prompts and text together. `itself`: the model is the reference."""
+    total = measure.Sums(far=0.0, positions=0, agree=0, loss=0.0, predicted=0)
+    for what in (PROMPTS, TEXT):
+        for saved in _saved(job, what):
+            # Routers are free here: the table says what whoever uses the model gets.
+            kind, found = ("kl", saved.wanted) if itself else measure.outputs(model, saved.inputs, job["compute"])
+            distance = measure.distance(kind, saved.wanted, found)
+            loss, predicted = measure.next_token_loss(model, saved.inputs, found)
+            total["far"] += distance["far"] if not itself else 0.0
+            total["positions"] += distance["positions"]
+            total["agree"] += distance["agree"]
+            total["loss"] += loss
+            total["predicted"] += predicted
+    return total
+
+
+def compare(model: Any, job: Job) -> list[measure.Distance]:
+    """How far a model's outputs lie from the reference's, prompt by prompt."""
+    distances = []
+    for saved in _saved(job, PROMPTS):
+        kind, found, held = saved.asked_of(model, job)
+        distances.append(measure.distance(kind, saved.wanted, found, held))
+    return distances
+
+
+def _at(job: Job, number: int, what: str) -> Path:
+    return Path(job["work"]) / f"{what}-{number:04}.safetensors"

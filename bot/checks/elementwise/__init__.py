@@ -1,0 +1,1 @@
+"""Every element of the merged weights, compared with what it must be."""

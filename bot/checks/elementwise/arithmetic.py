@@ -1,0 +1,136 @@
+"""A-priori error bounds of the arithmetics that merges are made with, tightest first.
+
+Each bounds |computed − exact| before the last rounding to storage. For W + D from M = |s|·|B|·|A| ≥ |D| (Higham 2002,
+"Accuracy and Stability of Numerical Algorithms", §3.1: a sum of r products errs by at most r·u·M to first order). For DoRA,
+m·V/‖V‖ with V = W + D: V's own error E passes through with m/‖V‖, and the norm's relative error is at most ‖E‖/‖V‖ plus
+that of a sum of n squares. The constants count roundings and are rounded up to cover second-order terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bot.checks.elementwise.rounding import UNIT, round_once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Magnitudes of weight, delta, product and sum: of elements, or (their norms) of whole rows."""
+
+    weight: Tensor
+    delta: Tensor
+    product: Tensor
+    value: Tensor
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Sizes:
+        """All four, changed alike."""
+        four = (self.weight, self.delta, self.product, self.value)
+        weight, delta, product, value = (change(one) for one in four)
+        return Sizes(weight=weight, delta=delta, product=product, value=value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What the bounds are made of, all float64 and of one shape, and the facts that scale them.
+
+    `factor` and `shares` are DoRA's, as in `steps.Parts`: 1 and 0 where there is none.
+    """
+
+    exact: Tensor
+    weight: Tensor
+    delta: Tensor
+    magnitude: Tensor
+    rank: int
+    storage: torch.dtype
+    factor: Tensor | None = None
+    shares: Sizes | None = None
+    length: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """A way to merge, by name; `bound` gives the error of W + D, and `rounds` the roundings to storage in DoRA's factor."""
+
+    name: str
+    bound: Callable[[Sizes, int, float], Tensor]  # sizes, rank, the storage dtype's unit
+    unit: float = UNIT[torch.float32]
+    rounds: float = 0.0
+
+
+def _accumulated(sizes: Sizes, rank: int, unit: float) -> Tensor:
+    return unit * ((rank + 4) * sizes.product + 2 * sizes.value)
+
+
+def _float64(sizes: Sizes, rank: int, stored: float) -> Tensor:
+    return _accumulated(sizes, rank, UNIT[torch.float64])
+
+
+def _float32(sizes: Sizes, rank: int, stored: float) -> Tensor:
+    return _accumulated(sizes, rank, UNIT[torch.float32])
+
+
+def _delta_rounded(sizes: Sizes, rank: int, stored: float) -> Tensor:
+    return _float32(sizes, rank, stored) + 1.01 * stored * sizes.delta
+
+
+def _product_rounded(sizes: Sizes, rank: int, stored: float) -> Tensor:
+    # A, B, their product, the scaling and the scaled product: five roundings.
+    return _float32(sizes, rank, stored) + 5.1 * stored * sizes.product
+
+
+def _base_rounded(sizes: Sizes, rank: int, stored: float) -> Tensor:
+    return _product_rounded(sizes, rank, stored) + 1.01 * stored * sizes.weight
+
+
+# DoRA in the storage dtype: V, the norm, m/‖V‖ and the product are rounded: four roundings, of which the last is counted apart.
+ARITHMETICS = (
+    Arithmetic(name="exact, rounded once", bound=_float64, unit=UNIT[torch.float64]),
+    Arithmetic(name="float32 accumulation, then one rounding", bound=_float32),
+    Arithmetic(name="delta rounded to the storage dtype, then added", bound=_delta_rounded, rounds=4.1),
+    Arithmetic(name="the product computed in the storage dtype, then added", bound=_product_rounded, rounds=4.1),
+    Arithmetic(name="base cast first, then all in the storage dtype", bound=_base_rounded, rounds=4.1),
+)
+EXACT = 0
+NONE_FITS = len(ARITHMETICS)
+
+
+def error(terms: Terms, which: int) -> Tensor:
+    """How far the value before the last rounding may lie from the exact one."""
+    arithmetic, stored = ARITHMETICS[which], UNIT[terms.storage]
+    sizes = Sizes(
+        weight=terms.weight.abs(),
+        delta=terms.delta.abs(),
+        product=terms.magnitude,
+        value=(terms.weight + terms.delta).abs(),
+    )
+    found = arithmetic.bound(sizes, terms.rank, stored)
+    if terms.factor is None or terms.shares is None:
+        return found
+    norms = arithmetic.bound(terms.shares, terms.rank, stored)
+    # Outside the rectangles of DoRA `shares` are 0 and `factor` is 1: only its own terms are left.
+    relative = norms + ((terms.length + 8) * arithmetic.unit + arithmetic.rounds * stored) * (terms.shares.value > 0)
+    return terms.factor.abs() * found + terms.exact.abs() * relative
+
+
+def fits(terms: Terms, found: Tensor, which: int) -> Tensor:
+    """Where `found` is what some value within the bound rounds to. Rounding is monotonic, so the ends decide."""
+    bound = error(terms, which)
+    low, high = round_once(terms.exact - bound, found.dtype), round_once(terms.exact + bound, found.dtype)
+    return (low <= found) & (found <= high)
+
+
+def tightest(terms: Terms, found: Tensor) -> int:
+    """The first arithmetic that explains every element, or NONE_FITS."""
+    for which in range(len(ARITHMETICS)):
+        if bool(fits(terms, found, which).all()):
+            return which
+    return NONE_FITS
+
+
+def name_of(which: int) -> str:
+    """Its name, for the reader."""
+    return ARITHMETICS[which].name if which < NONE_FITS else "no arithmetic"

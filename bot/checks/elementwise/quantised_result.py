@@ -1,0 +1,254 @@
+"""Merged weights that are stored quantised: what the exact merge becomes in that form, and what that costs.
+
+For each weight the exact merge is made again in float64, rounded once to float32, and given to the library that defines the
+form: every part must be what that gives. Then the stored one is dequantised and held to the exact merge. One weight at a time;
+it takes some ten bytes of memory for each of its numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bot.checks.elementwise.compare import exact_rows
+from bot.checks.elementwise.effect import ANY, STORED
+from bot.checks.elementwise.rounding import round_once
+from bot.checks.elementwise.steps import Source, ready
+from bot.checks.expected.changes import Expected
+from bot.checks.finding import counted, finding, graded
+from bot.checks.reading.checkpoint import FLOATS, Place, quantization_of, read_input
+from bot.checks.reading.packed import SHELF, Form, Packed, read_part
+from bot.checks.reading.quantised import FORMS
+from bot.checks.reading.quantised_modules import converted
+from bot.checks.reading.rows import Opened, chunks
+from bot.errors import Refused
+from bot.events import Moved
+from bot.records import Finding, Json
+
+if TYPE_CHECKING:
+    from bot.checks.case import Case
+
+SAME = "same"
+WHAT = "Comparing quantised weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """`faults`: a sentence for each weight that is not stored as it must be. `shares`: ‖W − W_q‖ ÷ ‖D‖ by key, where
+    the adapter changes the weight: its rounding, against what the adapter changes. `keeps`: as a Tally's, of all of them."""
+
+    count: int
+    kept: int = 0  # of them: the base's own, byte for byte
+    faults: tuple[str, ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)
+    keeps: frozenset[str] = frozenset()
+
+    @property
+    def worst(self) -> list[tuple[str, float]]:
+        """The largest first."""
+        return sorted(self.shares.items(), key=lambda one: (-one[1], one[0]))
+
+    @property
+    def median(self) -> float | None:
+        """Of the shares; None where there is none."""
+        shares = sorted(self.shares.values())
+        return shares[len(shares) // 2] if shares else None
+
+
+def written(case: Case) -> Written:
+    """Every weight that is stored quantised, and those that should be."""
+    said = quantization_of(case.merged_config or {}) or {}
+    form = next((one for one in FORMS if one.recognises(said)), None)
+    if case.unreadable or form is None:
+        what = case.unreadable or "config.json names no form that a merge is written in."
+        return Written(count=0, faults=(what,))
+    merged = {key: place for key, place in case.model.tensors.items() if place.packed is not None}
+    faults = _other_weights(case, form, said, set(merged))
+    shares: dict[str, float] = {}
+    left = 0
+    keeps: set[str] = set()
+    done, total = 0, sum(place.elements for place in merged.values())
+    case.emit(_moved(done, total))
+    for key, place in sorted(merged.items()):
+        done += place.elements
+        wanted = case.claims.expected.get(key)
+        if wanted is None or place.packed is None or wanted.shape != place.stored.shape:
+            continue  # the checks of keys and shapes say so
+        if (kept := _kept(case, wanted)) is not None:
+            faults += _bytes_of(key, kept, place.packed)
+            left += 1
+            continue
+        found, share = _one(wanted, place.packed, form, case.subject.quantize)
+        if share is not None and STORED not in keeps:
+            keeps |= _keeps(wanted, place.packed, form)
+        faults += [f"{key}: {one}." for one in found]
+        if share is not None:
+            shares[key] = share
+        case.emit(_moved(done, total))
+    case.emit(_moved(total, total))
+    SHELF.clear()
+    return Written(count=len(merged), kept=left, faults=tuple(faults), shares=shares, keeps=frozenset(keeps))
+
+
+def _moved(done: int, total: int) -> Moved:
+    return Moved(stage="verify", done=done, total=total, what=WHAT, unit="numbers")
+
+
+def quantised(case: Case) -> Finding:
+    """Every quantised weight is what its library makes of the exact merge, bit for bit."""
+    found = case.written
+    allowed = "bit for bit"
+    if found.faults:
+        return graded("quantised", allowed, ("", ""), fails=found.faults)
+    why = _how_stored(found, case.subject.quantize)
+    worst = [f"{key}: ‖W − Wq‖ is {share:.3g} × ‖D‖" for key, share in found.worst]
+    measured = counted(found.count, "weight")
+    if found.median is not None:
+        why += f" Against what the adapter changes, its rounding is {found.median:.3g} × (median), {found.worst[0][1]:.3g} × at most."
+    return finding("quantised", "pass", measured, allowed, why, worst)
+
+
+def _how_stored(found: Written, name: str) -> str:
+    if not found.kept:
+        return f"Each is what its library makes of the exact merge in {name}."
+    others = "" if found.kept == found.count else " Each of the others is what its library makes of the exact merge."
+    are = "is" if found.kept == 1 else "are"
+    return f"{counted(found.kept, 'weight')} {are} the base's, byte for byte.{others}"
+
+
+def _kept(case: Case, wanted: Expected) -> Packed | None:
+    """The base's own form of a weight that the merge leaves alone, where that is written again."""
+    own = wanted.base.packed if wanted.base else None
+    return own if case.subject.quantize == SAME and own is not None and not wanted.touched else None
+
+
+def _bytes_of(key: str, before: Packed, after: Packed) -> list[str]:
+    other = [role for role in sorted(before.parts.keys() | after.parts.keys()) if not _same_part(role, before, after)]
+    return [f"{key}: its {other[0]} is not the base's, and the adapter does not change it."] if other else []
+
+
+def _same_part(role: str, before: Packed, after: Packed) -> bool:
+    one, other = before.parts.get(role), after.parts.get(role)
+    return one is not None and other is not None and _equal(read_part(one), read_part(other))
+
+
+def _other_weights(case: Case, form: Form, said: Json, found: set[str]) -> list[str]:
+    """Which weights are quantised: those that the form's own loader will take for it, or those of the base."""
+    if case.subject.quantize == SAME:
+        wanted = {key for key, place in case.base.tensors.items() if place.packed is not None}
+    else:
+        modules = partial(form.modules, said=said)
+        try:
+            wanted = set(converted(case.model, case.subject.folder, modules))
+        except Refused as refused:
+            return [refused.what]
+    said_of = _beside(case, form)
+    said_of += [f"{key} is stored quantised, and its loader takes it for plain." for key in sorted(found - wanted)]
+    return said_of + [
+        f"{key} is stored plain, and its loader takes it for quantised." for key in sorted(wanted - found)
+    ]
+
+
+def _beside(case: Case, form: Form) -> list[str]:
+    """Scales of activations and caches: none of a new form, and all of the base's with its own, byte for byte."""
+    found = form.extras(case.merged.tensors.keys())
+    if case.subject.quantize != SAME:
+        return [f"{key} is no part of a weight." for key in sorted(found)]
+    before = read_input(case.subject.base, "base").tensors
+    wanted = form.extras(before.keys())
+    said = [f"{key} is missing, and the base has it." for key in sorted(wanted - found)]
+    said += [f"{key} is no part of a weight, and the base has it not." for key in sorted(found - wanted)]
+    both = sorted(wanted & found)
+    return said + [f"{key} is not the base's." for key in both
+                   if not _equal(read_part(before[key]), read_part(case.merged.tensors[key]))]  # fmt: skip
+
+
+def _one(wanted: Expected, packed: Packed, form: Form, name: str) -> tuple[list[str], float | None]:
+    """(faults, share) of one weight."""
+    if form.name_of(packed) != name and name != SAME:
+        return [f"it is stored as {form.name_of(packed) or form.NAME}, not as {name}"], None
+    if wanted.source.stored.dtype not in FLOATS:
+        return ["it is no floating-point weight"], None
+    exact32, off, delta = _made(wanted, packed)
+    try:
+        right = form.quantise(exact32.reshape(packed.shape), packed)
+    except ValueError as error:
+        return [str(error)], None
+    faults = [f"its {role} is not what {form.NAME} makes of the exact merge{_count(value, packed.parts.get(role))}"
+              for role, value in right.items() if not _equal_part(value, packed.parts.get(role))]  # fmt: skip
+    extra = sorted(packed.parts.keys() - right.keys())
+    faults += [f"its {role} is not a part of {name}" for role in extra]
+    return faults, (off / delta if delta else None)
+
+
+def _keeps(wanted: Expected, packed: Packed, form: Form) -> set[str]:
+    """Whether what is stored of a weight whose delta is not zero is other than what the base alone would be."""
+    alone = _made(replace(wanted, steps=()), packed)[0]
+    try:
+        sides = [form.quantise(one.reshape(packed.shape), packed) for one in (_made(wanted, packed)[0], alone)]
+    except ValueError:
+        return {STORED}  # that it cannot be stored is told elsewhere
+    same = sides[0].keys() == sides[1].keys() and all(_equal(value, sides[1][role]) for role, value in sides[0].items())
+    return {ANY} if same else {STORED}
+
+
+def _made(wanted: Expected, packed: Packed) -> tuple[Tensor, float, float]:
+    """(the exact merge in float32, ‖W − W_q‖, ‖D‖)."""
+    height, width = wanted.view
+    exact32 = torch.empty((height, width), dtype=torch.float32)
+    source = Source(place=wanted.source, view=wanted.view)
+    steps = tuple((step, ready(step, source)) for step in wanted.steps)
+    size = wanted.source.elements // packed.slabs
+    off = power = 0.0
+    with Opened() as opened:
+        for low, high in chunks(wanted.view):
+            weight, exact = exact_rows(wanted, steps, low, high, opened)
+            exact32[low:high] = round_once(exact, torch.float32)
+            power += float((exact - weight).square().sum())
+            start, stop = low * width, high * width
+            pieces = [
+                SHELF.take(packed, slab)[max(0, start - slab * size) : stop - slab * size]
+                for slab in range(start // size, -(-stop // size))
+            ]
+            off += float((exact.flatten() - torch.cat(pieces).double()).square().sum())
+    return exact32, off**0.5, power**0.5
+
+
+def _equal_part(value: Tensor, place: Place | None) -> bool:
+    return place is not None and _equal(value, read_part(place))
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """The same bytes in whatever shape; JSON (a quantisation state) by what it says."""
+    mine, theirs = _raw(one), _raw(other)
+    if torch.equal(mine, theirs):
+        return True
+    said = [_json(mine), _json(theirs)]
+    return said[0] is not None and said[0] == said[1]
+
+
+def _raw(value: Tensor) -> Tensor:
+    return value.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _json(raw: Tensor) -> Json | None:
+    try:
+        found = json.loads(bytes(raw[:4096].tolist()))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _count(value: Tensor, place: Place | None) -> str:
+    if place is None:
+        return " (it is missing)"
+    mine, theirs = _raw(value), _raw(read_part(place))
+    if mine.shape != theirs.shape:
+        return f" ({theirs.numel()} bytes for {mine.numel()})"
+    return f" ({int((mine != theirs).sum()):,} of {mine.numel():,} bytes differ)"

@@ -1,0 +1,242 @@
+"""What a PEFT method does to one tensor: the joint between the methods and the sweep over the bytes.
+
+A tensor is seen as a matrix (its `view`); a step changes a rectangle of it; the steps of one tensor do not overlap.
+A kind of step is a small frozen dataclass here, with its arithmetic (a `Ready`) in `steps.py`: see KINDS there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from bot.checks.reading.checkpoint import Place
+
+Span = tuple[int, int]
+View = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A matrix out of an adapter tensor, which is first viewed as shape[0] × the rest (a vector as one column).
+
+    `rows` and `columns` say what is cut out of that view; `turned`: the cutting is then transposed.
+    """
+
+    place: Place
+    rows: range
+    columns: range
+    turned: bool = False
+    view: View | None = None  # where it is not shape[0] × the rest
+
+    @property
+    def shape(self) -> View:
+        """rows × columns, after the turn."""
+        shape = (len(self.rows), len(self.columns))
+        return shape[::-1] if self.turned else shape
+
+
+class Step(Protocol):
+    """One change to the rectangle rows × columns of a tensor's view. `uses`: the adapter tensors that it consists of.
+
+    A step with an attribute `every` changes only each `every`-th row of the rectangle, from the first on.
+    """
+
+    @property
+    def module(self) -> str: ...
+    @property
+    def uses(self) -> tuple[str, ...]: ...
+    @property
+    def rows(self) -> Span: ...
+    @property
+    def columns(self) -> Span: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """V = W + scaling · left · right (no right: left is one column, added as it is).
+
+    With `magnitude` (DoRA): m ⊙ V / ‖V‖, the norm along each row (`along` "rows": m is a column) or column ("columns").
+    """
+
+    module: str
+    uses: tuple[str, ...]
+    rows: Span
+    columns: Span
+    left: Matrix
+    right: Matrix | None
+    scaling: float
+    magnitude: Matrix | None = None
+    along: Literal["rows", "columns"] = "rows"
+    every: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """The rows named in `at` take the rows of `values`, in that order; where a row is named twice, the last counts."""
+
+    module: str
+    uses: tuple[str, ...]
+    rows: Span
+    columns: Span
+    at: tuple[int, ...]
+    values: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The rectangle is `values`, whatever it was."""
+
+    module: str
+    uses: tuple[str, ...]
+    rows: Span
+    columns: Span
+    values: Matrix
+    every: int = 1
+
+
+def lines_of(step: Step) -> range:
+    """The rows that a step changes."""
+    return range(*step.rows, getattr(step, "every", 1))
+
+
+class Asking(Protocol):
+    """Layers that say what they are when they are asked (see `unmerged`)."""
+
+    @property
+    def slack(self) -> float: ...
+    def exact(self, parameter: str) -> Any:
+        """The parameter's new value, a float64 tensor of its shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """All of a parameter is what `unmerged` says it is: what a method says, and the step itself."""
+
+    module: str
+    uses: tuple[str, ...]
+    rows: Span
+    columns: Span
+    parameter: str
+    unmerged: Asking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """One tensor of the merged checkpoint: the numbers of `source`, changed by `steps`, rounded once.
+
+    `base`: the base's tensor of this very key, or None where the base has none. `source` is another one for a replica, an
+    untied head, or a tensor that the adapter brings whole; `dtype` is the stored dtype if none was asked for.
+    """
+
+    key: str
+    base: Place | None
+    source: Place
+    dtype: str
+    view: View
+    steps: tuple[Step, ...] = ()
+    uses: tuple[str, ...] = ()  # adapter tensors that `source` is, beside those of the steps
+
+    @property
+    def touched(self) -> bool:
+        """Whether the adapter has a say in it; a mere copy under a new key (a replica, an untied head) is not touched."""
+        return bool(self.steps or self.uses)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that it must have."""
+        return self.source.stored.shape
+
+
+# --- what a method says, by parameter, before it is known where that parameter is stored --------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """scaling · B · A on a parameter seen as a stack of out × in matrices; `magnitude` for DoRA.
+
+    `kind` says what the adapter was trained on: a module's weight, an embedding (A is rank × tokens), or a bare
+    parameter (target_parameters), whose stacked experts share the rank dimension of A and B.
+    """
+
+    module: str
+    a: Place
+    b: Place
+    rank: int
+    scaling: float
+    magnitude: Place | None = None
+    kind: Literal["weight", "embedding", "parameter"] = "weight"
+    saved_by: str | None = None  # the PEFT version, where the config says it
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The adapter tensors that it consists of."""
+        places = (self.a, self.b, *([self.magnitude] if self.magnitude else []))
+        return tuple(place.stored.key for place in places)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """scaling · v, added to a bias."""
+
+    module: str
+    v: Place
+    scaling: float
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The adapter tensor."""
+        return (self.v.stored.key,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """The adapter's tensor stands for the parameter.
+
+    `shared`: it is loaded over the base's own parameter, so whatever is tied to that follows; else it replaces this one
+    module's only (modules_to_save).
+    """
+
+    module: str
+    values: Place
+    shared: bool
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The adapter tensor."""
+        return (self.values.stored.key,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Rows of an embedding; `at` are their numbers. What is tied to it follows."""
+
+    module: str
+    at: tuple[int, ...]
+    values: Place
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The adapter tensor."""
+        return (self.values.stored.key,)
+
+
+Change = LowRank | Shift | Whole | Tokens | Asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """An adapter, read by its method: changes per parameter, and a sentence per thing that could not be read.
+
+    Parameter names are the adapter's, without its prefixes (`model.layers.0.self_attn.q_proj.weight`).
+    `follows`: a head that is tied to the embedding follows whatever happens to it (ensure_weight_tying).
+    `replication`: layer_replication, as [start, stop) pairs. `unused`: adapter tensors that say nothing about the merge.
+    """
+
+    name: str
+    changes: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
+    follows: bool = False
+    replication: tuple[Span, ...] = ()
+    unused: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,172 @@
+"""What an adapter says should become of a base, read from its own files and by this verifier's own rules.
+
+Nothing here is shared with the merger: it has its own names, its own scaling, and so its own mistakes.
+To teach the verifier a further PEFT method, write a module like `lora` and add one line to METHODS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from bot.checkpoint.header import read_header
+from bot.checks.case import read_json
+from bot.checks.expected import lora, peft_methods, trainable_tokens
+from bot.checks.expected.bypassed import goes_around
+from bot.checks.expected.changes import Asked, Expected, LowRank, Reading, Tokens, Whole
+from bot.checks.expected.config_changes import Declared
+from bot.checks.expected.derive import Derivation
+from bot.checks.expected.heads import declare_heads, nobody_saved, trained_skeleton
+from bot.checks.expected.parameter_names import Names
+from bot.checks.reading.checkpoint import Checkpoint, Place
+from bot.checks.reading.model_skeleton import BUILD_ERRORS, NEEDS_CODE, Skeleton, build, model_class
+from bot.checks.subject import Subject
+from bot.errors import Refused
+from bot.records import Json
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+Reader = Callable[[Json, dict[str, Place], lora.Parameters], Reading]
+
+# peft_type → how its config and tensors are read.
+METHODS: dict[str, Reader] = {"LORA": lora.read, "TRAINABLE_TOKENS": trainable_tokens.read}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """`expected`: every tensor of the merged checkpoint, by key. `problems`: what this verifier cannot account for.
+
+    `dropped`: base keys that the merged model has no use for. `declared`: what config.json must say, beyond the base's.
+    `layers`: the model's parameters that the method itself changes (for comparison with PEFT's own); `whole`: those that
+    the adapter brings whole. `bypassed`: keys of weights that the method changes, and that the model reads past PEFT's layer.
+    """
+
+    method: str
+    tensors: int
+    expected: dict[str, Expected] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    declared: tuple[Declared, ...] = ()
+    layers: frozenset[str] = frozenset()
+    whole: frozenset[str] = frozenset()
+    trains_vocabulary: bool = False  # the embedding or the head is among what changes
+    bypassed: frozenset[str] = frozenset()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def touches(self) -> dict[str, Expected]:
+        """The tensors that the adapter has a say in."""
+        return {key: one for key, one in self.expected.items() if one.touched}
+
+
+def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ()) -> Claims:
+    """`found`: the merged folder's keys, to tell which of two names a new tensor has.
+
+    Raises Refused when the adapter cannot be read at all.
+    """
+    adapter, tensors = _read_adapter(subject)
+    config = read_json(subject.base / "config.json") or {}
+    method = str(adapter.get("peft_type"))
+    asked = peft_methods.is_asked(adapter)
+    if method not in METHODS and not asked:
+        return Claims(method=method, tensors=len(tensors), problems=(f"This verifier does not know {method}.",))
+
+    def read(names: Names) -> Reading:
+        if asked:
+            return peft_methods.read(adapter, tensors, names, subject)
+        return METHODS[method](adapter, tensors, names.parameters_of)
+
+    names = _names(subject, base, config, None)
+    reading = read(names)
+    names.settle(list(reading.changes))
+    if any(names.locate(name) is None and names.is_new(name) is None for name in reading.changes):
+        names = _names(subject, base, config, adapter)
+        reading = read(names)
+    derivation = Derivation(reading, names, config, found)
+    expected = derivation.run()
+    declared, dropped, problems = declare_heads(derivation.new, names, config, subject.base)
+    given = derivation.new.keys() | derivation.changes.keys()
+    problems += nobody_saved(adapter, names, given, subject.base)
+    used = {key for one in expected.values() for uses in (one.uses, *(step.uses for step in one.steps)) for key in uses}
+    idle = [
+        f"{key} is used for nothing."
+        for key in sorted(tensors.keys() - used - set(reading.unused) - set(derivation.twins) - derivation.idle)
+    ]
+    problems = [*reading.problems, *derivation.problems, *problems]
+    layers = frozenset(
+        _today(parameter, names)
+        for parameter, several in derivation.changes.items()
+        if any(
+            isinstance(one, LowRank | Tokens | Asked) and not derivation.idle.issuperset(one.uses) for one in several
+        )
+    )
+    return Claims(
+        method=reading.name,
+        tensors=len(tensors),
+        expected={key: one for key, one in expected.items() if key not in dropped},
+        dropped=tuple(dropped),
+        declared=(*derivation.declared, *declared),
+        layers=layers,
+        bypassed=_bypassed(names, layers),
+        whole=frozenset(
+            _today(one, names)
+            for one, several in derivation.changes.items()
+            if any(isinstance(change, Whole) for change in several)
+        ),
+        trains_vocabulary=_trains_vocabulary(derivation, names),
+        problems=tuple(problems or idle),
+    )
+
+
+def _trains_vocabulary(derivation: Derivation, names: Names) -> bool:
+    own = {names.skeleton.embedding, names.skeleton.head} if names.skeleton else set()
+    return any(
+        not (isinstance(change, Whole) and change.shared)
+        for one in own
+        for change in derivation.changes.get(one or "", ())
+    )
+
+
+def _bypassed(names: Names, layers: Collection[str]) -> frozenset[str]:
+    return frozenset(
+        key
+        for skeleton in names.skeletons
+        for key, parameters in skeleton.feeds.items()
+        if any(one in layers and goes_around(skeleton.modules, one) for one in parameters)
+    )
+
+
+def _today(name: str, names: Names) -> str:
+    """The parameter of today's model that a name of the adapter's means, or is a part of."""
+    for skeleton in names.skeletons:
+        own = skeleton.rename(name)[0]
+        if name in skeleton.known or own in skeleton.known:
+            return name if name in skeleton.known else own
+    return name
+
+
+def _read_adapter(subject: Subject) -> tuple[Json, dict[str, Place]]:
+    config = read_json(subject.adapter / ADAPTER_CONFIG)
+    weights = subject.adapter / ADAPTER_WEIGHTS
+    if config is None or not weights.is_file():
+        lacking = ADAPTER_WEIGHTS if config else ADAPTER_CONFIG
+        raise Refused(f"The adapter has no readable {lacking}.", remedy="Name a PEFT adapter saved as safetensors.")
+    return config, {stored.key: Place(path=weights, stored=stored) for stored in read_header(weights).tensors}
+
+
+def _names(subject: Subject, base: Checkpoint, config: Json, adapter: Json | None) -> Names:
+    """By the base's class; with `adapter`, by the class that this was trained with too."""
+    shapes = {key: place.stored.shape for key, place in base.tensors.items()}
+    skeletons: list[Skeleton] = []
+    problem = None
+    try:
+        chosen = model_class(config)
+        if chosen is None:
+            problem = NEEDS_CODE
+        else:
+            skeletons.append(Skeleton(build(subject.base, chosen), shapes))
+    except BUILD_ERRORS as error:
+        problem = f"transformers cannot build the model ({type(error).__name__}: {error})"
+    if adapter is not None and skeletons and (trained := trained_skeleton(subject.base, adapter, shapes)):
+        skeletons.append(trained)
+    return Names(base, config, tuple(skeletons), problem)

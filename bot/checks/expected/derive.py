@@ -1,0 +1,297 @@
+"""The merged checkpoint that base and adapter demand: every key, what it is made from, and what config.json must say."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from bot.checks.expected import config_changes
+from bot.checks.expected.changes import (
+    Asked,
+    Change,
+    Expected,
+    LowRank,
+    Reading,
+    Shift,
+    Step,
+    Tokens,
+    View,
+    Whole,
+    lines_of,
+)
+from bot.checks.expected.config_changes import Declared
+from bot.checks.expected.layer_replication import Replicas
+from bot.checks.expected.parameter_names import Names
+from bot.checks.expected.placement import (
+    Located,
+    Misplaced,
+    place_asked,
+    place_low_rank,
+    place_shift,
+    place_tokens,
+    place_whole,
+    view_of,
+)
+from bot.checks.expected.ties import Changes, Ties, tie
+from bot.checks.reading.checkpoint import FLOATS, Place
+from bot.checks.reading.symbolic import Traced
+from bot.records import Json
+
+
+@dataclass(kw_only=True)
+class Draft:
+    """An Expected in the making."""
+
+    base: Place | None
+    source: Place
+    dtype: str
+    view: View
+    steps: list[Step] = field(default_factory=list)
+    uses: tuple[str, ...] = ()
+
+    def done(self, key: str) -> Expected:
+        """The finished record."""
+        return Expected(key=key, base=self.base, source=self.source, dtype=self.dtype, view=self.view,
+                        steps=tuple(sorted(self.steps, key=lambda step: (step.rows, step.columns))), uses=self.uses)  # fmt: skip
+
+
+class Derivation:
+    """One reading over one base. `found`: the keys that the merged folder has; they decide only between two names for one
+    new tensor."""
+
+    def __init__(self, reading: Reading, names: Names, config: Json, found: Collection[str]) -> None:
+        self.reading = reading
+        self.names = names
+        self.config = config
+        self.found = found
+        self.problems: list[str] = []
+        self.declared: list[Declared] = []
+        self.new: dict[str, Whole] = {}  # parameters that the base has not, or has in another shape
+        self.idle: set[str] = set()  # adapter tensors of modules that the model has not, and whose product is zero
+        self.twins: frozenset[str] = frozenset()  # adapter tensors that only repeat others
+        self.changes: Changes = {}  # by the model's own names, where it has one; what is tied shares them
+        self.replicas = Replicas.of(reading.replication, names)
+        self.main = names.base.main
+        self.drafts = self._start()
+
+    def _start(self) -> dict[str, Draft]:
+        """Every base key as it is; a layer's as often as it is replicated."""
+        places = self.names.base.tensors
+        drafts = {}
+        for key, origin in self.replicas.keys(places):
+            place = places[origin]
+            drafts[key] = Draft(base=place, source=place, dtype=place.dtype, view=view_of(place.stored.shape))
+        self.declared += self.replicas.declare(self.config)
+        self.problems += self.replicas.problems
+        return drafts
+
+    def run(self) -> dict[str, Expected]:
+        """Place every change. What cannot be placed is in `problems`."""
+        changes = self.reading.changes
+        self.names.settle([self.replicas.original(name) for name in changes])
+        own = {name: parameter for name in changes if (parameter := self._own(name))}
+        ties = tie(self.names, own, self.reading)
+        self.problems += ties.problems
+        self.twins, self.changes = ties.twins, ties.changes
+        back = {parameter: name for name, parameter in own.items()}
+        for parameter, several in ties.changes.items():
+            self._place(back.get(parameter, parameter), parameter, several, ties)
+        self._loosen(ties)
+        self.problems += self._unsaved()
+        return {key: draft.done(key) for key, draft in self.drafts.items()}
+
+    def _own(self, name: str) -> str | None:
+        located = self.names.locate(self.replicas.original(name))
+        if isinstance(located, Located):
+            return self.replicas.renamed(located.parameter, name) if located.parameter else None
+        return self.names.is_new(self.replicas.original(name))
+
+    # --- one parameter --------------------------------------------------------------------------------------------------
+
+    def _place(self, name: str, parameter: str, several: tuple[Change, ...], ties: Ties) -> None:
+        """All changes of one parameter: first what stands for its numbers, then what is added to them."""
+        located = self.names.locate(self.replicas.original(name))
+        group = ties.of.get(parameter, ())
+        if located is None and group:
+            located = self._follow(name, parameter, group, group in ties.loose)
+            if located is None:
+                return  # it stays tied to a tensor that takes the same changes under its own name
+        try:
+            for change in sorted(several, key=_order):
+                located = self._one(name, located, change)
+        except Misplaced as wrong:
+            self.problems.append(str(wrong))
+
+    def _one(self, name: str, located: Located | str | None, change: Change) -> Located | str | None:
+        if isinstance(located, str):
+            raise Misplaced(located)
+        if isinstance(change, Whole):
+            return self._whole(name, located, change)
+        if located is None and isinstance(change, LowRank) and _is_zero(change.b):
+            self.idle |= set(change.uses)  # it adds nothing, wherever it was
+            return located
+        if located is None:
+            raise Misplaced(self._unplaced(change.module))
+        keys = {block.key for block in located.traced.blocks}
+        stored = {key: self.drafts[self._key(key, name)].source.stored.shape for key in keys}
+        for key, step, view in self._steps(change, located, stored):
+            self._add(self._key(key, name), step, view)
+        return located
+
+    def _steps(
+        self, change: Change, located: Located, stored: dict[str, tuple[int, ...]]
+    ) -> Iterable[tuple[str, Step, View]]:
+        match change:
+            case LowRank():
+                yield from place_low_rank(change, located, stored, self._flipped(change, located))
+            case Shift():
+                yield from place_shift(change, located, stored)
+            case Tokens():
+                key = located.traced.plain or next(iter(stored))
+                step, view = place_tokens(change, located, stored[key][0])
+                yield key, step, view
+            case Asked():
+                yield place_asked(change, located, stored)
+            case _:
+                yield from place_whole(change, located, stored)
+
+    def _flipped(self, change: LowRank, located: Located) -> bool:
+        """Without a model: the shapes say it; of a square one the family."""
+        if located.module is not None or len(located.traced.shape) != 2 or self.names.skeletons:
+            return False
+        straight = (change.b.stored.shape[0], change.a.stored.shape[1])
+        shape = tuple(located.traced.shape)
+        return shape != straight or (straight[0] == straight[1] and self.names.flipped)
+
+    def _add(self, key: str, step: Step, view: View) -> None:
+        draft = self.drafts[key]
+        if draft.source.stored.dtype not in FLOATS:
+            raise Misplaced(f"{step.module} changes {key}, which is stored as {draft.source.stored.dtype}.")
+        for other in draft.steps:
+            if _meet(lines_of(step), lines_of(other)) and _overlap(step.columns, other.columns):
+                raise Misplaced(f"{step.module} and {other.module} both change {key}.")
+        draft.steps.append(step)
+        draft.view = view
+
+    def _whole(self, name: str, located: Located | None, change: Whole) -> Located:
+        """The adapter's tensor in place of the base's, or under a key of its own."""
+        shape = change.values.stored.shape
+        if located is None:
+            return self._fresh(name, change)
+        key = located.traced.plain
+        if key is None:
+            stored = {block.key: self.names.stored[block.key] for block in located.traced.blocks}
+            for one, step, view in place_whole(change, located, stored):
+                self._add(self._key(one, name), step, view)
+            return located
+        draft = self.drafts[self._key(key, name)]
+        before = draft.source.stored.shape
+        if shape != before:
+            self._resize(located, change, before)
+            located = Located(
+                name=name, traced=Traced.whole(key, shape), parameter=located.parameter, module=located.module
+            )
+        draft.source, draft.view = change.values, view_of(shape)
+        draft.uses = tuple(dict.fromkeys((*draft.uses, *change.uses)))
+        return located
+
+    def _fresh(self, name: str, change: Whole) -> Located:
+        parameter = self.names.is_new(name)
+        if parameter is None:
+            raise Misplaced(self._unplaced(name))
+        self.new[parameter] = change
+        key, shape = self._new_key(parameter), change.values.stored.shape
+        dtype = self.main if change.values.stored.dtype in FLOATS else change.values.stored.dtype
+        self.drafts[key] = Draft(base=None, source=change.values, dtype=dtype, view=view_of(shape), uses=change.uses)
+        return Located(name=name, traced=Traced.whole(key, shape), parameter=parameter, module=None)
+
+    def _resize(self, located: Located, change: Whole, before: tuple[int, ...]) -> None:
+        """Another number of rows: of the vocabulary, or of a head's labels; anything else does not fit."""
+        skeleton, shape, parameter = self.names.skeleton, change.values.stored.shape, located.parameter
+        if skeleton is None or parameter is None or shape[1:] != before[1:]:
+            raise Misplaced(f"{change.module}: {shape} does not fit {located.name} of {before}.")
+        if parameter in (skeleton.embedding, skeleton.head) and skeleton.embedding:
+            found = config_changes.resized(self.config, before[0], shape[0])
+            self.declared += [one for one in found if one not in self.declared]
+        else:
+            self.new[parameter] = change
+
+    def _unsaved(self) -> list[str]:
+        """Modules that the config says are saved whole, and that the adapter does not have."""
+        saved = {one.module for several in self.reading.changes.values() for one in several if isinstance(one, Whole)}
+        asked = [str(name) for name in self.reading.config.get("modules_to_save") or () if not self.reading.follows]
+        modules = [one for skeleton in self.names.skeletons for one in skeleton.modules]
+        return [
+            f"The adapter should save {name}, and has no tensor of it."
+            for name in asked
+            if any(one.endswith(name) for one in modules) and not any(f".{one}.".find(f"{name}.") >= 0 for one in saved)
+        ]
+
+    # --- tied weights ---------------------------------------------------------------------------------------------------
+
+    def _follow(self, name: str, parameter: str, group: tuple[str, ...], loose: bool) -> Located | None:
+        """A tied parameter that is not stored: it gets a tensor of its own where its group comes apart, else None."""
+        if not loose:
+            return None
+        skeleton = self.names.skeleton
+        key, source = self._new_key(parameter), self._held(group)
+        if source is None or skeleton is None:
+            return None
+        if key not in self.drafts:
+            self.drafts[key] = Draft(base=None, source=source, dtype=self.main, view=view_of(source.stored.shape))
+        traced = Traced.whole(key, self.drafts[key].source.stored.shape)
+        return Located(name=name, traced=traced, parameter=parameter, module=skeleton.owner(parameter))
+
+    def _held(self, group: tuple[str, ...]) -> Place | None:
+        """The base's numbers for a group: the tensor that the base holds for one of its members."""
+        skeleton, tensors = self.names.skeleton, self.names.base.tensors
+        keys = [skeleton.key_of[one] for one in group if one in skeleton.key_of] if skeleton else []
+        return tensors[keys[0]] if keys else None
+
+    def _loosen(self, ties: Ties) -> None:
+        """Once the config ties nothing, every member of every group is loaded from a tensor of its own."""
+        if not ties.loose:
+            return
+        for group in dict.fromkeys(ties.of.values()):
+            for parameter in group:
+                if self.names.skeleton and parameter not in self.names.skeleton.traces:
+                    self._follow(parameter, parameter, group, loose=True)
+        self.declared += config_changes.untied(self.config)
+
+    # --- keys -----------------------------------------------------------------------------------------------------------
+
+    def _key(self, key: str, name: str) -> str:
+        """The key of a replica: that of the layer it is made from, with the replica's number."""
+        return self.replicas.key(key, name)
+
+    def _new_key(self, parameter: str) -> str:
+        names = self.names.skeleton.stored_names(parameter) if self.names.skeleton else ()
+        names = names or (parameter,)
+        return next((one for one in names if one in self.found and one not in self.names.base.tensors), names[0])
+
+    def _unplaced(self, module: str) -> str:
+        problem = self.names.problem
+        return f"{module} names no weight of the base" + (f": {problem}." if problem else ".")
+
+
+def _is_zero(place: Place) -> bool:
+    from bot.checks.reading.rows import Opened
+
+    with Opened() as opened:
+        return not bool(opened.rows(place, 0, place.stored.shape[0] if place.stored.shape else 1).any())
+
+
+def _order(change: Change) -> int:
+    """Copies of the base's own numbers, then whole replacements, then what is added."""
+    return (0 if change.shared else 1) if isinstance(change, Whole) else 2
+
+
+def _meet(one: range, other: range) -> bool:
+    """Whether some row is in both."""
+    if one.step == other.step == 1:
+        return _overlap((one.start, one.stop), (other.start, other.stop))
+    return any(row in other for row in one)
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] < other[1] and other[0] < one[1]

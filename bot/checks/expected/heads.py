@@ -1,0 +1,111 @@
+"""The class that an adapter was trained with: where it brings a head that the base's class has not, that is the merged model's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from bot.checks.expected import config_changes
+from bot.checks.expected.changes import Whole
+from bot.checks.expected.config_changes import Declared
+from bot.checks.expected.parameter_names import Names
+from bot.checks.reading.model_skeleton import BUILD_ERRORS, Skeleton, build
+from bot.records import Json
+
+AUTO = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+
+
+def trained_class(adapter: Json) -> Any:
+    """transformers' class, by auto_mapping's name for it, else by the task; None where neither says."""
+    import transformers
+
+    mapping = adapter.get("auto_mapping")
+    named = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    found = getattr(transformers, str(named), None)
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    return getattr(transformers, AUTO.get(str(adapter.get("task_type")), ""), None)
+
+
+def trained_skeleton(folder: Path, adapter: Json, shapes: Mapping[str, tuple[int, ...]]) -> Skeleton | None:
+    """The base's weights under the class that the adapter was trained with; None where there is no such class."""
+    chosen = trained_class(adapter)
+    if chosen is None:
+        return None
+    try:
+        return Skeleton(build(folder, chosen), shapes)
+    except BUILD_ERRORS:
+        return None
+
+
+def nobody_saved(adapter: Json, names: Names, given: Collection[str], folder: Path) -> list[str]:
+    """Parameters of the class that the adapter was trained with, which neither the base nor the adapter (`given`) has: they
+    were random in training, and are random again at every load."""
+    if not names.skeletons or not _says_its_class(adapter):
+        return []
+    skeleton = names.skeletons[-1]
+    if len(names.skeletons) == 1 and type(skeleton.model) is not trained_class(adapter):
+        skeleton = trained_skeleton(folder, adapter, names.stored) or skeleton
+    fed = skeleton.traces.keys() | skeleton.unfollowed.keys() | set(given)
+    ignored = [re.compile(one) for one in skeleton.model._keys_to_ignore_on_load_missing or ()]
+    lost = [
+        name
+        for name, _ in skeleton.model.named_parameters(remove_duplicate=False)
+        if name not in fed and name not in skeleton.tied and not any(one.search(name) for one in ignored)
+    ]
+    if not lost:
+        return []
+    return [f"{type(skeleton.model).__name__} has {', '.join(lost[:3])}{' …' if len(lost) > 3 else ''}, which neither the "
+            "base nor the adapter has: random when the adapter was trained, and lost."]  # fmt: skip
+
+
+def _says_its_class(adapter: Json) -> bool:
+    """Whether it names the class, or a task whose classes have heads of their own. CAUSAL_LM stands for too many."""
+    mapping = adapter.get("auto_mapping")
+    named = isinstance(mapping, Mapping) and bool(mapping.get("base_model_class"))
+    return named or adapter.get("task_type") in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+
+
+def declare_heads(
+    new: Mapping[str, Whole], names: Names, config: Json, folder: Path
+) -> tuple[list[Declared], list[str], list[str]]:
+    """(what config.json must say, base keys that the new class has no use for, problems) for parameters that are new or
+    have another shape."""
+    if not new or not names.skeletons:
+        return [], [], []
+    base, last = names.skeletons[0], names.skeletons[-1]
+    found: list[Declared] = []
+    dropped: list[str] = []
+    if any(parameter not in base.known for parameter in new):
+        found.append(config_changes.renamed(type(last.model).__name__))
+        dropped = sorted(base.used - last.used)
+    labels = _labels(new, type(last.model), folder)
+    if labels is None:
+        return (
+            found,
+            dropped,
+            [f"{' and '.join(new)} have shapes that {type(last.model).__name__} has for no number of labels."],
+        )
+    return [*found, *(config_changes.labelled(config, labels) if labels else [])], dropped, []
+
+
+def _labels(new: Mapping[str, Whole], model: Any, folder: Path) -> int | None:
+    """The number of labels with which the class has the shapes that the adapter brings; 0: whatever it is."""
+    shapes = {parameter: change.values.stored.shape for parameter, change in new.items()}
+    fitting = []
+    for labels in sorted({2, *(shape[0] for shape in shapes.values() if shape)}):
+        known = build(folder, model, changes={"num_labels": labels}).state_dict()
+        if all(parameter in known and tuple(known[parameter].shape) == shape for parameter, shape in shapes.items()):
+            fitting.append(labels)
+    if not fitting:
+        return None
+    return fitting[0] if len(fitting) == 1 else 0

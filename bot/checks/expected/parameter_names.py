@@ -1,0 +1,106 @@
+"""Where each parameter that an adapter names is stored: by the model itself, else by names alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bot.checks.expected.naming_scheme import by_names
+from bot.checks.expected.placement import Located
+from bot.checks.reading.checkpoint import Checkpoint
+from bot.checks.reading.model_skeleton import IN_BY_OUT, Skeleton
+from bot.checks.reading.symbolic import Traced
+from bot.records import Json
+
+
+class Names:
+    """One adapter's names over one base. `skeletons`: the base's class, then the one that the adapter was trained with.
+
+    Without a skeleton (`problem` says why there is none) names and shapes have to do.
+    """
+
+    def __init__(self, base: Checkpoint, config: Json, skeletons: tuple[Skeleton, ...], problem: str | None) -> None:
+        self.base = base
+        self.skeletons = skeletons
+        self.problem = problem
+        self.stored = {key: place.stored.shape for key, place in base.tensors.items()}
+        self.flipped = not skeletons and config.get("model_type") in IN_BY_OUT
+        self._shifted: Mapping[str, str] = {}
+        self._inner: Mapping[str, str] = {}
+
+    @property
+    def skeleton(self) -> Skeleton | None:
+        """The model that the merged weights are for: the last class, which has the adapter's heads."""
+        return self.skeletons[-1] if self.skeletons else None
+
+    def settle(self, parameters: list[str]) -> None:
+        """Where some parameter is found nowhere, one shift of names must explain the whole adapter: names of the language
+        model alone, where all that is lost is in it, else a prefix."""
+        self._inner, self._shifted = {}, {}
+        lost = [
+            one for one in parameters if one.endswith(".weight") and self._direct(one) is None and not self.is_new(one)
+        ]
+        inner = {one: own for one in parameters if (own := self._in_decoder(one))}
+        if lost and all(one in inner for one in lost) and not any(self._direct(one) for one in inner):
+            self._inner = inner
+        elif lost:
+            modules = {one.removesuffix(".weight") for one in parameters if one.endswith(".weight")}
+            found = by_names(modules, self.stored) or {}
+            self._shifted = {f"{module}.weight": key for module, key in found.items()}
+
+    def locate(self, name: str) -> Located | str | None:
+        """The parameter; a sentence where it cannot be followed; None where there is none that is stored."""
+        found = self._direct(self._inner.get(name, name))
+        if found is None and name in self._shifted:
+            key = self._shifted[name]
+            return Located(
+                name=name, traced=Traced.whole(key, self.stored[key]), parameter=None, module=self._module(key)
+            )
+        return found
+
+    def is_new(self, name: str) -> str | None:
+        """The model's name for a parameter that the model has and the checkpoint has not."""
+        for skeleton in self.skeletons:
+            own, pattern = (name, None) if name in skeleton.known else skeleton.rename(name)
+            if (
+                pattern is None
+                and own in skeleton.known
+                and own not in skeleton.traces
+                and own not in skeleton.unfollowed
+            ):
+                return own
+        return None
+
+    def parameters_of(self, module: str) -> tuple[str, ...]:
+        """A module's own parameters, in the order of registration."""
+        several = (module, *(own for one in self.skeletons for own in one.in_decoder(module)))
+        return next((found for name in several for one in self.skeletons if (found := one.parameters_of(name))), ())
+
+    def _in_decoder(self, name: str) -> str | None:
+        """The model's name for a parameter that the adapter names as the language model alone does."""
+        several = ((one, own) for one in self.skeletons for own in one.in_decoder(name))
+        return next((own for one, own in several if isinstance(one.trace(own), tuple)), None)
+
+    def _direct(self, name: str) -> Located | str | None:
+        for skeleton in self.skeletons:
+            for asked in (name, _attention(skeleton, name)):
+                found = skeleton.trace(asked) if asked else None
+                if isinstance(found, str):
+                    return f"{name}: {found}."
+                if found is not None:
+                    traced, own = found
+                    return Located(name=name, traced=traced, parameter=own, module=skeleton.owner(own) if own else None)
+        if name in self.stored and not self.skeletons:
+            return Located(name=name, traced=Traced.whole(name, self.stored[name]), parameter=None, module=None)
+        return None
+
+    def _module(self, key: str) -> Any:
+        return next((one.owner(fed[0]) for one in self.skeletons if (fed := one.feeds.get(key))), None)
+
+
+def _attention(skeleton: Skeleton, name: str) -> str | None:
+    """torch's own attention keeps its three projections in one parameter; PEFT treats it as the module's weight."""
+    owner = skeleton.owner(name)
+    if type(owner).__name__ == "MultiheadAttention" and name.endswith(".weight"):
+        return name.removesuffix("weight") + "in_proj_weight"
+    return None

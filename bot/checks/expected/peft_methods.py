@@ -1,0 +1,133 @@
+"""Adapters of the methods that only PEFT's own layers know: every tensor of theirs is what `unmerged` finds it to be."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bot.checks.expected.adapter_keys import bare, names_in, read_key
+from bot.checks.expected.changes import Asked, Change, Reading, Whole
+from bot.checks.expected.parameter_names import Names
+from bot.checks.expected.saved_tensors import Carried
+from bot.checks.expected.unmerged import KEPT_OUT, METHODS, MOVES_BIAS, NoUnmerged, Unmerged
+from bot.checks.reading.checkpoint import Place
+from bot.checks.reading.model_skeleton import BUILD_ERRORS, build
+from bot.checks.reading.rows import Opened
+from bot.checks.subject import Subject
+from bot.records import Json
+
+# What a layer's own tensors are called; for the rest the method's name in small letters is how they begin.
+FRONTS = {"LORA": "lora_", "ADALORA": "lora_", "LOHA": "hada_"}
+# LoRA's variants that are not B·A on the base as it is.
+VARIANTS = ("kasa_config", "velora_config", "monteclora_config", "use_bdlora")
+MOVES_BASE = ("pissa", "olora")
+# Fields of a LoRA that train something else beside its layers, and that go with no variant.
+BESIDE = ("layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
+          "arrow_config", "use_qalora")  # fmt: skip
+
+
+def is_asked(config: Json) -> bool:
+    """Whether this adapter's tensors are found by asking PEFT's layers."""
+    if config.get("peft_type") != "LORA":
+        return config.get("peft_type") in METHODS
+    start = config.get("init_lora_weights")
+    return any(config.get(name) for name in VARIANTS) or (isinstance(start, str) and start.lower() in MOVES_BASE)
+
+
+def read(config: Json, tensors: Mapping[str, Place], names: Names, subject: Subject) -> Reading:
+    """Every parameter of every adapted layer, and whatever else came along; what cannot be read is a problem."""
+    peft_type = str(config["peft_type"])
+    problems = _unknown_settings(config)
+    front = FRONTS.get(peft_type, f"{peft_type.lower()}_")
+    own = {key for key in tensors if any(part.startswith(front) for part in key.split("."))}
+    carried = Carried(config=config, indices=None)
+    known = names_in([key for key in tensors if key not in own])
+    for key, place in tensors.items():
+        if key not in own:
+            named = read_key(key, known)
+            said = carried.take(named, place) if named else f"{key} is no tensor that this verifier knows."
+            problems += [said] if said else []
+    changes: dict[str, list[Change]] = {}
+    for parameter, change in carried.found():
+        changes.setdefault(parameter, []).append(change)
+    try:
+        copies = {name: one.values for name, one in carried.found() if isinstance(one, Whole) and one.shared}
+        for parameter, asked in _asked(config, own, tensors, names, subject, copies):
+            changes.setdefault(parameter, []).append(asked)
+    except NoUnmerged as error:
+        problems.append(str(error))
+    return Reading(
+        name=METHODS[peft_type],
+        changes={parameter: tuple(several) for parameter, several in changes.items()},
+        unused=tuple(carried.unused),
+        problems=tuple(problems),
+        config=config,
+    )
+
+
+def _unknown_settings(config: Json) -> list[str]:
+    """A field that PEFT does not have, or one of those that go with no variant, switched on."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    fields = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]])}
+    said = [f"The adapter sets {key}, which this verifier does not know." for key, value in sorted(config.items())
+            if key not in fields | KEPT_OUT and value not in (None, False, [], {}, "")]  # fmt: skip
+    lora = config["peft_type"] in ("LORA", "ADALORA")
+    return said + [f"The adapter sets {key} beside its method." for key in BESIDE if lora and config.get(key)]
+
+
+def _asked(
+    config: Json,
+    own: set[str],
+    tensors: Mapping[str, Place],
+    names: Names,
+    subject: Subject,
+    copies: Mapping[str, Place],
+) -> list[tuple[str, Asked]]:
+    skeleton = names.skeleton
+    if skeleton is None:
+        raise NoUnmerged(f"PEFT's layers cannot be asked: {names.problem}.")
+    try:
+        model = build(subject.base, type(skeleton.model))
+    except BUILD_ERRORS as error:
+        raise NoUnmerged(f"transformers cannot build the model ({type(error).__name__}: {error}).") from error
+
+    def values(parameter: str) -> Tensor | None:
+        key = skeleton.key_of.get(parameter)
+        # A copy of the base's own weight that PEFT has saved along is loaded over the base's.
+        place = copies.get(parameter) or names.base.tensors.get(key or "")
+        if place is None:
+            return None
+        with Opened() as opened:
+            found: Tensor = opened.rows(place, 0, place.stored.shape[0]).reshape(place.stored.shape)
+        return found if found.dtype == torch.float64 else found.float()
+
+    path = next(iter(tensors.values())).path
+    unmerged = Unmerged(model, path, config, own, values)
+    biases = config["peft_type"] in MOVES_BIAS or bool(config.get("lora_bias"))
+    found = []
+    for parameter, shape in unmerged.parameters():
+        module, _, name = parameter.rpartition(".")
+        if (name == "bias" and not biases) or (name != "bias" and config["peft_type"] == "BEFT"):
+            continue
+        uses = tuple(key for key in own if bare(key).startswith(f"{module}.") or not _has_module(key))
+        found.append((parameter, Asked(
+            module=module, uses=uses, rows=(0, shape[0]), columns=(0, _width(shape)), parameter=parameter,
+            unmerged=unmerged,
+        )))  # fmt: skip
+    return found
+
+
+def _has_module(key: str) -> bool:
+    """Whether a key belongs to one module; what all share hangs on PEFT's own model (base_model.vera_A)."""
+    return key.startswith("base_model.model.") or not key.startswith("base_model.")
+
+
+def _width(shape: tuple[int, ...]) -> int:
+    width = 1
+    for extent in shape[1:]:
+        width *= extent
+    return width

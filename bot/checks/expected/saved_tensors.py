@@ -1,0 +1,76 @@
+"""What an adapter brings beside its method's own matrices: whole modules, biases, copies of embeddings, rows for tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bot.checks.expected.adapter_keys import Named
+from bot.checks.expected.changes import Change, Tokens, Whole
+from bot.checks.reading.checkpoint import Place
+from bot.records import Json
+
+# PEFT adds these to modules_to_save by itself, and older versions did not write that down.
+IMPLIED = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+
+
+@dataclass(kw_only=True)
+class Carried:
+    """Collects them key by key. `indices`: the tokens whose rows are trained, as the config has them."""
+
+    config: Json
+    indices: Any
+    changes: list[tuple[str, Change]] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    def take(self, named: Named, place: Place) -> str | None:
+        """Account for one tensor. Returns what is wrong with it, if anything is."""
+        parameter = f"{named.module}.{named.tail}"
+        match named.part:
+            case "unused":
+                self.unused.append(place.stored.key)
+            case "tokens":
+                return self._tokens(named.module, place)
+            case "saved" | "copy" | "plain":
+                saved = named.part == "saved" or (named.part == "plain" and self._is_saved(named.module))
+                return self._whole(parameter, Whole(module=named.module, values=place, shared=not saved))
+            case _:
+                return f"{place.stored.key} is no tensor that this verifier knows."
+        return None
+
+    def found(self) -> Iterable[tuple[str, Change]]:
+        """(parameter, change), the copies that stand for the base's own first."""
+        return sorted(self.changes, key=lambda one: not (isinstance(one[1], Whole) and one[1].shared))
+
+    def _whole(self, parameter: str, change: Whole) -> str | None:
+        """PEFT itself writes some tensors twice (a saved module that was resized): then they must be the same."""
+        from bot.checks.reading.rows import same_values
+
+        for one, other in self.changes:
+            if one == parameter and isinstance(other, Whole) and other.shared == change.shared:
+                if not same_values(other.values, change.values):
+                    return f"{parameter} is brought twice by the adapter, and differs."
+                self.unused.append(change.values.stored.key)
+                return None
+        self.changes.append((parameter, change))
+        return None
+
+    def _is_saved(self, module: str) -> bool:
+        """Whether modules_to_save names the module or one that it lies in. PEFT compares the ends of names."""
+        saved = (*(self.config.get("modules_to_save") or ()), *IMPLIED.get(str(self.config.get("task_type")), ()))
+        parts = module.split(".")
+        above = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+        return any(one.endswith(name) for one in above for name in saved)
+
+    def _tokens(self, module: str, place: Place) -> str | None:
+        at = self.indices
+        if isinstance(at, dict):
+            named = [name for name in at if module.endswith(name)]
+            at = at[max(named, key=len)] if named else None
+        if not isinstance(at, list) or not all(type(one) is int and one >= 0 for one in at):
+            return f"{module} has trained tokens, and the config does not say which."
+        if place.stored.shape[0] != len(at):
+            return f"{module}: the config names {len(at)} tokens, and the adapter has {place.stored.shape[0]}."
+        self.changes.append((f"{module}.weight", Tokens(module=module, at=tuple(at), values=place)))
+        return None

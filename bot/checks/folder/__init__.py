@@ -1,0 +1,1 @@
+"""The merged folder's files: whole, nothing stale, nothing lost, config and tokenizer as they must be."""

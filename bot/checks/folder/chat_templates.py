@@ -1,0 +1,106 @@
+"""What a tokenizer makes of the files beside it: the chat template in effect, and what re-saving may change.
+
+Precedence as in transformers' `PreTrainedTokenizerBase._from_pretrained`: chat_template.jinja and the files of
+additional_chat_templates/ replace what tokenizer_config.json says; processors kept theirs in chat_template.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bot.checks.case import read_json
+from bot.checks.folder.same_tokenizer import same_tokenizer
+from bot.checks.folder.special_tokens import CONFIG, speaks
+from bot.records import Json
+
+# Slow-tokenizer files that transformers 5 no longer writes; a fast tokenizer does without them.
+OPTIONAL_FOR_OTHERS = frozenset(
+    {"special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"}
+)
+# What generation starts with and stops at: another one is another model. Padding is no more than a remark: many a trainer sets
+# it where the base has none.
+STOPS = ("eos_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "eos_token", "bos_token")
+PADS = ("pad_token_id", "pad_token")
+
+
+def effective(folder: Path) -> dict[str, str]:
+    """{name: template} as a loader would see them; empty where there is none."""
+    files = _from_files(folder)
+    if files:
+        return files
+    for name in ("tokenizer_config.json", "chat_template.json", "processor_config.json"):
+        found = _named((read_json(folder / name) or {}).get("chat_template"))
+        if found:
+            return found
+    return {}
+
+
+def _from_files(folder: Path) -> dict[str, str]:
+    found = {}
+    if (folder / "chat_template.jinja").is_file():
+        found["default"] = (folder / "chat_template.jinja").read_text()
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        found[path.stem] = path.read_text()
+    return found
+
+
+def _named(template: object) -> dict[str, str]:
+    if isinstance(template, str):
+        return {"default": template}
+    if isinstance(template, dict):
+        return {str(name): str(text) for name, text in template.items()}
+    if isinstance(template, list):
+        return {str(one["name"]): str(one["template"]) for one in template if isinstance(one, dict)}
+    return {}
+
+
+def foreign_verdict(here: Path, original: Path, otherwise: str) -> str | None:
+    """What a file that somebody re-saved deserves: nothing if it says the same, a warning if only the rest changed."""
+    mine, theirs = read_json(here), read_json(original)
+    if mine is None or theirs is None:
+        return otherwise
+    if mine == theirs:
+        return None
+    if here.name == "tokenizer.json":
+        return "warn" if same_tokenizer(mine, theirs) else otherwise
+    return (
+        "fail" if other_ends(here, original) else "warn"
+    )  # transformers adds and drops defaults from version to version
+
+
+def other_ends(here: Path, original: Path) -> list[str]:
+    """The tokens that generation starts with or stops at, by their names, which a re-saved settings file has otherwise."""
+    return [name for name, _, _ in _other_tokens(here, original) if name in STOPS]
+
+
+def tokens_said(here: Path, original: Path) -> list[str]:
+    """The tokens that a re-saved settings file gives otherwise than the original: `eos_token_id is 7, and was 2`."""
+    return [f"{name} is {_shown(now)}, and was {_shown(before)}" for name, now, before in _other_tokens(here, original)]
+
+
+def _other_tokens(here: Path, original: Path) -> Iterator[tuple[str, list[object], list[object]]]:
+    """(token, now, before) where they differ. What a tokenizer's own files leave to its class may be written down."""
+    mine, theirs = _settings(here), _settings(original)
+    unsaid = speaks(original.parent).unsaid if original.name == CONFIG else frozenset()
+    for name in (*STOPS, *PADS):
+        now, before = _tokens(mine, name), _tokens(theirs, name)
+        if now != before and (name not in unsaid or name in PADS):
+            yield name, now, before
+
+
+def _settings(path: Path) -> Json:
+    """The file's, with the special tokens that an older tokenizer has in another file."""
+    said = read_json(path) or {}
+    return {**said, **speaks(path.parent).texts} if path.name == CONFIG else said
+
+
+def _tokens(said: Json, name: str) -> list[object]:
+    """A token's number or text, or several, as a list: 2 and [2] say the same, and so do null and nothing."""
+    value = said.get(name)
+    several = value if isinstance(value, list) else [] if value is None else [value]
+    return sorted((one.get("content") if isinstance(one, dict) else one for one in several), key=str)
+
+
+def _shown(tokens: list[object]) -> str:
+    return ", ".join(map(str, tokens)) or "none"

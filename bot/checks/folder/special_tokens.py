@@ -1,0 +1,206 @@
+"""Special tokens: whose tokenizer the folder has, whole, and whether what generates stops at that tokenizer's end.
+
+Read from the files, as transformers does: tokenizer_config.json, then special_tokens_map.json where that has no
+`added_tokens_decoder`; numbers from there, from added_tokens.json, and from the added tokens of tokenizer.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from bot.checks.case import Case, list_files, read_json
+from bot.checks.expected.config_changes import Declared, text_paths
+from bot.checks.finding import counted, graded
+from bot.records import Finding
+
+TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+FOLLOWED = ("eos_token", "pad_token")  # in generation_config.json and config.json
+CONFIG, MAP, ADDED, WHOLE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json"
+GENERATION = "generation_config.json"
+# Files that a tokenizer's vocabulary is in.
+VOCABULARIES = (
+    WHOLE, "tokenizer.[0-9]*.json", "tokenizer.model*", "tiktoken.model*", "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken",
+    "spiece.model", "sentencepiece*.model", "source.spm", "target.spm", "bpe.codes", "emoji.json", "dict.txt", "normalizer.json",
+    "tekken.json", "spm.model", "spm_char.model", "target_vocab.json", "entity_vocab.json", "vocab-src.json", "vocab-tgt.json",
+    "prophetnet.tokenizer", "byte_maps.json", "word_shape.json", "word_pronunciation.json",
+)  # fmt: skip
+# Models that count positions from the padding token's number: config.json must keep it, whatever the tokenizer says.
+PADDED = frozenset(
+    "altclip altclip_text_model bridgetower bridgetower_text_model camembert clap clap_text_model data2vec-text esm evolla "
+    "fsmt ibert kosmos-2 kosmos-2.5 kosmos_2_5_text_model kosmos_2_text_model layoutlmv3 lilt longformer luke m2m_100 "
+    "markuplm mpnet nllb-moe roberta roberta-prelayernorm seamless_m4t seamless_m4t_v2 speech_to_text speecht5 trocr "
+    "xlm-roberta xlm-roberta-xl xmod".split()
+)
+DIGITS = 11  # of a token's number
+WHY = "the adapter's tokenizer has another"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaks:
+    """A folder's special tokens as a loader takes them: their texts, and the numbers that its files give to texts.
+
+    `unsaid`: those that no file speaks of, where a loader takes what its class has (GPT-2 and BERT ship like this).
+    """
+
+    texts: dict[str, str]
+    numbers: dict[str, int]
+    unsaid: frozenset[str] = frozenset()
+
+    def number(self, name: str) -> int | None:
+        """The number of a special token, where a file says it."""
+        return self.numbers.get(self.texts.get(name, ""))
+
+
+def vocabulary_files(folder: Path) -> set[str]:
+    """The folder's files that hold a vocabulary."""
+    return {
+        name for name in list_files(folder) if any(fnmatchcase(name, one) for one in VOCABULARIES) and "/" not in name
+    }
+
+
+def foreign_to_the_tokenizer(case: Case) -> set[str]:
+    """Tokenizer files of the base that are none of the result's, since the adapter brings a tokenizer of its own."""
+    base, adapter = case.subject.base, case.subject.adapter
+    own = {name for name in (CONFIG, MAP, ADDED) if (adapter / name).is_file()}
+    mine = vocabulary_files(adapter)
+    if not mine:
+        return {MAP} - own if CONFIG in own else set()
+    left = {MAP, ADDED} - own
+    if WHOLE in mine and _bytes(adapter / WHOLE) == _bytes(base / WHOLE):
+        return left  # one vocabulary: its other spellings may stay
+    return left | (vocabulary_files(base) - mine)
+
+
+def speaks(folder: Path) -> Speaks:
+    """What the folder's files say."""
+    said = read_json(folder / CONFIG) or {}
+    decoder = said.get("added_tokens_decoder")
+    texts = {name: text for name in TOKENS if (text := _text(said.get(name))) is not None}
+    added = (read_json(folder / WHOLE) or {}).get("added_tokens")
+    given = [(_text(one), one.get("id")) for one in added if isinstance(one, dict)] if isinstance(added, list) else []
+    if isinstance(decoder, dict):
+        given += [(_text(entry), int(at)) for at, entry in decoder.items() if at.isdecimal() and len(at) <= DIGITS]
+    else:
+        older = read_json(folder / MAP) or {}
+        texts |= {name: text for name in TOKENS if (text := _text(older.get(name))) is not None}
+        said = {**older, **said}
+        given += (read_json(folder / ADDED) or {}).items()
+    numbers = {text: number for text, number in given if text is not None and type(number) is int}
+    return Speaks(texts=texts, numbers=numbers, unsaid=frozenset(TOKENS) - said.keys())
+
+
+def special_tokens(case: Case) -> Finding:
+    """The folder's special tokens and their numbers are the adapter's, where it has a tokenizer, else the base's.
+
+    A foreign merge may have another padding, as trainers set it, and may write down what the files left to the class.
+    """
+    subject, allowed = case.subject, "same tokens"
+    owner, wanted = _wanted(subject.base, subject.adapter)
+    drift = _token_drift(speaks(subject.folder), wanted, owner)
+    remarked = frozenset() if subject.ours else wanted.unsaid | {"pad_token"}
+    fails = [said for name, said in drift if name not in remarked]
+    warns = [said for name, said in drift if name in remarked]
+    if subject.ours:
+        mixed = foreign_to_the_tokenizer(case) & set(case.files)
+        fails += [f"{name} is the base's, beside the adapter's tokenizer." for name in sorted(mixed)]
+    changed = tokens_changed(case)
+    right = ("none", "There is no tokenizer that names any.")
+    if wanted.texts:
+        follow = f"; {', '.join(f'{name}_id' for name in changed)} with them." if changed else "."
+        right = (counted(len(wanted.texts), "token"), f"The special tokens are the {owner}'s{follow}")
+    return graded("special-tokens", allowed, right, fails=fails, warns=warns)
+
+
+def _wanted(base: Path, adapter: Path) -> tuple[str, Speaks]:
+    """Whose special tokens they are, and which."""
+    if not (adapter / CONFIG).is_file():
+        return "base", speaks(base)
+    wanted = speaks(adapter)
+    if not vocabulary_files(adapter):
+        wanted = replace(wanted, numbers=speaks(base).numbers | wanted.numbers)
+    return "adapter", wanted
+
+
+def _token_drift(found: Speaks, wanted: Speaks, owner: str) -> list[tuple[str, str]]:
+    """(token, sentence) of every one that is another, or has another number."""
+    texts = [(name, f"{name} is {found.texts.get(name)!r}; the {owner}'s is {wanted.texts.get(name)!r}.")
+             for name in TOKENS if found.texts.get(name) != wanted.texts.get(name)]  # fmt: skip
+    return texts + [
+        (name, f"{name} is number {found.number(name)}; the {owner}'s is {wanted.number(name)}.")
+        for name in TOKENS
+        if None not in (found.number(name), wanted.number(name)) and found.number(name) != wanted.number(name)
+    ]
+
+
+def tokens_changed(case: Case) -> dict[str, tuple[int | None, int]]:
+    """{token: (the base's number, the adapter's)} of what the adapter's tokenizer changes and a file gives a number to."""
+    subject = case.subject
+    if not (subject.adapter / CONFIG).is_file():
+        return {}
+    before, after = speaks(subject.base), speaks(subject.adapter)
+    found = {}
+    for name in FOLLOWED:
+        old, new = before.number(name), after.number(name)
+        other = after.texts.get(name) != before.texts.get(name) or (old is not None and old != new)
+        if name in after.texts and new is not None and other:
+            found[name] = (old, new)
+    return found
+
+
+def declared_tokens(case: Case) -> tuple[Declared, ...]:
+    """Fields of config.json that name the base's end or padding by its number, and must name the adapter's."""
+    config, found = case.base_config, []
+    alone = not any((folder / GENERATION).is_file() for folder in (case.subject.base, case.subject.adapter))
+    for name, (old, new) in tokens_changed(case).items():
+        for path in text_paths(config, f"{name}_id"):
+            place = config if "." not in path else config[path.split(".")[0]]
+            value = place.get(f"{name}_id")
+            if name == "pad_token" and str(place.get("model_type")) in PADDED:
+                continue
+            follows = old in _listed(value) or (alone and name == "eos_token")
+            if value is not None and follows and new not in _listed(value):
+                right = _ends(value, old, new) if name == "eos_token" else new
+                found.append(Declared(path=path, value=right, why=f"{WHY} {name}"))
+    return tuple(found)
+
+
+def generation_drift(case: Case) -> dict[str, str] | None:
+    """{field: sentence} of what generation_config.json says otherwise than the base's with the adapter's tokens; None where
+    nothing was to change."""
+    base = read_json(case.subject.base / GENERATION)
+    changed = tokens_changed(case)
+    if base is None or (case.subject.adapter / GENERATION).is_file() or not changed:
+        return None
+    wanted = dict(base)
+    for name, (old, new) in changed.items():
+        value = base.get(f"{name}_id")
+        if name == "eos_token" and new not in _listed(value):
+            wanted[f"{name}_id"] = _ends(value, old, new)
+        elif name != "eos_token":
+            wanted[f"{name}_id"] = new
+    if wanted == base:
+        return None
+    found = read_json(case.subject.folder / GENERATION) or {}
+    other = [key for key in sorted(wanted.keys() | found.keys()) if found.get(key) != wanted.get(key)]
+    return {key: f"{GENERATION}: {key} is {found.get(key)!r}, and must be {wanted.get(key)!r}." for key in other}
+
+
+def _ends(value: Any, old: int | None, new: int) -> Any:
+    others = [one for one in _listed(value) if one != old]
+    return [new, *others] if others or isinstance(value, list) else new
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _text(value: object) -> str | None:
+    found = value.get("content") if isinstance(value, dict) else value
+    return found if isinstance(found, str) else None
+
+
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

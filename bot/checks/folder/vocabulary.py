@@ -1,0 +1,48 @@
+"""Whether every id that the merged folder's tokenizer can give has a row in the embedding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bot.checks.case import Case, read_json
+from bot.checks.expected.config_changes import at, text_paths
+from bot.checks.finding import finding
+from bot.records import Finding
+
+
+def vocabulary(case: Case) -> Finding:
+    """An id beyond the embedding fails where the adapter trains it, since its rows are lost; else it is a remark."""
+    config, allowed = case.merged_config or {}, "ids < rows"
+    sizes = [size for path in text_paths(config, "vocab_size") if type(size := at(config, path)) is int]
+    last = _last_id(case.subject.folder)
+    if not sizes or last is None:
+        return finding(
+            "vocabulary", "pass", "not told", allowed, "There is no tokenizer.json or no vocabulary to hold it to."
+        )
+    measured = f"{last + 1} ids, {max(sizes)} rows"
+    if last < max(sizes):
+        return finding("vocabulary", "pass", measured, allowed, "Every id of the tokenizer has its row.")
+    why = f"The tokenizer has ids up to {last}, and the embedding has {max(sizes)} rows: such a prompt is an error"
+    if last <= (_last_id(case.subject.base) or -1):
+        return finding("vocabulary", "warn", measured, allowed, f"{why}, as it is with the base.")
+    if case.claims.trains_vocabulary:
+        return finding(
+            "vocabulary", "fail", measured, allowed, f"{why}. The adapter trains tokens whose rows are lost."
+        )
+    return finding("vocabulary", "warn", measured, allowed, f"{why}, merged or not.")
+
+
+def _last_id(folder: Path) -> int | None:
+    """The highest id of a tokenizer.json; None where there is none that can be read."""
+    said = read_json(folder / "tokenizer.json") or {}
+    model = said.get("model")
+    known = model.get("vocab") if isinstance(model, dict) else None
+    ids = [len(known) - 1] if isinstance(known, list) and known else []
+    ids += [one for one in known.values() if type(one) is int] if isinstance(known, dict) else []
+    added = said.get("added_tokens")
+    ids += (
+        [one["id"] for one in added if isinstance(one, dict) and type(one.get("id")) is int]
+        if isinstance(added, list)
+        else []
+    )
+    return max(ids, default=None)

@@ -1,0 +1,120 @@
+"""compressed-tensors' weights, by the package's own decompression, with scales widened to float32 first.
+
+(With scales of 16 bits it multiplies in 16 bits; the dequantised number is the product itself.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bot.checks.reading.checkpoint import Place
+from bot.checks.reading.fp8 import BESIDE
+from bot.checks.reading.packed import Packed, read_part
+from bot.records import Json
+
+NAME = "compressed-tensors"
+PACKAGE = "compressed-tensors"
+ROLES = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
+
+
+def recognises(said: Json) -> bool:
+    """Whether this `quantization_config` is the package's."""
+    return said.get("quant_method") == NAME
+
+
+def unpack(tensors: Mapping[str, Place], said: Json, config: Json, dtype: str) -> dict[str, Packed]:
+    """Modules with scales beside their weight, each with the scheme of its config group."""
+    whole = configured(said)
+    found = {}
+    for key in tensors:
+        module, _, name = key.rpartition(".")
+        scaled = f"{module}.weight_scale" in tensors
+        if name == "weight_packed" or (name == "weight" and scaled):
+            parts = {role: tensors[f"{module}.{role}"] for role in ROLES if f"{module}.{role}" in tensors}
+            scheme = scheme_of(module, whole)
+            if scheme is None:
+                raise ValueError(f"{module} is packed, and no config group names it.")
+            form = str(scheme.format or whole.format)
+            found[f"{module}.weight"] = Packed(dense=dense, parts=parts, shape=_shape(parts), dtype=dtype,
+                                               settings={"scheme": scheme, "format": form})  # fmt: skip
+    return found
+
+
+def extras(keys: Collection[str]) -> set[str]:
+    """Scales of activations and of caches."""
+    return {key for key in keys if key.rpartition(".")[2].endswith(BESIDE)}
+
+
+def dense(packed: Packed, slab: int) -> Tensor:
+    """The package's own decompression."""
+    from compressed_tensors.compressors import BaseCompressor
+
+    state = {role: read_part(place) for role, place in packed.parts.items()}
+    state["weight_scale"] = state["weight_scale"].float()
+    compressor = BaseCompressor.get_value_from_registry(packed.settings["format"])
+    found: Tensor = compressor.decompress(state, packed.settings["scheme"])["weight"]
+    return found.float()
+
+
+def modules(model: Any, said: Json) -> list[str]:
+    """Those that the package's own matching finds for its config groups."""
+    from compressed_tensors.utils.match import match_named_modules
+
+    whole = configured(said)
+    found = [match_named_modules(model, scheme.targets, whole.ignore) for scheme in whole.config_groups.values()]
+    return [name for one in found for name, module in one if hasattr(module, "weight")]
+
+
+def name_of(packed: Packed) -> str:
+    """Floats of eight bits with a scale for each channel are what `--quantize fp8` writes."""
+    args = packed.settings["scheme"].weights
+    return "fp8" if (str(args.type), args.num_bits, str(args.strategy)) == ("float", 8, "channel") else ""
+
+
+def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
+    """The package's own codes, under its own scales rounded to bfloat16; those below 2⁻¹⁷ are rounded up to a multiple
+    of 2⁻²⁴ instead, which float16 has too (`bot` writes numbers that every loader takes without a further rounding)."""
+    from compressed_tensors.quantization.lifecycle.forward import quantize
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    args = packed.settings["scheme"].weights
+    if name_of(packed) != "fp8":
+        raise ValueError("it is stored in a form of compressed-tensors that no merge writes")
+    low, high = exact.amin(1, keepdim=True), exact.amax(1, keepdim=True)
+    plain, zero = calculate_qparams(low, high, args.model_copy(update={"scale_dtype": None}))
+    near = plain.to(torch.bfloat16).float()
+    scale = torch.where(near < 2.0**-17, torch.ceil(plain * 2.0**24) * 2.0**-24, near)
+    scale = torch.where((low == 0) & (high == 0), torch.tensor(2.0**-7), scale)
+    return {"weight": quantize(exact, scale, zero, args, dtype=torch.float8_e4m3fn), "weight_scale": scale}
+
+
+def configured(said: Json) -> Any:
+    """The package's own reading of the `quantization_config`."""
+    from compressed_tensors.quantization import QuantizationConfig
+
+    known = QuantizationConfig.model_fields.keys()
+    return QuantizationConfig.model_validate({name: value for name, value in said.items() if name in known})
+
+
+def scheme_of(module: str, whole: Any) -> Any:
+    """The config group of a module, by the package's own matching. Which class it is, a checkpoint does not say: a name
+    with `embed` in it is an Embedding, another one a Linear."""
+    from compressed_tensors.utils.match import match_targets
+
+    with torch.device("meta"):
+        kind = torch.nn.Embedding(1, 1) if "embed" in module.rpartition(".")[2] else torch.nn.Linear(1, 1)
+    targets = {target: scheme for scheme in whole.config_groups.values() for target in scheme.targets}
+    matched = match_targets(module, kind, targets)
+    return targets[matched[0]] if matched else None
+
+
+def _shape(parts: Mapping[str, Place]) -> tuple[int, ...]:
+    if "weight_shape" in parts:
+        return tuple(int(extent) for extent in read_part(parts["weight_shape"]))
+    if "weight" not in parts:
+        raise ValueError(f"{parts['weight_packed'].stored.key} has no weight_shape.")
+    return parts["weight"].stored.shape

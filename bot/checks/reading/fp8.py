@@ -1,0 +1,165 @@
+"""FP8 weights with scales for blocks, rows, experts or tensors, by transformers' own Fp8Dequantize in float32.
+
+It does not take blocks that end outside the matrix; those are filled up with zeros first, and cut off afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bot.checks.reading.checkpoint import Place
+from bot.checks.reading.packed import Packed, read_part
+from bot.records import Json
+
+NAME = "FP8"
+PACKAGE = "transformers"
+METHODS = ("fp8", "mxfp8", "fbgemm_fp8")
+MODELOPT = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO")
+SCALES = ("weight_scale_inv", "weight_scale", "scale", "qscale_weight")  # they multiply, all of them
+BESIDE = (
+    "input_scale", "activation_scale", "input_scale_ub", "output_scale", "input_global_scale", "k_scale", "v_scale", "q_scale",
+    "prob_output_scale", "k_zero_point", "v_zero_point", "input_zero_point", "qscale_act",
+)  # fmt: skip
+
+
+def recognises(said: Json) -> bool:
+    """Whether this `quantization_config` says FP8."""
+    method = said.get("quant_method")
+    return method in METHODS or (method == "modelopt" and said.get("quant_algo") in MODELOPT)
+
+
+def unpack(tensors: Mapping[str, Place], said: Json, config: Json, dtype: str) -> dict[str, Packed]:
+    """Weights of eight bits with their scales; DeepSeek-V4's experts hold two e2m1 numbers in a byte."""
+    found = {}
+    for key, place in tensors.items():
+        scale = _scale_of(key, tensors)
+        if place.stored.dtype == "F8_E4M3" and scale is None:
+            raise ValueError(f"{key} is stored in FP8, and has no scale.")
+        if scale is None or place.stored.dtype not in ("F8_E4M3", "I8"):
+            continue
+        shape = place.stored.shape
+        if place.stored.dtype == "I8":
+            shape = (*shape[:-1], shape[-1] * 2)
+        found[key] = Packed(dense=dense, parts={"weight": place, "scale": scale}, shape=shape, dtype=dtype,
+                            slabs=shape[0] if len(shape) == 3 else 1, settings={"block": _block(said)})  # fmt: skip
+    return found
+
+
+def extras(keys: Collection[str]) -> set[str]:
+    """Scales of activations and of caches."""
+    return {key for key in keys if key.rpartition(".")[2].endswith(BESIDE)}
+
+
+def dense(packed: Packed, slab: int) -> Tensor:
+    """transformers' dequantisation of one matrix."""
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    several = packed.slabs > 1 or len(packed.shape) == 3
+    weight = read_part(packed.parts["weight"], slab if several else None)
+    grid = _grid(read_part(packed.parts["scale"]), packed, slab if several else None)
+    rows, columns = packed.shape[-2:]
+    filled = _filled(weight, grid, packed)
+    found: Tensor = Fp8Dequantize(None)._dequantize_one(filled, grid, output_dtype=torch.float32)
+    return found[:rows, :columns].contiguous()
+
+
+def modules(model: Any, said: Json) -> list[str]:
+    """Nothing: such a form is only written back over a base that has it, which says where."""
+    return []
+
+
+def name_of(packed: Packed) -> str:
+    """Only the base's own form is written."""
+    return "same"
+
+
+def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
+    """Codes are e4m3(w ÷ scale), saturated; scales max |w| ÷ 448 of their block, rounded to their dtype: for float32 what
+    compressed-tensors' block strategy gives. Exponents alone are rounded up, and zeros have the scale 1."""
+    scale = read_part(packed.parts["scale"])
+    codes, scales = [], []
+    for slab in range(packed.slabs):
+        one = exact[slab] if len(packed.shape) == 3 else exact
+        grid = _grid(scale, packed, slab if len(packed.shape) == 3 else None)
+        high, wide = _high_and_wide(grid, one.shape, packed.settings["block"])
+        made = rounded_scales(_largest(one, grid.shape, high, wide), scale.dtype)
+        each = made.float().repeat_interleave(high, 0)[: one.shape[0]].repeat_interleave(wide, 1)[:, : one.shape[1]]
+        codes.append(e4m3(one / each))
+        scales.append(made)
+    weight = torch.stack(codes) if len(packed.shape) == 3 else codes[0]
+    return {"weight": weight, "scale": torch.stack(scales).reshape(scale.shape)}
+
+
+def e4m3(values: Tensor) -> Tensor:
+    """Saturated: what lies outside becomes ± 448."""
+    return values.clamp(-448, 448).to(torch.float8_e4m3fn)
+
+
+def rounded_scales(largest: Tensor, dtype: torch.dtype) -> Tensor:
+    """max ÷ 448 in a scale's dtype."""
+    exact = torch.where(largest == 0, torch.ones(()), (largest / 448).clamp(min=2.0**-126))
+    if dtype in (torch.float8_e8m0fnu, torch.uint8):
+        mantissa, exponent = torch.frexp(exact)
+        power = exponent - (mantissa == 0.5).to(exponent.dtype)
+        byte = (power + 127).clamp(0, 254).to(torch.uint8)
+        return byte if dtype == torch.uint8 else byte.view(torch.float8_e8m0fnu)
+    rounded = exact.to(dtype)
+    return rounded.clamp(min=2.0**-24) if dtype == torch.float16 else rounded
+
+
+def _high_and_wide(grid: Tensor, shape: torch.Size, block: tuple[int, int] | None) -> tuple[int, int]:
+    rows, columns = shape
+    if block and (math.ceil(rows / block[0]), math.ceil(columns / block[1])) == tuple(grid.shape):
+        return block
+    return rows // grid.shape[0], columns // grid.shape[1]
+
+
+def _largest(matrix: Tensor, grid: torch.Size, high: int, wide: int) -> Tensor:
+    below, beside = grid[0] * high - matrix.shape[0], grid[1] * wide - matrix.shape[1]
+    filled = torch.nn.functional.pad(matrix.abs(), (0, beside, 0, below))
+    return filled.reshape(grid[0], high, grid[1], wide).amax(dim=(1, 3))
+
+
+def _grid(scale: Tensor, packed: Packed, slab: int | None) -> Tensor:
+    """The scales of one matrix, rows × columns of blocks."""
+    rows, columns = packed.shape[-2:]
+    if slab is not None and scale.numel() > 1:
+        scale = scale[slab]
+    if scale.numel() == 1:
+        return scale.reshape(1, 1)
+    if scale.dim() == 4:  # modelopt keeps the axes inside the blocks
+        scale = scale[:, 0, :, 0]
+    if scale.dim() == 1:
+        return scale.reshape(rows, 1)
+    if slab is not None and scale.shape == (columns, 1) and rows != columns:  # fbgemm's experts are in × out
+        return scale.reshape(1, columns)
+    return scale
+
+
+def _filled(weight: Tensor, grid: Tensor, packed: Packed) -> Tensor:
+    """The matrix with zeros up to whole blocks, where the blocks configured end outside it."""
+    rows, columns = packed.shape[-2:]
+    block = packed.settings["block"]
+    if block is None or (math.ceil(rows / block[0]), math.ceil(columns / block[1])) != tuple(grid.shape):
+        return weight
+    per_byte = columns // weight.shape[1]
+    below = grid.shape[0] * block[0] - rows
+    beside = (grid.shape[1] * block[1] - columns) // per_byte
+    filled = torch.nn.functional.pad(weight.view(torch.uint8), (0, beside, 0, below))
+    return filled.view(weight.dtype)
+
+
+def _block(said: Json) -> tuple[int, int] | None:
+    size = said.get("weight_block_size", (128, 128) if said.get("quant_method") == "fp8" else None)
+    return (int(size[0]), int(size[1])) if size else None
+
+
+def _scale_of(key: str, tensors: Mapping[str, Place]) -> Place | None:
+    module, _, name = key.rpartition(".")
+    names = [f"{module}.{one}" for one in SCALES] if name == "weight" else [f"{key}_scale_inv", f"{key}_scale"]
+    return next((tensors[one] for one in names if one in tensors), None)

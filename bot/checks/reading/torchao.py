@@ -1,0 +1,79 @@
+"""torchao's integers and floats of eight bits, as safetensors: (code − zero) · scale in float32, by torch.
+
+That is torchao's `dequantize_affine` with float32 as its output; torchao itself is not imported (it is built against one torch).
+Tests hold this to numbers that torchao gave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from bot.checks.reading.checkpoint import Place
+from bot.checks.reading.packed import Packed, read_part
+from bot.records import Json
+
+NAME = "torchao"
+PACKAGE = "torch"
+QDATA, CODES = "_qdata", ("I8", "F8_E4M3")
+ROLES = ("qdata", "scale", "zero_point")
+BESIDE = ("act_quant_scale", "act_quant_zero_point")  # of activations
+
+
+def recognises(said: Json) -> bool:
+    """Whether this `quantization_config` is torchao's."""
+    return said.get("quant_method") == NAME
+
+
+def unpack(tensors: Mapping[str, Place], said: Json, config: Json, dtype: str) -> dict[str, Packed]:
+    """`m._weight_qdata` with `m._weight_scale`, and a zero point where there is one."""
+    found = {}
+    for key, place in tensors.items():
+        module, _, name = key.rpartition(".")
+        if not (name.startswith("_") and name.endswith(QDATA)):
+            continue
+        front = key.removesuffix("qdata")
+        parts = {role: tensors[f"{front}{role}"] for role in (*ROLES, *BESIDE) if f"{front}{role}" in tensors}
+        if place.stored.dtype not in CODES or "scale" not in parts or len(place.stored.shape) != 2:
+            raise ValueError(f"{key} is packed in a form of torchao that is not read.")
+        weight = f"{module}.{name[1:].removesuffix(QDATA)}"
+        found[weight] = Packed(dense=dense, parts=parts, shape=place.stored.shape, dtype=dtype)
+    return found
+
+
+def extras(keys: Collection[str]) -> set[str]:
+    """Everything hangs on a weight."""
+    return set()
+
+
+def dense(packed: Packed, slab: int) -> Tensor:
+    """Rows and groups of columns under one scale each."""
+    codes, scale = read_part(packed.parts["qdata"]).float(), read_part(packed.parts["scale"]).float()
+    rows, columns = packed.shape
+    grid = scale if scale.dim() == 2 else scale.reshape(rows if scale.numel() > 1 else 1, -1)
+    high, wide = rows // grid.shape[0], columns // grid.shape[1]
+    if "zero_point" in packed.parts:
+        zero = read_part(packed.parts["zero_point"]).float().reshape(grid.shape)
+        codes = codes - _spread(zero, high, wide)
+    return codes * _spread(grid, high, wide)
+
+
+def _spread(grid: Tensor, high: int, wide: int) -> Tensor:
+    return grid.repeat_interleave(high, 0).repeat_interleave(wide, 1)
+
+
+def modules(model: Any, said: Json) -> list[str]:
+    """Nothing is written in this form."""
+    return []
+
+
+def name_of(packed: Packed) -> str:
+    """Read only."""
+    return ""
+
+
+def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
+    """Nothing is written in this form."""
+    raise ValueError("it is stored by torchao, as which no merge is written")

@@ -1,0 +1,28 @@
+"""Whether two adapter tensors say the same, and whether one says nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bot.engines.files import Inputs
+from bot.numerics.rounding import RAW, Array, widen
+from bot.records import Local, Stored
+
+
+def differ(one: Stored, other: Stored, turned: bool, inputs: Local) -> bool:
+    """Whether the numbers differ; `turned`: the other one is stored transposed."""
+    with Inputs(inputs) as files:
+        first, second = _numbers(one, files), _numbers(other, files)
+    return not np.array_equal(first, second.T if turned else second)
+
+
+def says_something(stored: Stored, inputs: Local) -> bool:
+    """Whether any number is not zero."""
+    with Inputs(inputs) as files:
+        return bool(np.any(_numbers(stored, files) != 0))
+
+
+def _numbers(stored: Stored, files: Inputs) -> Array:
+    raw = np.empty(stored.shape, RAW[stored.dtype])
+    files.read(stored, 0, raw.data.cast("B"))
+    return widen(raw, stored.dtype)

@@ -1,0 +1,1 @@
+"""bitsandbytes' forms (nf4, fp4, int8): read, written, and simulated."""

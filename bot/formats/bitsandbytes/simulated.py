@@ -1,0 +1,103 @@
+"""A 16-bit base seen as bitsandbytes would have held it in four bits: the weights that an adapter trained with QLoRA saw.
+
+Every weight that transformers' quantizer converts (linears.py) is quantised and dequantised, to float32, bit for bit as
+bitsandbytes does it on a CPU. On CUDA, nf4 codes and absmax are the same; with double quantisation, about one absmax in a
+thousand becomes a neighbouring code there. The numbers that are quantised are the stored ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bot.formats.bitsandbytes.four_bit import FLOATS, SIZES, TYPES
+from bot.formats.bitsandbytes.linears import find
+from bot.formats.logical_tensor import logical
+from bot.records import Json, Refusal, Stored
+
+if TYPE_CHECKING:
+    from bot.formats import Rows, Unpacked
+
+NAME = "nf4-simulated"
+SKIP = "llm_int8_skip_modules"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """`kind`: nf4 or fp4; `double`: double quantisation; `size`: numbers in a block; `skip`: modules that stay as they are
+    (None: those that transformers chooses). `problem`: why it cannot be done."""
+
+    kind: str = "nf4"
+    double: bool = True
+    size: int = 64
+    skip: tuple[str, ...] | None = None
+    problem: str = ""
+
+    def words(self) -> str:
+        """For a sentence."""
+        return f"bitsandbytes ({self.kind}{', double quantisation' if self.double else ''}, blocks of {self.size})"
+
+
+def settings_of(said: Mapping[str, Any]) -> Settings:
+    """From a BitsAndBytesConfig's fields; what they do not say is as QLoRA has it (nf4, double quantisation).
+
+    `llm_int8_skip_modules` may be a list or names with commas between them; `blocksize` is no field of theirs, but a number
+    of bitsandbytes'. Fields that do not change the numbers (compute dtype, storage) are not looked at.
+    """
+    skip = said.get(SKIP)
+    names = skip.split(",") if isinstance(skip, str) else skip
+    found = Settings(
+        kind=str(said.get("bnb_4bit_quant_type", "nf4")),
+        double=bool(said.get("bnb_4bit_use_double_quant", True)),
+        size=said.get("blocksize", 64),
+        skip=None if names is None else tuple(str(one).strip() for one in names),
+    )
+    problem = ""
+    if said.get("load_in_8bit") or said.get("load_in_4bit") is False:
+        problem = "The quantization config does not load in four bits."
+    elif found.kind not in TYPES:
+        problem = f"bitsandbytes has no four-bit type {found.kind}."
+    elif found.size not in SIZES:
+        problem = f"bitsandbytes has no blocks of {found.size}."
+    return Settings(kind=found.kind, double=found.double, size=found.size, skip=found.skip, problem=problem)
+
+
+def recognises(config: Json) -> bool:
+    """Never: this is a way to see a plain base."""
+    return False
+
+
+def small_keys(keys: Iterable[str]) -> list[str]:
+    """None."""
+    return []
+
+
+def unpack(stored: Mapping[str, Stored], config: Json, settings: Any) -> Unpacked:
+    """The base's tensors: logical ones for what would be converted, the others as they are."""
+    from bot.formats import Unpacked
+
+    shapes = {key: tensor.shape for key, tensor in stored.items() if tensor.dtype in FLOATS}
+    found = find(shapes, config, settings.skip)
+    problem = settings.problem
+    if not problem and not found.known:
+        name = config.get("model_type") or "a model without a model_type"
+        problem = f"Which weights of {name} bitsandbytes would quantise is not known."
+    if not problem and found.mixed:
+        problem = f"transformers rearranges {next(iter(found.mixed))} before bitsandbytes would quantise it."
+    if problem:
+        remedy = "Merge into the base as it is stored: --base-weights stored."
+        refusal = Refusal(code="simulate-nf4", reason=problem, remedy=remedy)
+        return Unpacked(tensors=dict(stored), refusals=(refusal,))
+    tensors = dict(stored)
+    for key, turned in found.keys.items():
+        said = {"quant_type": settings.kind, "double": settings.double, "blocksize": settings.size, "turned": turned}
+        tensors[key] = logical(key, stored[key].shape, NAME, [("weight", stored[key])], said)
+    return Unpacked(tensors=tensors)
+
+
+def opener(tensor: Stored, read: Callable[[Stored, int, int], Any]) -> Rows:
+    """A logical tensor, ready to be read."""
+    from bot.formats.bitsandbytes.simulated_rows import open_simulated
+
+    return open_simulated(tensor, read)

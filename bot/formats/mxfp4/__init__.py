@@ -1,0 +1,1 @@
+"""MXFP4 experts, as gpt-oss stores them."""

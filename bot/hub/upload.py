@@ -1,0 +1,164 @@
+"""Sending a merge to the target: its card is looked at, its files go up one by one, and one commit makes them visible."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+from huggingface_hub.errors import BadRequestError, HfHubHTTPError
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported lazily
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+)
+
+from bot.errors import Outside
+from bot.hub.errors import Busy, Where, gate, plain
+from bot.hub.sentences import is_not_there_yet
+from bot.hub.write import Writing
+from bot.untrusted.redact import redact
+
+SMALL = 10_000_000  # bytes; smaller files travel together
+STORAGE = re.compile(r"/info/lfs/objects/verify|/api/complete_multipart")
+
+Upload = CommitOperationAdd  # a file whose content the Hub has already; what is in it is the client's business
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One commit to be made. `parent` is the sha that `revision` must still have."""
+
+    repo: str
+    revision: str
+    parent: str
+    title: str
+    text: str
+    delete: tuple[str, ...]
+
+
+def _errors(answer: Any) -> str:
+    """What the Hub says against a card; its whole answer where that has another shape."""
+    try:
+        return "; ".join(str(error["message"]) for error in answer.json()["errors"])
+    except (ValueError, KeyError, TypeError):
+        return str(answer.text)
+
+
+class Sending(Writing):
+    """What a run sends to its target."""
+
+    def check_card(self, text: str) -> None:
+        """Have the Hub validate the card's metadata, before anything large is uploaded. Raises Outside."""
+        where = self.where_writing("have the model card checked")
+        headers = build_hf_headers(token=self.outputs.token, library_name="adapter-merge")
+        url = f"{self.endpoint}/api/validate-yaml"
+
+        def ask() -> str | None:
+            answer = get_session().post(url, json={"content": text, "repoType": "model"}, headers=headers)
+            if answer.status_code != 400:
+                hf_raise_for_status(answer)
+                return None
+            return _errors(answer)
+
+        errors = self.patiently(where, ask)
+        if errors is not None:
+            raise Outside(
+                f"The Hub does not accept the model card's metadata: {plain(errors, 400)}.",
+                remedy="Correct README.md's metadata block (a license can be set with --license).",
+            )
+
+    def upload(
+        self, repo: str, revision: str, files: Mapping[str, Path], *, pull_request: bool, sent: Callable[[int], None]
+    ) -> tuple[Upload, ...]:
+        """Send the contents, large files one by one, without any commit. `sent` is told the bytes of each.
+
+        `pull_request`: the commit will go to a PR that does not exist yet, so the token need not write to `revision`.
+        The result goes to `commit` and is spent there.
+        """
+        where = self.where_writing(f"upload to {repo}", repo, revision)
+        done = []
+        for names in _loads(files):
+            with gate(where):
+                adds = [_addition(name, files[name]) for name in names]
+
+            def send(adds: list[Upload] = adds) -> None:
+                self.outputs.preupload_lfs_files(
+                    repo,
+                    additions=adds,
+                    revision=revision,
+                    create_pr=pull_request,
+                    free_memory=False,
+                    gitignore_content="",  # or the target's own .gitignore could drop proven files without a word
+                )
+
+            self._send(where, send)
+            sent(sum(files[name].stat().st_size for name in names))
+            done.extend(adds)
+        return tuple(done)
+
+    def _send(self, where: Where, send: Callable[[], None]) -> None:
+        """`send`; once more from its start where the storage refused what it had been asked for: a place is for some
+        minutes only, and one that was filled by a try whose answer was lost is closed. What has arrived is not sent again."""
+        try:
+            self.patiently(where, send)
+        except Outside as error:
+            if not _by_storage(error):
+                raise
+            self.patiently(where, send)
+
+    def commit(
+        self, change: Change, additions: Iterable[Upload], landed: Callable[[], str | None] | None = None
+    ) -> str:
+        """One commit with everything; its sha. Raises Moved where `change.parent` is no longer the head.
+
+        `landed`: looks whether the head is this commit already, made by a try whose answer was lost, or by another run.
+        """
+        additions = list(additions)
+        where = self.where_writing(f"commit to {change.repo}", change.repo, change.revision)
+        operations: list[Any] = [*additions, *(CommitOperationDelete(path_in_repo=name) for name in change.delete)]
+
+        def send() -> str:
+            try:
+                made = self.outputs.create_commit(
+                    change.repo,
+                    operations,
+                    commit_message=redact(change.title),
+                    commit_description=redact(change.text),
+                    revision=change.revision,
+                    parent_commit=change.parent,
+                )
+            except BadRequestError as error:
+                if is_not_there_yet(error):
+                    for one in additions:
+                        one._is_uploaded = False  # the client then asks again for each, and sends what is missing
+                raise
+            return str(made.oid)
+
+        return self.patiently(where, send, landed)
+
+
+def _by_storage(error: Outside) -> bool:
+    """Whether it was the storage, not the Hub, that refused."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__
+    if cause is None or isinstance(error, Busy):
+        return False
+    request = cause.response.request
+    return request.method == "PUT" or STORAGE.search(request.url.path) is not None
+
+
+def _addition(name: str, path: Path) -> Upload:
+    """A small file is read once and for all, so that what its hash is of is what the commit holds."""
+    is_small = path.stat().st_size < SMALL
+    return CommitOperationAdd(path_in_repo=name, path_or_fileobj=path.read_bytes() if is_small else path)
+
+
+def _loads(files: Mapping[str, Path]) -> list[list[str]]:
+    """The small files together first (they tell at once whether the token may write), then each large one."""
+    small = [name for name in sorted(files) if files[name].stat().st_size < SMALL]
+    return [*([small] if small else []), *([name] for name in sorted(files) if name not in set(small))]

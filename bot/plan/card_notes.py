@@ -1,0 +1,36 @@
+"""What of the inputs' cards the result's card will say otherwise, or not at all: told with the plan, before any download."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bot.metadata import fields
+from bot.metadata.license_fields import state
+from bot.records import Plan, Source, Sources
+
+CARRIED = (fields.languages, fields.datasets, fields.metrics, fields.tags, fields.task)
+
+
+def with_notes_on_cards(plan: Plan, sources: Sources, license: str | None) -> Plan:
+    """The plan with a note for each card that the Hub would not take as it is, and those about the license.
+
+    `license`: what --license says. Raises Usage where it is none that the Hub knows.
+    """
+    said = [note for adapter in sources.adapters for note in _of_adapter(adapter)]
+    if not any(fields.languages(adapter.card, fields.Left()) for adapter in sources.adapters):
+        said += _of_base(sources.base)  # then its languages are carried
+    licenses = state(sources.base, sources.adapters, license, assets=plan.assets)
+    return replace(plan, notes=(*plan.notes, *said, *licenses.notes))
+
+
+def _of_adapter(adapter: Source) -> list[str]:
+    left = fields.Left()
+    for read in CARRIED:
+        read(adapter.card, left)
+    return left.sentences(adapter.called if adapter.repo else "the adapter")
+
+
+def _of_base(base: Source) -> list[str]:
+    left = fields.Left()
+    fields.languages(base.card, left)
+    return left.sentences(base.repo or "the base")

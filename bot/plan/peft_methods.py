@@ -1,0 +1,76 @@
+"""Methods that PEFT's own layers merge: which base tensors they change, found by the adapter's keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bot.adapters import methods
+from bot.adapters.lora import Settings, names_listed, read_changes
+from bot.checkpoint.locations import Ambiguous, Names
+from bot.plan import tying
+from bot.plan.claims import Claims, claim, is_empty
+from bot.plan.layer_replication import Replicas
+from bot.plan.patches import WEIGHTS
+from bot.records import Json, Refusal, Stored
+
+
+@dataclass(kw_only=True)
+class Layers:
+    """`layers`: base key → (module, parameter) that PEFT makes it from; `claims`: whole tensors that come along."""
+
+    claims: Claims
+    layers: dict[str, tuple[str, str]] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    untied: tuple[str, str] | None = None  # (embedding's key, head's key), where the head is written apart
+    refusals: list[Refusal] = field(default_factory=list)
+
+
+def claim_layers(said: Json, tensors: Sequence[Stored], names: Names, stored: Mapping[str, Stored]) -> Layers:
+    """Claim every adapter tensor: by a module that PEFT merges, as shared, or as a whole tensor."""
+    found = methods.modules_of(said, [tensor.key for tensor in tensors], names.modules())
+    empty = [tensor for tensor in tensors if is_empty(tensor)]
+    settings = Settings(bias=str(said.get("bias", "none")), saved=names_listed(said.get("modules_to_save")))
+    whole = [tensor for tensor in tensors if tensor.key in found.whole]
+    changes = read_changes(whole, settings)
+    layers = Layers(claims=claim(changes, settings, names, stored, Replicas()), refusals=list(found.refusals))
+    layers.refusals += changes.refusals
+    for tensor in empty:
+        layers.claims.refuse("not-gathered", tensor.key, tensor)
+    # Weights first: a bias that the base does not have must not lead the search for their prefix astray.
+    asked = [
+        f"{m}.{p}"
+        for m, parameters in found.modules.items()
+        for p in parameters
+        if p == "weight" or len(parameters) == 1
+    ]
+    try:
+        places = dict(names.find(asked).places)
+        for module, parameters in found.modules.items():
+            if "bias" in parameters and (beside := names.beside(places.get(f"{module}.weight"), "bias")):
+                places[f"{module}.bias"] = beside
+    except Ambiguous as ambiguity:
+        layers.claims.refuse("ambiguous-names", f"{ambiguity.args[0]} and {ambiguity.args[1]}", *tensors)
+        return layers
+    by_key = {tensor.key: tensor for tensor in tensors}
+    for module, parameters in found.modules.items():
+        own = [by_key[key] for key in found.keys.get(module, ())]
+        for parameter in parameters:
+            place = places.get(f"{module}.{parameter}")
+            if place is None and (parameter == "weight" or (module, parameter) in found.required):
+                layers.claims.refuse("not-in-base", f"{module}.{parameter}", *own)
+            elif place is not None and place.key is None:
+                layers.claims.refuse("in-pieces", f"{module}.{parameter}", *own)
+            elif place is not None and stored[place.pieces[0].key].dtype not in WEIGHTS:
+                key = place.pieces[0].key
+                layers.claims.refuse("weight-dtype", f"{key} is stored as {stored[key].dtype}", *own)
+            elif place is not None:
+                layers.layers[place.pieces[0].key] = (module, parameter)
+        layers.used |= {tensor.key for tensor in own}
+    layers.used |= set(found.shared)
+    clash = layers.layers.keys() & (layers.claims.patches.keys() | layers.claims.values.keys())
+    for key in sorted(clash & {key for key, whole_ in layers.claims.values.items() if whole_.trained}):
+        layers.claims.refuse("claimed-twice", key)
+    if tying.settle(layers.claims, settings, names, stored, layers.layers.keys()) and names.embedding and names.head:
+        layers.untied = names.embedding, names.head
+    return layers

@@ -1,0 +1,274 @@
+"""A plan, as a person reads it and as a machine does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from bot import config_summary
+from bot.budget import readable
+from bot.errors import NotVerified
+from bot.records import (
+    AddDelta,
+    Asset,
+    ConfigChange,
+    Factor,
+    Json,
+    Op,
+    Outcome,
+    Patch,
+    PeftMerge,
+    Plan,
+    Publication,
+    Quantize,
+    Replace,
+    SetRows,
+    Term,
+)
+
+
+def plan_table(plan: Plan) -> str:
+    """The plan in a screenful of plain text, without its warnings: whoever shows it says each of them once."""
+    whole = sum(shard.same_as_base for shard in plan.shards)
+    terms = merged_terms(plan)
+    rows = [
+        ("base", _ref(plan.base)),
+        *(("adapter", _ref(pin)) for pin in plan.adapters or (plan.adapter,)),
+        ("method", plan.method + _settings(terms)),
+        ("engine", f"{plan.engine}, result in {plan.dtype}"),
+        ("tensors", tensors_in_words(dict(plan.tensors), plan.dtype, plan.options.quantize).partition(": ")[2]),
+        ("files", f"{len(plan.shards)} of weights ({whole} unchanged), {len(plan.assets)} others"),
+        ("download", readable(plan.budget.download)),
+        ("output", readable(plan.budget.output)),
+        ("memory", f"{readable(plan.budget.peak_memory)} at most while merging"),
+        ("proof", _proof(plan)),
+        ("fingerprint", plan.fingerprint[:16]),
+    ]
+    lines = [f"  {name:<12} {text}" for name, text in rows if text]
+    lines += [f"  {'config':<12} {_changed(change)}" for change in plan.config_changes]
+    lines += [f"  note         {note}" for note in plan.notes]
+    return "\n".join(lines)
+
+
+def _changed(change: ConfigChange) -> str:
+    before, after = (config_summary.value(change.path, value) for value in (change.before, change.after))
+    return f"{change.path}: {before} → {after}"
+
+
+def plan_kept(plan: Plan) -> str:
+    """The table with the plan's warnings under it, for a page that is read afterwards; a log has those as lines of their own."""
+    return "\n".join([plan_table(plan), *(f"  warning      {warning}" for warning in plan.warnings)])
+
+
+def merged_terms(plan: Plan) -> list[Term]:
+    """Every low-rank term of the plan that has two factors."""
+    patches = [patch for op in map(_made, plan.ops) if isinstance(op, AddDelta) for patch in op.patches]
+    return [term for patch in patches for term in patch.terms if term.right is not None]
+
+
+# What each of `bot.plan.tensor_counts.KINDS` is called; {dtype}, {form}: those of the result.
+KINDS = {
+    "merged": "merged",
+    "replaced": "replaced by the adapter's",
+    "rows": "with rows of the adapter's",
+    "new": "new",
+    "copied": "copied byte for byte",
+    "cast": "rounded once to {dtype}",
+    "dequantised": "dequantised and rounded once to {dtype}",
+    "simulated": "quantised and back, without a delta, and rounded once to {dtype}",
+    "quantised": "without a delta, in {form}",
+}
+
+
+def tensors_in_words(counts: Mapping[str, int], dtype: str, form: str) -> str:
+    """`21 tensors: 14 merged, 7 copied byte for byte`: numbers that add up; what the base has and the result has not, behind."""
+    known = {kind: words.format(dtype=dtype, form=form) for kind, words in KINDS.items()}
+    parts = [f"{counts[kind]} {words}" for kind, words in known.items() if counts.get(kind)]
+    total = sum(counts.get(kind, 0) for kind in KINDS)
+    left = f"; {counts['dropped']} of the base's left out" if counts.get("dropped") else ""
+    return f"{total} tensor{'' if total == 1 else 's'}: {', '.join(parts)}{left}"
+
+
+def _made(op: Op) -> Op:
+    """What an op makes, however that is stored."""
+    return op.make if isinstance(op, Quantize) else op
+
+
+def refusal_lines(plan: Plan) -> list[str]:
+    """Every refusal: what is in the way, then what to do."""
+    return [line for refusal in plan.refusals for line in (f"✗ {_one_line(refusal.reason)}", f"  {refusal.remedy}")]
+
+
+def _one_line(text: str) -> str:
+    """Text that may quote somebody's file, without the control characters that a log would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def plan_json(plan: Plan) -> Json:
+    """The plan as JSON: every op, every file, every refusal. Offsets are absolute bytes in their file."""
+    return {
+        "base": plan.base,
+        "adapter": plan.adapter,
+        **_several(plan),
+        "method": plan.method,
+        "engine": plan.engine,
+        "dtype": plan.dtype,
+        "options": asdict(plan.options),
+        "fingerprint": plan.fingerprint,
+        "verify": {"level": plan.level, "not_run": [{"id": i, "reason": why} for i, why in plan.not_run]},
+        "budget": asdict(plan.budget),
+        "shards": [{"name": s.name, "size": s.size, "same_as_base": s.same_as_base} for s in plan.shards],
+        "index": plan.index_name,
+        "assets": [_asset(asset) for asset in plan.assets],
+        "config_changes": [asdict(change) for change in plan.config_changes],
+        "ops": [_op(op) for op in plan.ops],
+        "refusals": [asdict(refusal) for refusal in plan.refusals],
+        "notes": list(plan.notes),
+        "warnings": list(plan.warnings),
+        "tensors": dict(plan.tensors),
+    }
+
+
+def outcome_json(outcome: Outcome) -> Json:
+    """A run as JSON; paths are absolute, where there are any."""
+    return {
+        "status": outcome.status,
+        "verified": _is_verified(outcome),
+        "fingerprint": outcome.plan.fingerprint,
+        "base": outcome.plan.base,
+        "adapter": outcome.plan.adapter,
+        **_several(outcome.plan),
+        "refusals": [asdict(refusal) for refusal in outcome.plan.refusals],
+        "report": outcome.report.document if outcome.report else None,
+        "publication": asdict(outcome.publication) if outcome.publication else None,
+        "folder": str(outcome.folder.absolute()) if outcome.folder else None,
+    }
+
+
+def _is_verified(outcome: Outcome) -> bool:
+    """Whether what there is of the merge, made now or published before, is proven."""
+    known = outcome.publication.proof if outcome.publication else None
+    return (outcome.report is not None and outcome.report.verdict == "verified") or known is not None
+
+
+def outcome_lines(outcome: Outcome) -> list[str]:
+    """How a run ended well, in a line or two."""
+    if outcome.publication:
+        return publication_lines(outcome.publication)
+    if outcome.status == "dry-run":
+        return ["✓ dry run: no weight was downloaded and nothing written"]
+    return [f"✓ merged and verified: {outcome.folder}"]
+
+
+def publication_lines(publication: Publication) -> list[str]:
+    """Where the model is now, in a line or two."""
+    link = publication.pr_url or publication.url
+    tag = f", tag {publication.tag}" if publication.tag else ""
+    if publication.status == "published":
+        where = f"pull request #{publication.pr_number} on" if publication.how == "pr" else "pushed to"
+        first = f"✓ verified and published: {where} {publication.repo}{tag}"
+    else:
+        proven = f" Proven at level {publication.proof['level']}." if publication.proof else ""
+        first = f"✓ {publication.status}: {publication.why}{proven}"
+    return [first, f"  {link}"] if link else [first]
+
+
+def not_verified(outcome: Outcome) -> NotVerified:
+    """The error that a merge without proof ends in."""
+    findings = outcome.report.findings if outcome.report else ()
+    failed = [f"{finding.id} ({finding.why})" for finding in findings if finding.status in ("fail", "skip")]
+    return NotVerified(
+        f"The merge could not be proven: {'; '.join(failed)}",
+        remedy=f"Nothing was published; see {outcome.folder} and its verification.json.",
+    )
+
+
+def held_against(inputs: Json) -> list[str]:
+    """What a merged model was verified against: every input with its commit."""
+    adapters = inputs.get("adapters") or [inputs.get("adapter")]
+    named = [("base", inputs.get("base")), *(("adapter", one) for one in adapters)]
+    return [f"  {role:<12} {_name(pin)} @ {pin.get('sha')}" for role, pin in named if pin]
+
+
+def _several(plan: Plan) -> Json:
+    """What `adapter` is the combination of, where it is one."""
+    return {"adapters": list(plan.adapters), "combination": plan.combination} if plan.combination else {}
+
+
+def _name(pin: Json) -> str:
+    """A repo with the folder in it that an adapter lies in."""
+    return "/".join(filter(None, (pin.get("repo") or "a folder", pin.get("subfolder"))))
+
+
+def _ref(pin: Json) -> str:
+    asked = f" ({pin['revision']})" if pin.get("revision") else ""
+    return f"{_name(pin)}{asked} @ {pin['sha'].removeprefix('sha256:')[:12]}"
+
+
+def _proof(plan: Plan) -> str:
+    missing = "; ".join(f"not {name}: {why}" for name, why in plan.not_run)
+    return f"{plan.level}{' (' + missing + ')' if missing else ''}"
+
+
+def _settings(terms: list[Term]) -> str:
+    if not terms:
+        return ""
+    return f", {_spread(term.rank for term in terms)}, scaling {_spread(term.scaling for term in terms)}"
+
+
+def _spread(values: Any) -> str:
+    found = sorted(set(values))
+    if not found:
+        return "none"
+    text = f"{found[0]:g}" if len(found) == 1 else f"{found[0]:g} to {found[-1]:g}"
+    return f"rank {text}" if all(isinstance(value, int) for value in found) else text
+
+
+def _asset(asset: Asset) -> Json:
+    return {"name": asset.name, "from": asset.source, "why": asset.why, "changed": asset.content is not None}
+
+
+def _op(op: Op) -> Json:
+    found: Json = {"op": type(op).__name__, "key": op.target.key, "file": op.target.file, "dtype": op.target.dtype}
+    found |= {"shape": list(op.target.shape), "start": op.target.start, "stop": op.target.stop}
+    match op:
+        case AddDelta():
+            return found | {"patches": [_patch(patch) for patch in op.patches]}
+        case Replace():
+            return found | {"values": op.values.key, "module": op.module}
+        case SetRows():
+            return found | {"values": op.values.key, "rows": list(op.rows), "module": op.module}
+        case PeftMerge():
+            return found | {"module": op.module, "parameter": op.parameter}
+    return found
+
+
+def _patch(patch: Patch) -> Json:
+    magnitude = {"magnitude": patch.magnitude.stored.key, "along": patch.along} if patch.magnitude else {}
+    return {
+        "rows": list(patch.rows),
+        "columns": list(patch.columns),
+        **({"step": patch.step} if patch.step != 1 else {}),
+        "terms": [
+            {
+                "module": term.module,
+                "left": _factor(term.left),
+                "right": _factor(term.right) if term.right else None,
+                "rank": term.rank,
+                "alpha": term.alpha,
+                "scaling": term.scaling,
+            }
+            for term in patch.terms
+        ],
+        **magnitude,
+    }
+
+
+def _factor(factor: Factor) -> Json:
+    return {
+        "key": factor.stored.key,
+        "rows": list(factor.rows),
+        "columns": list(factor.columns),
+        "turned": factor.turned,
+    }

@@ -1,0 +1,175 @@
+"""What is to be published: a folder whose every byte its own report vouches for, or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bot.errors import NotVerified
+from bot.input_files import look
+from bot.records import Identity, Json
+
+if TYPE_CHECKING:
+    from bot.hub import Blob
+
+CARD = "README.md"
+REPORT = "verification.json"
+UNPROVEN = {CARD, REPORT, ".gitattributes"}  # the report cannot hold its own hash; the others are the Hub's to edit
+MERGE_AGAIN = "Merge again; nothing was published."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parcel:
+    """The files by name, the sha256 of each and what it was when it was hashed, and the report that proves them."""
+
+    files: dict[str, Path]
+    sha256: dict[str, str]
+    identities: dict[str, Identity]
+    document: Json
+    fingerprint: str
+
+    @property
+    def size(self) -> int:
+        """Bytes, all files together."""
+        return sum(path.stat().st_size for path in self.files.values())
+
+
+def pack(folder: Path, document: Json) -> Parcel:
+    """Raises NotVerified unless the report says verified and the folder holds exactly the files it names."""
+    _require_verdict(document)
+    expected = (document.get("subject") or {}).get("files") or {}
+    files = plain_files(folder)
+    for name in (CARD, REPORT):
+        if name not in files:
+            raise NotVerified(f"{folder.name} has no {name}.", remedy=MERGE_AGAIN)
+    if _proves(json.loads(files[REPORT].read_bytes())) != _proves(document):
+        raise NotVerified(f"{REPORT} in {folder.name} is not the report of this run.", remedy=MERGE_AGAIN)
+    identities = {name: look(path) for name, path in files.items()}  # before the hash: a later change shows
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        found = dict(zip(files, pool.map(_sha256, files.values()), strict=True))
+    wrong = differences(expected, {name: found[name] for name in files if name not in UNPROVEN})
+    if wrong:
+        raise NotVerified(f"{folder.name} is no longer what was verified: {_few(wrong)}.", remedy=MERGE_AGAIN)
+    return Parcel(
+        files=files, sha256=found, identities=identities, document=document, fingerprint=fingerprint_of(document)
+    )
+
+
+def require_proven(parcel: Parcel, sent: Mapping[str, str]) -> None:
+    """Raises NotVerified unless what was sent to the Hub, {name: sha256}, is what was proven. Nothing is committed yet.
+
+    A large file is read once for its hash and once more to be sent, so that it must have been the same file all along.
+    """
+    wrong = differences(parcel.sha256, sent)
+    wrong += [f"{name} changed" for name in parcel.files if not _is_still(name, parcel)]
+    if wrong:
+        raise NotVerified(
+            f"The merged folder changed while it was sent: {_few(wrong)}.",
+            remedy="Nothing was committed. Run it again, with nothing else writing there.",
+        )
+
+
+def _is_still(name: str, parcel: Parcel) -> bool:
+    path, before = parcel.files[name], parcel.identities[name]
+    try:
+        now = look(path)
+        if now == before:
+            return True
+        # Another publication of the same folder makes links to its files, which shows in this one time: look again.
+        return replace(now, changed=before.changed) == before and _sha256(path) == parcel.sha256[name]
+    except OSError:
+        return False
+
+
+def _require_verdict(document: Json) -> None:
+    if document.get("verdict") != "verified":
+        failed = [str(check.get("id")) for check in document.get("checks", []) if check.get("status") == "fail"]
+        why = f": {_few(failed)} failed" if failed else ""
+        raise NotVerified(
+            f"The merge is not verified{why}.",
+            remedy="Read its report; nothing is published that is not proven.",
+        )
+
+
+def fingerprint_of(document: Json) -> str:
+    """The fingerprint of the merge that a report describes. Raises NotVerified where it has none."""
+    found = (document.get("merge") or {}).get("fingerprint")
+    if not isinstance(found, str) or not found:
+        raise NotVerified(f"{REPORT} has no fingerprint of the merge.", remedy=MERGE_AGAIN)
+    return found
+
+
+def plain_files(folder: Path) -> dict[str, Path]:
+    """Every file of the folder. Raises NotVerified for a link: what it leads to is not the folder's."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise NotVerified(f"{name} in {folder.name} is a link, not a file.", remedy=MERGE_AGAIN)
+        if path.is_file():
+            found[name] = path
+    return found
+
+
+def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Short words for each name that is missing, extra or of another sha256."""
+    return [
+        *(f"{name} is missing" for name in sorted(expected.keys() - found.keys())),
+        *(f"{name} is not in the report" for name in sorted(found.keys() - expected.keys())),
+        *(
+            f"{name} has other bytes"
+            for name in sorted(expected.keys() & found.keys())
+            if expected[name] != found[name]
+        ),
+    ]
+
+
+def unlike(parcel: Parcel, tree: Mapping[str, Blob], gone: tuple[str, ...] = ()) -> list[str]:
+    """How a tree on the Hub differs from the parcel: large files by sha256, small ones by git's blob id."""
+    wrong = []
+    for name, path in parcel.files.items():
+        blob = tree.get(name)
+        if blob is None:
+            wrong.append(f"{name} is missing")
+        elif blob.sha256 is not None:
+            if blob.sha256 != parcel.sha256[name]:
+                wrong.append(f"{name} has other bytes")
+        elif blob.oid != git_blob_id(path):
+            wrong.append(f"{name} has other bytes")
+    return wrong + [f"{name} is still there" for name in gone if name in tree]
+
+
+def git_blob_id(path: Path) -> str:
+    """git's own name for a file's content: sha1 over `blob <size>\\0` and the bytes."""
+    digest = hashlib.sha1(b"blob %d\x00" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as opened:
+        while piece := opened.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def proves_the_same(text: bytes | None, document: Json) -> bool:
+    """Whether this verification.json has the verdict, files, inputs and fingerprint of `document`."""
+    try:
+        return text is not None and _proves(json.loads(text)) == _proves(document)
+    except (ValueError, AttributeError, NotVerified):
+        return False
+
+
+def _proves(document: Json) -> tuple[object, ...]:
+    """What two copies of a report must agree on; measured floats are rounded when it is written."""
+    return document.get("verdict"), document.get("subject"), document.get("inputs"), fingerprint_of(document)
+
+
+def _few(words: list[str]) -> str:
+    return ", ".join(words[:3]) + (f" and {len(words) - 3} more" if len(words) > 3 else "")

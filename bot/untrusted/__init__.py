@@ -1,0 +1,1 @@
+"""What strangers wrote: read strictly, followed no further than it may lead, and shown without doing anything."""
