@@ -30,8 +30,8 @@ __all__ = [
 ]  # fmt: skip
 
 HOMES = {
-    "Hub": "client", "Blob": "door", "Busy": "errors", "NoDiscussions": "errors", "Unserved": "errors", "Pull": "pulls",
-    "Pinned": "read", "Change": "send", "Upload": "send", "Target": "write", "Who": "rights",
+    "Hub": "client", "Blob": "connection", "Busy": "errors", "NoDiscussions": "errors", "Unserved": "errors", "Pull": "pulls",
+    "Pinned": "read", "Change": "upload", "Upload": "upload", "Target": "write", "Who": "rights",
 }  # fmt: skip
 
 

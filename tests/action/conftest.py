@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from bot.action.entry import act
-from tests.github.fake import TOKEN, FakeGitHub
+from tests.gh.fake import TOKEN, FakeGitHub
 from tests.stories.conftest import World, adapter_merge, tiny, world
 
 __all__ = ["adapter_merge", "tiny", "world"]
 ROOT = Path(__file__).parents[2]
-EVENTS: dict[str, list[dict[str, Any]]] = json.loads((ROOT / "tests/github/events.json").read_bytes())
+EVENTS: dict[str, list[dict[str, Any]]] = json.loads((ROOT / "tests/gh/events.json").read_bytes())
 PUSHED_TAG = "simple-tag"  # of GitHub's own example of a push
 NO_TORCH = (
     "import os, sys; from bot.action.entry import act; code = act(sys.argv[1:], os.environ); "

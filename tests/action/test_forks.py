@@ -10,7 +10,7 @@ import pytest
 
 from bot.action.event import read_event
 from tests.action.conftest import EVENTS, Runner, Step
-from tests.github.fake import FakeGitHub
+from tests.gh.fake import FakeGitHub
 from tests.stories.conftest import World
 
 Run = Callable[..., Step]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.action.conftest import EVENTS, PUSHED_TAG, Runner, Step
-from tests.github.fake import FakeGitHub
+from tests.gh.fake import FakeGitHub
 from tests.stories.conftest import World
 
 Run = Callable[..., Step]

@@ -22,7 +22,7 @@ from bot.action.tokens import read_tokens
 from bot.devhub import DevHub, Fault
 from bot.devhub.web.app import Front
 from tests.action.conftest import Runner, Step
-from tests.github.fake import TOKEN, FakeGitHub
+from tests.gh.fake import TOKEN, FakeGitHub
 from tests.stories.conftest import World
 
 Run = Callable[..., Step]

@@ -15,7 +15,7 @@ from bot.records import Plan, Report
 from bot.special_tokens import COUNTS_FROM_PADDING
 from bot.verify import Subject, table, verify
 from tests.faults.conftest import INPUTS, named, statuses
-from tests.pulling.given import write_adapter, write_base
+from tests.pull.given import write_adapter, write_base
 from tests.steps import merge_folders, plan_folders
 
 WORDS = ("<eos>", "<pad>", "<end>", "<fill>", "<new>")

@@ -18,7 +18,7 @@ from bot.events import silent
 from bot.records import Report
 from bot.verify import Subject, table, verify
 from tests.faults.conftest import INPUTS, named, statuses
-from tests.pulling.given import write_adapter, write_base
+from tests.pull.given import write_adapter, write_base
 from tests.steps import merge_folders, plan_folders
 
 DENSE = [{"path": "", "type": "sentence_transformers.models.Transformer"},

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bot.card import preview, render
 from bot.devhub import derived as hubs
 from bot.metadata import fields
-from tests.publishing.given import ADAPTER, BASE, TARGET, report, source
+from tests.publish.given import ADAPTER, BASE, TARGET, report, source
 
 
 def read(name: str, value: Any) -> tuple[list[str], list[str]]:

@@ -11,7 +11,7 @@ from bot.errors import Usage
 from bot.metadata import hub_lists, licenses
 from bot.metadata.license_fields import state
 from bot.records import Asset
-from tests.publishing.given import SHA, source
+from tests.publish.given import SHA, source
 
 HOME, HUB = "https://hub.example/me/merged", "https://hub.example"
 

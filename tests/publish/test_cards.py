@@ -1,0 +1,203 @@
+"""The card says in ten seconds what was merged, that it was proven, and how to load it; foreign words stay words."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from bot.card import UNNAMED, render, retarget
+from bot.project import NAME, REPOSITORY
+from bot.records import Asset
+from tests.publish.given import ADAPTER, BASE, SHA, TARGET, report, source
+
+
+def base_source(config=None, **more):
+    told = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]} | (config or {})
+    return source("base", BASE, texts={"config.json": json.dumps(told).encode()}, **more)
+
+
+def made(document=None, *, base=None, adapter=None, target=TARGET, license=None, assets=()):
+    document = document or report({"model.safetensors": "ab" * 32, "config.json": "cd" * 32})
+    return render(
+        document,
+        target=target,
+        base=base or base_source(),
+        adapter=adapter or source("adapter", ADAPTER),
+        license=license,
+        assets=assets,
+    )
+
+
+def test_the_hub_reads_the_metadata(hub):
+    adapter = source(
+        "adapter", ADAPTER, tags=("v1.0",),
+        card={"license": "mit", "language": ["de", False], "datasets": "a/b", "tags": ["lora", "sft", "base_model:x"]},
+    )  # fmt: skip
+    text = made(adapter=adapter)
+    card = ModelCard(text)
+    assert card.data.to_dict() == {
+        "base_model": BASE,
+        "base_model_relation": "finetune",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "license": "mit",
+        "language": ["de", "no"],
+        "datasets": ["a/b"],
+        "tags": ["adapter-merge", "merged", "lora", "sft"],
+    }
+    hub.check_card(text)
+
+
+def test_the_first_lines_say_it_all():
+    head = made().split("---\n", 2)[2][:900]
+    assert "# merged" in head
+    assert f"[{ADAPTER}](https://huggingface.co/{ADAPTER}) merged into [{BASE}]" in head
+    assert "proven: 2 checks passed" in head
+    assert f"[`{SHA[:12]}`](https://huggingface.co/{ADAPTER}/tree/{SHA})" in head
+    assert "LoRA, rank 8, scaling 2" in head
+    assert "tensors: 1 merged, 3 copied byte for byte" in head
+    assert 'AutoModelForCausalLM.from_pretrained("demo/merged"' in made()
+    assert "vllm serve demo/merged" in made()
+
+
+def test_the_card_names_the_tool_by_the_address_that_the_package_has():
+    package = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert (package["name"], package["urls"]["Source"]) == (NAME, REPOSITORY)
+    assert f"| made by | [adapter-merge]({REPOSITORY}) |" in made()
+
+
+def test_it_says_what_was_not_run_and_how_to_get_the_same_bytes():
+    text = made()
+    assert "- full: Too little memory." in text
+    assert f"adapter-merge merge {ADAPTER}@{SHA} --base {BASE}@{SHA} --output merged" in text
+    assert "adapter-merge verify demo/merged" in text
+    assert f"{'ab' * 32}  model.safetensors" in text
+    assert "config.json" not in text
+
+
+def test_options_that_change_the_bytes_are_part_of_the_command():
+    document = report({})
+    document["merge"]["options"] = {"dtype": "float16", "base_weights": "stored", "quantize": "none"}
+    assert f"@{SHA} --dtype float16 --base-weights stored --output" in made(document)
+
+
+def test_a_merge_that_failed_says_so():
+    assert "Not verified: 1 of 2 checks failed; do not use it" in made(report({}, verdict="not-verified"))
+
+
+def test_a_merge_whose_weights_were_not_recomputed_is_not_called_proven():
+    document = report({})
+    document["checks"] = document["checks"][1:]
+    text = made(document)
+    assert "proven" not in text
+    assert "its weights were not recomputed" in text
+
+
+def test_where_a_separate_adapter_serves_better_the_card_says_so():
+    assert "Keeping the adapter separate" not in made()
+    weak = report({})
+    weak["checks"][1] |= {"measured": "0.614", "status": "warn", "why": "Rounding loses part of the tune."}
+    assert "keeps only 61% of what the adapter changes" in made(weak)
+    assert "- retention: Rounding loses part of the tune." in made(weak)
+    quantised = base_source({"quantization_config": {"quant_method": "bitsandbytes"}})
+    assert "The base is quantised" in made(base=quantised)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tag", "model"),
+    [
+        ("LlamaForCausalLM", "text-generation", "AutoModelForCausalLM"),
+        ("BertForSequenceClassification", "text-classification", "AutoModelForSequenceClassification"),
+        ("T5ForConditionalGeneration", None, "AutoModelForSeq2SeqLM"),
+        ("WhisperForConditionalGeneration", "automatic-speech-recognition", "AutoModelForSpeechSeq2Seq"),
+        ("BertModel", None, "AutoModel"),
+        ("Wav2Vec2ForCTC", "automatic-speech-recognition", "AutoModelForCTC"),
+    ],
+)
+def test_the_task_follows_the_model(architecture, tag, model):
+    text = made(base=base_source({"architectures": [architecture]}))
+    assert ModelCard(text).data.to_dict().get("pipeline_tag") == tag
+    assert f"model = {model}.from_pretrained" in text
+    assert ("vllm" in text) == (tag == "text-generation")
+
+
+def test_a_vision_model_is_loaded_with_its_processor():
+    base = base_source({"architectures": ["LlavaForConditionalGeneration"], "vision_config": {}})
+    assert "AutoModelForImageTextToText, AutoProcessor" in made(base=base)
+
+
+def test_a_card_with_a_task_wins_over_the_class():
+    adapter = source("adapter", ADAPTER, card={"pipeline_tag": "feature-extraction"})
+    assert ModelCard(made(adapter=adapter)).data.pipeline_tag == "feature-extraction"
+
+
+def test_custom_code_is_announced():
+    text = made(base=base_source({"auto_map": {"AutoModel": "modeling.X"}}))
+    assert "trust_remote_code=True" in text
+    assert "read it first" in text
+
+
+def test_licenses_follow_the_inputs():
+    base = base_source(card={"license": "other", "license_name": "Llama 9", "license_link": "LICENSE"})
+    data = ModelCard(made(base=base)).data
+    assert (data.license, data.license_name) == ("other", "llama-9")
+    assert data.license_link == f"https://huggingface.co/{BASE}/blob/{SHA}/LICENSE"
+    both = made(base=base, adapter=source("adapter", ADAPTER, card={"license": "mit"}))
+    assert ModelCard(both).data.license_name == "llama-9"
+    assert "| license | other (llama-9) (the base's is other (llama-9); the adapter's is mit) |" in both
+    asked = made(base=base, license="apache-2.0")
+    assert ModelCard(asked).data.license == "apache-2.0"
+    assert "apache-2.0, as asked for (the base's is other (llama-9))" in asked
+
+
+def test_folders_are_named_by_their_content_only(tmp_path):
+    text = made(base=source("base", None), adapter=source("adapter", None), target=None)
+    assert "base_model" not in ModelCard(text).data.to_dict()
+    assert "a local folder, `sha256:0123456789ab`" in text
+    assert "adapter-merge merge ./adapter --base ./base" in text
+    assert str(tmp_path) not in text
+    assert "/x" not in text.replace("https://", "")
+
+
+def test_foreign_words_cannot_break_out(hub):
+    evil = "x\n---\n# owned\n<script>alert(1)</script> | [click](http://evil) `code` ${title}"
+    document = report({})
+    document["checks"][0] |= {"measured": evil, "status": "warn", "why": evil}
+    document["merge"]["method"] = evil
+    adapter = source("adapter", ADAPTER, tags=(evil,), card={"license": evil, "tags": [evil], "language": [evil]})
+    text = made(document, adapter=adapter)
+    front, body = text.split("---\n", 2)[1:]
+    assert yaml.safe_load(front)["base_model"] == BASE
+    assert "\n# owned" not in body
+    assert "<script>" not in body.replace("\\<script", "")
+    assert "](http://evil)" not in body.replace("\\](", "")
+    assert all(line.count("|") - line.count("\\|") == 5 for line in body.splitlines() if line.startswith("| touched"))
+    hub.check_card(text)
+
+
+@pytest.mark.parametrize("document", [{}, {"merge": None, "checks": [], "verdict": "verified"}])
+def test_a_sparse_report_still_makes_a_card(hub, document):
+    hub.check_card(made({"verdict": "verified"} | document))
+
+
+def test_another_target_changes_every_mention_and_nothing_else():
+    adapter = source("adapter", "demo/merged-lora")
+    text = made(adapter=adapter)
+    moved = retarget(text, TARGET, "acme/final")
+    assert "demo/merged" not in moved.replace("demo/merged-lora", "")
+    assert 'from_pretrained("acme/final"' in moved
+    assert "[demo/merged-lora]" in moved
+    unnamed = made(
+        target=None,
+        base=base_source(card={"license": "other", "license_name": "own"}),
+        assets=(Asset(name="LICENSE.txt", source="base", why="license"),),
+    )
+    assert f"license_link: https://huggingface.co/{UNNAMED}/blob/main/LICENSE.txt\n" in unnamed
+    assert UNNAMED in unnamed
+    assert UNNAMED not in retarget(unnamed, None, "acme/final")
+    assert "license_link: https://huggingface.co/acme/final/blob/main/" in retarget(unnamed, None, "acme/final")
