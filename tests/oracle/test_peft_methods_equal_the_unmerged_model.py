@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from bot.checks.elementwise.rounding import round_once
-from bot.checks.expected.unmerged import NoWeight, Unmerged
+from bot.checks.expected.unmerged import NoWeight, ProbedLayers
 from bot.engines.peft_layers import PeftLayers, write_peft_ops
 from bot.engines.phantom import is_phantom, phantom
 from bot.errors import Refused
@@ -143,7 +143,7 @@ def test_every_written_element_is_what_the_unmerged_layer_says_rounded_once(
             )
 
 
-def asking(case: Case, config: Json, folder: Path, adapter_folder: Path) -> Unmerged:
+def asking(case: Case, config: Json, folder: Path, adapter_folder: Path) -> ProbedLayers:
     from bot.adapters.methods import modules_of
 
     source = loaded(case, folder)
@@ -151,7 +151,7 @@ def asking(case: Case, config: Json, folder: Path, adapter_folder: Path) -> Unme
         empty = type(source)(source.config)
     path = adapter_folder / "adapter_model.safetensors"
     keys = set(load_file(path))
-    return Unmerged(empty, path, config, keys - set(modules_of(config, keys).whole), source.state_dict().get)
+    return ProbedLayers(empty, path, config, keys - set(modules_of(config, keys).whole), source.state_dict().get)
 
 
 @pytest.mark.parametrize("method", ["IA3", "OFT", "VERA", "GLORA"])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bot.checks.behaviour.adapter_for_peft import respelled
+from bot.checks.behaviour.adapter_for_peft import adapter_for_peft
 from bot.events import silent
 from bot.records import Report
 from bot.verify import Subject, verify
@@ -149,7 +149,7 @@ def test_the_unmerged_model_gets_a_pair_of_todays_order_with_the_same_product(
     model = load("qwen3_moe", bases["qwen3_moe"])
     work = tmp_path / "work"
     work.mkdir()
-    adapter = respelled(tmp_path / "adapter", work, dict(model.named_modules()), lambda module: module)
+    adapter = adapter_for_peft(tmp_path / "adapter", work, dict(model.named_modules()), lambda module: module)
     assert adapter != tmp_path / "adapter"
     tuned = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False).double()
     layers = [one for one in tuned.modules() if hasattr(one, "parameter_name")]

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from bot.checks.behaviour.adapter_for_peft import respelled
+from bot.checks.behaviour.adapter_for_peft import adapter_for_peft
 from bot.checks.behaviour.roles import _readable
 from bot.events import silent
 from bot.verify import Subject, verify
@@ -99,4 +99,4 @@ def test_the_unmerged_model_gets_the_text_adapter_under_the_whole_models_names(t
     targets = json.loads((found / "adapter_config.json").read_text())["target_modules"]
     assert targets
     assert set(targets) <= modules.keys()
-    assert respelled(found, tmp_path / "work", modules, lambda module: module) == found
+    assert adapter_for_peft(found, tmp_path / "work", modules, lambda module: module) == found

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bot.checkpoint import header as header_module
 from bot.checkpoint.header import parse_header
-from bot.checks.expected.layer_replication import Replicas
+from bot.checks.expected.layer_replication import ReplicatedLayers
 from bot.errors import AdapterMergeError, Refused
 from bot.events import silent
 from bot.hub import Hub
@@ -156,7 +156,7 @@ def test_replicated_layers_without_end_are_refused_by_both_sides() -> None:
         class Names:
             skeleton = None
 
-        assert "more than 10,000" in Replicas.of(tuple(ranges), Names()).problems[0]  # type: ignore[arg-type]
+        assert "more than 10,000" in ReplicatedLayers.of(tuple(ranges), Names()).problems[0]  # type: ignore[arg-type]
         assert time.process_time() - began < 1
 
 

@@ -76,10 +76,10 @@ def _weight(layer: Any, weight: Tensor) -> Tensor:
     if adapter not in (layer.lora_magnitude_vector or {}):
         return value
     magnitude = layer.lora_magnitude_vector[adapter].weight.double().flatten()
-    turned = isinstance(layer.get_base_layer(), nn.Embedding) or getattr(layer, "fan_in_fan_out", False)
-    rows = value.T if turned else value.flatten(1)
+    transposed = isinstance(layer.get_base_layer(), nn.Embedding) or getattr(layer, "fan_in_fan_out", False)
+    rows = value.T if transposed else value.flatten(1)
     scaled = rows * (magnitude / rows.norm(dim=1)).unsqueeze(1)
-    result: Tensor = scaled.T if turned else scaled.view_as(value)
+    result: Tensor = scaled.T if transposed else scaled.view_as(value)
     return result
 
 

@@ -33,7 +33,7 @@ PARTS = {
 Rename = Callable[[str], str]  # a module as the adapter names it → as the model does
 
 
-def respelled(adapter: Path, work: Path, modules: Mapping[str, Any], rename: Rename) -> Path:
+def adapter_for_peft(adapter: Path, work: Path, modules: Mapping[str, Any], rename: Rename) -> Path:
     """The adapter itself where its spelling is PEFT's own, else a copy of it in `work`. `modules`: the model's, by name."""
     config = read_json(adapter / CONFIG) or {}
     if config.get("peft_type") not in ("LORA", "TRAINABLE_TOKENS"):
@@ -89,11 +89,11 @@ def _exchanged(
         for change in several:
             parameter = parameters(change.module).get(name.rpartition(".")[2])
             if isinstance(change, LowRank) and parameter is not None and parameter.dim() == 3 and len(parameter) > 1:
-                found |= _turned(change, parameter, owner(change.module), tensors)
+                found |= _in_todays_order(change, parameter, owner(change.module), tensors)
     return found
 
 
-def _turned(change: LowRank, parameter: Any, module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _in_todays_order(change: LowRank, parameter: Any, module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A (E·r × out) and B (in × r·E) with ΔW = Aᵀ·Bᵀ as A (E·r × in) and B (out × r·E) with ΔW = B·A; {} if they are."""
     experts, *size = parameter.shape
     transposed = bool(getattr(module, "is_transposed", False))

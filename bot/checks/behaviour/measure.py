@@ -31,7 +31,7 @@ class Distance(TypedDict):
     free: int
 
 
-class Sums(TypedDict):
+class OutputSums(TypedDict):
     """Over all prompts and texts. `loss`: −log p of each next token, in nats, over the `predicted` ones."""
 
     far: float

@@ -41,10 +41,12 @@ def quantised_again(model: Any, said: dict[str, Any], skeleton: Any) -> dict[str
     modules = dict(model.named_modules())
     found: dict[str, Again] = {}
     for name in bitsandbytes.modules(skeleton, said):
-        turned = type(modules[name]).__name__ == "Conv1D" if name in modules else False
-        found[name] = _turned(bitsandbytes.there_and_back(said)) if turned else bitsandbytes.there_and_back(said)
+        transposed = type(modules[name]).__name__ == "Conv1D" if name in modules else False
+        found[name] = (
+            _on_transposed(bitsandbytes.there_and_back(said)) if transposed else bitsandbytes.there_and_back(said)
+        )
     return found
 
 
-def _turned(again: Again) -> Again:
+def _on_transposed(again: Again) -> Again:
     return lambda weight: again(weight.T.contiguous()).T.contiguous()

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bot.checks.behaviour import measure
-from bot.checks.behaviour.adapter_for_peft import respelled
+from bot.checks.behaviour.adapter_for_peft import adapter_for_peft
 from bot.checks.behaviour.control import SMALL, How, changed, size_of, stand_in, watched
 from bot.checks.behaviour.expert_choices import is_mixture
 from bot.checks.behaviour.forward_counts import FORWARDS
@@ -49,7 +49,7 @@ def trying(what: str) -> Iterator[None]:
         raise CannotRun(f"{what} cannot be run here ({type(error).__name__}: {str(error)[:300]})") from error
 
 
-class Unmerged:
+class UnmergedModel:
     """PEFT's unmerged model, which others stand in for by turns. After each it is whole again: small ones are put back,
     of a large one there is never a second copy of the weights, and it is loaded anew."""
 
@@ -93,7 +93,7 @@ def reference(job: Job) -> Job:
     tuned = _tuned(job)
     if isinstance(tuned, dict):
         return tuned
-    unmerged = Unmerged(job, tuned)
+    unmerged = UnmergedModel(job, tuned)
     del tuned
     answer = _first_run(unmerged, job)
     thorough = answer["thorough"]
@@ -114,7 +114,7 @@ def _expect(job: Job, models: int) -> None:
     FORWARDS.expect(models * job["prompts"])
 
 
-def _first_run(unmerged: Unmerged, job: Job) -> Job:
+def _first_run(unmerged: UnmergedModel, job: Job) -> Job:
     """Its outputs are saved. Raises CannotRun."""
     plain = unmerged.plain
     inputs = build_inputs(plain, job)
@@ -141,7 +141,7 @@ def comparison(job: Job) -> Job:
     return {"measured": {row["id"]: _one_way(row, job) for row in job["rows"]}}
 
 
-def _one_way(row: Job, job: Job) -> measure.Sums:
+def _one_way(row: Job, job: Job) -> measure.OutputSums:
     if not row["merge"]:
         model, _ = _load(Path(row["folder"]), job)
         return sums(_prepared(model, job), job)
@@ -193,7 +193,7 @@ def _readable(model: Any, job: Job) -> Path:
             return renamed
         return next((inner for inner in skeleton.in_decoder(module) if inner in modules), module)
 
-    return respelled(Path(job["adapter"]), Path(job["work"]), modules, rename)
+    return adapter_for_peft(Path(job["adapter"]), Path(job["work"]), modules, rename)
 
 
 def _load_base(job: Job) -> Any:

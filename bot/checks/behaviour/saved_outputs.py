@@ -69,9 +69,9 @@ def _saved(job: Job, what: str) -> Iterator[Saved]:
         yield _read(_at(job, number, what))
 
 
-def sums(model: Any, job: Job, itself: bool = False) -> measure.Sums:
+def sums(model: Any, job: Job, itself: bool = False) -> measure.OutputSums:
     """Prompts and text together. `itself`: the model is the reference."""
-    total = measure.Sums(far=0.0, positions=0, agree=0, loss=0.0, predicted=0)
+    total = measure.OutputSums(far=0.0, positions=0, agree=0, loss=0.0, predicted=0)
     for what in (PROMPTS, TEXT):
         for saved in _saved(job, what):
             # Routers are free here: the table says what whoever uses the model gets.

@@ -151,7 +151,7 @@ def _base(case: Case, work: Path) -> Path:
 
 def _job(case: Case, base: Path) -> Json:
     subject, merged = case.subject, case.model.tensors
-    stored = [merged[key].stored.dtype for key in case.claims.touches if key in merged and merged[key].packed is None]
+    stored = [merged[key].stored.dtype for key in case.claims.changes if key in merged and merged[key].packed is None]
     dtypes = Counter(one for one in stored if one in FLOATS)
     storage = TORCH_NAMES[dtypes.most_common(1)[0][0]] if dtypes else "float32"
     quantised = subject.quantize != "none"

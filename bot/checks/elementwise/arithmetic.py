@@ -18,7 +18,7 @@ from bot.checks.elementwise.rounding import UNIT, round_once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class Magnitudes:
     """Magnitudes of weight, delta, product and sum: of elements, or (their norms) of whole rows."""
 
     weight: Tensor
@@ -26,15 +26,15 @@ class Sizes:
     product: Tensor
     value: Tensor
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Sizes:
+    def each(self, change: Callable[[Tensor], Tensor]) -> Magnitudes:
         """All four, changed alike."""
         four = (self.weight, self.delta, self.product, self.value)
         weight, delta, product, value = (change(one) for one in four)
-        return Sizes(weight=weight, delta=delta, product=product, value=value)
+        return Magnitudes(weight=weight, delta=delta, product=product, value=value)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Terms:
+class BoundTerms:
     """What the bounds are made of, all float64 and of one shape, and the facts that scale them.
 
     `factor` and `shares` are DoRA's, as in `steps.Parts`: 1 and 0 where there is none.
@@ -47,7 +47,7 @@ class Terms:
     rank: int
     storage: torch.dtype
     factor: Tensor | None = None
-    shares: Sizes | None = None
+    shares: Magnitudes | None = None
     length: int = 0
 
 
@@ -56,33 +56,33 @@ class Arithmetic:
     """A way to merge, by name; `bound` gives the error of W + D, and `rounds` the roundings to storage in DoRA's factor."""
 
     name: str
-    bound: Callable[[Sizes, int, float], Tensor]  # sizes, rank, the storage dtype's unit
+    bound: Callable[[Magnitudes, int, float], Tensor]  # sizes, rank, the storage dtype's unit
     unit: float = UNIT[torch.float32]
     rounds: float = 0.0
 
 
-def _accumulated(sizes: Sizes, rank: int, unit: float) -> Tensor:
+def _accumulated(sizes: Magnitudes, rank: int, unit: float) -> Tensor:
     return unit * ((rank + 4) * sizes.product + 2 * sizes.value)
 
 
-def _float64(sizes: Sizes, rank: int, stored: float) -> Tensor:
+def _float64(sizes: Magnitudes, rank: int, stored: float) -> Tensor:
     return _accumulated(sizes, rank, UNIT[torch.float64])
 
 
-def _float32(sizes: Sizes, rank: int, stored: float) -> Tensor:
+def _float32(sizes: Magnitudes, rank: int, stored: float) -> Tensor:
     return _accumulated(sizes, rank, UNIT[torch.float32])
 
 
-def _delta_rounded(sizes: Sizes, rank: int, stored: float) -> Tensor:
+def _delta_rounded(sizes: Magnitudes, rank: int, stored: float) -> Tensor:
     return _float32(sizes, rank, stored) + 1.01 * stored * sizes.delta
 
 
-def _product_rounded(sizes: Sizes, rank: int, stored: float) -> Tensor:
+def _product_rounded(sizes: Magnitudes, rank: int, stored: float) -> Tensor:
     # A, B, their product, the scaling and the scaled product: five roundings.
     return _float32(sizes, rank, stored) + 5.1 * stored * sizes.product
 
 
-def _base_rounded(sizes: Sizes, rank: int, stored: float) -> Tensor:
+def _base_rounded(sizes: Magnitudes, rank: int, stored: float) -> Tensor:
     return _product_rounded(sizes, rank, stored) + 1.01 * stored * sizes.weight
 
 
@@ -98,10 +98,10 @@ EXACT = 0
 NONE_FITS = len(ARITHMETICS)
 
 
-def error(terms: Terms, which: int) -> Tensor:
+def error(terms: BoundTerms, which: int) -> Tensor:
     """How far the value before the last rounding may lie from the exact one."""
     arithmetic, stored = ARITHMETICS[which], UNIT[terms.storage]
-    sizes = Sizes(
+    sizes = Magnitudes(
         weight=terms.weight.abs(),
         delta=terms.delta.abs(),
         product=terms.magnitude,
@@ -116,14 +116,14 @@ def error(terms: Terms, which: int) -> Tensor:
     return terms.factor.abs() * found + terms.exact.abs() * relative
 
 
-def fits(terms: Terms, found: Tensor, which: int) -> Tensor:
+def fits(terms: BoundTerms, found: Tensor, which: int) -> Tensor:
     """Where `found` is what some value within the bound rounds to. Rounding is monotonic, so the ends decide."""
     bound = error(terms, which)
     low, high = round_once(terms.exact - bound, found.dtype), round_once(terms.exact + bound, found.dtype)
     return (low <= found) & (found <= high)
 
 
-def tightest(terms: Terms, found: Tensor) -> int:
+def tightest(terms: BoundTerms, found: Tensor) -> int:
     """The first arithmetic that explains every element, or NONE_FITS."""
     for which in range(len(ARITHMETICS)):
         if bool(fits(terms, found, which).all()):

@@ -10,22 +10,37 @@ import torch
 from torch import Tensor
 
 from bot.checks.elementwise import arithmetic, effect
-from bot.checks.elementwise.arithmetic import Sizes, Terms
+from bot.checks.elementwise.arithmetic import BoundTerms, Magnitudes
 from bot.checks.elementwise.drift import measure
 from bot.checks.elementwise.rounding import clamp, round_once
 from bot.checks.elementwise.steps import Parts, Ready
 from bot.checks.elementwise.tally import Tally
-from bot.checks.expected.changes import Expected, Product, Step, lines_of
+from bot.checks.expected.changes import AddProduct, Expected, TensorStep, lines_of
 from bot.checks.reading.checkpoint import FLOATS, Place
 from bot.checks.reading.rows import TORCH, Opened
 
-Ranges = Iterable[tuple[int, int]]
 LOOKED_AT = 1 << 19  # elements of one tensor that are asked which way they lean: 1 % too much shows in a tenth of that
-Steps = tuple[tuple[Step, Ready], ...]
+Steps = tuple[tuple[TensorStep, Ready], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class RowRange:
+    """Some rows of one tensor, and of what it is made from; every range in `ranges` fits the working set.
+
+    `steps` are shared by all row ranges of the tensor, and freed with the last of them. `clamps`: too large numbers should
+    have been clamped; `foreign`: it need not be exact, and is asked whether it leans.
+    """
+
+    wanted: Expected
+    merged: Place
+    steps: Steps
+    clamps: bool
+    foreign: bool
+    ranges: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactRows:
     """Rows low to high of one tensor's view: the numbers it is made from, and what they become, in float64."""
 
     low: int
@@ -34,26 +49,18 @@ class Part:
     exact: Tensor
 
 
-def compare_touched(
-    wanted: Expected,
-    merged: Place,
-    steps: Steps,
-    ranges: Ranges,
-    opened: Opened,
-    tally: Tally,
-    clamps: bool,
-    *,
-    foreign: bool = False,
-) -> None:
+def compare_touched(rows: RowRange, opened: Opened, tally: Tally) -> None:
     """Every element against the source's, changed by every step and rounded once; evaluated in float64."""
-    ranges = tuple(ranges)
+    wanted, merged, steps, clamps = rows.wanted, rows.merged, rows.steps, rows.clamps
     every = max(1, merged.elements // LOOKED_AT)
-    leans = foreign and bool(steps) and all(isinstance(step, Product) and step.right for step, _ in steps)
-    for number, (low, high) in enumerate(ranges):
+    leans = rows.foreign and bool(steps) and all(isinstance(step, AddProduct) and step.right for step, _ in steps)
+    for number, (low, high) in enumerate(rows.ranges):
         found = opened.rows(merged, low, high, wanted.view)
         weight = opened.rows(wanted.source, low, high, wanted.view).to(torch.float64)
         exact = _exact(weight, steps, low, high, opened)
-        part = Part(low=low, high=high, weight=weight, exact=_clamped(exact, found.dtype, tally) if clamps else exact)
+        part = ExactRows(
+            low=low, high=high, weight=weight, exact=_clamped(exact, found.dtype, tally) if clamps else exact
+        )
         right = round_once(part.exact, found.dtype)
         tally.elements += found.numel()
         if not torch.equal(right, found):
@@ -115,7 +122,7 @@ def _exact(weight: Tensor, steps: Steps, low: int, high: int, opened: Opened) ->
     return result
 
 
-def _within(steps: Steps, low: int, high: int) -> Iterable[tuple[Step, Ready, range]]:
+def _within(steps: Steps, low: int, high: int) -> Iterable[tuple[TensorStep, Ready, range]]:
     """The steps that change rows between `low` and `high`, and those rows."""
     for step, ready in steps:
         lines = lines_of(step)
@@ -125,11 +132,11 @@ def _within(steps: Steps, low: int, high: int) -> Iterable[tuple[Step, Ready, ra
             yield step, ready, there
 
 
-def _terms(part: Part, steps: Steps, opened: Opened, storage: torch.dtype) -> Terms:
+def _terms(part: ExactRows, steps: Steps, opened: Opened, storage: torch.dtype) -> BoundTerms:
     """What the error bounds are made of; between the steps' rectangles nothing is computed and nothing can err."""
     weight, zero = part.weight.clone(), torch.zeros_like(part.weight)
     delta, product, factor = zero.clone(), zero.clone(), torch.ones_like(zero)
-    shares = Sizes(weight=zero, delta=zero, product=zero, value=zero).each(torch.clone)
+    shares = Magnitudes(weight=zero, delta=zero, product=zero, value=zero).each(torch.clone)
     rank = length = 0
     for step, ready, lines in _within(steps, part.low, part.high):
         block = slice(lines.start - part.low, lines.stop - part.low, lines.step), slice(*step.columns)
@@ -140,13 +147,13 @@ def _terms(part: Part, steps: Steps, opened: Opened, storage: torch.dtype) -> Te
             factor[block] = found.factor
             for name in ("weight", "delta", "product", "value"):
                 getattr(shares, name)[block] = getattr(found.shares, name)
-    return Terms(
+    return BoundTerms(
         exact=part.exact, weight=weight, delta=delta, magnitude=product, rank=rank, storage=storage,
         factor=factor if length else None, shares=shares if length else None, length=length,
     )  # fmt: skip
 
 
-def _blame(tally: Tally, terms: Terms, right: Tensor, found: Tensor, low: int) -> None:
+def _blame(tally: Tally, terms: BoundTerms, right: Tensor, found: Tensor, low: int) -> None:
     """Sort the elements that differ into undecided and wrong, and find the arithmetic that explains them."""
     differs = right != found  # NaN differs from everything, as it should
     close = arithmetic.fits(terms, found, arithmetic.EXACT)
@@ -171,9 +178,10 @@ def _retain(tally: Tally, stored: Tensor, found: Tensor, delta: Tensor) -> None:
         _count_bad(tally, stored, found)
 
 
-def compare_bytes(base: Place, merged: Place, ranges: Ranges, opened: Opened, tally: Tally) -> None:
+def compare_bytes(rows: RowRange, opened: Opened, tally: Tally) -> None:
     """The same dtype on both sides: the bytes must be the same, whatever they mean."""
-    for low, high in ranges:
+    base, merged = rows.wanted.source, rows.merged
+    for low, high in rows.ranges:
         stored, found = _bytes(base, low, high, opened), _bytes(merged, low, high, opened)
         if not found:
             continue
@@ -193,12 +201,12 @@ def _count_differing_bytes(tally: Tally, stored: bytearray, found: bytearray, me
     tally.changed += count
 
 
-def compare_cast(base: Place, merged: Place, ranges: Ranges, opened: Opened, tally: Tally, clamps: bool) -> None:
+def compare_cast(rows: RowRange, opened: Opened, tally: Tally) -> None:
     """Another floating-point dtype: every element must be the base's, correctly rounded."""
-    for low, high in ranges:
-        stored, found = opened.rows(base, low, high), opened.rows(merged, low, high)
+    for low, high in rows.ranges:
+        stored, found = opened.rows(rows.wanted.source, low, high), opened.rows(rows.merged, low, high)
         exact = stored.to(torch.float64)
-        right = round_once(_clamped(exact, found.dtype, tally) if clamps else exact, found.dtype)
+        right = round_once(_clamped(exact, found.dtype, tally) if rows.clamps else exact, found.dtype)
         differs = (right != found) & ~(right.isnan() & found.isnan())
         count = int(differs.sum())
         tally.elements += found.numel()

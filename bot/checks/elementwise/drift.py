@@ -45,7 +45,7 @@ MUCH = 0.05  # a slope beyond this is not measured any more: so large a one cros
 STEPS = 4  # spacings that one element counts for, at most
 
 
-class Seen:
+class RoundedRows:
     """Some rows of a weight with its delta, and what is stored of their sum; see the module. `size`: |D| in spacings, `short`: x
     lies nearer to zero than the change-over, `stratum`: of its distance from there, `steps`: spacings from where x belongs."""
 
@@ -92,7 +92,7 @@ class Drift:
         for name in ("reach", "elements", "weights", "even"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    def count(self, seen: Seen, first: int) -> None:
+    def count(self, seen: RoundedRows, first: int) -> None:
         """Count rows `first`… of what was seen."""
         along = torch.sign(seen.delta) if self.outward == "delta" else torch.sign(seen.exact) * (seen.size < SMALL)
         used = seen.usable & (along != 0)
@@ -154,7 +154,7 @@ def measure(drifts: Drifts, weight: Tensor, exact: Tensor, found: Tensor, first:
     if wider:
         references |= {CAST: weight.to(found.dtype).double(), CAST_TO_HALF: weight.to(torch.float16).double()}
     for name, own in references.items():
-        seen = Seen(own, delta, found)
+        seen = RoundedRows(own, delta, found)
         for outward in ("delta", "zero"):
             drift = drifts.setdefault((name, outward), Drift(outward="delta" if outward == "delta" else "zero"))
             drift.count(seen, first)
@@ -167,7 +167,7 @@ def join(drifts: Drifts, other: Drifts) -> None:
 
 
 @dataclass(kw_only=True)
-class Sums:
+class DriftSums:
     """T, the square of its error over t², what T is where η is 1, and the elements: of several tensors, which add up."""
 
     total: float = 0.0
@@ -193,7 +193,7 @@ def lean(tensors: Sequence[Drifts], questions: int, scalings: Sequence[float], s
     said = ""
     for name in dict.fromkeys(name for drifts in tensors for name, _ in drifts):
         asked = [one for one in tensors if (name, "delta") in one and one[name, "delta"].can_tell]
-        along, away = (Sums(one[name, outward] for one in asked) for outward in ("delta", "zero"))
+        along, away = (DriftSums(one[name, outward] for one in asked) for outward in ("delta", "zero"))
         one = (_scaled(along, sure, scalings, storage) or _truncated(away, sure)) if along.unit else ""
         if not one:
             return ""
@@ -201,7 +201,7 @@ def lean(tensors: Sequence[Drifts], questions: int, scalings: Sequence[float], s
     return said
 
 
-def _scaled(sums: Sums, sure: float, scalings: Sequence[float], storage: torch.dtype) -> str:
+def _scaled(sums: DriftSums, sure: float, scalings: Sequence[float], storage: torch.dtype) -> str:
     slope, error = sums.total / sums.unit, sure * math.sqrt(sums.variance) / sums.unit
     rounded = [0.0, *(float(torch.tensor(one, dtype=storage)) / one - 1 for one in scalings if one)]
     beyond = slope - min(max(slope, min(rounded)), max(rounded))
@@ -212,7 +212,7 @@ def _scaled(sums: Sums, sure: float, scalings: Sequence[float], storage: torch.d
     return f"its delta is {1 + slope:.4f} ± {error / sure:.4f} times what it should be"
 
 
-def _truncated(sums: Sums, sure: float) -> str:
+def _truncated(sums: DriftSums, sure: float) -> str:
     mean, error = sums.total / max(1, sums.elements), sure * math.sqrt(sums.variance) / max(1, sums.elements)
     if abs(mean) <= TOWARD + error:
         return ""

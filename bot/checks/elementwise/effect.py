@@ -39,15 +39,15 @@ def effect(case: Case) -> Finding:
     """At least one number is another one than the base's, or the model is another one."""
     claims = case.claims
     found = [one.keeps for one in case.swept.touched]
-    packed = [key for key in claims.touches if key in case.swept.packed]
+    packed = [key for key in claims.changes if key in case.swept.packed]
     changed, known = sum(STORED in one for one in found), set[str]().union(*found)
     if packed:
         known |= case.written.keeps
     another = claims.dropped or any(one.why == REPLICATED for one in claims.declared)
     if (
-        STORED in known or another or len(found) + len(packed) < len(claims.touches)
+        STORED in known or another or len(found) + len(packed) < len(claims.changes)
     ):  # what was not compared is told elsewhere
-        measured = "changed" if packed or not changed else f"{changed:,} of {counted(len(claims.touches), 'tensor')}"
+        measured = "changed" if packed or not changed else f"{changed:,} of {counted(len(claims.changes), 'tensor')}"
         return finding("effect", "pass", measured, ALLOWED, "The merge is not the base.")
     if not known:
         what = "The adapter changes nothing: every delta is exactly zero."

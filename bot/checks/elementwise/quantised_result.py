@@ -19,7 +19,7 @@ from torch import Tensor
 from bot.checks.elementwise.compare import exact_rows
 from bot.checks.elementwise.effect import ANY, STORED
 from bot.checks.elementwise.rounding import round_once
-from bot.checks.elementwise.steps import Source, ready
+from bot.checks.elementwise.steps import SourceMatrix, ready
 from bot.checks.expected.changes import Expected
 from bot.checks.finding import counted, finding, graded
 from bot.checks.reading.checkpoint import FLOATS, Place, quantization_of, read_input
@@ -202,7 +202,7 @@ def _made(wanted: Expected, packed: Packed) -> tuple[Tensor, float, float]:
     """(the exact merge in float32, ‖W − W_q‖, ‖D‖)."""
     height, width = wanted.view
     exact32 = torch.empty((height, width), dtype=torch.float32)
-    source = Source(place=wanted.source, view=wanted.view)
+    source = SourceMatrix(place=wanted.source, view=wanted.view)
     steps = tuple((step, ready(step, source)) for step in wanted.steps)
     size = wanted.source.elements // packed.slabs
     off = power = 0.0

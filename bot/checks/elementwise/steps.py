@@ -1,6 +1,6 @@
 """The arithmetic of each kind of step, in float64, by ranges of rows; nothing here is as large as the tensor.
 
-To add a kind: a dataclass in `touch` that is a Step, a class here that is a Ready, and one line in KINDS.
+To add a kind: a dataclass in `expected/changes.py` that is a TensorStep, a class here that is a Ready, and one line in KINDS.
 """
 
 from __future__ import annotations
@@ -14,8 +14,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bot.checks.elementwise.arithmetic import Sizes
-from bot.checks.expected.changes import Asked, Given, Lines, Matrix, Product, Step, View, lines_of
+from bot.checks.elementwise.arithmetic import Magnitudes
+from bot.checks.expected.changes import (
+    AddProduct,
+    Matrix,
+    ProbedParameter,
+    SetRectangle,
+    SetRows,
+    TensorStep,
+    View,
+    lines_of,
+)
 from bot.checks.expected.unmerged import NoWeight
 from bot.checks.reading.checkpoint import Place
 from bot.checks.reading.rows import CHUNK, Opened, chunks
@@ -24,7 +33,7 @@ WIDE = 1 << 22  # elements of a factor that is kept in float64 (32 MB); a larger
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SourceMatrix:
     """The tensor that a step works on, before any step, seen as a matrix."""
 
     place: Place
@@ -49,7 +58,7 @@ class Parts:
     product: Tensor
     rank: int
     factor: Tensor | None = None
-    shares: Sizes | None = None
+    shares: Magnitudes | None = None
     length: int = 0
 
 
@@ -92,7 +101,7 @@ class _Factor:
 class ReadyProduct:
     """V = W + s · left · right; with DoRA m ⊙ V / ‖V‖. Column norms run over all rows: they are summed in a pass of their own."""
 
-    def __init__(self, step: Product, source: Source) -> None:
+    def __init__(self, step: AddProduct, source: SourceMatrix) -> None:
         self.step = step
         self.source = source
         self.rank = step.left.shape[1]
@@ -112,7 +121,7 @@ class ReadyProduct:
         product = self._delta(low, high, opened, absolute=True)
         if self.step.magnitude is None:
             return Parts(weight=weight, delta=delta, product=product, rank=self.rank)
-        sizes = Sizes(weight=weight, delta=delta, product=product, value=weight + delta)
+        sizes = Magnitudes(weight=weight, delta=delta, product=product, value=weight + delta)
         if self.step.along == "rows":
             magnitude = self._column(self.step.magnitude, low, high, opened)
             norms, length = sizes.each(lambda one: one.norm(dim=1, keepdim=True)), weight.shape[1]
@@ -132,14 +141,7 @@ class ReadyProduct:
 
     def _column(self, matrix: Matrix, low: int, high: int, opened: Opened) -> Tensor:
         """Rows of a factor that has as many as the step changes; `low` and `high` count from the top of the tensor."""
-        low, high = _counted(self.step, low, high)
-        if matrix.turned:
-            part = Matrix(
-                place=matrix.place, rows=matrix.rows, columns=matrix.columns[low:high], turned=True, view=matrix.view
-            )
-        else:
-            part = Matrix(place=matrix.place, rows=matrix.rows[low:high], columns=matrix.columns, view=matrix.view)
-        return opened.matrix(part).to(torch.float64)
+        return opened.matrix(matrix.between(*_counted(self.step, low, high))).to(torch.float64)
 
     @property
     def _right(self) -> _Factor | None:
@@ -160,12 +162,12 @@ class ReadyProduct:
             return opened.matrix(self.step.magnitude).to(torch.float64).reshape(1, -1)
 
     @property
-    def _norms(self) -> Sizes:
+    def _norms(self) -> Magnitudes:
         with self._lock:
             return self._summed
 
     @cached_property
-    def _summed(self) -> Sizes:
+    def _summed(self) -> Magnitudes:
         """One pass over the rectangle. Sums of squares, blockwise: each block is summed before it is added."""
         lines, columns = lines_of(self.step), self.step.columns
         width = columns[1] - columns[0]
@@ -179,25 +181,20 @@ class ReadyProduct:
                 for number, one in enumerate((weight, delta, product, weight + delta)):
                     sums[number] += one.square().sum(dim=0)
         weight, delta, product, value = sums.sqrt().unsqueeze(1)
-        return Sizes(weight=weight, delta=delta, product=product, value=value)
+        return Magnitudes(weight=weight, delta=delta, product=product, value=value)
 
 
 class ReadyValues:
-    """The rectangle is what the adapter says, exactly: Given, whole; Lines, some of its rows."""
+    """The rectangle is what the adapter says, exactly: of a SetRectangle all of it, of SetRows some rows."""
 
-    def __init__(self, step: Given | Lines, source: Source) -> None:
+    def __init__(self, step: SetRectangle | SetRows, source: SourceMatrix) -> None:
         self.step = step
-        self._number = {} if isinstance(step, Given) else {row: number for number, row in enumerate(step.at)}
+        self._number = {} if isinstance(step, SetRectangle) else {row: number for number, row in enumerate(step.at)}
 
     def exact(self, weight: Tensor, low: int, high: int, opened: Opened) -> Tensor:
         step = self.step
-        if isinstance(step, Given):
-            (low, high), values = _counted(step, low, high), step.values
-            rows, columns = (
-                (values.rows, values.columns[low:high]) if values.turned else (values.rows[low:high], values.columns)
-            )
-            part = Matrix(place=values.place, rows=rows, columns=columns, turned=values.turned, view=values.view)
-            return opened.matrix(part).to(torch.float64)
+        if isinstance(step, SetRectangle):
+            return opened.matrix(step.values.between(*_counted(step, low, high))).to(torch.float64)
         result = weight.clone()
         for row, number in self._number.items():
             if low <= row < high:
@@ -210,16 +207,16 @@ class ReadyValues:
         return Parts(weight=values, delta=nothing, product=nothing, rank=0)
 
 
-def _counted(step: Step, low: int, high: int) -> tuple[int, int]:
+def _counted(step: TensorStep, low: int, high: int) -> tuple[int, int]:
     """Rows of the tensor from `low` to `high`, as numbers among those that the step changes."""
     lines = lines_of(step)
     return (low - lines.start) // lines.step, -(-(high - lines.start) // lines.step)
 
 
-class ReadyAsked:
-    """Rows of a W' that is in memory whole while its rows are compared. Shared by threads, as Unmerged is."""
+class ReadyProbed:
+    """Rows of a W' that is in memory whole while its rows are compared. Shared by threads, as ProbedLayers is."""
 
-    def __init__(self, step: Asked, source: Source) -> None:
+    def __init__(self, step: ProbedParameter, source: SourceMatrix) -> None:
         self.step = step
         self.view = source.view
 
@@ -231,26 +228,26 @@ class ReadyAsked:
         whole = self._whole()
         value = whole.reshape(self.view)[low:high]
         largest = torch.full_like(value, float(whole.abs().max()))
-        rank = round(self.step.unmerged.slack * 2.0**53)
+        rank = round(self.step.probed.slack * 2.0**53)
         return Parts(weight=weight, delta=value - weight, product=largest, rank=rank)
 
     def _whole(self) -> Tensor:
         """NaN, which nothing equals, where no weight can stand for the layer."""
         try:
-            found: Tensor = self.step.unmerged.exact(self.step.parameter)
+            found: Tensor = self.step.probed.exact(self.step.parameter)
         except NoWeight:
             return torch.full((), torch.nan, dtype=torch.float64).expand(self.view)
         return found
 
 
-KINDS: dict[type, Callable[[Any, Source], Ready]] = {
-    Product: ReadyProduct,
-    Given: ReadyValues,
-    Lines: ReadyValues,
-    Asked: ReadyAsked,
+KINDS: dict[type, Callable[[Any, SourceMatrix], Ready]] = {
+    AddProduct: ReadyProduct,
+    SetRectangle: ReadyValues,
+    SetRows: ReadyValues,
+    ProbedParameter: ReadyProbed,
 }
 
 
-def ready(step: Step, source: Source) -> Ready:
+def ready(step: TensorStep, source: SourceMatrix) -> Ready:
     """A step, ready to run."""
     return KINDS[type(step)](step, source)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from bot.checks.case import Case
-from bot.checks.expected.changes import Product
+from bot.checks.expected.changes import AddProduct
 from bot.checks.finding import counted, finding, graded
 from bot.checks.reading.checkpoint import FLOATS
 from bot.records import Finding
@@ -117,7 +117,7 @@ def touched(case: Case) -> Finding:
     wrong = _worst(tallies)
     count, undecided = sum(one.elements for one in tallies), sum(one.undecided for one in tallies)
     measured = f"{sum(one.wrong for one in wrong):,} of {count:,} differ"
-    unread = [f"{key} could not be compared." for key in case.swept.skipped if key in case.claims.touches]
+    unread = [f"{key} could not be compared." for key in case.swept.skipped if key in case.claims.changes]
     if wrong or unread:
         return _not_exact(case, measured, wrong, unread)
     why = "Each is base plus adapter, rounded once."
@@ -153,7 +153,7 @@ def _leaning(tallies: list[Tally]) -> list[str]:
     questions, scalings = 2 * (len(asked) + 1), set[float]()
     said = []
     for one in asked:
-        own = {step.scaling for step in one.wanted.steps if isinstance(step, Product)}
+        own = {step.scaling for step in one.wanted.steps if isinstance(step, AddProduct)}
         if leans := lean([one.drifts], questions, sorted(own), TORCH[one.stored]):
             said.append(f"{one.key}: {leans}")
         scalings |= own
@@ -171,7 +171,7 @@ def untouched(case: Case) -> Finding:
     """Every other tensor is the base's, byte for byte (or correctly rounded, where the dtype changes)."""
     tallies = case.swept.untouched
     fails = [f"{one.key}: {one.wrong:,} of {one.elements:,} elements are not the base's." for one in _worst(tallies)]
-    fails += [f"{key} could not be compared." for key in case.swept.skipped if key not in case.claims.touches]
+    fails += [f"{key} could not be compared." for key in case.swept.skipped if key not in case.claims.changes]
     right = (f"0 of {sum(one.elements for one in tallies):,} differ", "Every other tensor is the base's.")
     return graded("untouched", "0 differ", right, fails=fails)
 
@@ -179,16 +179,16 @@ def untouched(case: Case) -> Finding:
 def coverage(case: Case) -> Finding:
     """The tensors that changed are those that the adapter changes, and every adapter tensor was used once."""
     claims, swept = case.claims, case.swept
-    touches = claims.touches
+    changes = claims.changes
     unmerged = [one for one in swept.touched if one.wrong and one.wanted.base is not None and _same_as_before(one)]
     fails = [f"{one.key} is still the base's: it was not merged." for one in unmerged]
     fails += [f"{one.key} changed, and the adapter does not change it." for one in swept.untouched if one.changed]
-    fails += [f"{key} is missing, and the adapter changes it." for key in touches if key not in swept.tallies
+    fails += [f"{key} is missing, and the adapter changes it." for key in changes if key not in swept.tallies
               and key not in swept.packed]  # fmt: skip
-    if not touches:
+    if not changes:
         fails.append("The adapter changes nothing.")
     lost = sum(1 for one in swept.touched if not one.changed and not one.wrong and one.wanted.steps)
-    measured = f"{len(touches):,} of {len(touches):,} tensors"
+    measured = f"{len(changes):,} of {len(changes):,} tensors"
     why = f"{claims.tensors} adapter tensors, each once" + (f"; {lost} too small to show." if lost else ".")
     return graded("coverage", "as planned", (measured, why), fails=fails)
 

@@ -7,7 +7,7 @@ A kind of step is a small frozen dataclass here, with its arithmetic (a `Ready`)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from bot.checks.reading.checkpoint import Place
@@ -20,23 +20,29 @@ View = tuple[int, int]
 class Matrix:
     """A matrix out of an adapter tensor, which is first viewed as shape[0] × the rest (a vector as one column).
 
-    `rows` and `columns` say what is cut out of that view; `turned`: the cutting is then transposed.
+    `rows` and `columns` say what is cut out of that view; `transposed`: the cut is then transposed.
     """
 
     place: Place
     rows: range
     columns: range
-    turned: bool = False
+    transposed: bool = False
     view: View | None = None  # where it is not shape[0] × the rest
 
     @property
     def shape(self) -> View:
-        """rows × columns, after the turn."""
+        """rows × columns, after transposing."""
         shape = (len(self.rows), len(self.columns))
-        return shape[::-1] if self.turned else shape
+        return shape[::-1] if self.transposed else shape
+
+    def between(self, low: int, high: int) -> Matrix:
+        """Its rows from `low` to `high`."""
+        if self.transposed:
+            return replace(self, columns=self.columns[low:high])
+        return replace(self, rows=self.rows[low:high])
 
 
-class Step(Protocol):
+class TensorStep(Protocol):
     """One change to the rectangle rows × columns of a tensor's view. `uses`: the adapter tensors that it consists of.
 
     A step with an attribute `every` changes only each `every`-th row of the rectangle, from the first on.
@@ -53,7 +59,7 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Product:
+class AddProduct:
     """V = W + scaling · left · right (no right: left is one column, added as it is).
 
     With `magnitude` (DoRA): m ⊙ V / ‖V‖, the norm along each row (`along` "rows": m is a column) or column ("columns").
@@ -72,7 +78,7 @@ class Product:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lines:
+class SetRows:
     """The rows named in `at` take the rows of `values`, in that order; where a row is named twice, the last counts."""
 
     module: str
@@ -84,7 +90,7 @@ class Lines:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class SetRectangle:
     """The rectangle is `values`, whatever it was."""
 
     module: str
@@ -95,12 +101,12 @@ class Given:
     every: int = 1
 
 
-def lines_of(step: Step) -> range:
+def lines_of(step: TensorStep) -> range:
     """The rows that a step changes."""
     return range(*step.rows, getattr(step, "every", 1))
 
 
-class Asking(Protocol):
+class ParameterProbe(Protocol):
     """Layers that say what they are when they are asked (see `unmerged`)."""
 
     @property
@@ -110,7 +116,7 @@ class Asking(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ProbedParameter:
     """All of a parameter is what `unmerged` says it is: what a method says, and the step itself."""
 
     module: str
@@ -118,7 +124,7 @@ class Asked:
     rows: Span
     columns: Span
     parameter: str
-    unmerged: Asking
+    probed: ParameterProbe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +140,7 @@ class Expected:
     source: Place
     dtype: str
     view: View
-    steps: tuple[Step, ...] = ()
+    steps: tuple[TensorStep, ...] = ()
     uses: tuple[str, ...] = ()  # adapter tensors that `source` is, beside those of the steps
 
     @property
@@ -190,7 +196,7 @@ class Shift:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whole:
+class WholeTensor:
     """The adapter's tensor stands for the parameter.
 
     `shared`: it is loaded over the base's own parameter, so whatever is tied to that follows; else it replaces this one
@@ -208,7 +214,7 @@ class Whole:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class TokenRows:
     """Rows of an embedding; `at` are their numbers. What is tied to it follows."""
 
     module: str
@@ -221,11 +227,11 @@ class Tokens:
         return (self.values.stored.key,)
 
 
-Change = LowRank | Shift | Whole | Tokens | Asked
+Change = LowRank | Shift | WholeTensor | TokenRows | ProbedParameter
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class AdapterReading:
     """An adapter, read by its method: changes per parameter, and a sentence per thing that could not be read.
 
     Parameter names are the adapter's, without its prefixes (`model.layers.0.self_attn.q_proj.weight`).

@@ -13,11 +13,11 @@ from bot.checkpoint.header import read_header
 from bot.checks.case import read_json
 from bot.checks.expected import lora, peft_methods, trainable_tokens
 from bot.checks.expected.bypassed import goes_around
-from bot.checks.expected.changes import Asked, Expected, LowRank, Reading, Tokens, Whole
+from bot.checks.expected.changes import AdapterReading, Expected, LowRank, ProbedParameter, TokenRows, WholeTensor
 from bot.checks.expected.config_changes import Declared
 from bot.checks.expected.derive import Derivation
 from bot.checks.expected.heads import declare_heads, nobody_saved, trained_skeleton
-from bot.checks.expected.parameter_names import Names
+from bot.checks.expected.parameter_names import ParameterNames
 from bot.checks.reading.checkpoint import Checkpoint, Place
 from bot.checks.reading.model_skeleton import BUILD_ERRORS, NEEDS_CODE, Skeleton, build, model_class
 from bot.checks.subject import Subject
@@ -27,7 +27,7 @@ from bot.records import Json
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-Reader = Callable[[Json, dict[str, Place], lora.Parameters], Reading]
+Reader = Callable[[Json, dict[str, Place], lora.Parameters], AdapterReading]
 
 # peft_type → how its config and tensors are read.
 METHODS: dict[str, Reader] = {"LORA": lora.read, "TRAINABLE_TOKENS": trainable_tokens.read}
@@ -54,7 +54,7 @@ class Claims:
     problems: tuple[str, ...] = ()
 
     @property
-    def touches(self) -> dict[str, Expected]:
+    def changes(self) -> dict[str, Expected]:
         """The tensors that the adapter has a say in."""
         return {key: one for key, one in self.expected.items() if one.touched}
 
@@ -67,18 +67,18 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
     adapter, tensors = _read_adapter(subject)
     config = read_json(subject.base / "config.json") or {}
     method = str(adapter.get("peft_type"))
-    asked = peft_methods.is_asked(adapter)
+    asked = peft_methods.is_probed(adapter)
     if method not in METHODS and not asked:
         return Claims(method=method, tensors=len(tensors), problems=(f"This verifier does not know {method}.",))
 
-    def read(names: Names) -> Reading:
+    def read(names: ParameterNames) -> AdapterReading:
         if asked:
             return peft_methods.read(adapter, tensors, names, subject)
         return METHODS[method](adapter, tensors, names.parameters_of)
 
     names = _names(subject, base, config, None)
     reading = read(names)
-    names.settle(list(reading.changes))
+    names.resolve_prefix(list(reading.changes))
     if any(names.locate(name) is None and names.is_new(name) is None for name in reading.changes):
         names = _names(subject, base, config, adapter)
         reading = read(names)
@@ -90,14 +90,15 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
     used = {key for one in expected.values() for uses in (one.uses, *(step.uses for step in one.steps)) for key in uses}
     idle = [
         f"{key} is used for nothing."
-        for key in sorted(tensors.keys() - used - set(reading.unused) - set(derivation.twins) - derivation.idle)
+        for key in sorted(tensors.keys() - used - set(reading.unused) - set(derivation.repeated) - derivation.idle)
     ]
     problems = [*reading.problems, *derivation.problems, *problems]
     layers = frozenset(
         _today(parameter, names)
         for parameter, several in derivation.changes.items()
         if any(
-            isinstance(one, LowRank | Tokens | Asked) and not derivation.idle.issuperset(one.uses) for one in several
+            isinstance(one, LowRank | TokenRows | ProbedParameter) and not derivation.idle.issuperset(one.uses)
+            for one in several
         )
     )
     return Claims(
@@ -111,23 +112,23 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
         whole=frozenset(
             _today(one, names)
             for one, several in derivation.changes.items()
-            if any(isinstance(change, Whole) for change in several)
+            if any(isinstance(change, WholeTensor) for change in several)
         ),
         trains_vocabulary=_trains_vocabulary(derivation, names),
         problems=tuple(problems or idle),
     )
 
 
-def _trains_vocabulary(derivation: Derivation, names: Names) -> bool:
+def _trains_vocabulary(derivation: Derivation, names: ParameterNames) -> bool:
     own = {names.skeleton.embedding, names.skeleton.head} if names.skeleton else set()
     return any(
-        not (isinstance(change, Whole) and change.shared)
+        not (isinstance(change, WholeTensor) and change.shared)
         for one in own
         for change in derivation.changes.get(one or "", ())
     )
 
 
-def _bypassed(names: Names, layers: Collection[str]) -> frozenset[str]:
+def _bypassed(names: ParameterNames, layers: Collection[str]) -> frozenset[str]:
     return frozenset(
         key
         for skeleton in names.skeletons
@@ -136,7 +137,7 @@ def _bypassed(names: Names, layers: Collection[str]) -> frozenset[str]:
     )
 
 
-def _today(name: str, names: Names) -> str:
+def _today(name: str, names: ParameterNames) -> str:
     """The parameter of today's model that a name of the adapter's means, or is a part of."""
     for skeleton in names.skeletons:
         own = skeleton.rename(name)[0]
@@ -154,7 +155,7 @@ def _read_adapter(subject: Subject) -> tuple[Json, dict[str, Place]]:
     return config, {stored.key: Place(path=weights, stored=stored) for stored in read_header(weights).tensors}
 
 
-def _names(subject: Subject, base: Checkpoint, config: Json, adapter: Json | None) -> Names:
+def _names(subject: Subject, base: Checkpoint, config: Json, adapter: Json | None) -> ParameterNames:
     """By the base's class; with `adapter`, by the class that this was trained with too."""
     shapes = {key: place.stored.shape for key, place in base.tensors.items()}
     skeletons: list[Skeleton] = []
@@ -169,4 +170,4 @@ def _names(subject: Subject, base: Checkpoint, config: Json, adapter: Json | Non
         problem = f"transformers cannot build the model ({type(error).__name__}: {error})"
     if adapter is not None and skeletons and (trained := trained_skeleton(subject.base, adapter, shapes)):
         skeletons.append(trained)
-    return Names(base, config, tuple(skeletons), problem)
+    return ParameterNames(base, config, tuple(skeletons), problem)

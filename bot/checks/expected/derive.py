@@ -7,26 +7,26 @@ from dataclasses import dataclass, field
 
 from bot.checks.expected import config_changes
 from bot.checks.expected.changes import (
-    Asked,
+    AdapterReading,
     Change,
     Expected,
     LowRank,
-    Reading,
+    ProbedParameter,
     Shift,
-    Step,
-    Tokens,
+    TensorStep,
+    TokenRows,
     View,
-    Whole,
+    WholeTensor,
     lines_of,
 )
 from bot.checks.expected.config_changes import Declared
-from bot.checks.expected.layer_replication import Replicas
-from bot.checks.expected.parameter_names import Names
+from bot.checks.expected.layer_replication import ReplicatedLayers
+from bot.checks.expected.parameter_names import ParameterNames
 from bot.checks.expected.placement import (
     Located,
     Misplaced,
-    place_asked,
     place_low_rank,
+    place_probed,
     place_shift,
     place_tokens,
     place_whole,
@@ -39,14 +39,14 @@ from bot.records import Json
 
 
 @dataclass(kw_only=True)
-class Draft:
+class TensorDraft:
     """An Expected in the making."""
 
     base: Place | None
     source: Place
     dtype: str
     view: View
-    steps: list[Step] = field(default_factory=list)
+    steps: list[TensorStep] = field(default_factory=list)
     uses: tuple[str, ...] = ()
 
     def done(self, key: str) -> Expected:
@@ -59,28 +59,28 @@ class Derivation:
     """One reading over one base. `found`: the keys that the merged folder has; they decide only between two names for one
     new tensor."""
 
-    def __init__(self, reading: Reading, names: Names, config: Json, found: Collection[str]) -> None:
+    def __init__(self, reading: AdapterReading, names: ParameterNames, config: Json, found: Collection[str]) -> None:
         self.reading = reading
         self.names = names
         self.config = config
         self.found = found
         self.problems: list[str] = []
         self.declared: list[Declared] = []
-        self.new: dict[str, Whole] = {}  # parameters that the base has not, or has in another shape
+        self.new: dict[str, WholeTensor] = {}  # parameters that the base has not, or has in another shape
         self.idle: set[str] = set()  # adapter tensors of modules that the model has not, and whose product is zero
-        self.twins: frozenset[str] = frozenset()  # adapter tensors that only repeat others
+        self.repeated: frozenset[str] = frozenset()  # adapter tensors that only repeat others
         self.changes: Changes = {}  # by the model's own names, where it has one; what is tied shares them
-        self.replicas = Replicas.of(reading.replication, names)
+        self.replicas = ReplicatedLayers.of(reading.replication, names)
         self.main = names.base.main
         self.drafts = self._start()
 
-    def _start(self) -> dict[str, Draft]:
+    def _start(self) -> dict[str, TensorDraft]:
         """Every base key as it is; a layer's as often as it is replicated."""
         places = self.names.base.tensors
         drafts = {}
         for key, origin in self.replicas.keys(places):
             place = places[origin]
-            drafts[key] = Draft(base=place, source=place, dtype=place.dtype, view=view_of(place.stored.shape))
+            drafts[key] = TensorDraft(base=place, source=place, dtype=place.dtype, view=view_of(place.stored.shape))
         self.declared += self.replicas.declare(self.config)
         self.problems += self.replicas.problems
         return drafts
@@ -88,11 +88,11 @@ class Derivation:
     def run(self) -> dict[str, Expected]:
         """Place every change. What cannot be placed is in `problems`."""
         changes = self.reading.changes
-        self.names.settle([self.replicas.original(name) for name in changes])
+        self.names.resolve_prefix([self.replicas.original(name) for name in changes])
         own = {name: parameter for name in changes if (parameter := self._own(name))}
         ties = tie(self.names, own, self.reading)
         self.problems += ties.problems
-        self.twins, self.changes = ties.twins, ties.changes
+        self.repeated, self.changes = ties.repeated, ties.changes
         back = {parameter: name for name, parameter in own.items()}
         for parameter, several in ties.changes.items():
             self._place(back.get(parameter, parameter), parameter, several, ties)
@@ -125,14 +125,14 @@ class Derivation:
     def _one(self, name: str, located: Located | str | None, change: Change) -> Located | str | None:
         if isinstance(located, str):
             raise Misplaced(located)
-        if isinstance(change, Whole):
+        if isinstance(change, WholeTensor):
             return self._whole(name, located, change)
         if located is None and isinstance(change, LowRank) and _is_zero(change.b):
             self.idle |= set(change.uses)  # it adds nothing, wherever it was
             return located
         if located is None:
             raise Misplaced(self._unplaced(change.module))
-        keys = {block.key for block in located.traced.blocks}
+        keys = {block.key for block in located.symbolic.blocks}
         stored = {key: self.drafts[self._key(key, name)].source.stored.shape for key in keys}
         for key, step, view in self._steps(change, located, stored):
             self._add(self._key(key, name), step, view)
@@ -140,30 +140,30 @@ class Derivation:
 
     def _steps(
         self, change: Change, located: Located, stored: dict[str, tuple[int, ...]]
-    ) -> Iterable[tuple[str, Step, View]]:
+    ) -> Iterable[tuple[str, TensorStep, View]]:
         match change:
             case LowRank():
-                yield from place_low_rank(change, located, stored, self._flipped(change, located))
+                yield from place_low_rank(change, located, stored, self._is_transposed(change, located))
             case Shift():
                 yield from place_shift(change, located, stored)
-            case Tokens():
-                key = located.traced.plain or next(iter(stored))
+            case TokenRows():
+                key = located.symbolic.plain or next(iter(stored))
                 step, view = place_tokens(change, located, stored[key][0])
                 yield key, step, view
-            case Asked():
-                yield place_asked(change, located, stored)
+            case ProbedParameter():
+                yield place_probed(change, located, stored)
             case _:
                 yield from place_whole(change, located, stored)
 
-    def _flipped(self, change: LowRank, located: Located) -> bool:
+    def _is_transposed(self, change: LowRank, located: Located) -> bool:
         """Without a model: the shapes say it; of a square one the family."""
-        if located.module is not None or len(located.traced.shape) != 2 or self.names.skeletons:
+        if located.module is not None or len(located.symbolic.shape) != 2 or self.names.skeletons:
             return False
         straight = (change.b.stored.shape[0], change.a.stored.shape[1])
-        shape = tuple(located.traced.shape)
-        return shape != straight or (straight[0] == straight[1] and self.names.flipped)
+        shape = tuple(located.symbolic.shape)
+        return shape != straight or (straight[0] == straight[1] and self.names.transposed)
 
-    def _add(self, key: str, step: Step, view: View) -> None:
+    def _add(self, key: str, step: TensorStep, view: View) -> None:
         draft = self.drafts[key]
         if draft.source.stored.dtype not in FLOATS:
             raise Misplaced(f"{step.module} changes {key}, which is stored as {draft.source.stored.dtype}.")
@@ -173,14 +173,14 @@ class Derivation:
         draft.steps.append(step)
         draft.view = view
 
-    def _whole(self, name: str, located: Located | None, change: Whole) -> Located:
+    def _whole(self, name: str, located: Located | None, change: WholeTensor) -> Located:
         """The adapter's tensor in place of the base's, or under a key of its own."""
         shape = change.values.stored.shape
         if located is None:
             return self._fresh(name, change)
-        key = located.traced.plain
+        key = located.symbolic.plain
         if key is None:
-            stored = {block.key: self.names.stored[block.key] for block in located.traced.blocks}
+            stored = {block.key: self.names.stored[block.key] for block in located.symbolic.blocks}
             for one, step, view in place_whole(change, located, stored):
                 self._add(self._key(one, name), step, view)
             return located
@@ -189,23 +189,25 @@ class Derivation:
         if shape != before:
             self._resize(located, change, before)
             located = Located(
-                name=name, traced=Traced.whole(key, shape), parameter=located.parameter, module=located.module
+                name=name, symbolic=Traced.whole(key, shape), parameter=located.parameter, module=located.module
             )
         draft.source, draft.view = change.values, view_of(shape)
         draft.uses = tuple(dict.fromkeys((*draft.uses, *change.uses)))
         return located
 
-    def _fresh(self, name: str, change: Whole) -> Located:
+    def _fresh(self, name: str, change: WholeTensor) -> Located:
         parameter = self.names.is_new(name)
         if parameter is None:
             raise Misplaced(self._unplaced(name))
         self.new[parameter] = change
         key, shape = self._new_key(parameter), change.values.stored.shape
         dtype = self.main if change.values.stored.dtype in FLOATS else change.values.stored.dtype
-        self.drafts[key] = Draft(base=None, source=change.values, dtype=dtype, view=view_of(shape), uses=change.uses)
-        return Located(name=name, traced=Traced.whole(key, shape), parameter=parameter, module=None)
+        self.drafts[key] = TensorDraft(
+            base=None, source=change.values, dtype=dtype, view=view_of(shape), uses=change.uses
+        )
+        return Located(name=name, symbolic=Traced.whole(key, shape), parameter=parameter, module=None)
 
-    def _resize(self, located: Located, change: Whole, before: tuple[int, ...]) -> None:
+    def _resize(self, located: Located, change: WholeTensor, before: tuple[int, ...]) -> None:
         """Another number of rows: of the vocabulary, or of a head's labels; anything else does not fit."""
         skeleton, shape, parameter = self.names.skeleton, change.values.stored.shape, located.parameter
         if skeleton is None or parameter is None or shape[1:] != before[1:]:
@@ -218,7 +220,9 @@ class Derivation:
 
     def _unsaved(self) -> list[str]:
         """Modules that the config says are saved whole, and that the adapter does not have."""
-        saved = {one.module for several in self.reading.changes.values() for one in several if isinstance(one, Whole)}
+        saved = {
+            one.module for several in self.reading.changes.values() for one in several if isinstance(one, WholeTensor)
+        }
         asked = [str(name) for name in self.reading.config.get("modules_to_save") or () if not self.reading.follows]
         modules = [one for skeleton in self.names.skeletons for one in skeleton.modules]
         return [
@@ -238,9 +242,9 @@ class Derivation:
         if source is None or skeleton is None:
             return None
         if key not in self.drafts:
-            self.drafts[key] = Draft(base=None, source=source, dtype=self.main, view=view_of(source.stored.shape))
-        traced = Traced.whole(key, self.drafts[key].source.stored.shape)
-        return Located(name=name, traced=traced, parameter=parameter, module=skeleton.owner(parameter))
+            self.drafts[key] = TensorDraft(base=None, source=source, dtype=self.main, view=view_of(source.stored.shape))
+        symbolic = Traced.whole(key, self.drafts[key].source.stored.shape)
+        return Located(name=name, symbolic=symbolic, parameter=parameter, module=skeleton.owner(parameter))
 
     def _held(self, group: tuple[str, ...]) -> Place | None:
         """The base's numbers for a group: the tensor that the base holds for one of its members."""
@@ -283,7 +287,7 @@ def _is_zero(place: Place) -> bool:
 
 def _order(change: Change) -> int:
     """Copies of the base's own numbers, then whole replacements, then what is added."""
-    return (0 if change.shared else 1) if isinstance(change, Whole) else 2
+    return (0 if change.shared else 1) if isinstance(change, WholeTensor) else 2
 
 
 def _meet(one: range, other: range) -> bool:

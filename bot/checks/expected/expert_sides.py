@@ -21,7 +21,7 @@ class Undated(Exception):
     """Nothing says which side is which; the sentence says what was looked at."""
 
 
-def trades_sides(change: LowRank, size: View, is_transposed: bool) -> bool:
+def trades_sides(change: LowRank, size: View, transposed: bool) -> bool:
     """Whether A reads the outputs and B writes the inputs of experts of this size (outputs × inputs), so that
     ΔW = Aᵀ·Bᵀ. Raises Undated."""
     tall, wide = size
@@ -29,8 +29,8 @@ def trades_sides(change: LowRank, size: View, is_transposed: bool) -> bool:
         return (change.b.stored.shape[0], change.a.stored.shape[-1]) == (wide, tall)
     said = WRITTEN.fullmatch(change.saved_by or "")
     version = tuple(int(one or 0) for one in said.groups()[:3]) if said else ()
-    if said is None or (said[4] and (is_transposed, version) in BOTH):
+    if said is None or (said[4] and (transposed, version) in BOTH):
         raise Undated(
             f"{change.module}: A and B fit either way round, and peft_version ({change.saved_by}) does not say which it is."
         )
-    return version == (0, 19, 0) if is_transposed else version <= (0, 19, 0)
+    return version == (0, 19, 0) if transposed else version <= (0, 19, 0)

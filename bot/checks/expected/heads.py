@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bot.checks.expected import config_changes
-from bot.checks.expected.changes import Whole
+from bot.checks.expected.changes import WholeTensor
 from bot.checks.expected.config_changes import Declared
-from bot.checks.expected.parameter_names import Names
+from bot.checks.expected.parameter_names import ParameterNames
 from bot.checks.reading.model_skeleton import BUILD_ERRORS, Skeleton, build
 from bot.records import Json
 
@@ -47,7 +47,7 @@ def trained_skeleton(folder: Path, adapter: Json, shapes: Mapping[str, tuple[int
         return None
 
 
-def nobody_saved(adapter: Json, names: Names, given: Collection[str], folder: Path) -> list[str]:
+def nobody_saved(adapter: Json, names: ParameterNames, given: Collection[str], folder: Path) -> list[str]:
     """Parameters of the class that the adapter was trained with, which neither the base nor the adapter (`given`) has: they
     were random in training, and are random again at every load."""
     if not names.skeletons or not _says_its_class(adapter):
@@ -76,7 +76,7 @@ def _says_its_class(adapter: Json) -> bool:
 
 
 def declare_heads(
-    new: Mapping[str, Whole], names: Names, config: Json, folder: Path
+    new: Mapping[str, WholeTensor], names: ParameterNames, config: Json, folder: Path
 ) -> tuple[list[Declared], list[str], list[str]]:
     """(what config.json must say, base keys that the new class has no use for, problems) for parameters that are new or
     have another shape."""
@@ -98,7 +98,7 @@ def declare_heads(
     return [*found, *(config_changes.labelled(config, labels) if labels else [])], dropped, []
 
 
-def _labels(new: Mapping[str, Whole], model: Any, folder: Path) -> int | None:
+def _labels(new: Mapping[str, WholeTensor], model: Any, folder: Path) -> int | None:
     """The number of labels with which the class has the shapes that the adapter brings; 0: whatever it is."""
     shapes = {parameter: change.values.stored.shape for parameter, change in new.items()}
     fitting = []

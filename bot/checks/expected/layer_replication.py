@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from bot.checks.expected.config_changes import Declared, replicated
-from bot.checks.expected.parameter_names import Names
+from bot.checks.expected.parameter_names import ParameterNames
 from bot.checks.reading.model_skeleton import layer_list, numbered
 from bot.records import Json
 
@@ -14,7 +14,7 @@ DEEPEST = 10_000  # layers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replicas:
+class ReplicatedLayers:
     """`source[i]` is the base's layer that layer `i` is made from; () where nothing is replicated. `layers`: their list's path."""
 
     source: tuple[int, ...] = ()
@@ -23,7 +23,7 @@ class Replicas:
     problems: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, replication: tuple[tuple[int, int], ...], names: Names) -> Replicas:
+    def of(cls, replication: tuple[tuple[int, int], ...], names: ParameterNames) -> ReplicatedLayers:
         """By PEFT's rule for where the layers are. A model that it does not know is a problem."""
         if not replication:
             return cls()

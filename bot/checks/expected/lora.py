@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bot.checks.expected.adapter_keys import names_in, read_key
-from bot.checks.expected.changes import Change, LowRank, Reading, Shift
-from bot.checks.expected.saved_tensors import Carried
+from bot.checks.expected.changes import AdapterReading, Change, LowRank, Shift
+from bot.checks.expected.saved_tensors import SavedTensors
 from bot.checks.reading.checkpoint import Place
 from bot.records import Json
 from bot.untrusted.patterns import BadPattern, first
@@ -45,11 +45,11 @@ class _Halves:
     parts: dict[str, Place] = field(default_factory=dict)
 
 
-def read(config: Json, tensors: dict[str, Place], parameters: Parameters) -> Reading:
+def read(config: Json, tensors: dict[str, Place], parameters: Parameters) -> AdapterReading:
     """Every A with its B, bias and magnitude, and whatever else the file holds; anything unknown is a problem."""
     problems = _unknown_settings(config)
     layers: dict[tuple[str, int], _Halves] = {}
-    carried = Carried(config=config, indices=config.get("trainable_token_indices"))
+    saved_tensors = SavedTensors(config=config, indices=config.get("trainable_token_indices"))
     names = names_in(list(tensors))
     for key, place in tensors.items():
         named = read_key(key, names)
@@ -60,22 +60,22 @@ def read(config: Json, tensors: dict[str, Place], parameters: Parameters) -> Rea
             if named.part in parts:
                 problems.append(f"{named.module} has two tensors for {named.part}.")
             parts[named.part] = place
-        elif said := carried.take(named, place):
+        elif said := saved_tensors.take(named, place):
             problems.append(said)
     changes: dict[str, list[Change]] = {}
-    for parameter, change in carried.found():
+    for parameter, change in saved_tensors.found():
         changes.setdefault(parameter, []).append(change)
     for found in _layers(layers, config, parameters):
         if isinstance(found, str):
             problems.append(found)
         else:
             changes.setdefault(found[0], []).append(found[1])
-    return Reading(
+    return AdapterReading(
         name=_name(config),
         changes={parameter: tuple(several) for parameter, several in changes.items()},
         follows=bool(config.get("ensure_weight_tying")),
         replication=tuple((int(low), int(high)) for low, high in config.get("layer_replication") or ()),
-        unused=tuple(carried.unused),
+        unused=tuple(saved_tensors.unused),
         problems=tuple(problems),
         config=config,
     )

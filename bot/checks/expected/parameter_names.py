@@ -13,7 +13,7 @@ from bot.checks.reading.symbolic import Traced
 from bot.records import Json
 
 
-class Names:
+class ParameterNames:
     """One adapter's names over one base. `skeletons`: the base's class, then the one that the adapter was trained with.
 
     Without a skeleton (`problem` says why there is none) names and shapes have to do.
@@ -24,7 +24,7 @@ class Names:
         self.skeletons = skeletons
         self.problem = problem
         self.stored = {key: place.stored.shape for key, place in base.tensors.items()}
-        self.flipped = not skeletons and config.get("model_type") in IN_BY_OUT
+        self.transposed = not skeletons and config.get("model_type") in IN_BY_OUT
         self._shifted: Mapping[str, str] = {}
         self._inner: Mapping[str, str] = {}
 
@@ -33,7 +33,7 @@ class Names:
         """The model that the merged weights are for: the last class, which has the adapter's heads."""
         return self.skeletons[-1] if self.skeletons else None
 
-    def settle(self, parameters: list[str]) -> None:
+    def resolve_prefix(self, parameters: list[str]) -> None:
         """Where some parameter is found nowhere, one shift of names must explain the whole adapter: names of the language
         model alone, where all that is lost is in it, else a prefix."""
         self._inner, self._shifted = {}, {}
@@ -54,7 +54,7 @@ class Names:
         if found is None and name in self._shifted:
             key = self._shifted[name]
             return Located(
-                name=name, traced=Traced.whole(key, self.stored[key]), parameter=None, module=self._module(key)
+                name=name, symbolic=Traced.whole(key, self.stored[key]), parameter=None, module=self._module(key)
             )
         return found
 
@@ -88,10 +88,12 @@ class Names:
                 if isinstance(found, str):
                     return f"{name}: {found}."
                 if found is not None:
-                    traced, own = found
-                    return Located(name=name, traced=traced, parameter=own, module=skeleton.owner(own) if own else None)
+                    symbolic, own = found
+                    return Located(
+                        name=name, symbolic=symbolic, parameter=own, module=skeleton.owner(own) if own else None
+                    )
         if name in self.stored and not self.skeletons:
-            return Located(name=name, traced=Traced.whole(name, self.stored[name]), parameter=None, module=None)
+            return Located(name=name, symbolic=Traced.whole(name, self.stored[name]), parameter=None, module=None)
         return None
 
     def _module(self, key: str) -> Any:

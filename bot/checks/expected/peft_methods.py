@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bot.checks.expected.adapter_keys import bare, names_in, read_key
-from bot.checks.expected.changes import Asked, Change, Reading, Whole
-from bot.checks.expected.parameter_names import Names
-from bot.checks.expected.saved_tensors import Carried
-from bot.checks.expected.unmerged import KEPT_OUT, METHODS, MOVES_BIAS, NoUnmerged, Unmerged
+from bot.checks.expected.changes import AdapterReading, Change, ProbedParameter, WholeTensor
+from bot.checks.expected.parameter_names import ParameterNames
+from bot.checks.expected.saved_tensors import SavedTensors
+from bot.checks.expected.unmerged import KEPT_OUT, METHODS, MOVES_BIAS, NoUnmerged, ProbedLayers
 from bot.checks.reading.checkpoint import Place
 from bot.checks.reading.model_skeleton import BUILD_ERRORS, build
 from bot.checks.reading.rows import Opened
@@ -29,7 +29,7 @@ BESIDE = ("layer_replication", "target_parameters", "trainable_token_indices", "
           "arrow_config", "use_qalora")  # fmt: skip
 
 
-def is_asked(config: Json) -> bool:
+def is_probed(config: Json) -> bool:
     """Whether this adapter's tensors are found by asking PEFT's layers."""
     if config.get("peft_type") != "LORA":
         return config.get("peft_type") in METHODS
@@ -37,32 +37,34 @@ def is_asked(config: Json) -> bool:
     return any(config.get(name) for name in VARIANTS) or (isinstance(start, str) and start.lower() in MOVES_BASE)
 
 
-def read(config: Json, tensors: Mapping[str, Place], names: Names, subject: Subject) -> Reading:
+def read(config: Json, tensors: Mapping[str, Place], names: ParameterNames, subject: Subject) -> AdapterReading:
     """Every parameter of every adapted layer, and whatever else came along; what cannot be read is a problem."""
     peft_type = str(config["peft_type"])
     problems = _unknown_settings(config)
     front = FRONTS.get(peft_type, f"{peft_type.lower()}_")
     own = {key for key in tensors if any(part.startswith(front) for part in key.split("."))}
-    carried = Carried(config=config, indices=None)
+    saved_tensors = SavedTensors(config=config, indices=None)
     known = names_in([key for key in tensors if key not in own])
     for key, place in tensors.items():
         if key not in own:
             named = read_key(key, known)
-            said = carried.take(named, place) if named else f"{key} is no tensor that this verifier knows."
+            said = saved_tensors.take(named, place) if named else f"{key} is no tensor that this verifier knows."
             problems += [said] if said else []
     changes: dict[str, list[Change]] = {}
-    for parameter, change in carried.found():
+    for parameter, change in saved_tensors.found():
         changes.setdefault(parameter, []).append(change)
     try:
-        copies = {name: one.values for name, one in carried.found() if isinstance(one, Whole) and one.shared}
+        copies = {
+            name: one.values for name, one in saved_tensors.found() if isinstance(one, WholeTensor) and one.shared
+        }
         for parameter, asked in _asked(config, own, tensors, names, subject, copies):
             changes.setdefault(parameter, []).append(asked)
     except NoUnmerged as error:
         problems.append(str(error))
-    return Reading(
+    return AdapterReading(
         name=METHODS[peft_type],
         changes={parameter: tuple(several) for parameter, several in changes.items()},
-        unused=tuple(carried.unused),
+        unused=tuple(saved_tensors.unused),
         problems=tuple(problems),
         config=config,
     )
@@ -83,10 +85,10 @@ def _asked(
     config: Json,
     own: set[str],
     tensors: Mapping[str, Place],
-    names: Names,
+    names: ParameterNames,
     subject: Subject,
     copies: Mapping[str, Place],
-) -> list[tuple[str, Asked]]:
+) -> list[tuple[str, ProbedParameter]]:
     skeleton = names.skeleton
     if skeleton is None:
         raise NoUnmerged(f"PEFT's layers cannot be asked: {names.problem}.")
@@ -106,17 +108,17 @@ def _asked(
         return found if found.dtype == torch.float64 else found.float()
 
     path = next(iter(tensors.values())).path
-    unmerged = Unmerged(model, path, config, own, values)
+    probed = ProbedLayers(model, path, config, own, values)
     biases = config["peft_type"] in MOVES_BIAS or bool(config.get("lora_bias"))
     found = []
-    for parameter, shape in unmerged.parameters():
+    for parameter, shape in probed.parameters():
         module, _, name = parameter.rpartition(".")
         if (name == "bias" and not biases) or (name != "bias" and config["peft_type"] == "BEFT"):
             continue
         uses = tuple(key for key in own if bare(key).startswith(f"{module}.") or not _has_module(key))
-        found.append((parameter, Asked(
+        found.append((parameter, ProbedParameter(
             module=module, uses=uses, rows=(0, shape[0]), columns=(0, _width(shape)), parameter=parameter,
-            unmerged=unmerged,
+            probed=probed,
         )))  # fmt: skip
     return found
 

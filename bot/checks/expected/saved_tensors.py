@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bot.checks.expected.adapter_keys import Named
-from bot.checks.expected.changes import Change, Tokens, Whole
+from bot.checks.expected.changes import Change, TokenRows, WholeTensor
 from bot.checks.reading.checkpoint import Place
 from bot.records import Json
 
@@ -16,7 +16,7 @@ IMPLIED = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "scor
 
 
 @dataclass(kw_only=True)
-class Carried:
+class SavedTensors:
     """Collects them key by key. `indices`: the tokens whose rows are trained, as the config has them."""
 
     config: Json
@@ -34,21 +34,21 @@ class Carried:
                 return self._tokens(named.module, place)
             case "saved" | "copy" | "plain":
                 saved = named.part == "saved" or (named.part == "plain" and self._is_saved(named.module))
-                return self._whole(parameter, Whole(module=named.module, values=place, shared=not saved))
+                return self._whole(parameter, WholeTensor(module=named.module, values=place, shared=not saved))
             case _:
                 return f"{place.stored.key} is no tensor that this verifier knows."
         return None
 
     def found(self) -> Iterable[tuple[str, Change]]:
         """(parameter, change), the copies that stand for the base's own first."""
-        return sorted(self.changes, key=lambda one: not (isinstance(one[1], Whole) and one[1].shared))
+        return sorted(self.changes, key=lambda one: not (isinstance(one[1], WholeTensor) and one[1].shared))
 
-    def _whole(self, parameter: str, change: Whole) -> str | None:
+    def _whole(self, parameter: str, change: WholeTensor) -> str | None:
         """PEFT itself writes some tensors twice (a saved module that was resized): then they must be the same."""
         from bot.checks.reading.rows import same_values
 
         for one, other in self.changes:
-            if one == parameter and isinstance(other, Whole) and other.shared == change.shared:
+            if one == parameter and isinstance(other, WholeTensor) and other.shared == change.shared:
                 if not same_values(other.values, change.values):
                     return f"{parameter} is brought twice by the adapter, and differs."
                 self.unused.append(change.values.stored.key)
@@ -72,5 +72,5 @@ class Carried:
             return f"{module} has trained tokens, and the config does not say which."
         if place.stored.shape[0] != len(at):
             return f"{module}: the config names {len(at)} tokens, and the adapter has {place.stored.shape[0]}."
-        self.changes.append((f"{module}.weight", Tokens(module=module, at=tuple(at), values=place)))
+        self.changes.append((f"{module}.weight", TokenRows(module=module, at=tuple(at), values=place)))
         return None

@@ -59,7 +59,7 @@ class NoWeight(Exception):
     """A layer that no weight can stand for; the sentence says which."""
 
 
-class Unmerged:
+class ProbedLayers:
     """The adapted layers of one adapter, with phantoms for the base's weights until one is asked for.
 
     `model`: the base on the meta device. `read`: a parameter by the model's name → its values, float32 or float64, or
@@ -248,14 +248,14 @@ def _asked(layer: Any, owner: Any, name: str, module: str) -> Tensor:
         units = torch.zeros(min(step, into - low), into)
         units[torch.arange(len(units)), torch.arange(low, low + len(units))] = 1.0
         rows.append(layer(units) - offset)
-    turned = torch.cat(rows)  # in × out
-    _is_affine(layer, turned, offset, module)
-    return turned.T.contiguous() if straight else turned
+    transposed = torch.cat(rows)  # in × out
+    _is_affine(layer, transposed, offset, module)
+    return transposed.T.contiguous() if straight else transposed
 
 
-def _is_affine(layer: Any, turned: Tensor, offset: Tensor, module: str) -> None:
-    probe = torch.randn(3, turned.shape[0], generator=torch.Generator().manual_seed(0)) * 3.0
-    found, wanted = layer(probe), probe @ turned + offset
+def _is_affine(layer: Any, transposed: Tensor, offset: Tensor, module: str) -> None:
+    probe = torch.randn(3, transposed.shape[0], generator=torch.Generator().manual_seed(0)) * 3.0
+    found, wanted = layer(probe), probe @ transposed + offset
     if float((found - wanted).abs().max()) > 1e-8 * float(wanted.abs().max() + 1.0):
         raise NoWeight(f"{module} is not linear: no weight can stand for it.")
 

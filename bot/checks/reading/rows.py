@@ -86,12 +86,12 @@ class Opened:
         if not width:
             height = matrix.place.stored.shape[0] if matrix.place.stored.shape else 1
             width = matrix.place.elements // max(1, height)
-        if matrix.turned and columns.step == 1 and len(columns) * 8 < width and matrix.place.packed is None:
+        if matrix.transposed and columns.step == 1 and len(columns) * 8 < width and matrix.place.packed is None:
             found = self._strips(matrix, width)
         else:
             whole = self.rows(matrix.place, rows.start, rows[-1] + 1, (height, width))
             found = whole[:: rows.step, columns.start : columns.stop : columns.step]
-        return found.T if matrix.turned else found
+        return found.T if matrix.transposed else found
 
     def _strips(self, matrix: Matrix, width: int) -> Tensor:
         """A few columns of many: one read for each row, of these columns only."""
@@ -130,7 +130,7 @@ def same_values(one: Place, other: Place) -> bool:
         )
 
 
-def same_turned(one: Place, other: Place) -> bool:
+def same_transposed(one: Place, other: Place) -> bool:
     """Whether one matrix is the other, transposed."""
     if one.stored.shape != other.stored.shape[::-1] or not {one.stored.dtype, other.stored.dtype} <= TORCH.keys():
         return False
@@ -139,7 +139,9 @@ def same_turned(one: Place, other: Place) -> bool:
         return all(
             torch.equal(
                 opened.rows(one, low, high).double(),
-                opened.matrix(Matrix(place=other, rows=range(width), columns=range(low, high), turned=True)).double(),
+                opened.matrix(
+                    Matrix(place=other, rows=range(width), columns=range(low, high), transposed=True)
+                ).double(),
             )
             for low, high in chunks((height, width))
         )
