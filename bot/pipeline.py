@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bot import trained_base
 from bot.adapters.combine import Predicted, notation
-from bot.adapters.combine.predict import as_one, combined_in, joined, retold
+from bot.adapters.combine.prediction import as_one, combined_in, joined, retold
 from bot.card import preview, render
 from bot.errors import AdapterMergeError, Damaged, Usage
 from bot.events import Emit, Note, Show, Stage, beating

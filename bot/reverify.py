@@ -13,7 +13,7 @@ from typing import Any
 
 from bot import formats, trained_base
 from bot.adapters.combine import Predicted, notation
-from bot.adapters.combine.predict import joined
+from bot.adapters.combine.prediction import joined
 from bot.assets import files_to_prove, read_json
 from bot.budget import choose_level, verify_disk, verify_memory
 from bot.card import retarget

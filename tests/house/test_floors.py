@@ -114,6 +114,17 @@ def test_the_verifier_shares_no_name_mapping_and_no_scaling_with_the_merger() ->
             }
 
 
+@pytest.mark.parametrize("package", [m for m in MODULES if m.name == "__init__.py"], ids=dotted)
+def test_no_name_of_a_package_is_that_of_a_module_in_it(package: Path) -> None:
+    """Importing the module, sooner or later, would put it in the place of the function."""
+    inside = {path.stem for path in package.parent.glob("*.py")} | {
+        path.parent.name for path in package.parent.glob("*/*.py")
+    }
+    tree = ast.parse(package.read_text())
+    named = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert not named & inside
+
+
 HEAVY = ("torch", "transformers", "peft", "numpy")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bot.adapters.combine import combine, notation
-from bot.adapters.combine.predict import combined_in
+from bot.adapters.combine.prediction import combined_in
 from bot.checkpoint.header import read_header
 from bot.errors import Refused, Usage
 from bot.records import Combination
