@@ -29,7 +29,16 @@ from bot.metadata.licenses import require
 from bot.plan import is_change, make_plan, pin_of
 from bot.plan.card_notes import with_notes_on_cards
 from bot.plan_text import merged_terms, plan_table
-from bot.publish import Asked, Foreseen, already, publish, put_right, require_apart, require_reach, warn_of_reach
+from bot.publish import (
+    ExpectedResult,
+    PublishSettings,
+    apply_settings,
+    find_existing,
+    publish,
+    require_not_an_input,
+    require_reach,
+    warn_of_reach,
+)
 from bot.pull import base_of, dropping, fetch, original_at_hand, pin, require_headers, with_sound_files
 from bot.records import (
     RECIPE,
@@ -78,15 +87,16 @@ def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Ou
         return Outcome(status="refused", plan=plan)
     target = None if request.publish == "none" else target_of(request)
     if target:
-        require_apart(target, meant(request, sources, plan), hub)
-    if target and not request.force and (known := already(plan.fingerprint, target, hub, emit, request.publish)):
+        require_not_an_input(target, inputs_and_base_asked_for(request, sources, plan), hub)
+    if target and not request.force and (known := find_existing(plan.fingerprint, target, hub, emit, request.publish)):
         _drop_scratch(request, plan, hub)
-        standing = known if request.dry_run else put_right(known, _asked(request, sources, plan), hub, emit)
-        return Outcome(status="unchanged", plan=plan, publication=standing)
+        if not request.dry_run:
+            known = apply_settings(known, _publish_settings(request, sources, plan), hub, emit)
+        return Outcome(status="unchanged", plan=plan, publication=known)
     if target is None:
         return Outcome(status="dry-run", plan=plan) if request.dry_run else make(request, sources, plan, hub, emit)
     card = preview(sources.base, sources.adapter, sources.adapters, request.license, hub.address)
-    result = Foreseen.of(sources, card, request.private, emit)
+    result = ExpectedResult.of(sources, card, request.private, emit)
     if request.dry_run:
         warn_of_reach(target, request.publish, hub, emit, result)
         return Outcome(status="dry-run", plan=plan)
@@ -245,7 +255,7 @@ def named_inputs(plan: Plan) -> Json:
     return {"base": plan.base, **given, "recipe": RECIPE}
 
 
-def meant(request: Request, sources: Sources, plan: Plan) -> Json:
+def inputs_and_base_asked_for(request: Request, sources: Sources, plan: Plan) -> Json:
     """The inputs as they were pinned, and the base as it was named, which is another where its 16-bit parent is merged into."""
     asked = (request.base or base_of(sources.adapter)).repo
     inputs = named_inputs(plan)
@@ -310,10 +320,10 @@ def _tag(sources: Sources) -> str | None:
     return sources.adapter.revision if sources.adapter.revision in tags else next(iter(tags), None)
 
 
-def _asked(request: Request, sources: Sources, plan: Plan) -> Asked:
+def _publish_settings(request: Request, sources: Sources, plan: Plan) -> PublishSettings:
     """What is asked for beside the merge itself."""
     inputs = named_inputs(plan)
-    return Asked(fingerprint=plan.fingerprint, inputs=inputs, private=request.private, tag=_tag(sources))
+    return PublishSettings(fingerprint=plan.fingerprint, inputs=inputs, private=request.private, tag=_tag(sources))
 
 
 def _output(request: Request, plan: Plan, hub: Hub) -> Path:

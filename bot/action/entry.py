@@ -18,7 +18,7 @@ from bot.terminal.streams import guard_streams
 
 if TYPE_CHECKING:
     from bot.action.phases import Run
-    from bot.action.state import Book, Failure
+    from bot.action.state import Failure, StateStore
 
 ORDER = ("preflight", "fetch", "merge", "publish")
 TITLE = "adapter-merge"
@@ -70,20 +70,20 @@ def _act(arguments: list[str], env: MutableMapping[str, str], commands: Commands
     if len(arguments) != 1 or arguments[0] not in (*ORDER, "all"):
         raise Usage("A phase has to be named.", remedy=f"One of {', '.join(ORDER)}, or all.")
     _enter(env)
-    from bot.action.state import Book
+    from bot.action.state import StateStore
 
     work = _work(env)
     chosen = ORDER if arguments[0] == "all" else (arguments[0],)
-    book = Book.open(work, fresh=chosen[0] in ("preflight", "fetch"))
-    run = _prepare(env, book, commands)
+    store = StateStore.open(work, fresh=chosen[0] in ("preflight", "fetch"))
+    run = _prepare(env, store, commands)
     if run is None:
-        if not book.state.told:
-            _tell(book, env)
+        if not store.state.told:
+            _tell(store, env)
     else:
         for phase in chosen:
-            if book.state.failure is None or phase == "publish":
+            if store.state.failure is None or phase == "publish":
                 _perform(phase, run, env, commands)
-    return book.state.failure.exit_code if book.state.failure else 0
+    return store.state.failure.exit_code if store.state.failure else 0
 
 
 def _enter(env: MutableMapping[str, str]) -> None:
@@ -106,7 +106,7 @@ def _work(env: MutableMapping[str, str]) -> Path:
     return Path(env["RUNNER_TEMP"]) / "adapter-merge"
 
 
-def _prepare(env: MutableMapping[str, str], book: Book, commands: Commands) -> Run | None:
+def _prepare(env: MutableMapping[str, str], store: StateStore, commands: Commands) -> Run | None:
     """The run that the environment asks for; None, with the failure written down, where it makes no sense."""
     from bot.action.event import read_event
     from bot.action.inputs import read_inputs
@@ -119,11 +119,11 @@ def _prepare(env: MutableMapping[str, str], book: Book, commands: Commands) -> R
     try:
         inputs = read_inputs(env)
     except AdapterMergeError as error:
-        _fail(error, book, commands, event.workflow)
+        _fail(error, store, commands, event.workflow)
         return None
     log = Log(commands, file_of(event.workflow, [request.adapter.folder for request in inputs.requests]))
     tokens = read_tokens(env, plan_only=bool(event.plan_only))
-    return Run(inputs=inputs, event=event, tokens=tokens, book=book, emit=log)
+    return Run(inputs=inputs, event=event, tokens=tokens, store=store, emit=log)
 
 
 def _perform(phase: str, run: Run, env: MutableMapping[str, str], commands: Commands) -> None:
@@ -131,7 +131,7 @@ def _perform(phase: str, run: Run, env: MutableMapping[str, str], commands: Comm
     from bot.action.phases import PHASES
     from bot.action.report import file_of, send
 
-    book, earlier = run.book, run.book.state.failure
+    store, earlier = run.store, run.store.state.failure
     if earlier is None:
         file = file_of(run.event.workflow, [request.adapter.folder for request in run.inputs.requests])
         try:
@@ -141,48 +141,48 @@ def _perform(phase: str, run: Run, env: MutableMapping[str, str], commands: Comm
         except AdapterMergeError as error:
             if interrupted():
                 raise KeyboardInterrupt from error
-            _fail(error, book, commands, file)
+            _fail(error, store, commands, file)
         except Exception as error:
             if interrupted():
                 raise KeyboardInterrupt from error
             known = of_system(error) if isinstance(error, OSError | MemoryError) else None
             if known is None:
                 _crash(commands)
-            _fail(known or _bug(), book, commands, file)
-    if not book.state.told and (book.state.failure is not None or phase == "publish"):
-        _tell(book, env, summary="summary" in run.inputs.report)
+            _fail(known or _bug(), store, commands, file)
+    if not store.state.told and (store.state.failure is not None or phase == "publish"):
+        _tell(store, env, summary="summary" in run.inputs.report)
     if phase == "publish":
         send(run)
-        _close(book, commands)
+        _close(store, commands)
 
 
-def _fail(error: AdapterMergeError, book: Book, commands: Commands, file: str) -> None:
+def _fail(error: AdapterMergeError, store: StateStore, commands: Commands, file: str) -> None:
     from bot.action.state import failure_of
 
     failure: Failure = failure_of(error)
-    book.change(failure=failure)
+    store.change(failure=failure)
     if failure.exit_code != OUR_BUG:  # whose traceback is shown anyway
         _trace(commands)
     _complain(commands, failure.sentences, file)
 
 
-def _tell(book: Book, env: MutableMapping[str, str], *, summary: bool = True) -> None:
+def _tell(store: StateStore, env: MutableMapping[str, str], *, summary: bool = True) -> None:
     """Outputs and summary, once, by whichever phase ends the run."""
     from bot.action.outputs import outputs_of, write_outputs
     from bot.action.summary import whole, write_summary
 
     if output := env.get("GITHUB_OUTPUT"):
-        write_outputs(Path(output), outputs_of(book))
-        book.change(told=True)
+        write_outputs(Path(output), outputs_of(store))
+        store.change(told=True)
     if summary and (page := env.get("GITHUB_STEP_SUMMARY")):
-        write_summary(Path(page), whole(book))
+        write_summary(Path(page), whole(store))
 
 
-def _close(book: Book, commands: Commands) -> None:
+def _close(store: StateStore, commands: Commands) -> None:
     from bot.action.summary import headline
 
     commands.end_group()
-    for job in book.state.jobs if book.state.failure is None else ():
+    for job in store.state.jobs if store.state.failure is None else ():
         found = job.publication or {}
         link = found.get("pr_url") or found.get("url") or ""
         commands.line(f"{headline(job, None)}  {link}".replace("\\", "").rstrip())

@@ -28,7 +28,7 @@ OURS = ("OWNER", "MEMBER", "COLLABORATOR")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
+class WorkflowEvent:
     """`plan_only` is empty where the run may publish, else the reason why it may not."""
 
     name: str
@@ -45,7 +45,7 @@ class Event:
     plan_only: str
 
 
-def read_event(env: Mapping[str, str]) -> Event:
+def read_event(env: Mapping[str, str]) -> WorkflowEvent:
     """The event of this environment; outside of Actions nearly all of it is empty."""
     name, payload = env.get("GITHUB_EVENT_NAME", ""), _payload(env.get("GITHUB_EVENT_PATH", ""))
     pull = _of(payload, "pull_request")
@@ -53,7 +53,7 @@ def read_event(env: Mapping[str, str]) -> Event:
     number = pull.get("number") or (issue.get("number") if issue.get("pull_request") else None)
     tag = _tag(env)
     server, repo, run = (env.get(f"GITHUB_{name}", "") for name in ("SERVER_URL", "REPOSITORY", "RUN_ID"))
-    return Event(
+    return WorkflowEvent(
         name=name,
         repo=repo,
         sha=_of(pull, "head").get("sha") or env.get("GITHUB_SHA", ""),

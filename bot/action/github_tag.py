@@ -22,7 +22,7 @@ WITH_V = re.compile(r"v\d")
 DOTTED = re.compile(r"v\d|\d+\.\d")  # what nobody takes for a part of a name
 
 
-def settled(ref: Ref, tag: str | None, hub: Hub, emit: Emit) -> Ref:
+def at_pushed_tag(ref: Ref, tag: str | None, hub: Hub, emit: Emit) -> Ref:
     """The adapter at the revision that the pushed `tag` means; as it is where it names one, or where no tag was pushed."""
     if tag is None or ref.repo is None or ref.revision is not None:
         return ref

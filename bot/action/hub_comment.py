@@ -23,7 +23,7 @@ CLOSING = "Feel free to close this discussion; a closed one is left alone."
 
 def tell_adapters(run: Run) -> None:
     """On every adapter that came from the Hub and was published just now."""
-    for job in run.book.state.jobs:
+    for job in run.store.state.jobs:
         for source in job.sources if job.status == "published" else ():
             repo = source.get("repo")
             if repo is None or job.target is None:
@@ -32,11 +32,11 @@ def tell_adapters(run: Run) -> None:
                 text = f"A trusted publisher may write to {job.target} only, so that {repo} got no comment."
                 run.emit(Note(text=f"{text} Pass hf-token.", level="warning"))
                 continue
-            with publishing(job.target, run.tokens, run.book.memory) as hub:
-                _tell(hub, repo, _text(job, source), run.emit)
+            with publishing(job.target, run.tokens, run.store.memory) as hub:
+                _comment(hub, repo, _text(job, source), run.emit)
 
 
-def _tell(hub: Hub, repo: str, said: str, emit: Emit) -> None:
+def _comment(hub: Hub, repo: str, said: str, emit: Emit) -> None:
     """Our open discussion gets a comment; where there is none, it is opened; one that was closed stays so."""
     me = hub.whoami().name
     where = hub.where_writing(f"comment on {repo}", repo)

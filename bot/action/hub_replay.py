@@ -48,7 +48,7 @@ def _pinned(found: dict[str, Any]) -> Pinned:
     return Pinned(**found | {"files": tuple(FileEntry(**entry) for entry in found["files"])})
 
 
-class NotingHub(Hub):
+class RecordingHub(Hub):
     """The Hub of the fetch phase: the real one, with every pin written down."""
 
     def __init__(self, memory: Memory, **connection: Any) -> None:
@@ -78,7 +78,7 @@ class NotingHub(Hub):
         return super().whoami()
 
 
-class RecallingHub(Hub):
+class ReplayHub(Hub):
     """The Hub of the merge phase: what was written down, and the files of the cache. It asks nobody."""
 
     def __init__(self, memory: Memory) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from bot.action.hub_replay import Memory, PublishingHub
-from bot.action.tokens import Tokens, resource
+from bot.action.tokens import RunTokens, resource
 from bot.errors import Forbidden, Outside
 from bot.hub import Hub
 from bot.hub.token_exchange import exchange_again
@@ -16,7 +16,7 @@ from bot.hub.token_exchange import exchange_again
 T = TypeVar("T")
 
 
-def as_publisher(target: str, tokens: Tokens, memory: Memory, do: Callable[[Hub], T]) -> T:
+def as_publisher(target: str, tokens: RunTokens, memory: Memory, do: Callable[[Hub], T]) -> T:
     """What `do` makes of a Hub that may write to the target.
 
     A token that an identity was exchanged for lasts an hour. Where it is refused meanwhile, the identity is exchanged once
@@ -33,7 +33,7 @@ def as_publisher(target: str, tokens: Tokens, memory: Memory, do: Callable[[Hub]
 
 
 @contextmanager
-def publishing(target: str, tokens: Tokens, memory: Memory) -> Iterator[Hub]:
+def publishing(target: str, tokens: RunTokens, memory: Memory) -> Iterator[Hub]:
     """A Hub that may write to the target. Raises Forbidden where there is neither a token nor a trusted identity."""
     identity_of = target if tokens.by_identity else None
     with resource(identity_of):

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from bot.action.state import CHECKSUMS, REPORT, Book, Failure, Job
+from bot.action.state import CHECKSUMS, REPORT, Failure, Job, StateStore
 from bot.errors import NotVerified, Refused
 from bot.untrusted.redact import redact
 
@@ -33,23 +33,23 @@ FAILED = "failed"
 STATUS_OF = {Refused.exit_code: "refused", NotVerified.exit_code: "not-verified"}
 
 
-def outputs_of(book: Book) -> dict[str, str]:
+def outputs_of(store: StateStore) -> dict[str, str]:
     """Every output by name: of one merge as it is, of several as a JSON list in the adapters' order."""
-    found = [_of(index, job, book) for index, job in enumerate(book.state.jobs)]
+    found = [_of(index, job, store) for index, job in enumerate(store.state.jobs)]
     if not found:  # it ended before anybody knew how many there are
-        return dict.fromkeys(OUTPUTS, "") | {"status": _status(book.state.failure), "verified": "false"}
+        return dict.fromkeys(OUTPUTS, "") | {"status": _status(store.state.failure), "verified": "false"}
     if len(found) == 1:
         return found[0]
     return {name: json.dumps([one[name] for one in found], ensure_ascii=False) for name in OUTPUTS}
 
 
-def _of(index: int, job: Job, book: Book) -> dict[str, str]:
+def _of(index: int, job: Job, store: StateStore) -> dict[str, str]:
     """One merge's outputs. Where another one failed and this one had no end yet, it failed with it."""
-    failure = book.state.failure
-    failed = failure is not None and (index == book.state.current or not job.status)
+    failure = store.state.failure
+    failed = failure is not None and (index == store.state.current or not job.status)
     found = dict.fromkeys(OUTPUTS, "")
     found |= {
-        "status": _status(failure if index == book.state.current else None) if failed else job.status,
+        "status": _status(failure if index == store.state.current else None) if failed else job.status,
         "verified": "true" if job.verified else "false",
         "base-sha": job.base.get("sha") or "",
         "adapter-sha": _shas(job),
@@ -60,7 +60,7 @@ def _of(index: int, job: Job, book: Book) -> dict[str, str]:
         names = {"repo": "repo", "revision": "revision", "tag": "tag", "pr-url": "pr_url", "pr-number": "pr_number"}
         found |= {name: str(job.publication.get(key) or "") for name, key in names.items()}
     for name, file in (("report-path", REPORT), ("checksums-path", CHECKSUMS)):
-        path = book.papers(job) / file
+        path = store.report_dir(job) / file
         found[name] = str(path) if path.exists() else ""
     return found
 

@@ -12,21 +12,29 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from bot.action.event import Event
-from bot.action.github_tag import settled
-from bot.action.hub_replay import NotingHub, RecallingHub
+from bot.action.event import WorkflowEvent
+from bot.action.github_tag import at_pushed_tag
+from bot.action.hub_replay import RecordingHub, ReplayHub
 from bot.action.identity import as_publisher, publishing
 from bot.action.inputs import Inputs, adapters_of, called
-from bot.action.state import REPORT, Book, Failure, Job, Told, failure_of
-from bot.action.tokens import Tokens
+from bot.action.state import REPORT, Failure, Job, ReportedFailure, StateStore, failure_of
+from bot.action.tokens import RunTokens
 from bot.card import preview
 from bot.errors import AdapterMergeError, Refused, Usage
 from bot.events import Emit, Note, Show, Stage
 from bot.hub import Hub
 from bot.machine import torch_has_cuda
-from bot.pipeline import make, meant, planned, target_of
+from bot.pipeline import inputs_and_base_asked_for, make, planned, target_of
 from bot.plan_text import not_verified, plan_kept, plan_table
-from bot.publish import Asked, already, of_sources, put_right, require_apart, require_fit, require_reach
+from bot.publish import (
+    PublishSettings,
+    apply_settings,
+    find_existing,
+    of_sources,
+    require_fit,
+    require_not_an_input,
+    require_reach,
+)
 from bot.pull import fetch as download
 from bot.pull import pin
 from bot.records import Outcome, Plan, Publication, Ref, Request, Sources
@@ -39,9 +47,9 @@ class Run:
     """What every phase is given."""
 
     inputs: Inputs
-    event: Event
-    tokens: Tokens
-    book: Book
+    event: WorkflowEvent
+    tokens: RunTokens
+    store: StateStore
     emit: Emit
 
 
@@ -59,14 +67,14 @@ def preflight(run: Run) -> None:
         if target is None:
             continue
         try:
-            with publishing(target, run.tokens, run.book.memory) as hub:
+            with publishing(target, run.tokens, run.store.memory) as hub:
                 if not run.tokens.by_identity:  # an identity's token is for this one repo, and for nothing else
                     require_reach(target, request.publish, hub)
                 who = hub.whose()
-                run.book.memory.publisher = who.name or None if who else None
+                run.store.memory.publisher = who.name or None if who else None
         except AdapterMergeError as error:
             reach[target] = failure_of(error)
-    run.book.change(reach=reach)
+    run.store.change(reach=reach)
 
 
 # --- fetch --------------------------------------------------------------------------------------------------------
@@ -74,59 +82,65 @@ def preflight(run: Run) -> None:
 
 def fetch(run: Run) -> None:
     """Pin and plan every adapter, refuse early, find what is published already; then download the rest."""
-    book = run.book
+    store = run.store
     require_none_replaced(run.inputs.requests)
     jobs = [
         Job(number=number, adapter=called(request), target=_target(request, run))
         for number, request in enumerate(run.inputs.requests)
     ]
-    book.change(jobs=tuple(jobs), plan_only=run.event.plan_only)
-    hub = NotingHub(book.memory, read_token=run.tokens.read, write_token=run.tokens.write or run.tokens.read)
+    store.change(jobs=tuple(jobs), plan_only=run.event.plan_only)
+    hub = RecordingHub(store.memory, read_token=run.tokens.read, write_token=run.tokens.write or run.tokens.read)
     hub.tell(run.emit)
     plans = [_plan(index, run, hub) for index in range(len(jobs))]
     for index, (sources, plan) in enumerate(plans):
-        book.update(index)
-        if not book.state.jobs[index].status:
-            _require_reach(book.state.jobs[index], book)
-            if book.state.jobs[index].target:
+        store.update(index)
+        if not store.state.jobs[index].status:
+            _require_reach(store.state.jobs[index], store)
+            if store.state.jobs[index].target:
                 license = run.inputs.requests[index].license
                 hub.check_card(preview(sources.base, sources.adapter, sources.adapters, license, hub.address))
             download(sources, plan, hub, run.emit)
 
 
 def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
-    """One adapter's plan. Raises Told with all refusals; what needs no merge gets its status."""
-    request, book = run.inputs.requests[index], run.book
+    """One adapter's plan. Raises ReportedFailure with all refusals; what needs no merge gets its status."""
+    request, store = run.inputs.requests[index], run.store
     if run.event.plan_only:
         request = replace(request, options=replace(request.options, allow_pickle=False))
     if os.environ.get("NVIDIA_VISIBLE_DEVICES") == "void" and torch_has_cuda():
         # The GPU is kept for the merge, which looks for it again; a torch that has no use for one is told now.
         request = replace(request, options=replace(request.options, device="auto"))
-    book.update(index)
+    store.update(index)
     run.emit(Stage(name="pull", title=f"Reading base and adapter {called(request)}"))
-    request = _with(request, [settled(ref, run.event.pushed_tag, hub, run.emit) for ref in adapters_of(request)])
-    book.update(index, revisions=tuple(ref.revision for ref in adapters_of(request)))
+    request = _with(request, [at_pushed_tag(ref, run.event.pushed_tag, hub, run.emit) for ref in adapters_of(request)])
+    store.update(index, revisions=tuple(ref.revision for ref in adapters_of(request)))
     sources, plan = _planned(request, run, hub)
-    target = book.state.jobs[index].target
+    target = store.state.jobs[index].target
     if target:
-        require_apart(target, meant(request, sources, plan), hub)
+        require_not_an_input(target, inputs_and_base_asked_for(request, sources, plan), hub)
     run.emit(Stage(name="plan", title="The plan"))
     run.emit(Show(text=plan_table(plan)))
     for warning in plan.warnings:
         run.emit(Note(text=warning, level="warning"))
     found = {"plan": plan_kept(plan), "base": plan.base, "fingerprint": plan.fingerprint}
-    book.update(index, **found, sources=plan.adapters or (plan.adapter,), tag=_tag(sources))
+    store.update(index, **found, sources=plan.adapters or (plan.adapter,), tag=_tag(sources))
     if plan.refusals:
         code = min(refusal.exit_code for refusal in plan.refusals)
-        raise Told(code, tuple((refusal.reason, refusal.remedy) for refusal in plan.refusals))
+        raise ReportedFailure(code, tuple((refusal.reason, refusal.remedy) for refusal in plan.refusals))
     if run.event.plan_only:
-        book.update(index, status="dry-run")
-    elif target and not request.force and (known := already(plan.fingerprint, target, hub, run.emit, request.publish)):
-        book.update(index, status="unchanged", verified=known.proof is not None, publication=asdict(known))
+        store.update(index, status="dry-run")
+    elif known := _existing(request, target, plan, run, hub):
+        store.update(index, status="unchanged", verified=known.proof is not None, publication=asdict(known))
     elif target:
         # What this phase's token does not see is looked at again with the target's own, before anything is sent.
         require_fit(of_sources(sources, request.private, run.emit), request.private, hub.target(target))
     return sources, plan
+
+
+def _existing(request: Request, target: str | None, plan: Plan, run: Run, hub: Hub) -> Publication | None:
+    if target is None or request.force:
+        return None
+    return find_existing(plan.fingerprint, target, hub, run.emit, request.publish)
 
 
 def _planned(request: Request, run: Run, hub: Hub) -> tuple[Sources, Plan]:
@@ -134,7 +148,7 @@ def _planned(request: Request, run: Run, hub: Hub) -> tuple[Sources, Plan]:
     if sources.adapter.repo is None and run.event.tag:
         # An adapter in the GitHub repo itself: the tag that was pushed there is the adapter's tag.
         sources = replace(sources, adapter=replace(sources.adapter, tags=(run.event.tag,)))
-    return sources, planned(sources, request, run.book.work, hub)
+    return sources, planned(sources, request, run.store.work, hub)
 
 
 def _with(request: Request, adapters: Sequence[Ref]) -> Request:
@@ -149,10 +163,10 @@ def _tag(sources: Sources) -> str | None:
     return adapter.revision if adapter.revision in adapter.tags else next(iter(adapter.tags), None)
 
 
-def _require_reach(job: Job, book: Book) -> None:
-    reason = book.state.reach.get(job.target or "")
+def _require_reach(job: Job, store: StateStore) -> None:
+    reason = store.state.reach.get(job.target or "")
     if reason is not None:
-        raise Told(reason.exit_code, reason.sentences)
+        raise ReportedFailure(reason.exit_code, reason.sentences)
 
 
 # --- merge --------------------------------------------------------------------------------------------------------
@@ -160,21 +174,21 @@ def _require_reach(job: Job, book: Book) -> None:
 
 def merge(run: Run) -> None:
     """Merge and prove what was fetched, from the cache alone. Raises NotVerified; nothing is published then."""
-    book = run.book
-    hub = RecallingHub(book.memory)
+    store = run.store
+    hub = ReplayHub(store.memory)
     for index, job in enumerate(_jobs(run)):
         if job.status:
             continue
-        book.update(index)
+        store.update(index)
         outcome = _merge(run.inputs.requests[index], job, run, hub)
         assert outcome.folder is not None
-        book.update(index, folder=str(outcome.folder), verified=outcome.status == "merged")
-        book.keep_papers(job, (outcome.folder / REPORT).read_bytes())
+        store.update(index, folder=str(outcome.folder), verified=outcome.status == "merged")
+        store.save_report(job, (outcome.folder / REPORT).read_bytes())
         if outcome.status == "not-verified":
-            book.update(index, status="not-verified")
+            store.update(index, status="not-verified")
             raise not_verified(outcome)
         if job.target is None:
-            book.update(index, status="dry-run")
+            store.update(index, status="dry-run")
 
 
 def _merge(request: Request, job: Job, run: Run, hub: Hub) -> Outcome:
@@ -187,11 +201,11 @@ def _merge(request: Request, job: Job, run: Run, hub: Hub) -> Outcome:
         )
     if plan.refusals:
         code = min(refusal.exit_code for refusal in plan.refusals)
-        raise Told(code, tuple((refusal.reason, refusal.remedy) for refusal in plan.refusals))
+        raise ReportedFailure(code, tuple((refusal.reason, refusal.remedy) for refusal in plan.refusals))
     for note in plan.notes:
         if note.startswith("device:"):  # a GPU that only this phase was handed
             run.emit(Note(text=note))
-    output = run.book.merged(job)
+    output = run.store.merged(job)
     for left in (output, output.with_name(f"{output.name}.unverified")):
         shutil.rmtree(left, ignore_errors=True)  # an earlier try's
     return make(replace(request, output=output), sources, plan, hub, run.emit)
@@ -202,26 +216,27 @@ def _merge(request: Request, job: Job, run: Run, hub: Hub) -> Outcome:
 
 def publish(run: Run) -> None:
     """Publish every proven merge and carry the tags. No model is loaded."""
-    book = run.book
+    store = run.store
     for index, job in enumerate(_jobs(run)):
-        book.update(index)
+        store.update(index)
         if job.target is None or job.status == "dry-run":
             continue
-        done = as_publisher(job.target, run.tokens, book.memory, partial(_publish, index, job, run))
+        done = as_publisher(job.target, run.tokens, store.memory, partial(_publish, index, job, run))
         status = "unchanged" if done.status == "unchanged" else "published"
-        book.update(index, status=status, publication=asdict(done))
+        store.update(index, status=status, publication=asdict(done))
 
 
-def _asked(job: Job, request: Request) -> Asked:
+def _publish_settings(job: Job, request: Request) -> PublishSettings:
     inputs = {"base": job.base, "adapters": list(job.sources)}
-    return Asked(fingerprint=job.fingerprint, inputs=inputs, private=request.private, tag=job.tag)
+    return PublishSettings(fingerprint=job.fingerprint, inputs=inputs, private=request.private, tag=job.tag)
 
 
 def _publish(index: int, job: Job, run: Run, hub: Hub) -> Publication:
     hub.tell(run.emit)
     if job.publication is not None:
-        done = put_right(Publication(**job.publication), _asked(job, run.inputs.requests[index]), hub, run.emit)
-        _fetch_papers(run.book, job, done, hub)
+        settings = _publish_settings(job, run.inputs.requests[index])
+        done = apply_settings(Publication(**job.publication), settings, hub, run.emit)
+        _fetch_report(run.store, job, done, hub)
         return done
     if job.folder is None:
         raise Usage("There is no merged folder to publish.", remedy="Run the merge phase first.")
@@ -230,18 +245,18 @@ def _publish(index: int, job: Job, run: Run, hub: Hub) -> Publication:
     return done
 
 
-def _fetch_papers(book: Book, job: Job, done: Publication, hub: Hub) -> None:
+def _fetch_report(store: StateStore, job: Job, done: Publication, hub: Hub) -> None:
     """The report of the merge that the target holds already, so that an unchanged run shows its evidence too."""
-    if done.repo is None or done.revision is None or book.document(job) is not None:
+    if done.repo is None or done.revision is None or store.document(job) is not None:
         return
     text = hub.target_text(done.repo, done.revision, REPORT)
     if text is not None:
-        book.keep_papers(job, text)
+        store.save_report(job, text)
 
 
 def _jobs(run: Run) -> tuple[Job, ...]:
     """The jobs that fetch left. Raises Usage where this phase was asked for other adapters than that one."""
-    jobs = run.book.state.jobs
+    jobs = run.store.state.jobs
     if [job.adapter for job in jobs] != [called(request) for request in run.inputs.requests]:
         raise Usage(
             "This phase was asked for other adapters than the fetch phase.", remedy="Give all phases the same inputs."

@@ -11,7 +11,7 @@ from bot.action import summary
 from bot.action.hub_comment import tell_adapters
 from bot.action.input_names import as_inputs
 from bot.action.inputs import adapters_of
-from bot.action.state import CHECKSUMS, REPORT, Book
+from bot.action.state import CHECKSUMS, REPORT, StateStore
 from bot.errors import AdapterMergeError
 from bot.events import Note
 from bot.records import Request
@@ -58,17 +58,17 @@ def _kindly(run: Run, call: Callable[[], None]) -> None:
 def _check_run(run: Run, github: GitHub) -> None:
     from bot.gh import CheckRun
 
-    text = summary.whole(run.book)
+    text = summary.whole(run.store)
     check = CheckRun(
         name=_name(run),
         sha=run.event.sha,
-        conclusion=_conclusion(run.book),
-        title=_title(run.book),
-        summary=summary.sentences(run.book.state.failure) if run.book.state.failure else _title(run.book),
+        conclusion=_conclusion(run.store),
+        title=_title(run.store),
+        summary=summary.sentences(run.store.state.failure) if run.store.state.failure else _title(run.store),
         text=text,
         annotations=tuple(_annotations(run)),
         details_url=_link(run),
-        external_id=",".join(job.fingerprint for job in run.book.state.jobs),
+        external_id=",".join(job.fingerprint for job in run.store.state.jobs),
     )
     run.emit(Note(text=f"Check run: {github.add_check_run(check)}"))
 
@@ -78,7 +78,7 @@ def _comment(run: Run, github: GitHub) -> None:
         run.emit(Note(text="This event belongs to no pull request, so that no comment was written."))
         return
     link = f"\n<sub>[The run]({run.event.run_url})</sub>\n" if run.event.run_url else ""
-    url = github.put_comment(run.event.pull, MARK.format(_key(run)), summary.whole(run.book) + link)
+    url = github.put_comment(run.event.pull, MARK.format(_key(run)), summary.whole(run.store) + link)
     run.emit(Note(text=f"Comment: {url}"))
 
 
@@ -86,26 +86,26 @@ def _release(run: Run, github: GitHub) -> None:
     if run.event.tag is None:
         run.emit(Note(text="This event is no tag's, so that no release was written."))
         return
-    jobs = [job for job in run.book.state.jobs if job.verified]
-    if run.book.state.failure or not jobs:
+    jobs = [job for job in run.store.state.jobs if job.verified]
+    if run.store.state.failure or not jobs:
         run.emit(Note(text="Nothing was proven, so that no release was written."))
         return
     assets: dict[str, Path] = {}
     for job in jobs:
         prefix = f"{(job.target or job.adapter).strip('./').replace('/', '--')}-" if len(jobs) > 1 else ""
         for file in (REPORT, CHECKSUMS):
-            path = run.book.papers(job) / file
+            path = run.store.report_dir(job) / file
             if path.exists():
                 assets[prefix + file] = path
-    url = github.put_release(run.event.tag, MARK.format(_key(run)), summary.whole(run.book), assets)
+    url = github.put_release(run.event.tag, MARK.format(_key(run)), summary.whole(run.store), assets)
     run.emit(Note(text=f"Release: {url}"))
 
 
 def _status(run: Run, github: GitHub) -> None:
-    failure = run.book.state.failure
+    failure = run.store.state.failure
     told = failure is not None and failure.exit_code in (3, 4)
     state: Literal["success", "failure", "error"] = "success" if failure is None else "failure" if told else "error"
-    github.set_status(run.event.sha, state, context=_name(run), text=_title(run.book), url=_link(run))
+    github.set_status(run.event.sha, state, context=_name(run), text=_title(run.store), url=_link(run))
 
 
 PLACES: dict[str, Callable[[Run, GitHub], None]] = {
@@ -125,11 +125,11 @@ def _annotations(run: Run) -> list[Annotation]:
 
     path = file_of(run.event.workflow, [request.adapter.folder for request in run.inputs.requests]) or ".github"
     found = []
-    for what, remedy in run.book.state.failure.sentences if run.book.state.failure else ():
+    for what, remedy in run.store.state.failure.sentences if run.store.state.failure else ():
         text = as_inputs(f"{what} {remedy}")
         found.append(Annotation(path=path, level="failure", title=NAME, message=text))
-    for job in run.book.state.jobs:
-        for check in (run.book.document(job) or {}).get("checks", []):
+    for job in run.store.state.jobs:
+        for check in (run.store.document(job) or {}).get("checks", []):
             level = LEVELS.get(str(check.get("status")))
             if level is not None:
                 found.append(Annotation(path=path, level=level, title=str(check.get("id")), message=_finding(check)))
@@ -152,17 +152,17 @@ def file_of(workflow: str, folders: list[Path | None]) -> str:
     return workflow
 
 
-def _conclusion(book: Book) -> Literal["success", "failure", "neutral"]:
-    if book.state.failure is not None:
+def _conclusion(store: StateStore) -> Literal["success", "failure", "neutral"]:
+    if store.state.failure is not None:
         return "failure"
-    return "neutral" if all(job.status == "dry-run" for job in book.state.jobs) else "success"
+    return "neutral" if all(job.status == "dry-run" for job in store.state.jobs) else "success"
 
 
-def _title(book: Book) -> str:
-    failure, jobs = book.state.failure, book.state.jobs
+def _title(store: StateStore) -> str:
+    failure, jobs = store.state.failure, store.state.jobs
     if failure is None and len(jobs) > 1:
         return f"✓ {len(jobs)} adapters: " + ", ".join(f"{job.target or job.adapter} {job.status}" for job in jobs)
-    text = summary.headline(book.job, failure).replace("\\", "")
+    text = summary.headline(store.job, failure).replace("\\", "")
     return f"{text}. {as_inputs(failure.sentences[0][0])}" if failure else text
 
 
@@ -181,6 +181,6 @@ def _names(request: Request) -> str:
 
 
 def _link(run: Run) -> str | None:
-    jobs = run.book.state.jobs
-    found = (jobs[0].publication or {}) if len(jobs) == 1 and run.book.state.failure is None else {}
+    jobs = run.store.state.jobs
+    found = (jobs[0].publication or {}) if len(jobs) == 1 and run.store.state.failure is None else {}
     return found.get("pr_url") or found.get("url") or run.event.run_url

@@ -18,7 +18,7 @@ REPORT = "verification.json"
 CHECKSUMS = "SHA256SUMS"
 
 
-class Told(AdapterMergeError):
+class ReportedFailure(AdapterMergeError):
     """A failure that an earlier phase met, or several refusals at once; it brings its own exit code."""
 
     def __init__(self, exit_code: int, sentences: tuple[tuple[str, str], ...]) -> None:
@@ -69,14 +69,14 @@ class State:
     told: bool = False
 
 
-class Book:
+class StateStore:
     """The state, saved with every change."""
 
     def __init__(self, work: Path, state: State, memory: Memory) -> None:
         self.work, self.state, self.memory = work, state, memory
 
     @classmethod
-    def open(cls, work: Path, *, fresh: bool) -> Book:
+    def open(cls, work: Path, *, fresh: bool) -> StateStore:
         """The work folder's state. `fresh`: begin anew, keeping only what a preflight of this run has found."""
         path = work / FILE
         if not path.exists():
@@ -115,13 +115,13 @@ class Book:
         """The current job."""
         return self.state.jobs[self.state.current] if self.state.jobs else None
 
-    def papers(self, job: Job) -> Path:
+    def report_dir(self, job: Job) -> Path:
         """Where a job's report and checksums lie."""
         return self.work / _place(job)
 
-    def keep_papers(self, job: Job, report: bytes) -> None:
+    def save_report(self, job: Job, report: bytes) -> None:
         """The report, and the checksums of the files it is about in sha256sum's format, beside the merged folder."""
-        folder = self.papers(job)
+        folder = self.report_dir(job)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / REPORT).write_bytes(report)
         files = (json.loads(report).get("subject") or {}).get("files") or {}
@@ -130,7 +130,7 @@ class Book:
 
     def document(self, job: Job) -> Json | None:
         """A job's verification.json, once there is one."""
-        path = self.papers(job) / REPORT
+        path = self.report_dir(job) / REPORT
         return dict(json.loads(path.read_bytes())) if path.exists() else None
 
     def _save(self) -> None:
@@ -175,5 +175,5 @@ def _failure(found: Json) -> Failure:
 
 def failure_of(error: AdapterMergeError) -> Failure:
     """An error as the state keeps it."""
-    told = error.sentences if isinstance(error, Told) else ((error.what, error.remedy),)
+    told = error.sentences if isinstance(error, ReportedFailure) else ((error.what, error.remedy),)
     return Failure(exit_code=error.exit_code, sentences=tuple((redact(what), redact(do)) for what, do in told))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bot.action.input_names import as_inputs
-from bot.action.state import Book, Failure, Job
+from bot.action.state import Failure, Job, StateStore
 from bot.card import evidence
 from bot.records import Json, Ref, Role, Source
 from bot.untrusted.markdown import cell, code, fenced
@@ -36,14 +36,14 @@ def headline(job: Job | None, failure: Failure | None) -> str:
     return f"Plan only, nothing was merged or published: {cell(job.adapter)}"
 
 
-def section(book: Book, job: Job, failure: Failure | None) -> str:
+def section(store: StateStore, job: Job, failure: Failure | None) -> str:
     """One adapter's part."""
-    found, document = job.publication or {}, book.document(job)
+    found, document = job.publication or {}, store.document(job)
     parts = [f"## {headline(job, failure)}"]
     if failure is not None:
         parts.append(sentences(failure))
-    elif book.state.plan_only:
-        parts.append(f"Nothing is published by this event: {book.state.plan_only}. No token that can write was used.")
+    elif store.state.plan_only:
+        parts.append(f"Nothing is published by this event: {store.state.plan_only}. No token that can write was used.")
     elif job.status == "unchanged" and found.get("why"):
         parts.append(as_inputs(cell(found["why"])))
     elif job.target is None and job.folder:
@@ -61,13 +61,13 @@ def section(book: Book, job: Job, failure: Failure | None) -> str:
     return "\n\n".join(parts)
 
 
-def whole(book: Book) -> str:
+def whole(store: StateStore) -> str:
     """All adapters' parts: those that ended, and the one that failed."""
-    failure, jobs, current = book.state.failure, book.state.jobs, book.state.current
+    failure, jobs, current = store.state.failure, store.state.jobs, store.state.current
     if not jobs:
         return f"## {headline(None, failure)}\n\n{sentences(failure)}\n" if failure else ""
-    ended = [section(book, job, None) for job in jobs if job.status and job is not jobs[current]]
-    return "\n\n".join([*ended, section(book, jobs[current], failure)]) + "\n"
+    ended = [section(store, job, None) for job in jobs if job.status and job is not jobs[current]]
+    return "\n\n".join([*ended, section(store, jobs[current], failure)]) + "\n"
 
 
 def sentences(failure: Failure) -> str:

@@ -27,7 +27,7 @@ Token = str | bool | None  # None: the ecosystem's own lookup; False: none at al
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class RunTokens:
     """`by_identity`: there is no write token, and the job can prove who it is."""
 
     read: Token = field(repr=False)
@@ -41,18 +41,18 @@ def secrets_in(env: Mapping[str, str]) -> list[str]:
     return sorted({env[name] for name in SECRETS if env.get(name, "").strip()})
 
 
-def read_tokens(env: Mapping[str, str], *, plan_only: bool) -> Tokens:
+def read_tokens(env: Mapping[str, str], *, plan_only: bool) -> RunTokens:
     """The tokens of this process. A plan for strangers never gets one that can write."""
     given = env.get("INPUT_HF_TOKEN", "").strip() or env.get("HF_TOKEN", "").strip()
     reading = env.get("INPUT_HF_READ_TOKEN", "").strip() or env.get("HF_READ_TOKEN", "").strip()
     github = env.get("INPUT_GITHUB_TOKEN", "").strip() or env.get("GITHUB_TOKEN", "").strip()
     if plan_only:
-        return Tokens(read=reading or False, write=False, github=github, by_identity=False)
+        return RunTokens(read=reading or False, write=False, github=github, by_identity=False)
     can_prove = bool(env.get("ACTIONS_ID_TOKEN_REQUEST_URL") or env.get("HF_OIDC_ID_TOKEN"))
     # Of the identities, a repo's is of no use for the inputs; a user's (to read gated repos) the client exchanges itself.
     useless = RESOURCE in env and ("/" in env[RESOURCE] or not can_prove)
     without: Token = False if useless else None
-    return Tokens(
+    return RunTokens(
         read=reading or given or without, write=given or None, github=github, by_identity=can_prove and not given
     )
 

@@ -45,7 +45,7 @@ def render(
     stated = state(base, given, license, assets=assets, home=f"{hub}/{target or UNNAMED}", hub=hub)
     block = metadata.block(merge, base=base, adapter=adapter, license=stated, task=task)
     template = Template(resources.files("bot").joinpath("templates/card.md").read_text(encoding="utf-8"))
-    made = loading.Made(base=base, adapter=adapter, assets=assets)
+    made = loading.ModelToLoad(base=base, adapter=adapter, assets=assets)
     text = template.substitute(
         metadata=metadata.dump(block),
         title=_title(target, base, given),

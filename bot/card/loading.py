@@ -88,7 +88,7 @@ print(model.config.id2label[model(**inputs).logits.argmax(-1).item()])""",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class ModelToLoad:
     """The merged model, as far as loading it asks. `assets`: () where they are not known."""
 
     base: Source
@@ -119,7 +119,7 @@ class Made:
         return any(re.fullmatch(pattern, asset.name) for asset in self.assets)
 
 
-def section(target: str, task: str | None, made: Made, hub: str = HUB) -> str:
+def section(target: str, task: str | None, made: ModelToLoad, hub: str = HUB) -> str:
     """What to install, Python for transformers, and a line for vLLM where the model writes text."""
     config = made.config
     kind = head_of(config) or task or ""  # the class decides how it is called, whatever a card says it is for
@@ -134,7 +134,7 @@ def section(target: str, task: str | None, made: Made, hub: str = HUB) -> str:
     return "\n\n".join(parts)
 
 
-def _commands(task: str, config: Json, made: Made, hub: str) -> Iterator[str]:
+def _commands(task: str, config: Json, made: ModelToLoad, hub: str) -> Iterator[str]:
     if hub != HUB:
         yield f"export HF_ENDPOINT={hub}"
     packages = [f'"transformers>={_least(config)}"', "torch", *(["accelerate"] if task in GENERATES else [])]
@@ -155,7 +155,7 @@ def _least(config: Json) -> str:
     return ".".join(map(str, max(wrote, LEAST)))
 
 
-def _python(target: str, task: str, config: Json, made: Made, remote: bool) -> Iterator[str]:
+def _python(target: str, task: str, config: Json, made: ModelToLoad, remote: bool) -> Iterator[str]:
     model, reader = CLASSES.get(task, OTHERS)
     if class_of(config).endswith("ForCTC"):
         model = "AutoModelForCTC"

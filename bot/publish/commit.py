@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from bot.errors import Moved, Outside
 from bot.events import Emit, Note
 from bot.publish import messages
-from bot.publish.stale_files import stale
-from bot.publish.upload import CARD, REPORT, Parcel, proves_the_same, unlike
+from bot.publish.repo_settings import PublishSettings
+from bot.publish.stale_files import stale_files
+from bot.publish.upload import CARD, REPORT, VerifiedUpload, differing_files, proves_the_same
 
 if TYPE_CHECKING:
     from bot.hub import Blob, Change, Hub, Upload
@@ -20,11 +21,11 @@ RECENT = 10  # commits on top of the one that was looked at, among which ours ma
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """A parcel on its way. `how`: as it was asked for, auto, pr or push."""
+class PublishJob:
+    """One publication in work. `how`: as it was asked for, auto, pr or push."""
 
-    parcel: Parcel
-    tag: str | None
+    upload: VerifiedUpload
+    settings: PublishSettings
     how: str
     force: bool
     hub: Hub
@@ -32,8 +33,8 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
-    """What the commit is to stand on: a ref, the commit that it had when it was looked at, and the files there."""
+class Parent:
+    """What our commit is made on: a ref, the commit that it had when it was looked at, and the files there."""
 
     repo: str
     ref: str
@@ -41,89 +42,89 @@ class Ground:
     files: dict[str, Blob]
 
 
-def land(job: Job, ground: Ground, additions: tuple[Upload, ...]) -> tuple[str, tuple[str, ...]]:
-    """Commit and read back: the commit, and the files that it deleted. Raises Moved where the ground changed in what is ours,
+def commit_verified(job: PublishJob, parent: Parent, additions: tuple[Upload, ...]) -> tuple[str, tuple[str, ...]]:
+    """Commit and read back: the commit, and the files that it deleted. Raises Moved where the parent changed in what is ours,
     or goes on changing."""
     for rounds in range(ROUNDS, 0, -1):
-        ground, sha = _stand(job, ground)
-        gone = stale(ground.files, job.parcel.files)
+        parent, sha = _current_parent(job, parent)
+        gone = stale_files(parent.files, job.upload.files)
         if sha is None:
             try:
-                sha = _commit(job, _change(job, ground, gone), additions)
+                sha = _commit(job, _change(job, parent, gone), additions)
             except Moved:
                 if rounds == 1:
                     raise
                 continue
-        _require_arrived(job, ground.repo, sha, gone)
+        _require_arrived(job, parent.repo, sha, gone)
         return sha, gone
     raise AssertionError("unreachable")
 
 
-def _stand(job: Job, ground: Ground) -> tuple[Ground, str | None]:
-    """The ground as it is now; and, where what changed it is this very merge, put there by a faster run, that commit."""
+def _current_parent(job: PublishJob, parent: Parent) -> tuple[Parent, str | None]:
+    """The parent as it is now; and, where what changed it is this very merge, put there by a faster run, that commit."""
     try:
-        return later(job, ground), None
+        return latest_parent(job, parent), None
     except Moved:
-        sha = _landed(job, ground.repo, ground.ref, ground.sha)
+        sha = _find_commit(job, parent.repo, parent.ref, parent.sha)
         if sha is None:
             raise
-        return ground, sha
+        return parent, sha
 
 
-def later(job: Job, ground: Ground) -> Ground:
-    """The ground as it is now. Raises Moved where what came since touches a file that our commit adds, changes or deletes, or
+def latest_parent(job: PublishJob, parent: Parent) -> Parent:
+    """The parent as it is now. Raises Moved where what came since touches a file that our commit adds, changes or deletes, or
     would have it delete another: then it is not what was looked at."""
-    sha = job.hub.head(ground.repo, ground.ref)
-    if sha == ground.sha:
-        return ground
-    now = replace(ground, sha=sha, files=job.hub.target_files(ground.repo, sha))
-    before, after = (stale(one.files, job.parcel.files) for one in (ground, now))
+    sha = job.hub.head(parent.repo, parent.ref)
+    if sha == parent.sha:
+        return parent
+    now = replace(parent, sha=sha, files=job.hub.target_files(parent.repo, sha))
+    before, after = (stale_files(one.files, job.upload.files) for one in (parent, now))
     # .gitattributes decides which files are large, as they were when ours were sent.
-    ours = {*job.parcel.files, *before, ".gitattributes"}
-    names = {*ground.files, *now.files}
-    if before != after or any(ground.files.get(name) != now.files.get(name) for name in names & ours):
+    ours = {*job.upload.files, *before, ".gitattributes"}
+    names = {*parent.files, *now.files}
+    if before != after or any(parent.files.get(name) != now.files.get(name) for name in names & ours):
         raise Moved(
-            f"{ground.repo} changed while this run was working, so nothing was committed to it.",
+            f"{parent.repo} changed while this run was working, so nothing was committed to it.",
             remedy="Run it again: what was uploaded is kept.",
         )
     text = (
-        f"{ground.repo} changed while this run was working, in nothing that this merge touches; it goes on from there."
+        f"{parent.repo} changed while this run was working, in nothing that this merge touches; it goes on from there."
     )
     job.emit(Note(text=text))
     return now
 
 
-def _change(job: Job, ground: Ground, delete: tuple[str, ...]) -> Change:
-    document = job.parcel.document
-    text = messages.commit_text(document, job.parcel.fingerprint)
+def _change(job: PublishJob, parent: Parent, delete: tuple[str, ...]) -> Change:
+    document = job.upload.document
+    text = messages.commit_text(document, job.upload.fingerprint)
     from bot.hub import Change
 
     return Change(
-        repo=ground.repo,
-        revision=ground.ref,
-        parent=ground.sha,
+        repo=parent.repo,
+        revision=parent.ref,
+        parent=parent.sha,
         title=messages.title(document),
         text=text,
         delete=delete,
     )
 
 
-def _commit(job: Job, change: Change, additions: tuple[Upload, ...]) -> str:
+def _commit(job: PublishJob, change: Change, additions: tuple[Upload, ...]) -> str:
     """Commit; where that fails, look whether the same merge landed all the same: our answer lost, or a faster run."""
-    return job.hub.commit(change, additions, lambda: _landed(job, change.repo, change.revision, change.parent))
+    return job.hub.commit(change, additions, lambda: _find_commit(job, change.repo, change.revision, change.parent))
 
 
-def _landed(job: Job, repo: str, ref: str, start: str) -> str | None:
+def _find_commit(job: PublishJob, repo: str, ref: str, start: str) -> str | None:
     """The commit of this merge among those that came on top of `start`."""
     for sha, message in job.hub.commit_messages(repo, ref, most=RECENT):
         if sha == start:
             return None
-        if messages.trailer_in(message) == job.parcel.fingerprint:
+        if messages.trailer_in(message) == job.upload.fingerprint:
             return sha
     return None
 
 
-def is_taken_up(job: Job, repo: str, ref: str, start: str) -> bool:
+def holds_a_merge(job: PublishJob, repo: str, ref: str, start: str) -> bool:
     """Whether a run has committed a merge, whichever, to a draft that was opened on `start`, or on what main has now."""
     known = {start, job.hub.head(repo)}
     for sha, message in job.hub.commit_messages(repo, ref, most=RECENT):
@@ -134,16 +135,16 @@ def is_taken_up(job: Job, repo: str, ref: str, start: str) -> bool:
     return False
 
 
-def _require_arrived(job: Job, repo: str, sha: str, gone: tuple[str, ...]) -> None:
+def _require_arrived(job: PublishJob, repo: str, sha: str, gone: tuple[str, ...]) -> None:
     """Read the committed tree back and hold every file against its proven checksum.
 
     Where a faster run committed the same merge, its report and card may differ from ours in what was measured on the way,
     such as seconds: what they prove must be the same.
     """
-    wrong = unlike(job.parcel, job.hub.target_files(repo, sha), gone)
-    told = [line for line in wrong if line.split()[0] in (CARD, REPORT)]
-    if told and proves_the_same(job.hub.target_text(repo, sha, REPORT), job.parcel.document):
-        wrong = [line for line in wrong if line not in told]
+    wrong = differing_files(job.upload, job.hub.target_files(repo, sha), gone)
+    texts = [line for line in wrong if line.split()[0] in (CARD, REPORT)]
+    if texts and proves_the_same(job.hub.target_text(repo, sha, REPORT), job.upload.document):
+        wrong = [line for line in wrong if line not in texts]
     if wrong:
         raise Outside(
             f"The files that {repo} has at {sha[:8]} are not the ones that were verified: {', '.join(wrong[:3])}.",

@@ -1,4 +1,4 @@
-"""The two ways to deliver a parcel: one commit on main, or one commit on a pull request's own ref."""
+"""The two ways to publish an upload: one commit on main, or one commit on a pull request's own ref."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from bot.errors import AdapterMergeError, Moved
 from bot.events import Moved as BytesMoved
 from bot.events import Note, beating
 from bot.publish import messages
-from bot.publish.commit import ARRIVED_CHANGED, Ground, Job, is_taken_up, land, later
-from bot.publish.existing import already, held
-from bot.publish.stale_files import stale
+from bot.publish.commit import ARRIVED_CHANGED, Parent, PublishJob, commit_verified, holds_a_merge, latest_parent
+from bot.publish.existing import find_existing, model_on_main
+from bot.publish.stale_files import stale_files
 from bot.publish.upload import require_proven
 from bot.records import Publication
 
@@ -21,75 +21,75 @@ if TYPE_CHECKING:
 STAGE = "publish"
 
 
-def push(job: Job, target: Target) -> Publication:
+def push(job: PublishJob, target: Target) -> Publication:
     """One commit on main, whose checksums are then read back. Raises Moved where main changed in what is ours."""
     additions = _upload(job, target.repo, "main", pull_request=False)
-    found = meanwhile(job, target.repo)
+    found = published_meanwhile(job, target.repo)
     if found is not None:
         return found
-    sha, _ = land(job, Ground(repo=target.repo, ref="main", sha=target.sha, files=target.files), additions)
+    sha, _ = commit_verified(job, Parent(repo=target.repo, ref="main", sha=target.sha, files=target.files), additions)
     if job.how == "push" and not target.empty:
         _supersede(job, target.repo, sha)
     url = f"{job.hub.address}/{target.repo}/tree/{sha}"
     return Publication(status="published", how="push", repo=target.repo, revision=sha, url=url)
 
 
-def propose(job: Job, target: Target, pull: Pull | None) -> Publication:
+def propose(job: PublishJob, target: Target, pull: Pull | None) -> Publication:
     """One commit on a pull request: `pull`, where ours is still open, else a new draft, opened when it is proven."""
     if pull is not None:
         return _update(job, target, pull)
     additions = _upload(job, target.repo, "main", pull_request=True)
-    return meanwhile(job, target.repo) or _propose_anew(job, target, additions)
+    return published_meanwhile(job, target.repo) or _propose_anew(job, target, additions)
 
 
-def _propose_anew(job: Job, target: Target, additions: tuple[Upload, ...]) -> Publication:
+def _propose_anew(job: PublishJob, target: Target, additions: tuple[Upload, ...]) -> Publication:
     repo = target.repo
     try:
-        ground = later(job, Ground(repo=repo, ref="main", sha=target.sha, files=target.files))
+        parent = latest_parent(job, Parent(repo=repo, ref="main", sha=target.sha, files=target.files))
     except Moved:
-        found = meanwhile(job, repo)
+        found = published_meanwhile(job, repo)
         if found is None:
             raise
         return found
-    text = _text(job, target, stale(ground.files, job.parcel.files))
-    draft = job.hub.open_draft(repo, messages.title(job.parcel.document), text)
+    text = _text(job, target, stale_files(parent.files, job.upload.files))
+    draft = job.hub.open_draft(repo, messages.title(job.upload.document), text)
     sha: str | None = None
     try:
-        other = _earlier(job, repo, draft)
+        other = _earlier_pull(job, repo, draft)
         if other is None:
-            sha, _ = land(job, replace(ground, ref=draft.ref), additions)
+            sha, _ = commit_verified(job, replace(parent, ref=draft.ref), additions)
     except AdapterMergeError as error:
-        _drop(job, repo, draft, None if error.code == ARRIVED_CHANGED else ground, error.what)
+        _close_unless_continued(job, repo, draft, None if error.code == ARRIVED_CHANGED else parent, error.what)
         raise
     if other is None:
-        return _opened(job, repo, draft, sha)
+        return _out_of_draft(job, repo, draft, sha)
     why = f"Pull request {other.num} already proposes this merge."
-    _drop(job, repo, draft, ground, why)
+    _close_unless_continued(job, repo, draft, parent, why)
     if other.status == "open":
         return replace(_proposed(repo, other, None), status="unchanged", why=why)
-    return _fill(job, target, other, replace(ground, ref=other.ref), additions)
+    return _commit_to_pull(job, target, other, replace(parent, ref=other.ref), additions)
 
 
-def _earlier(job: Job, repo: str, draft: Pull) -> Pull | None:
+def _earlier_pull(job: PublishJob, repo: str, draft: Pull) -> Pull | None:
     """A pull request of the same merge with a lower number, which stays: of another run of ours, a moment faster, or of our own
     call, where its answer was lost and the Hub listed it too late.
 
     While it is a draft, nobody may be at work on it any more: it is taken up. Where its run is alive, one commit of the two lands.
     """
     for other in job.hub.open_pulls(repo):
-        if messages.mark_in(other.text) == job.parcel.fingerprint and other.num < draft.num:
+        if messages.mark_in(other.text) == job.upload.fingerprint and other.num < draft.num:
             return other
     return None
 
 
-def _update(job: Job, target: Target, pull: Pull) -> Publication:
+def _update(job: PublishJob, target: Target, pull: Pull) -> Publication:
     """A new commit on our open pull request (or on a draft that an earlier run left), told in a comment. Where it was merged or
     closed while this run was working, a new one."""
     hub, repo = job.hub, target.repo
     head = hub.head(repo, pull.ref)
-    ground = Ground(repo=repo, ref=pull.ref, sha=head, files=hub.target_files(repo, head))
+    parent = Parent(repo=repo, ref=pull.ref, sha=head, files=hub.target_files(repo, head))
     additions = _upload(job, repo, pull.ref, pull_request=False)
-    found = meanwhile(job, repo)
+    found = published_meanwhile(job, repo)
     if found is not None:
         return found
     pull = hub.pull(repo, pull.num)
@@ -98,23 +98,25 @@ def _update(job: Job, target: Target, pull: Pull) -> Publication:
         job.emit(Note(text=text))
         # Sent again, which costs little: what was as it is on that pull request would not be committed elsewhere.
         return propose(job, hub.target(repo) or target, None)
-    return _fill(job, target, pull, ground, additions)
+    return _commit_to_pull(job, target, pull, parent, additions)
 
 
-def _fill(job: Job, target: Target, pull: Pull, ground: Ground, additions: tuple[Upload, ...]) -> Publication:
+def _commit_to_pull(
+    job: PublishJob, target: Target, pull: Pull, parent: Parent, additions: tuple[Upload, ...]
+) -> Publication:
     """The commit on a pull request that is there, and its words."""
     hub, repo = job.hub, target.repo
-    sha, gone = land(job, ground, additions)
+    sha, gone = commit_verified(job, parent, additions)
     if pull.status == "open":
-        hub.comment(repo, pull.num, messages.updated_text(job.parcel.document))
-    hub.rename(repo, pull, messages.title(job.parcel.document))
+        hub.comment(repo, pull.num, messages.updated_text(job.upload.document))
+    hub.rename(repo, pull, messages.title(job.upload.document))
     hub.rewrite(
         repo, pull, _text(job, target, gone)
     )  # with its mark, by which the next run knows that all this is done
-    return _opened(job, repo, pull, sha) if pull.status == "draft" else _proposed(repo, pull, sha)
+    return _out_of_draft(job, repo, pull, sha) if pull.status == "draft" else _proposed(repo, pull, sha)
 
 
-def _opened(job: Job, repo: str, draft: Pull, sha: str | None) -> Publication:
+def _out_of_draft(job: PublishJob, repo: str, draft: Pull, sha: str | None) -> Publication:
     """The publication, taken out of draft; one that was closed meanwhile stays closed."""
     status = job.hub.pull(repo, draft.num).status
     if status == "closed":
@@ -125,14 +127,14 @@ def _opened(job: Job, repo: str, draft: Pull, sha: str | None) -> Publication:
     return _proposed(repo, draft, sha)
 
 
-def _supersede(job: Job, repo: str, sha: str) -> None:
+def _supersede(job: PublishJob, repo: str, sha: str) -> None:
     """Say what becomes of our own pull requests now that main was pushed to: the one of this merge is done with."""
     from bot.hub import NoDiscussions
 
     try:
         for pull in job.hub.open_pulls(repo):
             mark = messages.mark_in(pull.text)
-            if mark == job.parcel.fingerprint:
+            if mark == job.upload.fingerprint:
                 _abandon(job, repo, pull, f"the merge was pushed to main, as {sha}.")
                 job.emit(
                     Note(text=f"Pull request {pull.num} proposed this merge; it is closed, since main holds it now.")
@@ -145,8 +147,8 @@ def _supersede(job: Job, repo: str, sha: str) -> None:
         job.emit(Note(text=f"{error.what} Look at the pull requests of {repo}.", level="warning"))
 
 
-def _upload(job: Job, repo: str, revision: str, *, pull_request: bool) -> tuple[Upload, ...]:
-    total, done = job.parcel.size, 0
+def _upload(job: PublishJob, repo: str, revision: str, *, pull_request: bool) -> tuple[Upload, ...]:
+    total, done = job.upload.size, 0
 
     def sent(amount: int) -> None:
         nonlocal done
@@ -155,36 +157,36 @@ def _upload(job: Job, repo: str, revision: str, *, pull_request: bool) -> tuple[
 
     with beating(job.emit, STAGE) as told:
         sent(0)
-        uploads = job.hub.upload(repo, revision, job.parcel.files, pull_request=pull_request, sent=sent)
-    require_proven(job.parcel, {one.path_in_repo: one.upload_info.sha256.hex() for one in uploads})
+        uploads = job.hub.upload(repo, revision, job.upload.files, pull_request=pull_request, sent=sent)
+    require_proven(job.upload, {one.path_in_repo: one.upload_info.sha256.hex() for one in uploads})
     return uploads
 
 
-def meanwhile(job: Job, repo: str) -> Publication | None:
+def published_meanwhile(job: PublishJob, repo: str) -> Publication | None:
     """The last look before the commit: another run may have been faster."""
-    return None if job.force else already(job.parcel.fingerprint, repo, job.hub, how=job.how)
+    return None if job.force else find_existing(job.upload.fingerprint, repo, job.hub, how=job.how)
 
 
-def _drop(job: Job, repo: str, draft: Pull, ground: Ground | None, why: str) -> None:
-    """Close a draft of ours that came to nothing. Where another run has committed to it since, on that `ground`, it is that run's
-    now; without a ground, it is closed whatever is on it. A failure to close it is told, and hides no other."""
+def _close_unless_continued(job: PublishJob, repo: str, draft: Pull, parent: Parent | None, why: str) -> None:
+    """Close a draft of ours that came to nothing. Where another run has committed to it since, on that `parent`, it is that run's
+    now; without a parent, it is closed whatever is on it. A failure to close it is a warning, and hides no other error."""
     try:
-        if ground is None or not is_taken_up(job, repo, draft.ref, ground.sha):
+        if parent is None or not holds_a_merge(job, repo, draft.ref, parent.sha):
             _abandon(job, repo, draft, why)
     except AdapterMergeError as error:
         job.emit(Note(text=f"{error.what} Close {draft.url} by hand.", level="warning"))
 
 
-def _abandon(job: Job, repo: str, draft: Pull, why: str) -> None:
+def _abandon(job: PublishJob, repo: str, draft: Pull, why: str) -> None:
     """Close our own draft, without its mark: a closed pull request that has it would count as declined."""
     job.hub.rewrite(repo, draft, messages.abandoned_text(why))
     job.hub.set_status(repo, draft.num, "closed")
 
 
-def _text(job: Job, target: Target, gone: tuple[str, ...]) -> str:
-    before = held(target, job.hub)
-    document, fingerprint = job.parcel.document, job.parcel.fingerprint
-    return messages.pull_text(document, fingerprint, job.tag, gone, before=before, hub=job.hub.address)
+def _text(job: PublishJob, target: Target, gone: tuple[str, ...]) -> str:
+    before = model_on_main(target, job.hub)
+    document, fingerprint = job.upload.document, job.upload.fingerprint
+    return messages.pull_text(document, fingerprint, job.settings.tag, gone, before=before, hub=job.hub.address)
 
 
 def _proposed(repo: str, pull: Pull, sha: str | None) -> Publication:

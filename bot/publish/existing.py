@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bot.events import Emit, Note, silent
-from bot.publish.messages import Before, mark_in, trailer_in
-from bot.publish.stale_files import is_weights, stale
+from bot.publish.messages import ModelOnMain, mark_in, trailer_in
+from bot.publish.stale_files import is_weights, stale_files
 from bot.publish.upload import REPORT
 from bot.records import Json, Publication
 from bot.untrusted import strict_json
@@ -21,10 +21,12 @@ PASSED = (("full", "behaviour"), ("full", "requantised"), ("weights", "touched")
 SMALL = 16_000_000  # bytes; what the Hub keeps outside LFS is smaller
 
 
-def already(fingerprint: str, target: str, hub: Hub, emit: Emit = silent, how: str = "auto") -> Publication | None:
+def find_existing(
+    fingerprint: str, target: str, hub: Hub, emit: Emit = silent, how: str = "auto"
+) -> Publication | None:
     """`unchanged`, where this merge is published, proposed, or was declined by the target's owner; else None.
 
-    Where it is to be pushed (`how`), only what main holds counts. What else was asked for may be missing: see `put_right`.
+    Where it is to be pushed (`how`), only what main holds counts. What else was asked for may be missing: see `apply_settings`.
 
     Cheap enough to ask before any download, and asked again just before the commit. A target that held this merge and was
     changed since is said to `emit`, and is None: then it is published again.
@@ -37,10 +39,10 @@ def already(fingerprint: str, target: str, hub: Hub, emit: Emit = silent, how: s
 
 
 def _on_main(fingerprint: str, target: Target, hub: Hub, emit: Emit) -> Publication | None:
-    held = _changes_since(fingerprint, target, hub)
-    if held is None:
+    published = _changes_since(fingerprint, target, hub)
+    if published is None:
         return None
-    document, changes = held
+    document, changes = published
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         text = f"{target.repo} was changed since this merge was published: {', '.join(changes[:3])}{more}."
@@ -87,20 +89,20 @@ def _changes_since(fingerprint: str, target: Target, hub: Hub) -> tuple[Json, li
     changes = [
         f"{name} {'has other bytes' if name in target.files else 'is missing'}"
         for name, sha256 in sorted(files.items())
-        if not _is_there(name, sha256, target, then, hub)
+        if not _main_has(name, sha256, target, then, hub)
     ]
-    return document, changes + [f"{name} was added" for name in stale(target.files, {*files, *then})]
+    return document, changes + [f"{name} was added" for name in stale_files(target.files, {*files, *then})]
 
 
-def held(target: Target, hub: Hub) -> Before | None:
+def model_on_main(target: Target, hub: Hub) -> ModelOnMain | None:
     """What main holds, for the words of a pull request; None where it has no weights yet."""
     if not any(map(is_weights, target.files)):
         return None
     text = hub.target_text(target.repo, target.sha, REPORT) if REPORT in target.files else None
     try:
-        return Before(document=strict_json.report_of(text) if text else None)
+        return ModelOnMain(document=strict_json.report_of(text) if text else None)
     except ValueError:
-        return Before(document=None)
+        return ModelOnMain(document=None)
 
 
 def _report(repo: str, revision: str, fingerprint: str, hub: Hub) -> Json | None:
@@ -115,7 +117,7 @@ def _report(repo: str, revision: str, fingerprint: str, hub: Hub) -> Json | None
     return {**document, "subject": {"files": names}} if fits else None
 
 
-def _is_there(name: str, sha256: str, target: Target, then: dict[str, Blob], hub: Hub) -> bool:
+def _main_has(name: str, sha256: str, target: Target, then: dict[str, Blob], hub: Hub) -> bool:
     """Whether main has this file with the bytes that were proven."""
     blob = target.files.get(name)
     if blob is None:
@@ -170,8 +172,8 @@ def _committed(fingerprint: str, pull: Pull, target: Target, hub: Hub) -> str | 
         return None
     there = replace(target, sha=sha, files=hub.target_files(target.repo, sha))
     files: dict[str, str] = document["subject"]["files"]
-    whole = all(_is_there(name, sha256, there, {}, hub) for name, sha256 in files.items())
-    return sha if whole and not stale(there.files, files) else None
+    whole = all(_main_has(name, sha256, there, {}, hub) for name, sha256 in files.items())
+    return sha if whole and not stale_files(there.files, files) else None
 
 
 def _unchanged(fingerprint: str, repo: str, pull: Pull, revision: str | None, why: str, hub: Hub) -> Publication:

@@ -32,7 +32,7 @@ def trailer_in(message: str) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Before:
+class ModelOnMain:
     """What main holds, where it holds a model. `document`: its report, None for a model that is no merge of ours."""
 
     document: Json | None
@@ -64,7 +64,7 @@ def pull_text(
     tag: str | None,
     deleted: tuple[str, ...],
     *,
-    before: Before | None = None,
+    before: ModelOnMain | None = None,
     hub: str = "https://huggingface.co",
 ) -> str:
     """The pull request's first comment. `before`: what main holds now; `hub`: the address that links lead to."""
@@ -93,14 +93,14 @@ def pull_text(
     return "\n".join(lines)
 
 
-def _replaced(before: Before | None, hub: str) -> list[str]:
+def _replaced(before: ModelOnMain | None, hub: str) -> list[str]:
     """What the pull request takes the place of."""
     if before is None:
         return []
     if before.document is None:
         return [f"It replaces the model on main, which is no merge by {NAME}.", ""]
-    held = f"{_linked(before.document, 'adapter', hub)} merged into {_linked(before.document, 'base', hub)}"
-    return [f"It replaces what main holds: {held}.", ""]
+    named = f"{_linked(before.document, 'adapter', hub)} merged into {_linked(before.document, 'base', hub)}"
+    return [f"It replaces what main holds: {named}.", ""]
 
 
 def updated_text(document: Json) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bot.hub import Hub
 
 
-def require_apart(target: str, inputs: Json, hub: Hub) -> None:
+def require_not_an_input(target: str, inputs: Json, hub: Hub) -> None:
     """Raises Usage where the target is one of the inputs, however it is spelled and whatever it was called before.
 
     `inputs`: as verification.json names them, the base and the adapter or adapters, each with its `repo`.

@@ -1,4 +1,4 @@
-"""What is asked for beside the merge itself: who may see it, its tag, a pull request that is open. It is made so, or put right."""
+"""The settings that are asked for beside the merge itself: who may see it, its tag, a pull request that is open; set now or later."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from bot.errors import AdapterMergeError, Forbidden, Moved, Outside
 from bot.events import Emit, Note, silent
 from bot.publish import messages, visibility
-from bot.publish.existing import held
-from bot.publish.stale_files import stale
+from bot.publish.existing import model_on_main
+from bot.publish.stale_files import stale_files
 from bot.publish.upload import REPORT
 from bot.publish.visibility import Visibility
 from bot.records import Json, Publication
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class PublishSettings:
     """`inputs`: as verification.json names them. `private`: auto, true or false."""
 
     fingerprint: str
@@ -29,39 +29,39 @@ class Asked:
     tag: str | None
 
 
-def put_right(done: Publication, asked: Asked, hub: Hub, emit: Emit) -> Publication:
+def apply_settings(done: Publication, settings: PublishSettings, hub: Hub, emit: Emit) -> Publication:
     """Bring a merge that is there already to the state that is asked for, where a run was cut off before it came to that."""
     if done.how == "pr" and done.revision is not None:
-        return _finish_pull(done, asked, hub)
+        return _finish_pull(done, settings, hub)
     if done.how != "push" or done.repo is None:
         return done
     try:
-        put = _show(done.repo, asked, hub, emit)
+        put = _apply_visibility(done.repo, settings, hub, emit)
     except AdapterMergeError as error:
         emit(Note(text=f"{error.what} It stays as it is; see to it on the Hub.", level="warning"))
         put = []
     if put:
         emit(Note(text=f"{done.repo} {' and '.join(put)} now, as asked."))
         done = replace(done, why=f"{done.why} It {' and '.join(put)} now, as asked.".strip())
-    return carry_tag(done, asked.tag, asked.fingerprint, hub, emit)
+    return carry_tag(done, settings.tag, settings.fingerprint, hub, emit)
 
 
-def _show(repo: str, asked: Asked, hub: Hub, emit: Emit) -> list[str]:
+def _apply_visibility(repo: str, settings: PublishSettings, hub: Hub, emit: Emit) -> list[str]:
     """Who may see a repo that holds this merge: as it was said, and else as it is. What was changed, in words.
 
     `auto` decides for a new repo only: what its owner did with it since is not undone. A repo that is public under `auto` had its
-    gate before the merge was in it (see `settle`), so that somebody took it away, or an input got its own later; one that a run
+    gate before the merge was in it (see `apply_visibility`): somebody took it away, or an input got its own later. One that a run
     was cut off from gating is private.
     """
     private, gated = hub.shown(repo)
-    seen = visibility.decide({"inputs": asked.inputs}, asked.private, hub, silent)
+    seen = visibility.decide({"inputs": settings.inputs}, settings.private, hub, silent)
     put = []
-    if seen.gated and not gated and (private or asked.private == "true"):
+    if seen.gated and not gated and (private or settings.private == "true"):
         hub.set_gated(repo, seen.gated)
         put.append("is gated")
-    elif seen.gated and not gated and asked.private == "auto":
+    elif seen.gated and not gated and settings.private == "auto":
         emit(Note(text=f"{repo} is open to everyone, though {seen.why}; gate it on the Hub, if that is not meant."))
-    if asked.private != "auto" and private != seen.private:
+    if settings.private != "auto" and private != seen.private:
         hub.set_private(repo, seen.private)
         put.append("is private" if seen.private else "is public")
     elif private and not seen.private:
@@ -69,21 +69,21 @@ def _show(repo: str, asked: Asked, hub: Hub, emit: Emit) -> list[str]:
     return put
 
 
-def _finish_pull(done: Publication, asked: Asked, hub: Hub) -> Publication:
+def _finish_pull(done: Publication, settings: PublishSettings, hub: Hub) -> Publication:
     """Say what the pull request holds, and take it out of draft: what a run does after its commit."""
     assert done.repo is not None
     assert done.pr_number is not None
     assert done.revision is not None
     pull = hub.pull(done.repo, done.pr_number)
-    if messages.mark_in(pull.text) != asked.fingerprint:
+    if messages.mark_in(pull.text) != settings.fingerprint:
         document: Json = json.loads(hub.target_text(done.repo, done.revision, REPORT) or b"{}")
         main = hub.target(done.repo)
-        gone = stale(main.files if main else {}, {*hub.target_files(done.repo, done.revision)})
+        gone = stale_files(main.files if main else {}, {*hub.target_files(done.repo, done.revision)})
         if pull.status == "open":
             hub.comment(done.repo, pull.num, messages.updated_text(document), once=True)
         hub.rename(done.repo, pull, messages.title(document))
-        before = held(main, hub) if main else None
-        text = messages.pull_text(document, asked.fingerprint, asked.tag, gone, before=before, hub=hub.address)
+        before = model_on_main(main, hub) if main else None
+        text = messages.pull_text(document, settings.fingerprint, settings.tag, gone, before=before, hub=hub.address)
         hub.rewrite(done.repo, pull, text)
     if pull.status != "draft":
         return done
@@ -124,7 +124,7 @@ def _since(fingerprint: str, repo: str, hub: Hub) -> list[str]:
 # --- a new repo ---------------------------------------------------------------------------------------------------
 
 
-def make_room(repo: str, seen: Visibility, hub: Hub, emit: Emit) -> Target:
+def create_target(repo: str, seen: Visibility, hub: Hub, emit: Emit) -> Target:
     """A new repo, seen from the start as it is to be: it is empty until the one commit, and no later step can be missed.
 
     Where it is to be open and gated, it is private until the gate stands. Raises Moved where it is another's: an empty repo may
@@ -150,7 +150,7 @@ def make_room(repo: str, seen: Visibility, hub: Hub, emit: Emit) -> Target:
     return created
 
 
-def settle(target: Target, seen: Visibility, private: str, hub: Hub, emit: Emit) -> None:
+def apply_visibility(target: Target, seen: Visibility, private: str, hub: Hub, emit: Emit) -> None:
     """Gate a repo that has nothing in it yet as its inputs are, and open it where that was said. Raises where what is put
     into it would be seen by more than it should."""
     try:

@@ -22,11 +22,11 @@ def is_weights(name: str) -> bool:
     return re.fullmatch(WEIGHTS, name) is not None
 
 
-def stale(there: Iterable[str], ours: Iterable[str]) -> tuple[str, ...]:
+def stale_files(there: Iterable[str], ours: Iterable[str]) -> tuple[str, ...]:
     """Files of the target that must not stay. README.md, licenses, pictures and other folders are its owner's."""
     return tuple(sorted(name for name in set(there) - set(ours) if MISLEADING.fullmatch(name)))
 
 
-def outdated(there: Iterable[str], ours: Iterable[str]) -> tuple[str, ...]:
+def outdated_weights(there: Iterable[str], ours: Iterable[str]) -> tuple[str, ...]:
     """Weights that nobody loads by accident but that come from an older merge: left, and worth a word."""
     return tuple(sorted(name for name in set(there) - set(ours) if NESTED_WEIGHTS.fullmatch(name)))

@@ -24,7 +24,7 @@ MERGE_AGAIN = "Merge again; nothing was published."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parcel:
+class VerifiedUpload:
     """The files by name, the sha256 of each and what it was when it was hashed, and the report that proves them."""
 
     files: dict[str, Path]
@@ -39,7 +39,7 @@ class Parcel:
         return sum(path.stat().st_size for path in self.files.values())
 
 
-def pack(folder: Path, document: Json) -> Parcel:
+def verified_upload(folder: Path, document: Json) -> VerifiedUpload:
     """Raises NotVerified unless the report says verified and the folder holds exactly the files it names."""
     _require_verdict(document)
     expected = (document.get("subject") or {}).get("files") or {}
@@ -55,18 +55,18 @@ def pack(folder: Path, document: Json) -> Parcel:
     wrong = differences(expected, {name: found[name] for name in files if name not in UNPROVEN})
     if wrong:
         raise NotVerified(f"{folder.name} is no longer what was verified: {_few(wrong)}.", remedy=MERGE_AGAIN)
-    return Parcel(
+    return VerifiedUpload(
         files=files, sha256=found, identities=identities, document=document, fingerprint=fingerprint_of(document)
     )
 
 
-def require_proven(parcel: Parcel, sent: Mapping[str, str]) -> None:
+def require_proven(upload: VerifiedUpload, sent: Mapping[str, str]) -> None:
     """Raises NotVerified unless what was sent to the Hub, {name: sha256}, is what was proven. Nothing is committed yet.
 
     A large file is read once for its hash and once more to be sent, so that it must have been the same file all along.
     """
-    wrong = differences(parcel.sha256, sent)
-    wrong += [f"{name} changed" for name in parcel.files if not _is_still(name, parcel)]
+    wrong = differences(upload.sha256, sent)
+    wrong += [f"{name} changed" for name in upload.files if not _is_still(name, upload)]
     if wrong:
         raise NotVerified(
             f"The merged folder changed while it was sent: {_few(wrong)}.",
@@ -74,14 +74,14 @@ def require_proven(parcel: Parcel, sent: Mapping[str, str]) -> None:
         )
 
 
-def _is_still(name: str, parcel: Parcel) -> bool:
-    path, before = parcel.files[name], parcel.identities[name]
+def _is_still(name: str, upload: VerifiedUpload) -> bool:
+    path, before = upload.files[name], upload.identities[name]
     try:
         now = look(path)
         if now == before:
             return True
         # Another publication of the same folder makes links to its files, which shows in this one time: look again.
-        return replace(now, changed=before.changed) == before and _sha256(path) == parcel.sha256[name]
+        return replace(now, changed=before.changed) == before and _sha256(path) == upload.sha256[name]
     except OSError:
         return False
 
@@ -129,15 +129,15 @@ def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[s
     ]
 
 
-def unlike(parcel: Parcel, tree: Mapping[str, Blob], gone: tuple[str, ...] = ()) -> list[str]:
-    """How a tree on the Hub differs from the parcel: large files by sha256, small ones by git's blob id."""
+def differing_files(upload: VerifiedUpload, tree: Mapping[str, Blob], gone: tuple[str, ...] = ()) -> list[str]:
+    """How a tree on the Hub differs from the upload: large files by sha256, small ones by git's blob id."""
     wrong = []
-    for name, path in parcel.files.items():
+    for name, path in upload.files.items():
         blob = tree.get(name)
         if blob is None:
             wrong.append(f"{name} is missing")
         elif blob.sha256 is not None:
-            if blob.sha256 != parcel.sha256[name]:
+            if blob.sha256 != upload.sha256[name]:
                 wrong.append(f"{name} has other bytes")
         elif blob.oid != git_blob_id(path):
             wrong.append(f"{name} has other bytes")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.action.state import FILE, Book, Failure
+from bot.action.state import FILE, Failure, StateStore
 from bot.errors import Usage
 
 LEFT = {
@@ -22,23 +22,23 @@ LEFT = {
 @pytest.mark.parametrize("left", LEFT)
 def test_a_kept_work_folder_is_no_obstacle_to_a_new_run(left: str, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(LEFT[left], errors="surrogateescape")
-    book = Book.open(tmp_path, fresh=True)
-    assert not book.state.jobs
-    book.change(plan_only="a fork")
-    assert Book.open(tmp_path, fresh=False).state.plan_only == "a fork"
+    store = StateStore.open(tmp_path, fresh=True)
+    assert not store.state.jobs
+    store.change(plan_only="a fork")
+    assert StateStore.open(tmp_path, fresh=False).state.plan_only == "a fork"
 
 
 @pytest.mark.parametrize("left", LEFT)
 def test_within_a_run_it_is_said(left: str, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(LEFT[left], errors="surrogateescape")
     with pytest.raises(Usage, match=r"is of another version, or damaged\.") as raised:
-        Book.open(tmp_path, fresh=False)
+        StateStore.open(tmp_path, fresh=False)
     assert raised.value.exit_code == 2
 
 
 def test_a_new_run_forgets_the_failure_of_an_earlier_one_and_keeps_what_its_preflight_found(tmp_path: Path) -> None:
-    book = Book.open(tmp_path, fresh=True)
-    book.change(reach={"demo/target": Failure(exit_code=5, sentences=(("No.", "Do."),))})
-    assert Book.open(tmp_path, fresh=True).state.reach
-    book.change(failure=Failure(exit_code=5, sentences=(("No.", "Do."),)))
-    assert Book.open(tmp_path, fresh=True).state.failure is None
+    store = StateStore.open(tmp_path, fresh=True)
+    store.change(reach={"demo/target": Failure(exit_code=5, sentences=(("No.", "Do."),))})
+    assert StateStore.open(tmp_path, fresh=True).state.reach
+    store.change(failure=Failure(exit_code=5, sentences=(("No.", "Do."),)))
+    assert StateStore.open(tmp_path, fresh=True).state.failure is None

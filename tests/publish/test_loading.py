@@ -15,13 +15,15 @@ from tests.factory import save_base, save_tokenizer
 from tests.publish.given import source
 
 
-def made(folder: Path) -> loading.Made:
+def made(folder: Path) -> loading.ModelToLoad:
     """The merged model in a folder, as its plan knows it."""
     texts = {path.name: path.read_bytes() for path in folder.glob("*.json")}
     assets = [
         Asset(name=path.name, source="base", why="") for path in folder.iterdir() if path.suffix != ".safetensors"
     ]
-    return loading.Made(base=source("base", "me/base", texts=texts), adapter=source("adapter", "me/a"), assets=assets)
+    return loading.ModelToLoad(
+        base=source("base", "me/base", texts=texts), adapter=source("adapter", "me/a"), assets=assets
+    )
 
 
 def blocks(text: str, language: str) -> str:
@@ -32,7 +34,7 @@ def described(config: dict[str, Any], names: tuple[str, ...] = (), task: str | N
     """The section for a model with this config.json and files of these names."""
     base = source("base", "me/base", texts={"config.json": json.dumps(config).encode()})
     assets = tuple(Asset(name=name, source="base", why="") for name in names)
-    found = loading.Made(base=base, adapter=source("adapter", "me/a"), assets=assets)
+    found = loading.ModelToLoad(base=base, adapter=source("adapter", "me/a"), assets=assets)
     return loading.section("me/merged", task, found, **more)
 
 

@@ -8,7 +8,7 @@ from bot.devhub import Fault
 from bot.errors import Outside
 from bot.events import Note
 from bot.project import REPOSITORY
-from bot.publish import already
+from bot.publish import find_existing
 from bot.publish.messages import trailer_in
 from tests.publish.given import ADAPTER, SHA, TARGET, deliver, fingerprint, finished
 from tests.pull.given import door
@@ -90,7 +90,7 @@ def test_merging_twice_opens_one_pull_request(hub, owner, folder, document):
     assert (again.status, again.how, again.pr_number) == ("unchanged", "pr", 1)
     assert (again.revision, again.pr_url) == (first.revision, first.pr_url)
     assert len(owner.pulls()) == 1
-    assert already(fingerprint(1), TARGET, hub).status == "unchanged"
+    assert find_existing(fingerprint(1), TARGET, hub).status == "unchanged"
 
 
 def test_another_merge_updates_the_open_pull_request(hub, owner, folder, document, tmp_path):
@@ -102,8 +102,8 @@ def test_another_merge_updates_the_open_pull_request(hub, owner, folder, documen
     assert owner.files("refs/pr/1") == {path.name for path in (tmp_path / "other").iterdir()}
     assert f"fingerprint={fingerprint(2)}" in first_comment(owner)
     assert "Updated" in owner.api.get_discussion_details(TARGET, 1).events[-1].content
-    assert already(fingerprint(2), TARGET, hub).status == "unchanged"
-    assert already(fingerprint(1), TARGET, hub) is None
+    assert find_existing(fingerprint(2), TARGET, hub).status == "unchanged"
+    assert find_existing(fingerprint(1), TARGET, hub) is None
 
 
 def test_a_pull_request_whose_weights_somebody_changed_gets_ours_again(hub, owner, folder, document):
@@ -169,7 +169,7 @@ def test_a_cut_run_is_taken_up_again(dev, hub, owner, folder, document):
         deliver(folder, document, hub)
     assert [pull.status for pull in owner.pulls()] == ["draft"]
     dev.faults.clear()
-    assert already(fingerprint(1), TARGET, hub) is None
+    assert find_existing(fingerprint(1), TARGET, hub) is None
     done = deliver(folder, document, hub)
     assert (done.status, done.pr_number) == ("published", 1)
     assert [pull.status for pull in owner.pulls()] == ["open"]

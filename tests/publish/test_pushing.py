@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from bot.devhub import Fault
 from bot.errors import Forbidden, NotVerified, Outside, Refused, Usage
 from bot.events import Note
-from bot.publish import already
+from bot.publish import find_existing
 from bot.publish.repo_settings import carry_tag
 from tests.publish.given import ADAPTER, BASE, TARGET, deliver, fingerprint, finished
 from tests.pull.given import door, two_sentences
@@ -51,8 +51,8 @@ def test_the_second_run_changes_nothing(dev, hub, owner, folder, document):
     assert (again.status, again.revision, again.url) == ("unchanged", first.revision, first.url)
     assert again.why
     assert len(commits(dev)) == 1
-    assert already(fingerprint(1), TARGET, hub).status == "unchanged"
-    assert already(fingerprint(2), TARGET, hub) is None
+    assert find_existing(fingerprint(1), TARGET, hub).status == "unchanged"
+    assert find_existing(fingerprint(2), TARGET, hub) is None
 
 
 def test_a_new_card_on_main_does_not_hide_that_the_merge_is_there(hub, owner, folder, document):
@@ -64,7 +64,7 @@ def test_a_new_card_on_main_does_not_hide_that_the_merge_is_there(hub, owner, fo
 def test_other_weights_on_main_are_not_that_merge_any_more(hub, owner, folder, document):
     deliver(folder, document, hub)
     owner.put("model-00001-of-00002.safetensors", b"something else")
-    assert already(fingerprint(1), TARGET, hub) is None
+    assert find_existing(fingerprint(1), TARGET, hub) is None
 
 
 DRIFTS = {
@@ -131,7 +131,7 @@ def test_a_faster_run_of_the_same_merge_is_no_bad_commit(dev, hub, owner, folder
 def test_the_trailer_is_enough_where_the_report_was_edited(hub, owner, folder, document):
     deliver(folder, document, hub)
     owner.put("verification.json", b"{}")
-    assert already(fingerprint(1), TARGET, hub).status == "unchanged"
+    assert find_existing(fingerprint(1), TARGET, hub).status == "unchanged"
 
 
 def test_force_publishes_again(hub, owner, folder, document):

@@ -65,7 +65,7 @@ def ours(owner, revision):
 def test_a_push_that_a_faster_run_made_is_there(hub, owner, folder, document, at_once):
     """It comes after this run has looked for the last time whether main holds the merge."""
     others = at_once(
-        delivering, "land", lambda other: deliver(folder, document, other, how="push", tag="v1"), before=True
+        delivering, "commit_verified", lambda other: deliver(folder, document, other, how="push", tag="v1"), before=True
     )
     done = deliver(folder, document, hub, how="push", tag="v1")
     assert (done.status, done.how, done.tag) == ("published", "push", "v1")
@@ -74,7 +74,7 @@ def test_a_push_that_a_faster_run_made_is_there(hub, owner, folder, document, at
 
 
 def test_a_proposal_that_was_pushed_by_a_faster_run_is_unchanged(hub, owner, folder, document, at_once):
-    at_once(delivering, "later", lambda other: deliver(folder, document, other, how="push"), before=True)
+    at_once(delivering, "latest_parent", lambda other: deliver(folder, document, other, how="push"), before=True)
     done = deliver(folder, document, hub, how="pr")
     assert (done.status, done.how) == ("unchanged", "push")
     assert pulls(owner) == []
@@ -199,7 +199,7 @@ def test_a_pull_request_that_its_owner_is_done_with_meanwhile_is_followed_by_ano
 
 
 def test_a_draft_that_its_owner_closes_is_not_opened(hub, owner, folder, document, at_once):
-    at_once(delivering, "land", lambda other: owner.api.change_discussion_status(TARGET, 1, "closed"))
+    at_once(delivering, "commit_verified", lambda other: owner.api.change_discussion_status(TARGET, 1, "closed"))
     done = deliver(folder, document, hub)
     assert (done.status, done.pr_number, done.revision) == ("unchanged", 1, None)
     assert "was closed" in done.why

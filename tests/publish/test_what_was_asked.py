@@ -10,7 +10,7 @@ from bot.events import Note
 from bot.hub import Busy
 from bot.hub.patience import PAUSES
 from bot.hub.pulls import CLOSED, LISTED, OPEN
-from bot.publish import Asked, already, put_right
+from bot.publish import PublishSettings, apply_settings, find_existing
 from tests.publish.given import ADAPTER, BASE, TARGET, deliver, fingerprint, finished
 from tests.pull.given import door, two_sentences
 
@@ -23,7 +23,7 @@ def texts(notes):
 
 def asked(document, **more):
     told = {"fingerprint": fingerprint(1), "inputs": document["inputs"], "private": "auto", "tag": None} | more
-    return Asked(**told)
+    return PublishSettings(**told)
 
 
 # --- who may see it -----------------------------------------------------------------------------------------------
@@ -266,9 +266,11 @@ def test_a_draft_that_holds_the_merge_already_is_opened_without_another_merge(de
     with pytest.raises(Outside):
         deliver(folder, document, hub)
     dev.faults.clear()
-    known = already(fingerprint(1), TARGET, hub)
+    known = find_existing(fingerprint(1), TARGET, hub)
     assert (known.status, known.pr_number) == ("unchanged", 1)
-    assert "It was still a draft, and is open now." in put_right(known, asked(document), hub, lambda event: None).why
+    assert (
+        "It was still a draft, and is open now." in apply_settings(known, asked(document), hub, lambda event: None).why
+    )
     assert [pull.status for pull in owner.pulls()] == ["open"]
     assert owner.titles("refs/pr/1").count(TITLE) == 1
 
@@ -279,14 +281,14 @@ def test_a_draft_with_other_files_is_work_to_be_taken_up(dev, hub, owner, folder
     owner.api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id=TARGET, revision="refs/pr/1")
     with dev.site.db.write() as rows:
         rows.execute("UPDATE discussion SET status = 'draft'")
-    assert already(fingerprint(1), TARGET, hub) is None
+    assert find_existing(fingerprint(1), TARGET, hub) is None
 
 
 def test_pushing_does_not_stop_at_our_pull_request(hub, owner, folder, document):
     """It was proposed; now it is to be pushed. The pull request of the same merge is closed, and that is said."""
     owner.existing()
     deliver(folder, document, hub)
-    assert already(fingerprint(1), TARGET, hub, how="push") is None
+    assert find_existing(fingerprint(1), TARGET, hub, how="push") is None
     notes = []
     done = deliver(folder, document, hub, how="push", emit=notes.append)
     assert (done.status, done.how) == ("published", "push")
