@@ -5,92 +5,20 @@ Request → pull → Sources → plan → Plan → merge → Merged → verify �
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from bot.options import Combination as Combination
+from bot.options import Options as Options
+from bot.options import Ref as Ref
+from bot.options import Request as Request
 
 RECIPE = "2"  # bumped whenever the same inputs would give other bytes; part of every fingerprint
 
 Level = Literal["files", "weights", "full"]
 Role = Literal["base", "adapter"]
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ref:
-    """What a person wrote: `owner/name[/folder][@revision]` on the Hub, or a folder. One of `repo`, `folder` is set.
-
-    `subfolder`: where in its repo an adapter lies; None: at the root.
-    """
-
-    text: str
-    repo: str | None = None
-    revision: str | None = None
-    folder: Path | None = None
-    subfolder: str | None = None
-
-    @property
-    def as_repo(self) -> str | None:
-        """One name for a repo and the folder in it, which a repo of its own could have: `owner/name-checkpoint-500`."""
-        if self.repo is None or self.subfolder is None:
-            return self.repo
-        return f"{self.repo}-" + re.sub(r"[^\w.]+|[.-]{2,}", "-", self.subfolder, flags=re.ASCII).strip("-.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What may change the bytes of the result, or how hard they are proven.
-
-    `engine` and `device` do not change the bytes, and are not in the fingerprint.
-    """
-
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    base_weights: Literal["auto", "stored", "original", "simulate-nf4"] = "auto"
-    quantization: tuple[tuple[str, str | int | bool], ...] = ()  # how simulate-nf4 quantises; (): as QLoRA usually does
-    quantize: Literal["none", "nf4", "fp4", "int8", "fp8", "same"] = "none"
-    overflow: Literal["refuse", "clamp"] = "refuse"  # what is too large for the dtype: an error, or its largest number
-    engine: Literal["auto", "streaming", "phantom", "in-memory"] = "auto"
-    verify: Literal["auto", "files", "weights", "full"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
-
-    @property
-    def clamps(self) -> bool:
-        """Whether numbers too large for their dtype become its largest."""
-        return self.overflow == "clamp"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Combination:
-    """How several adapters become one; `bot.adapters.combine` has the algebra. None: the default, or of no use to the kind."""
-
-    kind: Literal["cat", "linear", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"] = "cat"
-    weights: tuple[float, ...] = ()  # one for each adapter, in their order; empty: 1 each
-    density: float | None = None  # the share of values that pruning keeps
-    seed: int | None = None  # of the random pruning
-    rank: int | None = None  # at most, of svd's result
-    majority_sign: Literal["total", "frequency"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What was asked."""
-
-    adapter: Ref
-    more: tuple[Ref, ...] = ()  # further adapters, to be combined with it
-    combination: Combination | None = None  # None: the plain sum, where there are several
-    base: Ref | None = None
-    output: Path | None = None  # keep the merged folder here
-    target: str | None = None  # the repo to publish to; None: `<adapter>-merged`, with the quantised form behind it
-    eval_text: Path | None = None  # a text to measure quantised results on, beside the fixed prompts
-    publish: Literal["auto", "pr", "push", "none"] = "auto"
-    private: Literal["auto", "true", "false"] = "auto"
-    license: str | None = None
-    force: bool = False
-    dry_run: bool = False
-    options: Options = field(default_factory=Options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ def test_an_inputs_default_is_the_command_lines_and_its_values_are_told(name: st
 
 @pytest.mark.parametrize("name", ["combine", "majority-sign"])
 def test_an_input_of_the_combination_tells_its_values_and_is_left_open(name: str) -> None:
-    option = next(p for p in cli.commands["run"].params if p.name == name.replace("-", "_"))
+    option = next(p for p in cli.commands["run"].params if f"--{name}" in p.opts)
     assert isinstance(option.type, click.Choice)
     assert ACTION["inputs"][name]["default"] == ""
     for choice in option.type.choices:
@@ -70,7 +70,7 @@ def test_an_input_of_the_combination_tells_its_values_and_is_left_open(name: str
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_what_an_input_takes_is_what_the_option_of_that_name_takes(name: str) -> None:
-    option = next(p for p in cli.commands["run"].params if p.name == name.replace("-", "_"))
+    option = next(p for p in cli.commands["run"].params if f"--{name}" in p.opts)
     assert isinstance(option.type, click.Choice)
     assert set(CHOICES[name]) == set(option.type.choices)
 

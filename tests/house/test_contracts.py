@@ -55,14 +55,11 @@ def test_the_docs_explain_every_option_of_run() -> None:
 def test_every_field_of_a_request_can_be_set_on_the_command_line() -> None:
     parameters = {parameter.name for parameter in cli.commands["run"].params}
     fields = set(Request.__dataclass_fields__) - {"options"} | set(Options.__dataclass_fields__)
-    combining = {name: "combine" if name == "kind" else name for name in Combination.__dataclass_fields__}
-    fields = fields - {"adapter", "more", "combination"} | {"adapters", *combining.values()}
-    renamed = {"quantization": "quantization_config"}
-    assert {renamed.get(name, name) for name in fields} <= parameters
+    assert fields - {"adapter", "more", "combination"} | {"adapters", *Combination.__dataclass_fields__} <= parameters
 
 
 def test_every_kind_of_combination_is_on_the_command_line_and_in_the_docs() -> None:
-    option = next(parameter for parameter in cli.commands["run"].params if parameter.name == "combine")
+    option = next(parameter for parameter in cli.commands["run"].params if parameter.name == "kind")
     assert isinstance(option.type, click.Choice)
     assert sorted(option.type.choices) == sorted(KINDS)
     assert all(f"`{kind}`" in COMMAND_LINE for kind in KINDS)

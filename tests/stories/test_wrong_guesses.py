@@ -10,9 +10,9 @@ import pytest
 from bot.action.inputs import CHOICES
 from bot.checks import CHECKS
 from bot.cli import cli
+from bot.cli.option_groups import COMMANDS, GROUPS, MEANT
 from bot.devhub import Fault
 from bot.publish.existing import PASSED
-from bot.terminal.option_groups import COMMANDS, GROUPS, MEANT
 from bot.terminal.spelling import NEAR, SAME
 from tests.stories.conftest import Command, World
 from tests.stories.test_bad_input import assert_said

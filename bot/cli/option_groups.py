@@ -173,7 +173,7 @@ class Command(click.Command):
                     formatter.write_dl(records)
 
 
-class Commands(click.Group):
+class Group(click.Group):
     """The commands, with an answer to those that it does not have."""
 
     command_class = Command

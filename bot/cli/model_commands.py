@@ -1,0 +1,106 @@
+"""`verify`, `publish`, `compare`: of a model that is merged already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bot.cli.click_options import SPEAKING, fields
+from bot.cli.option_groups import Command, OneOf
+from bot.cli.printing import print_json, print_text
+from bot.cli.requests import adapter_ref, model_ref, options_from, the_hub
+from bot.errors import NotVerified
+from bot.options import Options, Ref, Request
+from bot.terminal.console import Console
+
+DIFFERENT = 1  # of `compare --exit-code`, by git's custom; no failure has this code
+REVERIFYING = [name for name in Options.__dataclass_fields__ if name not in ("engine", "device")]
+
+
+@click.command(cls=Command)
+@click.argument("merged", metavar="MERGED")
+@fields(Request, "base")
+@click.option(
+    "--adapter",
+    "adapters",
+    metavar="REF",
+    multiple=True,
+    help="The adapter; of several, each in turn. Default: those that verification.json names.",
+)
+@fields(Options, *REVERIFYING)
+@fields(Request, "eval_text", "force")
+@SPEAKING
+def verify(
+    merged: str, base: str | None, adapters: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **typed: Any
+) -> int:
+    """Re-prove a merged repo or folder, ours or anybody's."""
+    from bot.plan_text import held_against
+    from bot.reverify import verify_again
+    from bot.verify import canonical, table
+
+    console = Console(quiet=quiet)
+    measuring = {name: typed.pop(name) for name in ("eval_text", "force")}
+    report = verify_again(
+        model_ref(merged),
+        model_ref(base) if base else None,
+        [adapter_ref(adapter) for adapter in adapters],
+        options_from(typed),
+        the_hub(),
+        console,
+        **measuring,
+    )
+    console.close()
+    if as_json:
+        click.echo(canonical(report.document).decode(), nl=False)
+    elif quiet:  # what failed was said when it failed
+        for warning in (finding for finding in report.findings if finding.status == "warn"):
+            click.echo(f"  ! {warning.id}: {warning.why}", err=True)
+    else:
+        print_text("\n".join(["held against:", *held_against(report.document["inputs"]), "", table(report)]))
+    return 0 if report.verdict == "verified" else NotVerified.exit_code
+
+
+@click.command(cls=Command)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@fields(Request, "target", required=True, help="The repo to publish to.")
+@fields(Request, "publish", type=OneOf(["auto", "pr", "push"]))
+@fields(Request, "private", "force", "dry_run")
+@SPEAKING
+def publish(folder: Path, as_json: bool, quiet: bool, debug: bool, **typed: Any) -> int:
+    """Publish a folder that `merge` finished."""
+    from dataclasses import asdict
+
+    from bot.plan_text import publication_lines
+    from bot.reverify import publish_folder
+
+    console = Console(quiet=quiet)
+    request = Request(adapter=Ref(text=str(folder), folder=folder), **typed)
+    publication = publish_folder(folder, request, the_hub(), console)
+    console.close()
+    if as_json:
+        print_json(asdict(publication))
+    elif not quiet:
+        click.echo("\n".join(publication_lines(publication)))
+    return 0
+
+
+@click.command(cls=Command)
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 where they differ, as git diff does; --quiet implies it.")
+@SPEAKING
+def compare(first: str, second: str, exit_code: bool, as_json: bool, quiet: bool, debug: bool) -> int:
+    """Compare two checkpoints, tensor by tensor. Exit 0 also when they differ, unless --exit-code is given."""
+    from bot.compare import comparison_table
+    from bot.reverify import compare_models
+
+    console = Console(quiet=quiet)
+    comparison = compare_models(model_ref(first), model_ref(second), the_hub(), console)
+    console.close()
+    if as_json:
+        print_json(comparison)
+    elif not quiet:
+        print_text(comparison_table(comparison))
+    return DIFFERENT if (exit_code or quiet) and comparison["different"] else 0
