@@ -11,13 +11,14 @@ import dataclasses
 import json
 import sys
 import tempfile
+import textwrap
 from importlib import metadata
 from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs" / "support-matrix.md"
 BEGIN = "## LoRA on every architecture"
 QUICK = ("llama", "gpt2", "qwen3_moe", "t5", "bert", "vit", "llava", "kimi_k25", "dots1", "whisper")
-SAID = {
+PREDICATES = {
     "wrong": "have the weights of PEFT's own merge, and PEFT's unmerged model answers otherwise than either",
     "not proven": "are refused by the proof: the model reads weights past PEFT's layers, so that no merge answers as it does",
     "refused": "are refused by name",
@@ -72,24 +73,29 @@ def section(known: dict[str, dict[str, object]]) -> str:
     asked = sum(len(names) for kind, names in kinds.items() if kind not in ("not built", "no layers"))
     answered = sum(known[name]["answers"] is not None for name in kinds["right"])
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("peft", "transformers", "torch"))
-    lines = [
+    paragraphs = [
         BEGIN,
-        "",
         "<!-- Written by `python -m tests.oracle.write_architectures`. Do not edit. -->",
-        "",
-        f"Every model type of transformers that builds small: {len(known)} tried, with {versions}. LoRA on",
-        "`all-linear` by PEFT in float32, merged and proven at `weights`.",
-        f"**{len(kinds['right'])} of {asked}** that PEFT adapts are right: every parameter is that of PEFT's own merge, and where",
-        f"the model answered to made-up inputs ({answered} of them), its answers are the unmerged model's within",
-        "1e-5.",
-        "",
-        "Right: " + ", ".join(f"`{name}`" for name in kinds["right"]) + ".",
-        "",
+        f"Every model type of transformers that builds small: {len(known)} tried, with {versions}. LoRA on `all-linear` by "
+        f"PEFT in float32, merged and proven at `weights`. **{len(kinds['right'])} of {asked}** that PEFT adapts are right: "
+        "every parameter is that of PEFT's own merge, and where the model answered to made-up inputs "
+        f"({answered} of them), its answers are the unmerged model's within 1e-5.",
+        listed("Right", kinds["right"]),
+        *(
+            listed(f"{len(kinds[kind])} {predicate}", kinds[kind])
+            for kind, predicate in PREDICATES.items()
+            if kinds[kind]
+        ),
     ]
-    for kind, said in SAID.items():
-        if kinds[kind]:
-            lines += [f"{len(kinds[kind])} {said}: " + ", ".join(f"`{name}`" for name in kinds[kind]) + ".", ""]
-    return "\n".join(lines)
+    return "\n\n".join(map(wrapped, paragraphs)) + "\n"
+
+
+def listed(what: str, names: list[str]) -> str:
+    return f"{what}: " + ", ".join(f"`{name}`" for name in names) + "."
+
+
+def wrapped(paragraph: str) -> str:
+    return textwrap.fill(paragraph, 120, break_long_words=False, break_on_hyphens=False)
 
 
 if __name__ == "__main__":

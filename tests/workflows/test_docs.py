@@ -33,6 +33,15 @@ TROUBLE = (ROOT / "docs" / "troubleshooting.md").read_text()
 each_text = pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 
 
+# --- lines -----------------------------------------------------------------------------------------------------------
+
+
+@each_text
+def test_no_line_of_prose_is_over_120_characters(path: Path) -> None:
+    prose = re.sub(r"^```.*?^```$|^\|[^\n]*$|<!--.*?-->", "", path.read_text(), flags=re.M | re.S)
+    assert not [line for line in prose.splitlines() if len(line) > 120]
+
+
 # --- links --------------------------------------------------------------------------------------------------------
 
 
