@@ -18,7 +18,7 @@ from bot.checkpoint.conversions import known
 from bot.checks.reading.model_skeleton import Skeleton
 from tests.checkpoint.reading import Checkpoint, number
 from tests.checkpoint.test_locations import assert_all_found
-from tests.checks.test_names_on_every_architecture import gathered
+from tests.checks.expected.test_names_on_every_architecture import gathered
 from tests.oracle.tiny import class_of, config_of, empty
 
 # PermuteForRope, alone and after Chunk; Split; Interleave of stacks, and with Chunk; Ernie's two kinds of experts; and
