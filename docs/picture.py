@@ -63,7 +63,8 @@ def drawn(page: str) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">'
     title = "  <title>adapter-merge run: the plan, the proof, and what was published</title>"
     frame = f'  <rect x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="8"/>'
-    return "\n".join([head, title, f"  <style>{STYLE}  </style>", frame, *rows, "</svg>"]) + "\n"
+    maker = "  <!-- Drawn by docs/picture.py from docs/demo.md -->"
+    return "\n".join([head, title, maker, f"  <style>{STYLE}  </style>", frame, *rows, "</svg>"]) + "\n"
 
 
 def _look(line: str) -> str:

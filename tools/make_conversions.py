@@ -396,6 +396,7 @@ def conversions() -> dict[str, Any]:
     ):
         telling |= more
     return {
+        "generator": "tools/make_conversions.py",
         "transformers": transformers.__version__,
         "lists": lists,
         "names": by_name,

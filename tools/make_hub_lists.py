@@ -37,6 +37,7 @@ def languages(js: Path, part: str) -> dict[str, str]:
 def main() -> None:
     docs, js = map(Path, sys.argv[1:3])
     listed = {
+        "generator": "tools/make_hub_lists.py",
         "licenses": licenses(docs),
         "tasks": " ".join(tasks(js)),
         "languages": languages(js, "1"),

@@ -117,8 +117,8 @@ def written(found: dict[str, dict[str, Any]]) -> str:
             unique.append(row)
         places[name] = unique.index(row)
     lines = ",\n".join(dump(row) for row in unique)
-    version = json.dumps(transformers.__version__)
-    return f'{{\n"transformers": {version},\n"rows": [\n{lines}\n],\n"classes": {dump(places)}\n}}\n'
+    head = f'"generator": "tools/make_linears.py",\n"transformers": {json.dumps(transformers.__version__)}'
+    return f'{{\n{head},\n"rows": [\n{lines}\n],\n"classes": {dump(places)}\n}}\n'
 
 
 if __name__ == "__main__":
