@@ -1,18 +1,33 @@
 # make demo: the main job, offline, on the embedded local Hub.   make test: lint, types and every test.
-# Both do all their own set-up in .venv; PYTHON names another interpreter (3.11 or newer).
+# make quick: lint, types and the tests that take under a minute.   make test-one T=tests/gh: some tests, by path or T="… -k words".
+# All do all their own set-up in .venv; PYTHON names another interpreter (3.11 or newer).
 # TORCH_INDEX: one more index to look for torch in, as PyTorch's own for builds without CUDA (docs/install.md).
 PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
+ARGS ?=
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
-.PHONY: demo test lint lint-actions image-test bench clean
+# Together under a minute on two cores: the house and its contracts, and the tests that neither merge nor start a command.
+QUICK := tests/house tests/workflows/test_docs.py tests/workflows/test_workflows.py tests/workflows/test_habits.py \
+	tests/metadata tests/numerics tests/adapters/test_methods.py tests/adapters/test_lora.py tests/card/test_cards.py tests/gh
+
+.PHONY: demo test pytest quick test-one lint lint-actions image-test bench clean
 demo: $(VENV)/ready
 	$(BIN)/adapter-merge demo
 
-test: $(VENV)/ready-test lint
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+test: lint pytest
+
+pytest: $(VENV)/ready-test
+	$(PYTEST) -n $(WORKERS) --dist worksteal $(ARGS)
+
+quick: lint
+	$(PYTEST) --quiet -n $(WORKERS) --dist worksteal $(QUICK)
+
+test-one: $(VENV)/ready-test
+	$(PYTEST) $(or $(T),$(error T=… says which tests))
 
 lint: $(VENV)/ready-test
 	$(BIN)/ruff check .
@@ -21,7 +36,7 @@ lint: $(VENV)/ready-test
 
 # Workflows, examples and docs: their linters, and what holds them to the code.
 lint-actions: $(VENV)/ready-test
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/workflows
+	$(PYTEST) tests/workflows
 
 # Builds the image and runs the action in it, as a runner would: minutes, as root, with podman.
 image-test: $(VENV)/ready-test

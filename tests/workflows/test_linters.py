@@ -16,17 +16,17 @@ from tests.workflows.files import EXAMPLES, GITHUB, ROOT, WORKFLOWS
 def lint(tool: str, *arguments: str | Path) -> None:
     """Run a linter; it must have nothing to say. Skips where the tool is missing, but never on GitHub."""
     beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = shutil.which(tool, path=beside)
-    if found is None:
-        said = f"{tool} is not installed; the extra `lint` of pyproject.toml brings it"
-        assert os.environ.get("GITHUB_ACTIONS") != "true", said
-        pytest.skip(said)
-    done = subprocess.run([found, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
+    program = shutil.which(tool, path=beside)
+    if program is None:
+        reason = f"{tool} is not installed; the extra `lint` of pyproject.toml brings it"
+        assert os.environ.get("GITHUB_ACTIONS") != "true", reason
+        pytest.skip(reason)
+    done = subprocess.run([program, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_yaml_file_is_written_cleanly() -> None:
-    lint("yamllint", "--strict", ".github", ".yamllint.yml", "action.yml")
+    lint("yamllint", "--strict", ".github", ".yamllint.yml", ".pre-commit-config.yaml", "action.yml")
 
 
 @pytest.mark.parametrize(
