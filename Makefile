@@ -12,7 +12,7 @@ PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 # Together under a minute on two cores: the house and its contracts, and the tests that neither merge nor start a command.
 QUICK := tests/house tests/workflows/test_docs.py tests/workflows/test_workflows.py tests/workflows/test_habits.py \
-	tests/metadata tests/numerics tests/adapters/test_methods.py tests/adapters/test_lora.py tests/card/test_cards.py tests/gh
+	tests/metadata tests/adapters/test_methods.py tests/adapters/test_lora.py tests/card/test_cards.py tests/gh
 
 .PHONY: demo test pytest quick test-one lint lint-actions image-test bench clean
 demo: $(VENV)/ready

@@ -69,6 +69,12 @@ def test_every_page_can_be_reached_from_the_index(path: Path) -> None:
     assert path == index or f"({path.name})" in index.read_text()
 
 
+@each_text
+def test_every_path_of_this_repository_named_in_the_text_exists(path: Path) -> None:
+    named = re.findall(r"`((?:bot|tests|tools|docs|bench|\.github)/[\w./-]*)`", path.read_text())
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
 # --- examples -----------------------------------------------------------------------------------------------------
 
 
