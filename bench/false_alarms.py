@@ -23,7 +23,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bot.checks.behaviour.trial import MORE
 from tests.factory import save_adapter, save_base
 from tests.faults.held import found, hold, job_of
 from tests.steps import merge_folders
@@ -42,7 +41,7 @@ def trial_of(architecture: str, seed: int) -> dict[str, Any]:
         job = job_of(base, adapter, merge_folders(base, adapter, work / "merged"))
         trial = first = hold(job)
         if not trial.settled:
-            trial = hold({**job, **MORE})
+            trial = hold(job.with_more())
         finding = found(trial)
         floor = first.noise_floor or {}
         alone = replace(first.ratio, nearest=None)

@@ -140,8 +140,8 @@ class Case:
     @property
     def comparison(self) -> list[Json] | None:
         """The ways to use a quantised base or result, if the trial was held; asking does not hold it."""
-        found = self.trial.comparison if "trial" in self.__dict__ else None
-        return (found or {}).get("rows")
+        rows = self.trial.comparison if "trial" in self.__dict__ else None
+        return rows if isinstance(rows, list) else None
 
 
 def list_files(folder: Path) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,26 +9,28 @@ from typing import Any
 from bot.checks.behaviour import roles, worker
 from bot.checks.behaviour.answers import Trial
 from bot.checks.behaviour.findings import behaviour
-from bot.checks.behaviour.trial import FIRST
+from bot.checks.behaviour.job import Answer, MergedAnswer, ReferenceAnswer, WorkerJob, read_answer, write_answer
 from bot.records import Finding
 
 
-def job_of(base: Path, adapter: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+def job_of(base: Path, adapter: Path, folder: Path, **changes: Any) -> WorkerJob:
     """What the parent would ask its workers for, of a plain bfloat16 merge."""
-    return {
-        "base": str(base), "adapter": str(adapter), "folder": str(folder), "work": str(folder.parent),
-        "storage": "bfloat16", "compute": "float32", "quantised": False, "text": None, "clamps": False,
-        "cast_all": False, "trust": False, "distrusted": {}, "whole": [],
-        "class": None, "labels": None, "vocabulary": None, "rows": None,
-        **FIRST, **changes,
-    }  # fmt: skip
+    plain = {"work": folder.parent, "storage": "bfloat16", "compute": "float32"}
+    return WorkerJob(base=base, adapter=adapter, folder=folder, **{**plain, **changes})
 
 
-def hold(job: dict[str, Any]) -> Trial:
-    """The reference first, then the merged folder."""
-    reference = roles.reference(job)
-    (Path(job["work"]) / "reference.json").write_text(json.dumps(reference))
-    return Trial(reference=reference, merged=roles.merged(job), expected=frozenset(reference["layers"]))
+def hold(job: WorkerJob) -> Trial:
+    """The reference first, then the merged folder; every answer by way of its file."""
+    reference, merged = (_written(role, job) for role in ("reference", "merged"))
+    assert isinstance(reference, ReferenceAnswer)
+    assert isinstance(merged, MergedAnswer)
+    return Trial(reference=reference, merged=merged, expected=frozenset(reference.layers))
+
+
+def _written(role: str, job: WorkerJob) -> Answer:
+    path = job.work / f"{role}.json"
+    write_answer(path, roles.ROLES[role](job), confined=True)
+    return read_answer(path)[0]
 
 
 def found(trial: Trial) -> Finding:
@@ -37,9 +38,8 @@ def found(trial: Trial) -> Finding:
     return behaviour(SimpleNamespace(trial=trial))  # type: ignore[arg-type]
 
 
-def work_here(case: Any, job: dict[str, Any], role: str, work: Path) -> dict[str, Any]:
+def work_here(case: Any, job: WorkerJob) -> Answer:
     """In the place of `bot.checks.behaviour.trial._work`: the worker, in this process. (It could import peft, and use the network.)"""
-    job = {**job, "role": role, "work": str(work)}
     answer = worker.attempt(job)
-    worker.answer(job, answer)
+    write_answer(job.work / f"{job.role}.json", answer, confined=True)
     return answer

@@ -168,7 +168,8 @@ def test_an_omni_model_is_loaded_as_its_users_load_it(tmp_path: Path):
     import torch
     import transformers
 
-    from bot.checks.behaviour.roles import _load
+    from bot.checks.behaviour.load_models import load_folder
+    from tests.faults.held import job_of
 
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
              "vocab_size": 128, "max_position_embeddings": 64,
@@ -184,8 +185,8 @@ def test_an_omni_model_is_loaded_as_its_users_load_it(tmp_path: Path):
     )
     transformers.Qwen2_5OmniForConditionalGeneration(config).save_pretrained(tmp_path)
     with pytest.raises(OSError, match="spk_dict"):
-        _load(tmp_path, {"trust": False})
+        load_folder(tmp_path, job_of(tmp_path, tmp_path, tmp_path))
     torch.save({"Chelsie": {"cond": torch.zeros(1, 16)}}, tmp_path / "spk_dict.pt")
-    model, loading = _load(tmp_path, {"trust": False})
+    model, loading = load_folder(tmp_path, job_of(tmp_path, tmp_path, tmp_path))
     assert type(model).__name__ == "Qwen2_5OmniForConditionalGeneration"
     assert not loading["missing_keys"]

@@ -9,6 +9,7 @@ import pytest
 
 from bot.checks.behaviour import trial
 from bot.checks.behaviour.answers import Trial
+from bot.checks.behaviour.job import LoadReport, MergedAnswer, Stopped
 from bot.records import Report
 from bot.verify import table
 from tests.faults import damage
@@ -79,5 +80,7 @@ def test_a_merged_folder_that_alone_cannot_be_loaded_is_a_fault(llama: Built, co
 
 def test_an_adapter_that_peft_does_not_load_whole_is_no_excuse():
     """Two readings of its names: one of them may be why the merge is wrong."""
-    answers = {"reference": {"skip": "PEFT did not load the whole adapter: …"}, "merged": {"loads": {}, "merged": None}}
-    assert Trial(**answers, expected=frozenset()).beyond is None
+    reference = Stopped(status="skip", why="PEFT did not load the whole adapter: …")
+    loads = LoadReport(missing=[], unexpected=[], mismatched=[], complaints=[], model_class="LlamaForCausalLM")
+    merged = MergedAnswer(loads=loads, distances=None)
+    assert Trial(reference=reference, merged=merged, expected=frozenset()).beyond is None

@@ -5,8 +5,8 @@ The workers run in this process (tests/faults/held.py): the same code, without t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from bot.checks.behaviour import roles
 from bot.checks.behaviour.answers import DOUBTFUL
+from bot.checks.behaviour.job import MergedAnswer, ReferenceAnswer, WorkerJob
 from bot.checks.expected.bypassed import goes_around
 from bot.records import Options
 from tests.faults.damage import rewrite
@@ -76,9 +77,9 @@ def tune(one: Built, only: str = "") -> None:
     tuned.save_pretrained(one.adapter)
 
 
-def job(one: Built, folder: Path, work: Path, **changes: Any) -> dict[str, Any]:
+def job(one: Built, folder: Path, work: Path, **changes: Any) -> WorkerJob:
     given = {"storage": one.recipe.dtype, "compute": "float64" if one.recipe.dtype == "float32" else "float32"}
-    return job_of(one.base, one.adapter, folder, **{**given, "work": str(work), **changes})
+    return job_of(one.base, one.adapter, folder, **{**given, "work": work, **changes})
 
 
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "deepseek_v3", "one-expert"])
@@ -155,7 +156,8 @@ def test_such_a_module_whose_delta_is_zero_stands_in_nobodys_way(made: Builder, 
     tune(one, only="in_proj")
     merge_folders(one.base, one.adapter, one.merged)
     trial = hold(job(one, one.merged, tmp_path))
-    assert trial.reference["uncalled"] == []
+    assert isinstance(trial.reference, ReferenceAnswer)
+    assert trial.reference.uncalled == []
     assert found(trial).status == "pass"
 
 
@@ -193,9 +195,8 @@ def test_what_is_doubtful_is_looked_at_again_with_more(made: Builder, tmp_path: 
     one = made("llama")
     trial = hold(job(one, one.merged, tmp_path, prompts=3, draws=2))
     assert trial.settled
-    assert len(trial.merged["merged"]) == 3
-    merged = json.loads(json.dumps(trial.merged))
-    for prompt in merged["merged"]:
-        prompt["tokens"] = [2.4 * token for token in prompt["tokens"]]
-    doubtful = type(trial)(reference=trial.reference, merged=merged, expected=trial.expected)
+    assert isinstance(trial.merged, MergedAnswer)
+    assert len(trial.merged.distances or ()) == 3
+    farther = [replace(one, tokens=[2.4 * token for token in one.tokens]) for one in trial.merged.distances or ()]
+    doubtful = replace(trial, merged=replace(trial.merged, distances=farther))
     assert not doubtful.settled

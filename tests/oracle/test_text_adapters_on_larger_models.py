@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from bot.checks.behaviour.adapter_for_peft import adapter_for_peft
-from bot.checks.behaviour.roles import _readable
+from bot.checks.behaviour.load_models import readable_adapter
 from bot.events import silent
 from bot.verify import Subject, verify
 from tests.factory import MORE_ARCHITECTURES, TEXT
+from tests.faults.held import job_of
 from tests.steps import merge_folders
 
 VOXTRAL = {
@@ -91,7 +92,7 @@ def test_the_unmerged_model_gets_the_text_adapter_under_the_whole_models_names(t
     model = save("gemma3-vlm", tmp_path / "base")
     write(tmp_path / "adapter", model, FEW, "model.")
     (tmp_path / "work").mkdir()
-    found = _readable(model, {"adapter": str(tmp_path / "adapter"), "work": str(tmp_path / "work")})
+    found = readable_adapter(model, job_of(tmp_path / "base", tmp_path / "adapter", tmp_path, work=tmp_path / "work"))
     modules = dict(model.named_modules())
     keys = load_file(found / "adapter_model.safetensors")
     assert {key.removeprefix("base_model.model.").split(".lora_")[0] for key in keys} <= modules.keys()

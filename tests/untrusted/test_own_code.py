@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from bot.assets import KINDS
 from bot.checks.behaviour import trial
+from bot.checks.behaviour.job import Stopped, WorkerJob, write_answer
 from bot.checks.behaviour.sandbox import _pythons
 from bot.checks.folder.own_code import changed_since, code_named, foreign_code, state_of
 from bot.plan.own_code import code_refusals
@@ -86,8 +88,11 @@ def test_pythons_libraries_stay_readable_and_the_current_folder_does_not(monkeyp
 
 
 def test_a_system_that_cannot_confine_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(case: Any, role: str, path: Path, work: Path) -> int:
-        (work / f"{role}.json").write_text('{"confined": false}')
+    stopped = Stopped(status="skip", why="…")
+
+    def run(case: Any, job: WorkerJob) -> int:
+        assert WorkerJob.read(job.work / f"{job.role}-job.json") == job
+        write_answer(job.work / f"{job.role}.json", stopped, confined=False)
         return 0
 
     said: list[object] = []
@@ -95,7 +100,16 @@ def test_a_system_that_cannot_confine_is_told_once(tmp_path: Path, monkeypatch: 
     (tmp_path / "a").mkdir()
     monkeypatch.setattr(trial, "_run", run)
     case: Any = SimpleNamespace(emit=said.append, subject=subject)
-    assert [trial._work(case, {"trust": True}, role, tmp_path) for role in ("reference", "merged")] == [{}, {}]
+    job = WorkerJob(
+        base=tmp_path,
+        adapter=tmp_path,
+        folder=tmp_path,
+        work=tmp_path,
+        storage="float32",
+        compute="float32",
+        trust=True,
+    )
+    assert [trial._work(case, replace(job, role=role)) for role in ("reference", "merged")] == [stopped, stopped]
     assert [note.text for note in said if getattr(note, "level", "") == "warning"] == [trial.UNCONFINED]
 
 

@@ -13,12 +13,13 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from bot.checks.behaviour.adapted_weights import KINDS, Adapted, adapted
+from bot.checks.behaviour.job import WorkerJob
 from bot.checks.elementwise.rounding import clamp, round_once, round_stochastically
 from bot.checks.expected.unmerged import has_own_merge
 
@@ -41,16 +42,16 @@ class Replaced:
             setattr(owner, name, original)
 
 
-def stand_in(model: nn.Module, job: dict[str, Any], how: How, chance: torch.Generator, keep: bool) -> Replaced:
+def stand_in(model: nn.Module, job: WorkerJob, how: How, chance: torch.Generator, keep: bool) -> Replaced:
     """Turn the base model inside a PEFT model into one of these, in place. Its adapters must be off. A control takes its
     random numbers from `chance`. Without `keep` the weights that were there before are let go.
 
     Where the merge changes the dtype, every other floating-point parameter is rounded too; else only those in
-    `job["whole"]`, which the adapter brought in a wider dtype than they are stored in.
+    `job.whole`, which the adapter brought in a wider dtype than they are stored in.
     """
-    dtype: torch.dtype = getattr(torch, job["storage"])
+    dtype: torch.dtype = getattr(torch, job.storage)
     rounds = _rounds(how, dtype, chance)
-    clamps = job["clamps"] and how != "exact"
+    clamps = job.clamps and how != "exact"
     return _replace(model, job, lambda exact: rounds(clamp(exact, dtype) if clamps else exact), keep)
 
 
@@ -99,10 +100,10 @@ def _now(one: Adapted) -> Tensor:
     return held.double()
 
 
-def _replace(model: nn.Module, job: dict[str, Any], rounds: Round, keep: bool) -> Replaced:
+def _replace(model: nn.Module, job: WorkerJob, rounds: Round, keep: bool) -> Replaced:
     """New parameters throughout, never new values: a weight tied to a merged one keeps its own."""
     found = {(one.owner, one.name): one for one in adapted(model)}
-    whole = frozenset(job["whole"])
+    whole = job.whole
     rounded: dict[Tensor, nn.Parameter] = {}
     replaced = []
     with torch.no_grad():
@@ -112,7 +113,7 @@ def _replace(model: nn.Module, job: dict[str, Any], rounds: Round, keep: bool) -
                 fresh = _rounded(one.exact(), rounds, weight.dtype)
             elif weight in rounded:
                 fresh = rounded[weight]  # tied weights stay tied
-            elif job["cast_all"] or f"{path}.{name}" in whole:
+            elif job.cast_all or f"{path}.{name}" in whole:
                 fresh = rounded[weight] = _rounded(weight, rounds, weight.dtype)
             else:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bot.checks.behaviour.answers import NOISE, Trial
+from bot.checks.behaviour.job import Stopped
 from bot.checks.behaviour.noise import more_flips
 from bot.checks.case import Case
 from bot.checks.finding import counted, finding, graded
@@ -14,22 +15,22 @@ SHARE = 1e-4  # of the adapter's effect, in KL or squares: one hundredth of what
 
 def loads(case: Case) -> Finding:
     """The plain class loads the folder, without peft and without network: nothing missing, extra, or made up."""
-    answer = case.trial.merged
-    if "raised" in answer and case.trial.reference.get("beyond"):
-        answer = case.trial.reference  # what fails with the base fails with whatever is made of it
-    if stopped := _stopped("loads", "no complaint", answer):
-        return stopped
-    said = answer["loads"]
-    fails = [f"{key} is {how}." for how in ("missing", "unexpected", "mismatched") for key in said[how]]
-    other = said.get("tokens", ())
-    padding = [] if case.subject.ours else [one for one in other if one.startswith("pad_token ")]  # as trainers set it
-    fails += [f"The tokenizer is another: {one}." for one in other if one not in padding]
+    reference, merged = case.trial.reference, case.trial.merged
+    if isinstance(merged, Stopped):
+        if merged.raised and isinstance(reference, Stopped) and reference.beyond:
+            merged = reference  # what fails with the base fails with whatever is made of it
+        return _stopped("loads", "no complaint", merged)
+    report = merged.loads
+    fails = [f"{key} is {how}." for how in ("missing", "unexpected", "mismatched") for key in getattr(report, how)]
+    # As trainers set it.
+    padding = [] if case.subject.ours else [token for token in report.tokens if token.startswith("pad_token ")]
+    fails += [f"The tokenizer is another: {token}." for token in report.tokens if token not in padding]
     if not fails:
-        fails += [f"transformers says: {line}" for line in said["said"]]
-    tokenizer = "" if said["tokenizer"] == "none" else f", with its {said['tokenizer']}"
-    right = (said["class"], f"No peft, no network{tokenizer}.")
-    warns = [f"The tokenizer is another: {one}." for one in padding]
-    warns += [f"{one}." for one in said.get("remarks", ())]
+        fails += [f"transformers says: {line}" for line in report.complaints]
+    tokenizer = "" if report.tokenizer == "none" else f", with its {report.tokenizer}"
+    right = (report.model_class, f"No peft, no network{tokenizer}.")
+    warns = [f"The tokenizer is another: {token}." for token in padding]
+    warns += [f"{remark}." for remark in report.remarks]
     return graded("loads", "no complaint", right, fails=fails, warns=warns)
 
 
@@ -41,18 +42,20 @@ def behaviour(case: Case) -> Finding:
     model reads a weight itself, past PEFT's layer.
     """
     trial = case.trial
-    for answer in (trial.reference, trial.merged):
-        if stopped := _stopped("behaviour", ALLOWED, answer):
-            return stopped
-    if said := _other_layers(frozenset(trial.reference["layers"]), trial.expected):
-        return finding("behaviour", "fail", counted(len(trial.reference["layers"]), "layer"), ALLOWED, said)
+    reference = trial.reference
+    if isinstance(reference, Stopped):
+        return _stopped("behaviour", ALLOWED, reference)
+    if isinstance(trial.merged, Stopped):
+        return _stopped("behaviour", ALLOWED, trial.merged)
+    if difference := _other_layers(frozenset(reference.layers), trial.expected):
+        return finding("behaviour", "fail", counted(len(reference.layers), "layer"), ALLOWED, difference)
     if trial.lost:
         why = f"The {trial.lost} model's outputs are NaN or infinite: there is nothing to compare."
         return finding("behaviour", "fail", "not finite", ALLOWED, why)
     floor, allowed = trial.noise_floor or {}, f"K ≤ {trial.ratio.limit:.3g}"
     measured = f"K = {floor['ratio']:.3g} ± {floor['standard_error']:.1g}"
-    if trial.systematic > (0.0 if trial.reference["uncalled"] else SHARE):
-        return _goes_around(trial)
+    if trial.systematic > (0.0 if reference.uncalled else SHARE):
+        return _goes_around(trial, reference.uncalled)
     if floor["merged"] <= NOISE:  # of two distances that small, neither is more than noise
         return finding("behaviour", "pass", measured, allowed, _right(trial, floor))
     if trial.ratio.k > trial.ratio.limit:
@@ -73,9 +76,9 @@ def _other_layers(pefts: frozenset[str], ours: frozenset[str]) -> str | None:
     )
 
 
-def _goes_around(trial: Trial) -> Finding:
+def _goes_around(trial: Trial, names: list[str]) -> Finding:
     """No rounding is at fault: merged without any, the weights answer otherwise than PEFT's unmerged model."""
-    names, share = trial.reference["uncalled"], f"{trial.systematic:.2g} of the effect"
+    share = f"{trial.systematic:.2g} of the effect"
     why = f"Merged without any rounding, base and adapter do not answer as PEFT's unmerged model: {trial.systematic:.2g} of "
     why += "the adapter's effect (in squares) lies between them. "
     if not names:
@@ -127,10 +130,8 @@ def _routed(routing: Json | None) -> str:
     )
 
 
-def _stopped(id: str, allowed: str, answer: Json) -> Finding | None:
+def _stopped(id: str, allowed: str, answer: Stopped) -> Finding:
     """A worker that could not answer: an error is a failure, a known limit is a skip."""
-    if "error" in answer:
-        return finding(id, "fail", "error", allowed, f"The model could not be run: {answer['error'][:400]}")
-    if "skip" in answer:
-        return finding(id, "skip", "not run", allowed, f"Not run: {answer['skip']}.")
-    return None
+    if answer.status == "error":
+        return finding(id, "fail", "error", allowed, f"The model could not be run: {answer.why[:400]}")
+    return finding(id, "skip", "not run", allowed, f"Not run: {answer.why}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,36 +12,12 @@ from torch.overrides import TorchFunctionMode
 
 from bot.checks.behaviour.expert_choices import Choices
 from bot.checks.behaviour.forward_counts import FORWARDS
+from bot.checks.behaviour.job import Distance
 
 VOCABULARY = 32  # fewer classes than this carry too few degrees of freedom for a stable ratio
 
 
-class Distance(TypedDict):
-    """Over one prompt. `far`: KL in nats or a squared error, by kind, in all and for each of its `tokens`; `size`: the wanted
-    output's squared norm. `choices`: routers' choices that were held to the unmerged model's, and how many of them would
-    have been `flipped`; `free`: calls of routers that could not be held."""
-
-    far: float
-    tokens: list[float]
-    size: float
-    positions: int
-    agree: int
-    choices: int
-    flipped: int
-    free: int
-
-
-class OutputSums(TypedDict):
-    """Over all prompts and texts. `loss`: −log p of each next token, in nats, over the `predicted` ones."""
-
-    far: float
-    positions: int
-    agree: int
-    loss: float
-    predicted: int
-
-
-class Widened(TorchFunctionMode):
+class Float64Mode(TorchFunctionMode):
     """float32 becomes float64 wherever a model asks for it by name (norms and softmax do, "for precision")."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -57,7 +33,7 @@ def _all_wide() -> Iterator[None]:
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with Widened():
+        with Float64Mode():
             yield
     finally:
         torch.set_default_dtype(default)

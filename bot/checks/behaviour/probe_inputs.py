@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bot.checks.behaviour.job import WorkerJob
 from bot.checks.folder.own_code import code_named
 from bot.checks.folder.special_tokens import vocabulary_files
 
@@ -60,18 +61,13 @@ def load_tokenizer(folder: Path, trust: bool) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
 
 
-def trusts(folder: Path, job: dict[str, Any]) -> bool:
-    """Whether a folder's own Python may run: it was allowed, and is the base's own."""
-    return bool(job["trust"]) and str(folder) not in job["distrusted"]
-
-
-def build_inputs(model: Any, job: dict[str, Any]) -> list[dict[str, Tensor]]:
-    """`job["prompts"]` inputs of batch size one, by what the model's `main_input_name` says it reads. More prompts are
+def build_inputs(model: Any, job: WorkerJob) -> list[dict[str, Tensor]]:
+    """`job.prompts` inputs of batch size one, by what the model's `main_input_name` says it reads. More prompts are
     the same ones, and others."""
     generator = torch.Generator().manual_seed(0)
     makers = {"pixel_values": _pixels, "input_features": _mel, "input_values": _sound}
     make = makers.get(model.main_input_name)
-    built = [{model.main_input_name: make(model.config, generator)} for _ in range(job["prompts"])] if make else []
+    built = [{model.main_input_name: make(model.config, generator)} for _ in range(job.prompts)] if make else []
     if not built:
         tokens = _tokens(model, job, generator)
         built = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in tokens]
@@ -84,16 +80,16 @@ def build_inputs(model: Any, job: dict[str, Any]) -> list[dict[str, Tensor]]:
     return [{name: value for name, value in one.items() if name in accepted} for one in built]
 
 
-def text_windows(model: Any, job: dict[str, Any]) -> list[dict[str, Tensor]]:
+def text_windows(model: Any, job: WorkerJob) -> list[dict[str, Tensor]]:
     """The text of `--eval-text` in windows of WINDOW tokens, as many as may be saved; [] without one, or a tokenizer."""
     owner = _owner(job)
-    if not job["text"] or owner is None or model.main_input_name != "input_ids":
+    if not job.text or owner is None or model.main_input_name != "input_ids":
         return []
     config = model.config.get_text_config()
     vocabulary = int(getattr(config, "vocab_size", 0) or 256)
     longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or WINDOW
     length = max(2, min(WINDOW, int(longest) - 4))
-    text = Path(job["text"]).read_text(encoding="utf-8", errors="replace")
+    text = job.text.read_text(encoding="utf-8", errors="replace")
     ids = load_tokenizer(owner, _is_base(owner, job))(text, return_tensors="pt", verbose=False)["input_ids"]
     ids = ids[:, : min(WINDOWED, TEXT_LOGITS // (4 * vocabulary))]
     if not ids.numel() or int(ids.max()) >= vocabulary:
@@ -104,19 +100,19 @@ def text_windows(model: Any, job: dict[str, Any]) -> list[dict[str, Tensor]]:
     return [{name: value for name, value in one.items() if name in accepted} for one in built]
 
 
-def _owner(job: dict[str, Any]) -> Path | None:
+def _owner(job: WorkerJob) -> Path | None:
     """The adapter's tokenizer, else the base's: an adapter's own Python is never run, so that one which needs it is none."""
-    adapter, base = Path(job["adapter"]), Path(job["base"])
+    adapter, base = job.adapter, job.base
     if has_tokenizer(adapter) and vocabulary_files(adapter) and not any(True for _ in code_named(adapter)):
         return adapter
     return base if has_tokenizer(base) else None
 
 
-def _is_base(owner: Path, job: dict[str, Any]) -> bool:
-    return bool(job["trust"]) and owner == Path(job["base"])
+def _is_base(owner: Path, job: WorkerJob) -> bool:
+    return job.trust and owner == job.base
 
 
-def _tokens(model: Any, job: dict[str, Any], generator: torch.Generator) -> list[Tensor]:
+def _tokens(model: Any, job: WorkerJob, generator: torch.Generator) -> list[Tensor]:
     text = model.config.get_text_config()
     vocabulary = int(getattr(text, "vocab_size", 0) or 256)
     longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or LENGTH
@@ -126,9 +122,9 @@ def _tokens(model: Any, job: dict[str, Any], generator: torch.Generator) -> list
         tokenizer = load_tokenizer(owner, _is_base(owner, job))
         ids = [tokenizer(text, return_tensors="pt")["input_ids"][:, :length] for text in TEXTS]
         if all(_is_read(one, vocabulary, length) for one in ids):
-            more = job["prompts"] - len(ids)
+            more = job.prompts - len(ids)
             return ids + [_random_ids(model.config, generator, length) for _ in range(more)]
-    return [_random_ids(model.config, generator, length) for _ in range(job["prompts"])]
+    return [_random_ids(model.config, generator, length) for _ in range(job.prompts)]
 
 
 def _is_read(ids: Tensor, vocabulary: int, length: int) -> bool:

@@ -7,10 +7,12 @@ that has run computes in 16 bits, and repacks its weights on some processors.)
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bot.checks.behaviour.job import OutputSums, Stopped, Usage
 from bot.checks.finding import Status, finding
 from bot.checks.reading.checkpoint import Checkpoint, quantization_of, read_input
 from bot.checks.reading.simulated import settings_of
@@ -93,13 +95,12 @@ def _again(case: Case, base: Path) -> Row:
                again=said, size=_stored_bytes(case.base))  # fmt: skip
 
 
-def as_job(found: list[Row]) -> list[Json]:
+def usages(rows: list[Row]) -> tuple[Usage, ...]:
     """The rows that can be measured, for the worker."""
-    return [{"id": row.id, "folder": str(row.folder), "merge": row.merge, "again": row.again}
-            for row in found if row.folder is not None]  # fmt: skip
+    return tuple(Usage(id=row.id, folder=row.folder, merge=row.merge, again=row.again) for row in rows if row.folder)
 
 
-def table_of(case: Case, found: list[Row], measured: Json) -> list[Json]:
+def table_of(case: Case, rows: list[Row], measured: Mapping[str, OutputSums]) -> list[Json]:
     """The rows with what was measured. `measured`: sums by id, those of the base and of the unmerged model among them."""
     base_bytes = _stored_bytes(case.base)
     adapter = sum(path.stat().st_size for path in case.subject.adapter.glob("adapter_model.safetensors"))
@@ -107,38 +108,37 @@ def table_of(case: Case, found: list[Row], measured: Json) -> list[Json]:
     kind = "quantised base" if packed else "base"
     every = [
         Row(id="as-trained", what=f"as trained: the {kind} with the adapter", size=base_bytes + adapter),
-        *found,
+        *rows,
         Row(id="base", what=f"the {kind} alone", size=base_bytes),
     ]
     return [_entry(row, measured) for row in every]
 
 
-def _entry(row: Row, measured: Json) -> Json:
+def _entry(row: Row, measured: Mapping[str, OutputSums]) -> Json:
     entry: Json = {"id": row.id, "what": row.what, "bytes": row.size, "published": row.published}
     if row.missing or row.id not in measured:
         return {**entry, "not_run": row.missing or "it could not be measured"}
-    sums, effect = measured[row.id], measured["base"]["far"]
-    entry["kl_ratio"] = sums["far"] / effect if effect > 0 else 0.0
-    entry["top1_agreement"] = sums["agree"] / sums["positions"]
-    if sums["predicted"]:
-        entry["perplexity"] = math.exp(min(700.0, sums["loss"] / sums["predicted"]))
+    sums, effect = measured[row.id], measured["base"].far
+    entry["kl_ratio"] = sums.far / effect if effect > 0 else 0.0
+    entry["top1_agreement"] = sums.agree / sums.positions
+    if sums.predicted:
+        entry["perplexity"] = math.exp(min(700.0, sums.loss / sums.predicted))
     return entry
 
 
 def requantised(case: Case) -> Finding:
     """A result that is stored quantised still does what the adapter taught."""
     id, allowed = "requantised", f"KL ratio ≤ {ALLOWED:g}"
-    answer = case.trial.comparison
-    if answer is None or "rows" not in answer:
-        why = (answer or {}).get("error") or (answer or {}).get("skip") or "the unmerged model could not be run"
-        return finding(
-            id, "fail" if "error" in (answer or {}) else "skip", "not run", allowed, f"Not run: {why[:400]}."
-        )
-    row = next(one for one in answer["rows"] if one["published"])
+    compared = case.trial.comparison
+    if compared is None or isinstance(compared, Stopped):
+        status: Status = "fail" if compared and compared.status == "error" else "skip"
+        why = compared.why if compared else "the unmerged model could not be run"
+        return finding(id, status, "not run", allowed, f"Not run: {why[:400]}.")
+    row = next(row for row in compared if row["published"])
     if "kl_ratio" not in row:
         return finding(id, "skip", "not run", allowed, f"Not run: {row['not_run']}.")
     ratio = row["kl_ratio"]
-    status: Status = "pass" if ratio <= ALLOWED else "warn" if case.subject.force else "fail"
+    status = "pass" if ratio <= ALLOWED else "warn" if case.subject.force else "fail"
     why = f"Its distance from the model as trained is {ratio:.2g} of what the adapter moves."
     if ratio > ALLOWED:
         lost = "has lost the adapter's effect" if ratio > 0.8 else "has lost much of the adapter's effect"

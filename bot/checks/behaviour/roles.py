@@ -1,59 +1,56 @@
-"""What the worker does with a model: load it as its users will, run it, compare its outputs with the reference's."""
+"""What the worker does with models: run them, and compare their outputs with the unmerged model's."""
 
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from bot.checks.behaviour import measure
-from bot.checks.behaviour.adapter_for_peft import adapter_for_peft
 from bot.checks.behaviour.control import SMALL, How, changed, size_of, stand_in, watched
 from bot.checks.behaviour.expert_choices import is_mixture
 from bot.checks.behaviour.forward_counts import FORWARDS
+from bot.checks.behaviour.job import (
+    Answer,
+    ComparisonAnswer,
+    Distance,
+    LoadReport,
+    MergedAnswer,
+    OutputSums,
+    ReferenceAnswer,
+    Stopped,
+    Usage,
+    WorkerJob,
+)  # fmt: skip
+from bot.checks.behaviour.load_models import (
+    BASE,
+    UNMERGED,
+    load_folder,
+    load_tuned,
+    ready_to_run,
+    trying,
+    why_no_code,
+)  # fmt: skip
 from bot.checks.behaviour.nearest import merge_to_nearest, quantised_again
-from bot.checks.behaviour.probe_inputs import build_inputs, has_tokenizer, load_tokenizer, text_windows, trusts
+from bot.checks.behaviour.probe_inputs import build_inputs, has_tokenizer, load_tokenizer, text_windows
 from bot.checks.behaviour.saved_outputs import TEXT, compare, save_again, save_reference, sums
 from bot.checks.behaviour.tokenizer import compare_tokenizers
 from bot.checks.case import read_json
-from bot.checks.expected.unmerged import loading, mend
-from bot.checks.reading.model_skeleton import NEEDS_CODE, Skeleton, build, model_class
-from bot.untrusted.patterns import hold_to_end
+from bot.checks.reading.model_skeleton import build, model_class
 
-Job = dict[str, Any]
 COMPLAINTS = ("newly initialized", "not initialized from", "MISSING", "UNEXPECTED", "MISMATCH")
-BASE = "the base itself"
-# Fused attention and grouped products of experts add in an order of their own, and some have no float64.
-PLAINEST: Job = {"dtype": torch.float32, "attn_implementation": "eager", "experts_implementation": "eager"}
-UNLOADED = ("missing adapter keys", "unexpected keys", "not been loaded")
-
-
-class CannotRun(Exception):
-    """The unmerged model cannot be had in this installation, with its adapter or without: nothing is known of the merge."""
-
-
-@contextmanager
-def trying(what: str) -> Iterator[None]:
-    """Whatever goes wrong in the block is no fault of the merge."""
-    try:
-        yield
-    except CannotRun:
-        raise
-    except Exception as error:
-        raise CannotRun(f"{what} cannot be run here ({type(error).__name__}: {str(error)[:300]})") from error
 
 
 class UnmergedModel:
     """PEFT's unmerged model, which others stand in for by turns. After each it is whole again: small ones are put back,
     of a large one there is never a second copy of the weights, and it is loaded anew."""
 
-    def __init__(self, job: Job, tuned: Any) -> None:
+    def __init__(self, job: WorkerJob, tuned: Any) -> None:
         self._job, self._tuned, self._off, self._spoilt = job, tuned, False, False
         self.plain = tuned.get_base_model()
         self._chance = torch.Generator().manual_seed(0)
@@ -63,14 +60,14 @@ class UnmergedModel:
         """The base model inside, with PEFT's layers asleep from here on."""
         if self._spoilt:
             self._tuned = self.plain = None  # the one is let go before the other is loaded
-            self._tuned, self._off, self._spoilt = _tuned(self._job), False, False
+            self._tuned, self._off, self._spoilt = load_tuned(self._job), False, False
             self.plain = self._tuned.get_base_model()
         if not self._off:
             self._tuned.base_model.disable_adapter_layers()
             self._off = True
         return self.plain
 
-    def far(self, how: How) -> list[measure.Distance]:
+    def far(self, how: How) -> list[Distance]:
         """How far a stand-in lies from the reference."""
         with self._standing_in(how):
             return compare(self.plain, self._job)
@@ -88,195 +85,108 @@ class UnmergedModel:
         self._spoilt = not self.small
 
 
-def reference(job: Job) -> Job:
+def reference(job: WorkerJob) -> Answer:
     """The base with the adapter beside it: its outputs are saved, then the base and the stand-ins are held to them."""
-    tuned = _tuned(job)
-    if isinstance(tuned, dict):
+    tuned = load_tuned(job)
+    if isinstance(tuned, Stopped):
         return tuned
     unmerged = UnmergedModel(job, tuned)
     del tuned
-    answer = _first_run(unmerged, job)
-    thorough = answer["thorough"]
-    _expect(job, 2 + job["clamps"] + (2 + job["draws"] if thorough else 1))
+    kind, uncalled = _first_run(unmerged, job)
+    plain, thorough, measured = unmerged.plain, unmerged.small or job.thorough, dict[str, OutputSums]()
+    if job.usages is not None:
+        save_reference(plain, text_windows(plain, job), job, TEXT)
+        measured["as-trained"] = sums(plain, job, itself=True)
+    layers, mixture = sorted(changed(plain)), is_mixture(plain)
+    del plain  # a large model is loaded anew, and never twice in memory
+    _expect(job, 2 + job.clamps + (2 + job.draws if thorough else 1))
     exact = unmerged.far("exact") if thorough else None
-    if job["clamps"]:
+    if job.clamps:
         unmerged.clamp()
     base = compare(unmerged.switched_off(), job)
-    if job["rows"] is not None:
-        answer["measured"]["base"] = sums(unmerged.plain, job)
+    if job.usages is not None:
+        measured["base"] = sums(unmerged.plain, job)
     nearest = unmerged.far("nearest") if thorough else None
-    controls = [unmerged.far("control") for _ in range(job["draws"] if thorough else 1)]
-    return {**answer, "base": base, "exact": exact, "nearest": nearest, "controls": controls}
+    controls = [unmerged.far("control") for _ in range(job.draws if thorough else 1)]
+    return ReferenceAnswer(
+        kind=kind, thorough=thorough, mixture=mixture, layers=layers, uncalled=uncalled, base=base, controls=controls,
+        exact=exact, nearest=nearest, measured=measured,
+    )  # fmt: skip
 
 
-def _expect(job: Job, models: int) -> None:
+def _expect(job: WorkerJob, models: int) -> None:
     """So many models are each asked every prompt."""
-    FORWARDS.expect(models * job["prompts"])
+    FORWARDS.expect(models * job.prompts)
 
 
-def _first_run(unmerged: UnmergedModel, job: Job) -> Job:
-    """Its outputs are saved. Raises CannotRun."""
+def _first_run(unmerged: UnmergedModel, job: WorkerJob) -> tuple[str, list[str]]:
+    """(the kind of its outputs, which are saved; the parameters of layers that were never called). Raises CannotRun."""
     plain = unmerged.plain
     inputs = build_inputs(plain, job)
     _expect(job, 3)  # itself, the base and one control, if not more
-    with trying("PEFT's unmerged model"):
+    with trying(UNMERGED):
         try:
             with watched(plain) as uncalled:
                 kind = save_reference(plain, inputs, job)
         except Exception:  # whose fault is it? The base alone answers that
             with trying(BASE):
-                measure.outputs(unmerged.switched_off(), inputs[0], job["compute"])
+                measure.outputs(unmerged.switched_off(), inputs[0], job.compute)
             raise
-    measured: Job = {}
-    if job["rows"] is not None:
-        save_reference(plain, text_windows(plain, job), job, TEXT)
-        measured["as-trained"] = sums(plain, job, itself=True)
-    said = {"layers": sorted(changed(plain)), "uncalled": sorted(uncalled), "mixture": is_mixture(plain)}
-    return {"kind": kind, "thorough": unmerged.small or job["thorough"], "measured": measured, **said}
+    return kind, sorted(uncalled)
 
 
-def comparison(job: Job) -> Job:
+def comparison(job: WorkerJob) -> Answer:
     """Other ways to use base and adapter, each held to the unmerged model on the same texts."""
-    _expect(job, len(job["rows"]))
-    return {"measured": {row["id"]: _one_way(row, job) for row in job["rows"]}}
+    usages = job.usages or ()
+    _expect(job, len(usages))
+    return ComparisonAnswer(measured={usage.id: _measure(usage, job) for usage in usages})
 
 
-def _one_way(row: Job, job: Job) -> measure.OutputSums:
-    if not row["merge"]:
-        model, _ = _load(Path(row["folder"]), job)
-        return sums(_prepared(model, job), job)
-    tuned = _tuned({**job, "base": row["folder"]})
-    assert not isinstance(tuned, dict), tuned
+def _measure(usage: Usage, job: WorkerJob) -> OutputSums:
+    if not usage.merge:
+        model, _ = load_folder(usage.folder, job)
+        return sums(ready_to_run(model, job), job)
+    tuned = load_tuned(replace(job, base=usage.folder))
+    assert not isinstance(tuned, Stopped), tuned
     plain = tuned.get_base_model()
-    again = quantised_again(plain, row["again"], _skeleton(Path(row["folder"]), job)) if row["again"] else {}
+    again = quantised_again(plain, usage.again, _skeleton(usage.folder, job)) if usage.again else {}
     with tuned.disable_adapter():
-        merge_to_nearest(plain, getattr(torch, job["storage"]), again)
+        merge_to_nearest(plain, getattr(torch, job.storage), again)
         return sums(plain, job)
 
 
-def _skeleton(folder: Path, job: Job) -> Any:
-    trust = trusts(folder, job)
+def _skeleton(folder: Path, job: WorkerJob) -> Any:
+    trust = job.trusts(folder)
     return build(folder, model_class(read_json(folder / "config.json") or {}, trust), trust)
 
 
-def _tuned(job: Job) -> Any:
-    """The base with PEFT's own adapter, ready to run; {"skip": …} where that cannot be had."""
-    from peft import PeftModel
-
-    with trying(BASE):
-        model = _load_base(job)
-    if model is None:
-        return {"skip": NEEDS_CODE, "beyond": True}
-    said_by_adapter = read_json(Path(job["adapter"]) / "adapter_config.json") or {}
-    hold_to_end(said_by_adapter, (name for name, _ in model.named_modules()))
-    readable = _readable(model, job)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        with trying("PEFT's unmerged model"), loading(said_by_adapter):
-            tuned = PeftModel.from_pretrained(model, readable, autocast_adapter_dtype=False)
-    lost = [str(one.message) for one in said if any(word in str(one.message) for word in UNLOADED)]
-    if lost:
-        return {"skip": f"PEFT did not load the whole adapter: {lost[0][:300]}"}
-    tuned = _prepared(tuned, job)
-    mend(tuned, wide=job["compute"] == "float64")
-    return tuned
-
-
-def _readable(model: Any, job: Job) -> Path:
-    """The adapter under the names that PEFT and this model have for its modules."""
-    skeleton, modules = Skeleton(model, {}), dict(model.named_modules())
-
-    def rename(module: str) -> str:
-        own, pattern = skeleton.rename(f"{module}.weight")
-        renamed = own.removesuffix(".weight")
-        if pattern is None and renamed in modules:
-            return renamed
-        return next((inner for inner in skeleton.in_decoder(module) if inner in modules), module)
-
-    return adapter_for_peft(Path(job["adapter"]), Path(job["work"]), modules, rename)
-
-
-def _load_base(job: Job) -> Any:
-    """The base as the class, with the labels and the vocabulary, that the adapter was trained with."""
-    import transformers
-
-    folder = Path(job["base"])
-    if not job["class"] and not job["labels"]:
-        model, _ = _load(folder, job)
-    else:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        if job["labels"]:
-            config.num_labels = job["labels"]
-        chosen = (
-            getattr(transformers, job["class"])
-            if job["class"]
-            else model_class(read_json(folder / "config.json") or {}, False)
-        )
-        model = chosen.from_pretrained(
-            folder, config=config, local_files_only=True, ignore_mismatched_sizes=True, **PLAINEST
-        )
-    if model is not None and job["vocabulary"]:
-        model.resize_token_embeddings(job["vocabulary"], mean_resizing=False)
-    return model
-
-
-def merged(job: Job) -> Job:
+def merged(job: WorkerJob) -> Answer:
     """The folder as its users load it: what the loader said, and how far its outputs are from the reference's."""
-    heard = _Heard()
-    logging.getLogger("transformers").addHandler(heard)
-    folder = Path(job["folder"])
-    model, loading = _load(folder, job)
+    complaints = _Complaints()
+    logging.getLogger("transformers").addHandler(complaints)
+    model, loading = load_folder(job.folder, job)
     if model is None:
-        return {"skip": why_no_code(folder, job), "beyond": str(folder) not in job["distrusted"]}
-    loads = {
-        "missing": sorted(loading["missing_keys"]),
-        "unexpected": sorted(loading["unexpected_keys"]),
-        "mismatched": sorted(str(key) for key in loading["mismatched_keys"]),
-        "said": heard.lines,
-        "class": type(model).__name__,
-        "tokenizer": "none",
-    }
-    if has_tokenizer(folder):
-        tokenizer = load_tokenizer(folder, trusts(folder, job))
-        loads["tokenizer"] = type(tokenizer).__name__
-        loads["tokens"], loads["remarks"] = compare_tokenizers(tokenizer, job)
-    runs = not job["quantised"] and (Path(job["work"]) / "reference.json").exists()
+        beyond = str(job.folder) not in job.distrusted
+        return Stopped(status="skip", why=why_no_code(job.folder, job), beyond=beyond)
+    tokenizer, tokens, remarks = "none", list[str](), list[str]()
+    if has_tokenizer(job.folder):
+        own = load_tokenizer(job.folder, job.trusts(job.folder))
+        tokenizer = type(own).__name__
+        tokens, remarks = compare_tokenizers(own, job)
+    loads = LoadReport(
+        missing=sorted(loading["missing_keys"]), unexpected=sorted(loading["unexpected_keys"]),
+        mismatched=sorted(str(key) for key in loading["mismatched_keys"]), complaints=complaints.lines,
+        model_class=type(model).__name__, tokenizer=tokenizer, tokens=tokens, remarks=remarks,
+    )  # fmt: skip
+    runs = not job.quantised and (job.work / "reference.json").exists()
     _expect(job, 1)
-    return {"loads": loads, "merged": compare(_prepared(model, job), job) if runs else None}
+    return MergedAnswer(loads=loads, distances=compare(ready_to_run(model, job), job) if runs else None)
 
 
-ROLES = {"reference": reference, "merged": merged, "comparison": comparison}
+ROLES: dict[str, Callable[[WorkerJob], Answer]] = {"reference": reference, "merged": merged, "comparison": comparison}
 
 
-def _load(folder: Path, job: Job) -> tuple[Any, Job]:
-    config = read_json(folder / "config.json") or {}
-    trust = trusts(folder, job)
-    chosen = model_class(config, trust)
-    if chosen is None:
-        return None, {}
-    how = {"local_files_only": True, "trust_remote_code": trust, **PLAINEST}
-    try:
-        model, loading = chosen.from_pretrained(folder, output_loading_info=True, **how)
-    except AttributeError:  # an omni model's own from_pretrained reads its voices into a model, and gets a pair
-        chosen.from_pretrained(folder, **how)  # as its users load it: what is read besides the weights must be there
-        model, loading = PreTrainedModel.from_pretrained.__func__(chosen, folder, output_loading_info=True, **how)
-    return model, loading
-
-
-def why_no_code(folder: Path, job: Job) -> str:
-    """Why the code that a folder needs is not run."""
-    why = job["distrusted"].get(str(folder))
-    return f"the model needs the repo's own code, and {why}" if why else NEEDS_CODE
-
-
-def _prepared(model: Any, job: Job) -> Any:
-    model.eval()
-    if hasattr(model.config, "use_cache"):
-        model.config.use_cache = False
-    return model.double() if job["compute"] == "float64" else model
-
-
-class _Heard(logging.Handler):
+class _Complaints(logging.Handler):
     """Keeps what transformers complains about while it loads."""
 
     def __init__(self) -> None:

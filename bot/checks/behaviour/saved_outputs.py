@@ -12,22 +12,22 @@ from safetensors.torch import load_file, save_file
 
 from bot.checks.behaviour import measure
 from bot.checks.behaviour.expert_choices import Choices
+from bot.checks.behaviour.job import Distance, OutputSums, WorkerJob
 
-Job = dict[str, Any]
 PROMPTS, TEXT = "reference", "text"  # what the reference's outputs were saved for
 
 
-def save_reference(model: Any, inputs: list[dict[str, torch.Tensor]], job: Job, what: str = PROMPTS) -> str:
+def save_reference(model: Any, inputs: list[dict[str, torch.Tensor]], job: WorkerJob, what: str = PROMPTS) -> str:
     """Keep its outputs, the inputs, and which experts its routers chose. Returns the kind of the outputs."""
     kind = ""
     for number, one in enumerate(inputs):
         choices = Choices()
-        kind, found = measure.outputs(model, one, job["compute"], choices)
+        kind, found = measure.outputs(model, one, job.compute, choices)
         _write(_at(job, number, what), Saved(wanted=found, inputs=one, choices=choices.made))
     return kind
 
 
-def save_again(model: Any, job: Job) -> None:
+def save_again(model: Any, job: WorkerJob) -> None:
     """Let another model be the reference on the same prompts, along the choices of the first."""
     for number, saved in enumerate(_saved(job, PROMPTS)):
         _, found, _ = saved.asked_of(model, job)
@@ -42,10 +42,10 @@ class Saved:
     inputs: dict[str, torch.Tensor]
     choices: list[torch.Tensor]
 
-    def asked_of(self, model: Any, job: Job) -> tuple[str, torch.Tensor, Choices | None]:
+    def asked_of(self, model: Any, job: WorkerJob) -> tuple[str, torch.Tensor, Choices | None]:
         """What another model gives to the same inputs, by the same choices."""
         held = Choices(self.choices) if self.choices else None
-        kind, found = measure.outputs(model, self.inputs, job["compute"], held)
+        kind, found = measure.outputs(model, self.inputs, job.compute, held)
         return kind, found, held
 
 
@@ -62,31 +62,31 @@ def _read(path: Path) -> Saved:
     return Saved(wanted=saved["found"], inputs=inputs, choices=choices)
 
 
-def _saved(job: Job, what: str) -> Iterator[Saved]:
+def _saved(job: WorkerJob, what: str) -> Iterator[Saved]:
     for number in range(10_000):
         if not _at(job, number, what).exists():
             break
         yield _read(_at(job, number, what))
 
 
-def sums(model: Any, job: Job, itself: bool = False) -> measure.OutputSums:
+def sums(model: Any, job: WorkerJob, itself: bool = False) -> OutputSums:
     """Prompts and text together. `itself`: the model is the reference."""
-    total = measure.OutputSums(far=0.0, positions=0, agree=0, loss=0.0, predicted=0)
+    total = OutputSums()
     for what in (PROMPTS, TEXT):
         for saved in _saved(job, what):
             # Routers are free here: the table says what whoever uses the model gets.
-            kind, found = ("kl", saved.wanted) if itself else measure.outputs(model, saved.inputs, job["compute"])
+            kind, found = ("kl", saved.wanted) if itself else measure.outputs(model, saved.inputs, job.compute)
             distance = measure.distance(kind, saved.wanted, found)
             loss, predicted = measure.next_token_loss(model, saved.inputs, found)
-            total["far"] += distance["far"] if not itself else 0.0
-            total["positions"] += distance["positions"]
-            total["agree"] += distance["agree"]
-            total["loss"] += loss
-            total["predicted"] += predicted
+            total.far += distance.far if not itself else 0.0
+            total.positions += distance.positions
+            total.agree += distance.agree
+            total.loss += loss
+            total.predicted += predicted
     return total
 
 
-def compare(model: Any, job: Job) -> list[measure.Distance]:
+def compare(model: Any, job: WorkerJob) -> list[Distance]:
     """How far a model's outputs lie from the reference's, prompt by prompt."""
     distances = []
     for saved in _saved(job, PROMPTS):
@@ -95,5 +95,5 @@ def compare(model: Any, job: Job) -> list[measure.Distance]:
     return distances
 
 
-def _at(job: Job, number: int, what: str) -> Path:
-    return Path(job["work"]) / f"{what}-{number:04}.safetensors"
+def _at(job: WorkerJob, number: int, what: str) -> Path:
+    return job.work / f"{what}-{number:04}.safetensors"

@@ -13,7 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bot.checks.behaviour.probe_inputs import TEXTS, has_tokenizer, load_tokenizer, trusts
+from bot.checks.behaviour.job import WorkerJob
+from bot.checks.behaviour.probe_inputs import TEXTS, has_tokenizer, load_tokenizer
 from bot.checks.folder.special_tokens import ADDED, CONFIG, MAP, vocabulary_files
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -21,17 +22,17 @@ NOT_COPIED = (".py", ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".ms
 MODEL = "config.json"
 
 
-def compare_tokenizers(found: Any, job: dict[str, Any]) -> tuple[list[str], list[str]]:
+def compare_tokenizers(found: Any, job: WorkerJob) -> tuple[list[str], list[str]]:
     """(faults, remarks): where the merged folder's tokenizer says otherwise than its owner's. A remark where that is so
     only because of the config.json beside it, which the base has as well."""
-    adapter, base = Path(job["adapter"]), Path(job["base"])
-    with TemporaryDirectory(dir=job["work"]) as work:
+    adapter, base = job.adapter, job.base
+    with TemporaryDirectory(dir=job.work) as work:
         place = Path(work)
         if not vocabulary_files(adapter):
             owner = _base_under_settings(base, adapter, place, job)
             return ([] if owner is None else differences(found, owner)), []
-        alone = _loaded(adapter, trusts(adapter, job))
-        owner = alone if alone is not None else _loaded(base, trusts(base, job))
+        alone = _loaded(adapter, job.trusts(adapter))
+        owner = alone if alone is not None else _loaded(base, job.trusts(base))
         said = differences(found, owner) if owner is not None else []
         if alone is None or not said:
             return said, []
@@ -44,10 +45,10 @@ def compare_tokenizers(found: Any, job: dict[str, Any]) -> tuple[list[str], list
     return [], [f"transformers reads the adapter's tokenizer {why}: {'; '.join(said)}"]
 
 
-def _base_under_settings(base: Path, adapter: Path, place: Path, job: dict[str, Any]) -> Any:
+def _base_under_settings(base: Path, adapter: Path, place: Path, job: WorkerJob) -> Any:
     """The base's tokenizer with the adapter's settings, where it ships some; None where that cannot be loaded."""
     if not any((adapter / name).is_file() for name in (CONFIG, MAP, ADDED)):
-        return _loaded(base, trusts(base, job))
+        return _loaded(base, job.trusts(base))
     _copy(base, place, {MAP} if (adapter / CONFIG).is_file() else set())
     _copy(adapter, place, {MODEL})
     return _loaded(place, trust=False)

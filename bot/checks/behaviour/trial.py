@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
@@ -17,6 +16,15 @@ from typing import TYPE_CHECKING
 from bot.checks.behaviour import quality
 from bot.checks.behaviour.answers import Trial
 from bot.checks.behaviour.forward_counts import read_forwards
+from bot.checks.behaviour.job import (
+    Answer,
+    ComparisonAnswer,
+    MergedAnswer,
+    ReferenceAnswer,
+    Stopped,
+    WorkerJob,
+    read_answer,
+)  # fmt: skip
 from bot.checks.folder.own_code import changed_since, foreign_code, state_of
 from bot.checks.reading.checkpoint import FLOATS
 from bot.events import Moved, Note
@@ -28,7 +36,7 @@ if TYPE_CHECKING:
     from bot.checks.subject import Subject
 
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-SAID = {
+TITLES = {
     "reference": "Running the unmerged model",
     "merged": "Running the merged model",
     "comparison": "Comparing the ways to use it",
@@ -37,102 +45,99 @@ UNCONFINED = (
     "This system cannot confine the model's own code (no Landlock): it runs in a process without secrets, no more."
 )
 LOOK_EVERY = 0.5  # seconds
-FIRST: Json = {"prompts": 8, "draws": 8, "thorough": False}
-MORE: Json = {"prompts": 32, "draws": 16, "thorough": True}
 
 
 def hold_trial(case: Case) -> Trial:
     """The reference first, then the merged folder: one model in memory at a time, none in this process. Where that leaves a
     doubt, once more with more prompts and more controls."""
-    with tempfile.TemporaryDirectory(prefix=".adapter-merge-", dir=_place(case)) as work:
+    with tempfile.TemporaryDirectory(prefix=".adapter-merge-", dir=_parent_of_work(case)) as work:
         base = _base(case, Path(work))
-        job = _job(case, base)
-        rows = _rows(case, base, Path(work), job["storage"])
-        job["rows"] = None if rows is None else quality.as_job(rows)
-        trial = _hold(case, job, Path(work))
+        job = _job(case, base, Path(work))
+        rows = _rows(case, base, job)
+        job = replace(job, usages=None if rows is None else quality.usages(rows))
+        trial = _hold(case, job)
         if not trial.settled:
             case.emit(Note(text="That leaves a doubt: once more, with more prompts and more controls."))
-            trial = _hold(case, {**job, **MORE}, Path(work))
-        compared = None if rows is None else _compared(case, job, rows, trial.reference, Path(work))
+            trial = _hold(case, job.with_more())
+        compared = None if rows is None else _compared(case, job, rows, trial.reference)
     return replace(trial, comparison=compared)
 
 
-def _hold(case: Case, job: Json, work: Path) -> Trial:
-    reference: Json = {"skip": "not understood"}
+def _hold(case: Case, job: WorkerJob) -> Trial:
+    reference: Answer = Stopped(status="skip", why="not understood")
     if not case.claims.problems:
-        reference = _work(case, job, "reference", work)
-    if "controls" not in reference:
-        (work / "reference.json").unlink(missing_ok=True)
-    merged = _work(case, job, "merged", work)
+        reference = _work(case, replace(job, role="reference"))
+    if isinstance(reference, Stopped):
+        (job.work / "reference.json").unlink(missing_ok=True)
+    merged = _work(case, replace(job, role="merged"))
+    assert isinstance(reference, ReferenceAnswer | Stopped)
+    assert isinstance(merged, MergedAnswer | Stopped)
     return Trial(reference=reference, merged=merged, expected=case.claims.layers)
 
 
-def _place(case: Case) -> Path | None:
+def _parent_of_work(case: Case) -> Path | None:
     """Plain copies of quantised weights are large: they go where the merge has room. None: the system's own place."""
     beside = case.subject.folder.resolve().parent
     large = not case.claims.problems and quality.applies(case)
     return beside if large and os.access(beside, os.W_OK) else None
 
 
-def _rows(case: Case, base: Path, work: Path, storage: str) -> list[quality.Row] | None:
+def _rows(case: Case, base: Path, job: WorkerJob) -> list[quality.Row] | None:
     """The ways to compare; None where nothing is quantised, or nothing that can be read."""
     if case.claims.problems or case.unreadable or not quality.applies(case):
         return None
-    return quality.rows(case, base, work, storage)
+    return quality.rows(case, base, job.work, job.storage)
 
 
-def _compared(case: Case, job: Json, rows: list[quality.Row], reference: Json, work: Path) -> Json:
-    if "measured" not in reference:
+def _compared(
+    case: Case, job: WorkerJob, rows: list[quality.Row], reference: ReferenceAnswer | Stopped
+) -> list[Json] | Stopped:
+    if isinstance(reference, Stopped):
         return reference
-    answer = _work(case, job, "comparison", work)
-    if "measured" not in answer:
+    answer = _work(case, replace(job, role="comparison"))
+    if isinstance(answer, Stopped):
         return answer
-    measured = reference["measured"] | answer["measured"]
-    if lost := [id for id, sums in measured.items() if not math.isfinite(sums["far"])]:
-        return {"error": f"the outputs of {', '.join(sorted(lost))} are NaN or infinite"}
-    return {"rows": quality.table_of(case, rows, measured)}
+    assert isinstance(answer, ComparisonAnswer)
+    measured = reference.measured | answer.measured
+    if lost := [id for id, sums in measured.items() if not math.isfinite(sums.far)]:
+        return Stopped(status="error", why=f"the outputs of {', '.join(sorted(lost))} are NaN or infinite")
+    return quality.table_of(case, rows, measured)
 
 
-def _work(case: Case, job: Json, role: str, work: Path) -> Json:
-    case.emit(Note(text=f"{SAID[role]}."))
+def _work(case: Case, job: WorkerJob) -> Answer:
+    case.emit(Note(text=f"{TITLES[job.role]}."))
     judged = (case.subject.folder, case.subject.base, case.subject.adapter)
-    before = state_of(*judged) if job["trust"] else {}
-    answer = work / f"{role}.json"
-    answer.unlink(missing_ok=True)
-    path = work / f"{role}-job.json"
-    path.write_text(json.dumps({**job, "role": role, "work": str(work)}))
-    status = _run(case, role, path, work)
-    if job["trust"] and (name := changed_since(before, *judged)):
-        return {"error": f"the repo's own code changed {name}, which is judged here, while it ran"}
-    if answer.exists():
-        found: Json = json.loads(answer.read_bytes())
-        if not found.pop("confined", True) and role == "merged":  # said once
+    before = state_of(*judged) if job.trust else {}
+    path = job.work / f"{job.role}.json"
+    path.unlink(missing_ok=True)
+    job.write(job.work / f"{job.role}-job.json")
+    status = _run(case, job)
+    if job.trust and (name := changed_since(before, *judged)):
+        return Stopped(status="error", why=f"the repo's own code changed {name}, which is judged here, while it ran")
+    if path.exists():
+        answer, confined = read_answer(path)
+        if not confined and job.role == "merged":  # said once
             case.emit(Note(text=UNCONFINED, level="warning"))
-        return found
+        return answer
     if status == -9:
-        return {"skip": "the system killed the process, most likely for its memory", "beyond": True}
-    last = (work / f"{role}.log").read_text(errors="replace").strip().splitlines()[-1:]
-    return {"error": f"the process ended with status {status}: {' '.join(last)}"}
+        return Stopped(status="skip", why="the system killed the process, most likely for its memory", beyond=True)
+    last = (job.work / f"{job.role}.log").read_text(errors="replace").strip().splitlines()[-1:]
+    return Stopped(status="error", why=f"the process ended with status {status}: {' '.join(last)}")
 
 
-def _run(case: Case, role: str, path: Path, work: Path) -> int:
+def _run(case: Case, job: WorkerJob) -> int:
     """Run a worker to its end, and tell how far it is. Returns its exit status."""
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "bot.checks.behaviour.worker",
-        str(path),
-    ]  # -P: no imports from where we stand
-    forwards = work / f"{role}.forwards"
+    file = str(job.work / f"{job.role}-job.json")
+    command = [sys.executable, "-P", "-m", "bot.checks.behaviour.worker", file]  # -P: no imports from where we stand
+    forwards, title = job.work / f"{job.role}.forwards", TITLES[job.role]
     forwards.unlink(missing_ok=True)
-    with (work / f"{role}.log").open("wb") as log:
-        worker = subprocess.Popen(command, env=_environment(work), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    with (job.work / f"{job.role}.log").open("wb") as log:
+        worker = subprocess.Popen(command, env=_environment(job.work), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     with worker:
         try:
             while True:
                 done, total = read_forwards(forwards)
-                case.emit(Moved(stage="verify", done=done, total=total, what=SAID[role], unit="model runs"))
+                case.emit(Moved(stage="verify", done=done, total=total, what=title, unit="model runs"))
                 with suppress(subprocess.TimeoutExpired):
                     return worker.wait(LOOK_EVERY)
         except BaseException:  # a signal, above all: no worker outlives us
@@ -149,47 +154,39 @@ def _base(case: Case, work: Path) -> Path:
     return write_plain(case.base, work / "base")
 
 
-def _job(case: Case, base: Path) -> Json:
+def _job(case: Case, base: Path, work: Path) -> WorkerJob:
     subject, merged = case.subject, case.model.tensors
     stored = [merged[key].stored.dtype for key in case.claims.changes if key in merged and merged[key].packed is None]
-    dtypes = Counter(one for one in stored if one in FLOATS)
+    dtypes = Counter(dtype for dtype in stored if dtype in FLOATS)
     storage = TORCH_NAMES[dtypes.most_common(1)[0][0]] if dtypes else "float32"
     quantised = subject.quantize != "none"
     if quantised:
         storage = subject.dtype if subject.dtype != "auto" else TORCH_NAMES[case.base.main]
-    return {
-        "base": str(base.resolve()),
-        "adapter": str(subject.adapter.resolve()),
-        "folder": str(subject.folder.resolve()),
-        "storage": storage,
-        "quantised": quantised,
-        "text": str(subject.eval_text.resolve()) if subject.eval_text else None,
+    declared = {change.path.rsplit(".", 1)[-1]: change.value for change in case.claims.declared}
+    return WorkerJob(
+        base=base.resolve(),
+        adapter=subject.adapter.resolve(),
+        folder=subject.folder.resolve(),
+        work=work,
+        storage=storage,
+        quantised=quantised,
+        text=subject.eval_text.resolve() if subject.eval_text else None,
         # float32's own rounding would drown in float32 compute: then everything is computed in float64.
-        "compute": "float64" if {"F32", "F64"} & dtypes.keys() else "float32",
-        "clamps": subject.clamps,
-        "cast_all": any(_cast(case, key) for key in merged),
-        "trust": subject.trust_remote_code,
-        "distrusted": _distrusted(subject) if subject.trust_remote_code else {},
-        "whole": sorted(case.claims.whole),
-        **FIRST,
-        **_model(case),
-    }
-
-
-def _model(case: Case) -> Json:
-    """The class that base and adapter make together, its labels and its vocabulary, where they are not the base's."""
-    said = {one.path.rsplit(".", 1)[-1]: one.value for one in case.claims.declared}
-    return {
-        "class": said.get("architectures", [None])[0],
-        "labels": len(said["id2label"]) if "id2label" in said else None,
-        "vocabulary": said.get("vocab_size"),
-    }
+        compute="float64" if {"F32", "F64"} & dtypes.keys() else "float32",
+        clamps=subject.clamps,
+        cast_all=any(_cast(case, key) for key in merged),
+        trust=subject.trust_remote_code,
+        distrusted=_distrusted(subject) if subject.trust_remote_code else {},
+        whole=case.claims.whole,
+        model_class=declared.get("architectures", [None])[0],
+        labels=len(declared["id2label"]) if "id2label" in declared else None,
+        vocabulary=declared.get("vocab_size"),
+    )
 
 
 def _cast(case: Case, key: str) -> bool:
-    base = case.base.tensors.get(key)
-    found = case.model.tensors[key]
-    return base is not None and found.packed is None and base.stored.dtype != found.stored.dtype
+    base, merged = case.base.tensors.get(key), case.model.tensors[key]
+    return base is not None and merged.packed is None and base.stored.dtype != merged.stored.dtype
 
 
 def _distrusted(subject: Subject) -> dict[str, str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bot.checks.behaviour.probe_inputs import TEXTS, build_inputs
+from tests.faults.held import job_of
 
 SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 400}
 
@@ -25,9 +25,7 @@ def distinct(model: LlamaForCausalLM, folder: Path, words: list[str]) -> list[in
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>").save_pretrained(folder / "base")
     (folder / "adapter").mkdir()
-    job: dict[str, Any] = {
-        "base": str(folder / "base"), "adapter": str(folder / "adapter"), "trust": False, "prompts": len(TEXTS),
-    }  # fmt: skip
+    job = job_of(folder / "base", folder / "adapter", folder / "merged", prompts=len(TEXTS))
     return [len(one["input_ids"].unique()) for one in build_inputs(model, job)]
 
 

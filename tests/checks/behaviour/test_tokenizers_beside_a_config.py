@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
+from bot.checks.behaviour.job import WorkerJob
 from bot.checks.behaviour.probe_inputs import load_tokenizer
 from bot.checks.behaviour.tokenizer import compare_tokenizers
+from tests.faults.held import job_of
 
 
 def write(folder: Path, kind: str | None, splits: str = r"\p{N}{1,3}") -> Path:
@@ -30,29 +31,23 @@ def write(folder: Path, kind: str | None, splits: str = r"\p{N}{1,3}") -> Path:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> dict[str, Any]:
+def job(tmp_path: Path) -> WorkerJob:
     (tmp_path / "work").mkdir()
     base, adapter = write(tmp_path / "base", "qwen2"), write(tmp_path / "adapter", None)
-    return {
-        "base": str(base),
-        "adapter": str(adapter),
-        "work": str(tmp_path / "work"),
-        "trust": False,
-        "distrusted": {},
-    }
+    return job_of(base, adapter, tmp_path / "merged", work=tmp_path / "work")
 
 
-def test_a_class_that_the_bases_config_chooses_is_a_remark(job: dict[str, Any]):
-    found = load_tokenizer(Path(job["base"]), trust=False)
+def test_a_class_that_the_bases_config_chooses_is_a_remark(job: WorkerJob):
+    found = load_tokenizer(job.base, trust=False)
     faults, remarks = compare_tokenizers(found, job)
     assert faults == []
     assert "beside a config.json like the base's as a Qwen2Tokenizer" in remarks[0]
     assert "texts have other token numbers" in remarks[0]
-    assert not list(Path(job["work"]).iterdir())
+    assert not list(job.work.iterdir())
 
 
-def test_another_tokenizer_is_a_fault_beside_the_config_too(job: dict[str, Any]):
-    merged = write(Path(job["work"]) / "merged", "qwen2")
+def test_another_tokenizer_is_a_fault_beside_the_config_too(job: WorkerJob):
+    merged = write(job.work / "merged", "qwen2")
     said = json.loads((merged / "tokenizer_config.json").read_text())
     (merged / "tokenizer_config.json").write_text(json.dumps({**said, "pad_token": "<other>"}))
     faults, remarks = compare_tokenizers(load_tokenizer(merged, trust=False), job)
@@ -60,13 +55,13 @@ def test_another_tokenizer_is_a_fault_beside_the_config_too(job: dict[str, Any])
     assert remarks == []
 
 
-def test_the_same_tokenizer_of_one_class_says_nothing(job: dict[str, Any], tmp_path: Path):
+def test_the_same_tokenizer_of_one_class_says_nothing(job: WorkerJob, tmp_path: Path):
     merged = write(tmp_path / "merged", "llama")
     assert compare_tokenizers(load_tokenizer(merged, trust=False), job) == ([], [])
 
 
-def test_settings_without_a_vocabulary_are_those_of_the_bases(job: dict[str, Any], tmp_path: Path):
-    adapter = Path(job["adapter"])
+def test_settings_without_a_vocabulary_are_those_of_the_bases(job: WorkerJob, tmp_path: Path):
+    adapter = job.adapter
     (adapter / "tokenizer.json").unlink()
     said = json.loads((adapter / "tokenizer_config.json").read_text())
     (adapter / "tokenizer_config.json").write_text(json.dumps({**said, "pad_token": "11"}))

@@ -1,0 +1,207 @@
+"""What a worker of the full proof is asked, and what it answers: records, and their JSON in the files between the processes.
+
+Both ends are the same version of this code, so that the files carry none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from bot.records import Json
+
+Role = Literal["reference", "merged", "comparison"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """One way to use base and adapter, to be measured. `folder`: the model to load; `merge`: the adapter is merged into it, to
+    nearest; `again`: and then quantised (BitsAndBytesConfig's fields)."""
+
+    id: str
+    folder: Path
+    merge: bool
+    again: Json | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerJob:
+    """`base` (as plain numbers), `adapter` and `folder` (the merged one) are resolved; the worker writes into `work` only.
+
+    `storage`: torch's name of the dtype that the merge is rounded to; `compute`: of the one that models run in. `clamps`: as a
+    Subject's. `cast_all`: the merge changes the dtype, so that every parameter is rounded; else only those in `whole`, which
+    the adapter brings whole. `model_class`, `labels`, `vocabulary`: where they are not the base's own.
+    `distrusted`: {folder: why its code is not run}. `thorough`: a large model too gets every control, and the nearest merge.
+    """
+
+    base: Path
+    adapter: Path
+    folder: Path
+    work: Path
+    storage: str
+    compute: str
+    role: Role = "reference"
+    quantised: bool = False
+    clamps: bool = False
+    cast_all: bool = False
+    whole: frozenset[str] = frozenset()
+    text: Path | None = None
+    trust: bool = False
+    distrusted: Mapping[str, str] = field(default_factory=dict)
+    model_class: str | None = None
+    labels: int | None = None
+    vocabulary: int | None = None
+    usages: tuple[Usage, ...] | None = None
+    prompts: int = 8
+    draws: int = 8
+    thorough: bool = False
+
+    def with_more(self) -> WorkerJob:
+        """The same with more prompts and more controls."""
+        return replace(self, prompts=32, draws=16, thorough=True)
+
+    def trusts(self, folder: Path) -> bool:
+        """Whether a folder's own Python may run: it was allowed, and is the base's own."""
+        return self.trust and str(folder) not in self.distrusted
+
+    def write(self, path: Path) -> None:
+        """As JSON, for `read`."""
+        path.write_text(
+            json.dumps(asdict(self), default=lambda value: str(value) if isinstance(value, Path) else [*value])
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> WorkerJob:
+        """What `write` wrote."""
+        document = json.loads(path.read_bytes())
+        for name in ("base", "adapter", "folder", "work", "text"):
+            document[name] = document[name] and Path(document[name])
+        usages = document["usages"]
+        document["usages"] = usages and tuple(Usage(**usage | {"folder": Path(usage["folder"])}) for usage in usages)
+        return cls(**document | {"whole": frozenset(document["whole"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """Over one prompt. `far`: KL in nats or a squared error, by kind, in all and for each of its `tokens`; `size`: the wanted
+    output's squared norm. `choices`: routers' choices that were held to the unmerged model's, and how many of them would
+    have been `flipped`; `free`: calls of routers that could not be held."""
+
+    far: float
+    tokens: list[float]
+    size: float
+    positions: int
+    agree: int
+    choices: int
+    flipped: int
+    free: int
+
+
+@dataclass(kw_only=True)
+class OutputSums:
+    """Over all prompts and texts. `loss`: −log p of each next token, in nats, over the `predicted` ones."""
+
+    far: float = 0.0
+    positions: int = 0
+    agree: int = 0
+    loss: float = 0.0
+    predicted: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """No answer: an `error`, or a known limit (a `skip`). `beyond`: of this installation, so that no merge is to blame; `raised`:
+    an exception ended the role."""
+
+    status: Literal["error", "skip"]
+    why: str
+    beyond: bool = False
+    raised: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceAnswer:
+    """How far the base, the exact merge, the nearest and each control lie from the unmerged model, prompt by prompt; None where
+    that was not measured.
+
+    `kind`: of the outputs ("kl" or "squared"). `layers`: the parameters that PEFT's layers change; `uncalled`: those of layers
+    that were never called. `measured`: the sums of the unmerged model and of the base, where usages are compared.
+    """
+
+    kind: str
+    thorough: bool
+    mixture: bool
+    layers: list[str]
+    uncalled: list[str]
+    base: list[Distance]
+    controls: list[list[Distance]]
+    exact: list[Distance] | None
+    nearest: list[Distance] | None
+    measured: dict[str, OutputSums]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What the loader said of the merged folder. `tokens`, `remarks`: see compare_tokenizers."""
+
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
+    complaints: list[str]
+    model_class: str
+    tokenizer: str = "none"
+    tokens: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedAnswer:
+    """How the folder loads, and how far its model lies from the unmerged one; None where that was not measured."""
+
+    loads: LoadReport
+    distances: list[Distance] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonAnswer:
+    """What was measured of each usage, by its id."""
+
+    measured: dict[str, OutputSums]
+
+
+Answer = Stopped | ReferenceAnswer | MergedAnswer | ComparisonAnswer
+ANSWERS = {kind.__name__: kind for kind in (Stopped, ReferenceAnswer, MergedAnswer, ComparisonAnswer)}
+
+
+def write_answer(path: Path, answer: Answer, confined: bool) -> None:
+    """Whole or not at all. `confined`: whether the system could confine the worker, where that was wanted."""
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps({"kind": type(answer).__name__, "confined": confined, "answer": asdict(answer)}))
+    fresh.replace(path)
+
+
+def read_answer(path: Path) -> tuple[Answer, bool]:
+    """(the answer, whether the worker was confined)."""
+    document = json.loads(path.read_bytes())
+    return _record(ANSWERS[document["kind"]], document["answer"]), document["confined"]
+
+
+def _record(kind: type[Any], values: Json) -> Any:
+    return kind(**{own.name: _value(str(own.type), values[own.name]) for own in fields(kind)})
+
+
+def _value(declared: str, value: Any) -> Any:
+    """A field's value, by how it is declared."""
+    match declared.removesuffix(" | None"):
+        case "list[Distance]" if value is not None:
+            return [Distance(**one) for one in value]
+        case "list[list[Distance]]":
+            return [_value("list[Distance]", one) for one in value]
+        case "dict[str, OutputSums]":
+            return {id: OutputSums(**sums) for id, sums in value.items()}
+        case "LoadReport":
+            return LoadReport(**value)
+    return value
