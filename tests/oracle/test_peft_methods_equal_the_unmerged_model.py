@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from bot.checks.elementwise.rounding import round_once
-from bot.checks.expected.unmerged import NoWeight, ProbedLayers
+from bot.checks.expected.probed_layers import ProbedLayers
+from bot.checks.expected.probing import NoWeight
 from bot.engines.peft_layers import PeftLayers, write_peft_ops
 from bot.engines.phantom import is_phantom, phantom
 from bot.errors import Refused

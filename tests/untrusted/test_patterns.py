@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bot.adapters.lora import ENDING, read_settings, scaling_of
 from bot.adapters.methods import is_target
-from bot.checks.expected.lora import _scale
+from bot.checks.expected.lora import scale
 from bot.errors import Refused
 from bot.formats.bitsandbytes.linears import _is_converted
 from bot.untrusted import patterns
@@ -51,7 +51,7 @@ def endless(call: Any) -> None:
         lambda: is_target({"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": [ENDLESS]}, MODULE),
         lambda: scaling_of(read_settings({"rank_pattern": {ENDLESS: 4}})[0], MODULE),
         lambda: scaling_of(read_settings({"alpha_pattern": {ENDLESS: 4}})[0], MODULE),
-        lambda: _scale(MODULE, {"r": 8, "rank_pattern": {ENDLESS: 4}}),
+        lambda: scale(MODULE, {"r": 8, "rank_pattern": {ENDLESS: 4}}),
         lambda: _is_converted(MODULE, [ENDLESS]),
         lambda: hold_to_end({"target_modules": ENDLESS}, ["fine", MODULE]),
         lambda: hold_to_end({"rank_pattern": {ENDLESS: 1}}, [MODULE]),

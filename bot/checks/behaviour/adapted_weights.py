@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bot.checks.expected.unmerged import ask, changed_by, has_own_merge
+from bot.checks.expected.probed_methods import changed_by, has_own_merge
+from bot.checks.expected.probing import probe_alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +123,10 @@ def _tokens(path: str, layer: Any) -> Iterator[Adapted]:
     yield Adapted(path=path, owner=owner, name="weight", exact=lambda: _rows(layer, owner.weight))
 
 
-def _asked(path: str, layer: Any) -> Iterator[Adapted]:
-    """The other methods: whatever the layer says when it is asked."""
+def _probed(path: str, layer: Any) -> Iterator[Adapted]:
+    """The other methods: whatever probing the layer gives."""
     for name in changed_by(layer):
-        yield Adapted(path=path, owner=layer.get_base_layer(), name=name, exact=partial(ask, layer, name, path))
+        yield Adapted(path=path, owner=layer.get_base_layer(), name=name, exact=partial(probe_alone, layer, name, path))
 
 
 def _rows(layer: Any, weight: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ def _rows(layer: Any, weight: Tensor) -> Tensor:
 
 
 KINDS: tuple[tuple[Callable[[Any], bool], Callable[[str, Any], Iterator[Adapted]]], ...] = (
-    (has_own_merge, _asked),
+    (has_own_merge, _probed),
     (lambda layer: hasattr(layer, "parameter_name"), _parameter),
     (lambda layer: hasattr(layer, "get_delta_weight") and hasattr(layer, "lora_A"), _low_rank),
     (lambda layer: hasattr(layer, "token_indices"), _tokens),

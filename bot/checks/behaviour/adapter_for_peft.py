@@ -15,16 +15,14 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bot.checkpoint.header import read_header
 from bot.checks.case import read_json
 from bot.checks.expected import lora
+from bot.checks.expected.adapter_files import CONFIG, WEIGHTS, tensors_of
 from bot.checks.expected.adapter_keys import Named, names_in, read_key
 from bot.checks.expected.changes import LowRank
 from bot.checks.expected.expert_sides import Undated, trades_sides
-from bot.checks.reading.checkpoint import Place
 from bot.records import Json
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FRONT = "base_model.model."
 PARTS = {
     "A": "lora_A.weight", "B": "lora_B.weight", "A-bias": "lora_A.bias", "B-bias": "lora_B.bias",
@@ -81,9 +79,7 @@ def _exchanged(
     def parameters(module: str) -> dict[str, Any]:
         return dict(owner(module).named_parameters(recurse=False)) if owner(module) is not None else {}
 
-    path = adapter / WEIGHTS
-    places = {stored.key: Place(path=path, stored=stored) for stored in read_header(path).tensors}
-    reading = lora.read(config, places, lambda module: tuple(parameters(module)))
+    reading = lora.read(config, tensors_of(adapter), lambda module: tuple(parameters(module)))
     found: dict[str, Tensor] = {}
     for name, several in reading.changes.items():
         for change in several:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bot.checks.behaviour.adapted_weights import KINDS, Adapted, adapted
 from bot.checks.behaviour.job import WorkerJob
 from bot.checks.elementwise.rounding import clamp, round_once, round_stochastically
-from bot.checks.expected.unmerged import has_own_merge
+from bot.checks.expected.probed_methods import has_own_merge
 
 CHUNK = 1 << 17  # elements that are rounded at once
 WRAPPED = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)(\.|$)")  # PEFT's own parts of the model

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from bot.records import Json
 
@@ -70,18 +71,13 @@ class WorkerJob:
     def write(self, path: Path) -> None:
         """As JSON, for `read`."""
         path.write_text(
-            json.dumps(asdict(self), default=lambda value: str(value) if isinstance(value, Path) else [*value])
+            json.dumps(asdict(self), default=lambda value: [*value] if isinstance(value, frozenset) else str(value))
         )
 
     @classmethod
     def read(cls, path: Path) -> WorkerJob:
         """What `write` wrote."""
-        document = json.loads(path.read_bytes())
-        for name in ("base", "adapter", "folder", "work", "text"):
-            document[name] = document[name] and Path(document[name])
-        usages = document["usages"]
-        document["usages"] = usages and tuple(Usage(**usage | {"folder": Path(usage["folder"])}) for usage in usages)
-        return cls(**document | {"whole": frozenset(document["whole"])})
+        return cls(**_fields(cls, json.loads(path.read_bytes())))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,22 +182,23 @@ def write_answer(path: Path, answer: Answer, confined: bool) -> None:
 def read_answer(path: Path) -> tuple[Answer, bool]:
     """(the answer, whether the worker was confined)."""
     document = json.loads(path.read_bytes())
-    return _record(ANSWERS[document["kind"]], document["answer"]), document["confined"]
+    kind = ANSWERS[document["kind"]]
+    return kind(**_fields(kind, document["answer"])), document["confined"]
 
 
-def _record(kind: type[Any], values: Json) -> Any:
-    return kind(**{own.name: _value(str(own.type), values[own.name]) for own in fields(kind)})
+def _fields(kind: type, values: Json) -> Json:
+    return {name: _value(declared, values[name]) for name, declared in get_type_hints(kind).items()}
 
 
-def _value(declared: str, value: Any) -> Any:
-    """A field's value, by how it is declared."""
-    match declared.removesuffix(" | None"):
-        case "list[Distance]" if value is not None:
-            return [Distance(**one) for one in value]
-        case "list[list[Distance]]":
-            return [_value("list[Distance]", one) for one in value]
-        case "dict[str, OutputSums]":
-            return {id: OutputSums(**sums) for id, sums in value.items()}
-        case "LoadReport":
-            return LoadReport(**value)
-    return value
+def _value(declared: Any, value: Any) -> Any:
+    """What stands in JSON for a value of the declared type, as that."""
+    origin, arguments = get_origin(declared), get_args(declared)
+    if origin is UnionType:
+        return None if value is None else _value(arguments[0], value)
+    if origin in (list, tuple, frozenset):
+        return origin(_value(arguments[0], item) for item in value)
+    if origin is dict:
+        return {key: _value(arguments[1], item) for key, item in value.items()}
+    if isinstance(declared, type) and is_dataclass(declared):
+        return declared(**_fields(declared, value))
+    return Path(value) if declared is Path else value

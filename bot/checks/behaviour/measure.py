@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,30 +12,19 @@ from torch.overrides import TorchFunctionMode
 from bot.checks.behaviour.expert_choices import Choices
 from bot.checks.behaviour.forward_counts import FORWARDS
 from bot.checks.behaviour.job import Distance
+from bot.checks.expected.float64_mode import float64_mode
 
 VOCABULARY = 32  # fewer classes than this carry too few degrees of freedom for a stable ratio
 
 
-class Float64Mode(TorchFunctionMode):
+class ModelInFloat64(TorchFunctionMode):
     """float32 becomes float64 wherever a model asks for it by name (norms and softmax do, "for precision")."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.float:
             func = Tensor.double
-        args = tuple(_wide(one) for one in args)
-        return func(*args, **{name: _wide(one) for name, one in (kwargs or {}).items()})
-
-
-@contextmanager
-def _all_wide() -> Iterator[None]:
-    """Tensors that a model makes without naming a dtype are float64 too: beside its weights, float32 ones are an error."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with Float64Mode():
-            yield
-    finally:
-        torch.set_default_dtype(default)
+        args = tuple(_wide(value) for value in args)
+        return func(*args, **{name: _wide(value) for name, value in (kwargs or {}).items()})
 
 
 def _wide(value: Any) -> Any:
@@ -47,34 +35,34 @@ def outputs(model: Any, inputs: dict[str, Tensor], compute: str, choices: Choice
     """(kind, tensor): per-token logits, positions × vocabulary, where there are any; else the last hidden states."""
     wide = compute == "float64"
     if wide:
-        inputs = {name: one.double() if one.is_floating_point() else one for name, one in inputs.items()}
+        inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
     caught = choices.along(model) if choices is not None else nullcontext()
-    with torch.inference_mode(), _all_wide() if wide else nullcontext(), caught:
-        found = model(**inputs)
+    with torch.inference_mode(), float64_mode(ModelInFloat64()) if wide else nullcontext(), caught:
+        output = model(**inputs)
         FORWARDS.ran()
-        logits = getattr(found, "logits", None)
+        logits = getattr(output, "logits", None)
         if logits is not None and logits.dim() == 3 and logits.shape[-1] >= VOCABULARY:
             return "kl", logits[0].contiguous()
-        return "squared", _states(found, model, inputs)
+        return "squared", _states(output, model, inputs)
 
 
-def _states(found: Any, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+def _states(output: Any, model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """Hidden states have enough elements for a stable ratio; a classifier's two logits have not."""
-    states = getattr(found, "last_hidden_state", None)
+    states = getattr(output, "last_hidden_state", None)
     if states is None:
         deep = model(**inputs, output_hidden_states=True)
         layers = getattr(deep, "hidden_states", None) or getattr(deep, "decoder_hidden_states", None)
         states = layers[-1] if layers else None
     if states is None:
-        floats = [one for one in found.to_tuple() if isinstance(one, Tensor) and one.is_floating_point()]
-        states = torch.cat([one.flatten() for one in floats]).view(1, 1, -1)
+        floats = [value for value in output.to_tuple() if isinstance(value, Tensor) and value.is_floating_point()]
+        states = torch.cat([value.flatten() for value in floats]).view(1, 1, -1)
     return states.reshape(-1, states.shape[-1]).contiguous()
 
 
-def distance(kind: str, wanted: Tensor, found: Tensor, choices: Choices | None = None) -> Distance:
+def distance(kind: str, wanted: Tensor, output: Tensor, choices: Choices | None = None) -> Distance:
     """KL(wanted ‖ found), or ‖found − wanted‖², at each position and summed; in float64."""
-    agree = int((wanted.argmax(-1) == found.argmax(-1)).sum())
-    tokens = _kl(wanted, found) if kind == "kl" else (found.double() - wanted.double()).square().sum(-1).tolist()
+    agree = int((wanted.argmax(-1) == output.argmax(-1)).sum())
+    tokens = _kl(wanted, output) if kind == "kl" else (output.double() - wanted.double()).square().sum(-1).tolist()
     counts = (choices.count, choices.flipped, choices.free) if choices else (0, 0, 0)
     return Distance(
         far=sum(tokens), tokens=tokens, size=float(wanted.double().square().sum()), positions=wanted.shape[0],
@@ -93,14 +81,14 @@ def next_token_loss(model: Any, inputs: dict[str, Tensor], logits: Tensor) -> tu
     return float(loss), ids.shape[1] - 1
 
 
-def _kl(wanted: Tensor, found: Tensor) -> list[float]:
+def _kl(wanted: Tensor, output: Tensor) -> list[float]:
     """Σ p·(eᵈ − 1 − d) with d = log q − log p: equal to Σ p·(log p − log q), but free of its cancellation.
 
     A float32 merge differs by d ≈ 1e-9; there the textbook sum returns noise, negative as often as not. Where d is large,
     p·eᵈ is q, which does not overflow.
     """
     far: list[float] = []
-    for p, q in zip(torch.split(wanted, 16), torch.split(found, 16), strict=True):  # 20 MB at a large vocabulary
+    for p, q in zip(torch.split(wanted, 16), torch.split(output, 16), strict=True):  # 20 MB at a large vocabulary
         log_p = p.double().log_softmax(-1)
         log_q = q.double().log_softmax(-1)
         # Of what p excludes only q is left: any d that is not small will do.

@@ -25,7 +25,7 @@ from bot.checks.expected.changes import (
     View,
     lines_of,
 )
-from bot.checks.expected.unmerged import NoWeight
+from bot.checks.expected.probing import NoWeight
 from bot.checks.reading.checkpoint import Place
 from bot.checks.reading.rows import CHUNK, Opened, chunks
 

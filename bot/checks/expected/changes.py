@@ -107,7 +107,7 @@ def lines_of(step: TensorStep) -> range:
 
 
 class ParameterProbe(Protocol):
-    """Layers that say what they are when they are asked (see `unmerged`)."""
+    """Layers that say what they are when they are asked (see `probed_layers`)."""
 
     @property
     def slack(self) -> float: ...
@@ -117,7 +117,7 @@ class ParameterProbe(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedParameter:
-    """All of a parameter is what `unmerged` says it is: what a method says, and the step itself."""
+    """All of a parameter is what `probed_layers` finds it to be: what a method says, and the step itself."""
 
     module: str
     uses: tuple[str, ...]

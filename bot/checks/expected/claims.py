@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from bot.checkpoint.header import read_header
 from bot.checks.case import read_json
 from bot.checks.expected import lora, peft_methods, trainable_tokens
+from bot.checks.expected.adapter_files import CONFIG, WEIGHTS, tensors_of
 from bot.checks.expected.bypassed import goes_around
 from bot.checks.expected.changes import AdapterReading, Expected, LowRank, ProbedParameter, TokenRows, WholeTensor
 from bot.checks.expected.config_changes import Declared
@@ -23,9 +23,6 @@ from bot.checks.reading.model_skeleton import BUILD_ERRORS, NEEDS_CODE, Skeleton
 from bot.checks.subject import Subject
 from bot.errors import Refused
 from bot.records import Json
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 Reader = Callable[[Json, dict[str, Place], lora.Parameters], AdapterReading]
 
@@ -147,12 +144,11 @@ def _today(name: str, names: ParameterNames) -> str:
 
 
 def _read_adapter(subject: Subject) -> tuple[Json, dict[str, Place]]:
-    config = read_json(subject.adapter / ADAPTER_CONFIG)
-    weights = subject.adapter / ADAPTER_WEIGHTS
-    if config is None or not weights.is_file():
-        lacking = ADAPTER_WEIGHTS if config else ADAPTER_CONFIG
+    config = read_json(subject.adapter / CONFIG)
+    if config is None or not (subject.adapter / WEIGHTS).is_file():
+        lacking = WEIGHTS if config else CONFIG
         raise Refused(f"The adapter has no readable {lacking}.", remedy="Name a PEFT adapter saved as safetensors.")
-    return config, {stored.key: Place(path=weights, stored=stored) for stored in read_header(weights).tensors}
+    return config, tensors_of(subject.adapter)
 
 
 def _names(subject: Subject, base: Checkpoint, config: Json, adapter: Json | None) -> ParameterNames:

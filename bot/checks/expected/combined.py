@@ -9,20 +9,20 @@ sha256("seed/adapter/module/side")) lies below density · 2⁶⁴.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bot.checkpoint.header import read_header
+from bot.checks.case import read_json
+from bot.checks.expected import lora
+from bot.checks.expected.adapter_files import CONFIG, tensors_of
+from bot.checks.expected.adapter_keys import bare
 from bot.checks.finding import counted, finding
 from bot.checks.reading.checkpoint import Place
 from bot.records import Finding, Json
-from bot.untrusted.patterns import first
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from bot.checks.case import Case
 
 ALLOWED = 1e-12  # relative to a tensor's largest value: some thousand roundings of float64
-NOISE = re.compile(r"\b(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
-AHEAD = re.compile(r"^(module\.)*(base_model\.model\.)?(module\.)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,30 +63,23 @@ def combined(case: Case) -> Finding:
 
 def read_lora(folder: Path) -> Lora:
     """Headers and the config; no numbers."""
-    config = json.loads((folder / "adapter_config.json").read_bytes())
-    path = folder / "adapter_model.safetensors"
+    config = read_json(folder / CONFIG) or {}
     halves: dict[str, dict[str, Place]] = {}
     others: dict[str, Place] = {}
-    for stored in read_header(path).tensors:
-        name = AHEAD.sub("", NOISE.sub("", stored.key))
-        module, lora, rest = name.rpartition(".lora_")
-        place = Place(path=path, stored=stored)
-        if lora:
-            halves.setdefault(module, {})[rest.removeprefix("embedding_")[:1]] = place
+    for key, tensor in tensors_of(folder).items():
+        module, half, rest = bare(key).rpartition(".lora_")
+        if half:
+            halves.setdefault(module, {})[rest.removeprefix("embedding_")[:1]] = tensor
         else:
-            others[name.removesuffix(".weight").removesuffix(".base_layer")] = place
+            others[bare(key).removesuffix(".weight").removesuffix(".base_layer")] = tensor
     return Lora(halves=halves, scaling={module: _scaling(config, module) for module in halves}, others=others)
 
 
 def _scaling(config: Json, module: str) -> float:
-    def patterned(name: str, otherwise: Any) -> Any:
-        given = config.get(name) or {}
-        found = first(given, module, r"(.*\.)?({})$")
-        return otherwise if found is None else list(given.values())[found.at]
-
-    rank = patterned("rank_pattern", config.get("r", 8))
-    alpha = float(patterned("alpha_pattern", config.get("lora_alpha", 8)))
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / float(rank)
+    scale = lora.scale(module, config)
+    if isinstance(scale, str):
+        raise ValueError(scale)
+    return scale[1]
 
 
 def _misfits(made: Lora, given: list[Lora]) -> Iterator[str]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
+from bot.checks.expected.adapter_files import unknown_settings
 from bot.checks.expected.adapter_keys import names_in, read_key
 from bot.checks.expected.changes import AdapterReading, Change, LowRank, Shift
 from bot.checks.expected.saved_tensors import SavedTensors
@@ -38,46 +38,28 @@ CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "kasa", "loftq")
 Parameters = Callable[[str], tuple[str, ...]]  # a module's own parameters, in the order of registration
 
 
-@dataclass(kw_only=True)
-class _Halves:
-    """The tensors of one LoRA layer, as they are found."""
-
-    parts: dict[str, Place] = field(default_factory=dict)
-
-
 def read(config: Json, tensors: dict[str, Place], parameters: Parameters) -> AdapterReading:
     """Every A with its B, bias and magnitude, and whatever else the file holds; anything unknown is a problem."""
     problems = _unknown_settings(config)
-    layers: dict[tuple[str, int], _Halves] = {}
+    layers: dict[tuple[str, int], dict[str, Place]] = {}
     saved_tensors = SavedTensors(config=config, indices=config.get("trainable_token_indices"))
     names = names_in(list(tensors))
-    for key, place in tensors.items():
+    for key, tensor in tensors.items():
         named = read_key(key, names)
-        if named is None:
-            problems.append(f"{key} is no tensor that this verifier knows.")
-        elif named.part in ("A", "B", "B-bias", "embedding-A", "embedding-B", "magnitude"):
-            parts = layers.setdefault((named.module, named.depth), _Halves()).parts
+        if named is not None and named.part in ("A", "B", "B-bias", "embedding-A", "embedding-B", "magnitude"):
+            parts = layers.setdefault((named.module, named.depth), {})
             if named.part in parts:
                 problems.append(f"{named.module} has two tensors for {named.part}.")
-            parts[named.part] = place
-        elif said := saved_tensors.take(named, place):
-            problems.append(said)
-    changes: dict[str, list[Change]] = {}
-    for parameter, change in saved_tensors.found():
-        changes.setdefault(parameter, []).append(change)
-    for found in _layers(layers, config, parameters):
-        if isinstance(found, str):
-            problems.append(found)
-        else:
-            changes.setdefault(found[0], []).append(found[1])
-    return AdapterReading(
-        name=_name(config),
-        changes={parameter: tuple(several) for parameter, several in changes.items()},
+            parts[named.part] = tensor
+        elif problem := saved_tensors.take(named, tensor):
+            problems.append(problem)
+    changes = list(_layers(layers, config, parameters))
+    return saved_tensors.reading(
+        _name(config),
+        [*problems, *(change for change in changes if isinstance(change, str))],
+        [change for change in changes if not isinstance(change, str)],
         follows=bool(config.get("ensure_weight_tying")),
         replication=tuple((int(low), int(high)) for low, high in config.get("layer_replication") or ()),
-        unused=tuple(saved_tensors.unused),
-        problems=tuple(problems),
-        config=config,
     )
 
 
@@ -88,8 +70,7 @@ def _name(config: Json) -> str:
 
 def _unknown_settings(config: Json) -> list[str]:
     """Anything switched on that is not known to be harmless may change the arithmetic."""
-    said = [f"The adapter sets {key}, which this verifier does not know." for key, value in sorted(config.items())
-            if key not in HARMLESS | READ and value not in (None, False, [], {}, "")]  # fmt: skip
+    said = unknown_settings(config, HARMLESS | READ)
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(CHANGES_THE_BASE):
         said.append(f"The adapter was initialised with {start}, which changes the base it belongs to.")
@@ -97,19 +78,19 @@ def _unknown_settings(config: Json) -> list[str]:
 
 
 def _layers(
-    layers: dict[tuple[str, int], _Halves], config: Json, parameters: Parameters
+    layers: dict[tuple[str, int], dict[str, Place]], config: Json, parameters: Parameters
 ) -> Iterable[tuple[str, Change] | str]:
     depths: dict[str, int] = {}
     for module, depth in layers:
         depths[module] = max(depths.get(module, 0), depth + 1)
-    for (module, depth), halves in layers.items():
+    for (module, depth), parts in layers.items():
         wrapped = _wrapped(module, depths[module], config, parameters)
         if isinstance(wrapped, str):
             yield wrapped
             continue
         # Wrappers nest outwards in the order of the parameters: the deepest belongs to the first.
         target = f"{module}.{wrapped[depths[module] - 1 - depth]}" if wrapped else None
-        yield from _layer(module, target, halves.parts, config)
+        yield from _layer(module, target, parts, config)
 
 
 def _wrapped(module: str, count: int, config: Json, parameters: Parameters) -> tuple[str, ...] | str:
@@ -145,11 +126,11 @@ def _layer(
     if bool(magnitude) != bool(config.get("use_dora")):
         yield f"{module} {'has' if magnitude else 'lacks'} a magnitude, and use_dora is {config.get('use_dora')!r}."
         return
-    scale = _scale(target or module, config)
-    if isinstance(scale, str):
-        yield scale
+    scale_or_problem = scale(target or module, config)
+    if isinstance(scale_or_problem, str):
+        yield scale_or_problem
         return
-    rank, scaling = scale
+    rank, scaling = scale_or_problem
     kind = "embedding" if embedding else "parameter" if target else "weight"
     yield target or f"{module}.weight", LowRank(
         module=module, a=a, b=b, rank=rank, scaling=scaling, magnitude=magnitude, kind=kind,  # type: ignore[arg-type]
@@ -159,8 +140,8 @@ def _layer(
         yield f"{module}.bias", Shift(module=module, v=bias, scaling=scaling)
 
 
-def _scale(module: str, config: Json) -> tuple[int, float] | str:
-    """(rank, scaling) by the config."""
+def scale(module: str, config: Json) -> tuple[int, float] | str:
+    """(rank, scaling) of a module by the config, or what is wrong with them."""
     try:
         rank = _by_pattern(config.get("rank_pattern"), module, config.get("r", 8))
         alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))

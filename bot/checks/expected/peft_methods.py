@@ -1,4 +1,4 @@
-"""Adapters of the methods that only PEFT's own layers know: every tensor of theirs is what `unmerged` finds it to be."""
+"""Adapters of the methods that only PEFT's own layers know: every tensor of theirs is what probing finds it to be."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bot.checks.expected.adapter_keys import bare, names_in, read_key
-from bot.checks.expected.changes import AdapterReading, Change, ProbedParameter, WholeTensor
+from bot.checks.expected.adapter_files import unknown_settings
+from bot.checks.expected.adapter_keys import bare
+from bot.checks.expected.changes import AdapterReading, ProbedParameter, WholeTensor
 from bot.checks.expected.parameter_names import ParameterNames
+from bot.checks.expected.probed_layers import NoUnmerged, ProbedLayers
+from bot.checks.expected.probed_methods import KEPT_OUT, METHODS, MOVES_BIAS
 from bot.checks.expected.saved_tensors import SavedTensors
-from bot.checks.expected.unmerged import KEPT_OUT, METHODS, MOVES_BIAS, NoUnmerged, ProbedLayers
 from bot.checks.reading.checkpoint import Place
 from bot.checks.reading.model_skeleton import BUILD_ERRORS, build
 from bot.checks.reading.rows import Opened
@@ -44,30 +46,15 @@ def read(config: Json, tensors: Mapping[str, Place], names: ParameterNames, subj
     front = FRONTS.get(peft_type, f"{peft_type.lower()}_")
     own = {key for key in tensors if any(part.startswith(front) for part in key.split("."))}
     saved_tensors = SavedTensors(config=config, indices=None)
-    known = names_in([key for key in tensors if key not in own])
-    for key, place in tensors.items():
-        if key not in own:
-            named = read_key(key, known)
-            said = saved_tensors.take(named, place) if named else f"{key} is no tensor that this verifier knows."
-            problems += [said] if said else []
-    changes: dict[str, list[Change]] = {}
-    for parameter, change in saved_tensors.found():
-        changes.setdefault(parameter, []).append(change)
+    problems += saved_tensors.take_all({key: tensor for key, tensor in tensors.items() if key not in own})
+    copies = {name: change.values for name, change in saved_tensors.found()
+              if isinstance(change, WholeTensor) and change.shared}  # fmt: skip
+    layers: list[tuple[str, ProbedParameter]] = []
     try:
-        copies = {
-            name: one.values for name, one in saved_tensors.found() if isinstance(one, WholeTensor) and one.shared
-        }
-        for parameter, asked in _asked(config, own, tensors, names, subject, copies):
-            changes.setdefault(parameter, []).append(asked)
+        layers = _probed(config, own, tensors, names, subject, copies)
     except NoUnmerged as error:
         problems.append(str(error))
-    return AdapterReading(
-        name=METHODS[peft_type],
-        changes={parameter: tuple(several) for parameter, several in changes.items()},
-        unused=tuple(saved_tensors.unused),
-        problems=tuple(problems),
-        config=config,
-    )
+    return saved_tensors.reading(METHODS[peft_type], problems, layers)
 
 
 def _unknown_settings(config: Json) -> list[str]:
@@ -75,13 +62,13 @@ def _unknown_settings(config: Json) -> list[str]:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     fields = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]])}
-    said = [f"The adapter sets {key}, which this verifier does not know." for key, value in sorted(config.items())
-            if key not in fields | KEPT_OUT and value not in (None, False, [], {}, "")]  # fmt: skip
     lora = config["peft_type"] in ("LORA", "ADALORA")
-    return said + [f"The adapter sets {key} beside its method." for key in BESIDE if lora and config.get(key)]
+    return unknown_settings(config, fields | KEPT_OUT) + [
+        f"The adapter sets {key} beside its method." for key in BESIDE if lora and config.get(key)
+    ]
 
 
-def _asked(
+def _probed(
     config: Json,
     own: set[str],
     tensors: Mapping[str, Place],

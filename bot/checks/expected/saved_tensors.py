@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bot.checks.expected.adapter_keys import Named
-from bot.checks.expected.changes import Change, TokenRows, WholeTensor
+from bot.checks.expected.adapter_keys import Named, names_in, read_key
+from bot.checks.expected.changes import AdapterReading, Change, TokenRows, WholeTensor
 from bot.checks.reading.checkpoint import Place
 from bot.records import Json
 
@@ -24,8 +24,16 @@ class SavedTensors:
     changes: list[tuple[str, Change]] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
-    def take(self, named: Named, place: Place) -> str | None:
+    def take_all(self, tensors: Mapping[str, Place]) -> list[str]:
+        """Account for tensors none of which is the method's own. Returns what is wrong with them."""
+        names = names_in(list(tensors))
+        problems = [self.take(read_key(key, names), tensor) for key, tensor in tensors.items()]
+        return [problem for problem in problems if problem]
+
+    def take(self, named: Named | None, place: Place) -> str | None:
         """Account for one tensor. Returns what is wrong with it, if anything is."""
+        if named is None:
+            return f"{place.stored.key} is no tensor that this verifier knows."
         parameter = f"{named.module}.{named.tail}"
         match named.part:
             case "unused":
@@ -39,9 +47,20 @@ class SavedTensors:
                 return f"{place.stored.key} is no tensor that this verifier knows."
         return None
 
-    def found(self) -> Iterable[tuple[str, Change]]:
+    def found(self) -> list[tuple[str, Change]]:
         """(parameter, change), the copies that stand for the base's own first."""
-        return sorted(self.changes, key=lambda one: not (isinstance(one[1], WholeTensor) and one[1].shared))
+        return sorted(self.changes, key=lambda pair: not (isinstance(pair[1], WholeTensor) and pair[1].shared))
+
+    def reading(
+        self, name: str, problems: Iterable[str], layers: Iterable[tuple[str, Change]] = (), **more: Any
+    ) -> AdapterReading:
+        """What was collected, and then the changes of the method's own layers, as (parameter, change)."""
+        changes: dict[str, tuple[Change, ...]] = {}
+        for parameter, change in (*self.found(), *layers):
+            changes[parameter] = (*changes.get(parameter, ()), change)
+        return AdapterReading(
+            name=name, changes=changes, unused=tuple(self.unused), problems=tuple(problems), config=self.config, **more
+        )
 
     def _whole(self, parameter: str, change: WholeTensor) -> str | None:
         """PEFT itself writes some tensors twice (a saved module that was resized): then they must be the same."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bot.checks.expected.adapter_keys import names_in, read_key
-from bot.checks.expected.changes import AdapterReading, Change
+from bot.checks.expected.adapter_files import unknown_settings
+from bot.checks.expected.changes import AdapterReading
 from bot.checks.expected.saved_tensors import SavedTensors
 from bot.checks.reading.checkpoint import Place
 from bot.records import Json
@@ -16,21 +16,6 @@ HARMLESS = frozenset({
 
 def read(config: Json, tensors: dict[str, Place], parameters: object) -> AdapterReading:
     """Every trained row, and whatever else came along; anything unknown is a problem."""
-    problems = [f"The adapter sets {key}, which this verifier does not know." for key, value in sorted(config.items())
-                if key not in HARMLESS and value not in (None, False, [], {}, "")]  # fmt: skip
     saved_tensors = SavedTensors(config=config, indices=config.get("token_indices"))
-    names = names_in(list(tensors))
-    for key, place in tensors.items():
-        named = read_key(key, names)
-        said = saved_tensors.take(named, place) if named else f"{key} is no tensor that this verifier knows."
-        problems += [said] if said else []
-    changes: dict[str, list[Change]] = {}
-    for parameter, change in saved_tensors.found():
-        changes.setdefault(parameter, []).append(change)
-    return AdapterReading(
-        name="trainable tokens",
-        changes={parameter: tuple(several) for parameter, several in changes.items()},
-        unused=tuple(saved_tensors.unused),
-        problems=tuple(problems),
-        config=config,
-    )
+    problems = unknown_settings(config, HARMLESS) + saved_tensors.take_all(tensors)
+    return saved_tensors.reading("trainable tokens", problems)
