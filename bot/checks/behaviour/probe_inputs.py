@@ -21,13 +21,8 @@ WINDOW = 256  # tokens of a longer text at a time
 WINDOWED = 4096  # and in all
 TEXT_LOGITS = 640 << 20  # bytes of their saved logits at most
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-)
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+)  # fmt: skip
 
 TEXTS = (
     "The ferry left the harbour at six, an hour late, because the fog had not lifted. Anna counted the crates on the "

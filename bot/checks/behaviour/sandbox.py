@@ -20,10 +20,8 @@ READING = EXECUTE | READ_FILE | READ_DIR
 OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV  # all that a rule on a file, not a folder, may say
 RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}  # of files, since which version
 TCP, SCOPES = 0b11, 0b11  # bind and connect (version 4); abstract sockets and signals (version 6)
-CAPABILITIES, KEPT = (
-    0x20080522,
-    0b110,
-)  # the interface's version 3; root keeps its way past the rights of files, no more
+# The interface's version 3; root keeps its way past the rights of files, no more.
+CAPABILITIES, KEPT = 0x20080522, 0b110
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc", "/opt", "/nix", "/proc", "/sys", "/dev")
 
 

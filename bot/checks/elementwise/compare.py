@@ -15,7 +15,7 @@ from bot.checks.elementwise.drift import measure
 from bot.checks.elementwise.rounding import clamp, round_once
 from bot.checks.elementwise.steps import Parts, Ready
 from bot.checks.elementwise.tally import Tally
-from bot.checks.expected.changes import AddProduct, Expected, TensorStep, lines_of
+from bot.checks.expected.changes import AddProduct, Expected, TensorStep
 from bot.checks.reading.checkpoint import FLOATS, Place
 from bot.checks.reading.rows import TORCH, Opened
 
@@ -125,7 +125,7 @@ def _exact(weight: Tensor, steps: Steps, low: int, high: int, opened: Opened) ->
 def _within(steps: Steps, low: int, high: int) -> Iterable[tuple[TensorStep, Ready, range]]:
     """The steps that change rows between `low` and `high`, and those rows."""
     for step, ready in steps:
-        lines = lines_of(step)
+        lines = step.lines
         skipped = max(0, -(-(low - lines.start) // lines.step))
         there = range(lines.start + skipped * lines.step, min(high, lines.stop), lines.step)
         if there:

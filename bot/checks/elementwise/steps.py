@@ -23,7 +23,6 @@ from bot.checks.expected.changes import (
     SetRows,
     TensorStep,
     View,
-    lines_of,
 )
 from bot.checks.expected.probing import NoWeight
 from bot.checks.reading.checkpoint import Place
@@ -126,7 +125,7 @@ class ReadyProduct:
             magnitude = self._column(self.step.magnitude, low, high, opened)
             norms, length = sizes.each(lambda one: one.norm(dim=1, keepdim=True)), weight.shape[1]
         else:
-            magnitude, norms, length = self._magnitude_row, self._norms, len(lines_of(self.step))
+            magnitude, norms, length = self._magnitude_row, self._norms, len(self.step.lines)
         shares = norms.each(lambda one: (one / norms.value).expand_as(weight))
         factor = (magnitude / norms.value).expand_as(weight)
         return Parts(
@@ -169,7 +168,7 @@ class ReadyProduct:
     @cached_property
     def _summed(self) -> Magnitudes:
         """One pass over the rectangle. Sums of squares, blockwise: each block is summed before it is added."""
-        lines, columns = lines_of(self.step), self.step.columns
+        lines, columns = self.step.lines, self.step.columns
         width = columns[1] - columns[0]
         sums = torch.zeros(4, width, dtype=torch.float64)
         with Opened() as opened:
@@ -209,7 +208,7 @@ class ReadyValues:
 
 def _counted(step: TensorStep, low: int, high: int) -> tuple[int, int]:
     """Rows of the tensor from `low` to `high`, as numbers among those that the step changes."""
-    lines = lines_of(step)
+    lines = step.lines
     return (low - lines.start) // lines.step, -(-(high - lines.start) // lines.step)
 
 

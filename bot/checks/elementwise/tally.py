@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from bot.checks.elementwise.drift import Drifts, join
 from bot.checks.expected.changes import Expected
 
+COUNTS = "elements wrong undecided changed bad inherited unnumbered clamped kept power".split()
+
 
 @dataclass(kw_only=True)
 class Tally:
@@ -43,18 +45,7 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Join the counts of another part of the same tensor."""
-        for name in (
-            "elements",
-            "wrong",
-            "undecided",
-            "changed",
-            "bad",
-            "inherited",
-            "unnumbered",
-            "clamped",
-            "kept",
-            "power",
-        ):
+        for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.arithmetic = max(self.arithmetic, other.arithmetic)
         self.keeps |= other.keeps

@@ -14,19 +14,8 @@ FRONTS = ("base_model.model.", "module.", "_orig_mod.", "_fsdp_wrapped_module.",
 WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 Part = Literal[
-    "A",
-    "B",
-    "A-bias",
-    "B-bias",
-    "embedding-A",
-    "embedding-B",
-    "magnitude",
-    "tokens",
-    "saved",
-    "copy",
-    "plain",
-    "unused",
-]
+    "A", "B", "A-bias", "B-bias", "embedding-A", "embedding-B", "magnitude", "tokens", "saved", "copy", "plain", "unused",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +41,6 @@ FORMS: tuple[tuple[re.Pattern[str], Part | None], ...] = (
     (re.compile(r"(?P<module>.+?)(?:\.token_adapter)?(?P<depth>(?:\.base_layer)+)\.(?P<tail>[^.]+)"), "copy"),
     (re.compile(r"(?P<module>.+)\.(?P<tail>[^.]+)"), "plain"),
 )
-
-
 HALVES: dict[tuple[str, str | None], Part] = {
     ("A", "weight"): "A", ("B", "weight"): "B", ("A", "bias"): "A-bias", ("B", "bias"): "B-bias",
     ("A", None): "embedding-A", ("B", None): "embedding-B",

@@ -42,72 +42,56 @@ class Matrix:
         return replace(self, rows=self.rows[low:high])
 
 
-class TensorStep(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class TensorStep:
     """One change to the rectangle rows × columns of a tensor's view. `uses`: the adapter tensors that it consists of.
 
-    A step with an attribute `every` changes only each `every`-th row of the rectangle, from the first on.
+    Only each `every`-th row of the rectangle is changed, from the first on.
     """
 
+    module: str
+    uses: tuple[str, ...]
+    rows: Span
+    columns: Span
+    every: int = 1
+
     @property
-    def module(self) -> str: ...
-    @property
-    def uses(self) -> tuple[str, ...]: ...
-    @property
-    def rows(self) -> Span: ...
-    @property
-    def columns(self) -> Span: ...
+    def lines(self) -> range:
+        """The rows that it changes."""
+        return range(*self.rows, self.every)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AddProduct:
+class AddProduct(TensorStep):
     """V = W + scaling · left · right (no right: left is one column, added as it is).
 
     With `magnitude` (DoRA): m ⊙ V / ‖V‖, the norm along each row (`along` "rows": m is a column) or column ("columns").
     """
 
-    module: str
-    uses: tuple[str, ...]
-    rows: Span
-    columns: Span
     left: Matrix
     right: Matrix | None
     scaling: float
     magnitude: Matrix | None = None
     along: Literal["rows", "columns"] = "rows"
-    every: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetRows:
+class SetRows(TensorStep):
     """The rows named in `at` take the rows of `values`, in that order; where a row is named twice, the last counts."""
 
-    module: str
-    uses: tuple[str, ...]
-    rows: Span
-    columns: Span
     at: tuple[int, ...]
     values: Place
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetRectangle:
+class SetRectangle(TensorStep):
     """The rectangle is `values`, whatever it was."""
 
-    module: str
-    uses: tuple[str, ...]
-    rows: Span
-    columns: Span
     values: Matrix
-    every: int = 1
-
-
-def lines_of(step: TensorStep) -> range:
-    """The rows that a step changes."""
-    return range(*step.rows, getattr(step, "every", 1))
 
 
 class ParameterProbe(Protocol):
-    """Layers that say what they are when they are asked (see `probed_layers`)."""
+    """Layers that say what they are when they are probed (see `probed_layers`)."""
 
     @property
     def slack(self) -> float: ...
@@ -116,13 +100,9 @@ class ParameterProbe(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbedParameter:
+class ProbedParameter(TensorStep):
     """All of a parameter is what `probed_layers` finds it to be: what a method says, and the step itself."""
 
-    module: str
-    uses: tuple[str, ...]
-    rows: Span
-    columns: Span
     parameter: str
     probed: ParameterProbe
 
@@ -182,49 +162,41 @@ class LowRank:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shift:
-    """scaling · v, added to a bias."""
+class OneTensor:
+    """A change that is one adapter tensor, `values`."""
 
     module: str
-    v: Place
-    scaling: float
+    values: Place
 
     @property
     def uses(self) -> tuple[str, ...]:
         """The adapter tensor."""
-        return (self.v.stored.key,)
+        return (self.values.stored.key,)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeTensor:
+class Shift(OneTensor):
+    """scaling · values, added to a bias."""
+
+    scaling: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeTensor(OneTensor):
     """The adapter's tensor stands for the parameter.
 
     `shared`: it is loaded over the base's own parameter, so whatever is tied to that follows; else it replaces this one
     module's only (modules_to_save).
     """
 
-    module: str
-    values: Place
     shared: bool
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """The adapter tensor."""
-        return (self.values.stored.key,)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenRows:
+class TokenRows(OneTensor):
     """Rows of an embedding; `at` are their numbers. What is tied to it follows."""
 
-    module: str
     at: tuple[int, ...]
-    values: Place
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """The adapter tensor."""
-        return (self.values.stored.key,)
 
 
 Change = LowRank | Shift | WholeTensor | TokenRows | ProbedParameter

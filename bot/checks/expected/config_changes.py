@@ -8,14 +8,8 @@ from typing import Any
 
 from bot.records import Json
 
-NESTED = (
-    "text_config",
-    "decoder",
-    "llm_config",
-    "language_config",
-    "thinker_config",
-)  # where a text model's config may lie
-
+# Where a text model's config may lie.
+NESTED = ("text_config", "decoder", "llm_config", "language_config", "thinker_config")
 REPLICATED = "the adapter replicates layers"
 
 

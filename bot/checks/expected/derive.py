@@ -17,7 +17,6 @@ from bot.checks.expected.changes import (
     TokenRows,
     View,
     WholeTensor,
-    lines_of,
 )
 from bot.checks.expected.config_changes import Declared
 from bot.checks.expected.layer_replication import ReplicatedLayers
@@ -168,7 +167,7 @@ class Derivation:
         if draft.source.stored.dtype not in FLOATS:
             raise Misplaced(f"{step.module} changes {key}, which is stored as {draft.source.stored.dtype}.")
         for other in draft.steps:
-            if _meet(lines_of(step), lines_of(other)) and _overlap(step.columns, other.columns):
+            if _meet(step.lines, other.lines) and _overlap(step.columns, other.columns):
                 raise Misplaced(f"{step.module} and {other.module} both change {key}.")
         draft.steps.append(step)
         draft.view = view

@@ -137,7 +137,7 @@ def _layer(
         saved_by=version if isinstance(version := config.get("peft_version"), str) else None,
     )  # fmt: skip
     if bias:
-        yield f"{module}.bias", Shift(module=module, v=bias, scaling=scaling)
+        yield f"{module}.bias", Shift(module=module, values=bias, scaling=scaling)
 
 
 def scale(module: str, config: Json) -> tuple[int, float] | str:

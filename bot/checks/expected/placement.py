@@ -211,13 +211,15 @@ def rectangle(block: Block, shape: tuple[int, ...], axes: Axes, expert: int) -> 
 def place_shift(change: Shift, where: Located, stored: Stored) -> Iterator[tuple[str, TensorStep, View]]:
     """What is added to a bias. Raises Misplaced."""
     shape = tuple(where.symbolic.shape)
-    if shape != change.v.stored.shape or len(shape) != 1:
-        raise Misplaced(f"{change.module}: a bias of {change.v.stored.shape} does not fit {where.name} of {shape}.")
+    if shape != change.values.stored.shape or len(shape) != 1:
+        raise Misplaced(
+            f"{change.module}: a bias of {change.values.stored.shape} does not fit {where.name} of {shape}."
+        )
     for block in where.symbolic.blocks:
         (_, low, high, every), view = block.source[-1], view_of(stored[block.key])
         if view[1] != 1:
             raise Misplaced(f"{block.key} holds more than a bias.")
-        left = Matrix(place=change.v, rows=range(*block.box[0]), columns=range(1))
+        left = Matrix(place=change.values, rows=range(*block.box[0]), columns=range(1))
         yield block.key, AddProduct(
             module=change.module, uses=change.uses, rows=(low, high), columns=(0, 1), left=left, right=None,
             scaling=change.scaling, every=every,
