@@ -28,6 +28,8 @@ WRAPPED = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)(\.|$)")
 SMALL = 1 << 26  # merged weights; above this one draw is enough at first, and no second copy of the weights is held
 How = Literal["exact", "clamped", "nearest", "control"]
 Round = Callable[[Tensor], Tensor]
+# (module, parameter, its exact value, the dtype to hold the new one in) → the new one
+Remake = Callable[[str, str, Tensor, torch.dtype], nn.Parameter]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,11 @@ def stand_in(model: nn.Module, job: WorkerJob, how: How, chance: torch.Generator
     dtype: torch.dtype = getattr(torch, job.storage)
     rounds = _rounds(how, dtype, chance)
     clamps = job.clamps and how != "exact"
-    return _replace(model, job, lambda exact: rounds(clamp(exact, dtype) if clamps else exact), keep)
+
+    def remake(path: str, name: str, exact: Tensor, kept: torch.dtype) -> nn.Parameter:
+        return _rounded(exact, lambda part: rounds(clamp(part, dtype) if clamps else part), kept)
+
+    return replace_parameters(model, remake, lambda name: job.cast_all or name in job.whole, keep)
 
 
 def _rounds(how: How, dtype: torch.dtype, chance: torch.Generator) -> Round:
@@ -100,21 +106,23 @@ def _now(one: Adapted) -> Tensor:
     return held.double()
 
 
-def _replace(model: nn.Module, job: WorkerJob, rounds: Round, keep: bool) -> Replaced:
-    """New parameters throughout, never new values: a weight tied to a merged one keeps its own."""
-    found = {(one.owner, one.name): one for one in adapted(model)}
-    whole = job.whole
-    rounded: dict[Tensor, nn.Parameter] = {}
+def replace_parameters(
+    model: nn.Module, remake: Remake, is_remade: Callable[[str], bool] = lambda _: True, keep: bool = False
+) -> Replaced:
+    """New parameters throughout, never new values: a weight tied to a merged one keeps its own. `is_remade`: whether a parameter
+    that the adapter does not change is made anew too. With `keep`, what was there is returned."""
+    changes = {(change.owner, change.name): change for change in adapted(model)}
+    remade: dict[Tensor, nn.Parameter] = {}
     replaced = []
     with torch.no_grad():
         for path, owner, name, weight in list(parameters(model)):
-            one = found.get((owner, name))
-            if one is not None:
-                fresh = _rounded(one.exact(), rounds, weight.dtype)
-            elif weight in rounded:
-                fresh = rounded[weight]  # tied weights stay tied
-            elif job.cast_all or f"{path}.{name}" in whole:
-                fresh = rounded[weight] = _rounded(weight, rounds, weight.dtype)
+            change = changes.get((owner, name))
+            if change is not None:
+                fresh = remake(path, name, change.exact(), weight.dtype)
+            elif weight in remade:
+                fresh = remade[weight]  # tied weights stay tied
+            elif is_remade(f"{path}.{name}"):
+                fresh = remade[weight] = remake(path, name, weight, weight.dtype)
             else:
                 continue
             if keep:

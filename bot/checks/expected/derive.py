@@ -102,7 +102,7 @@ class Derivation:
     def _own(self, name: str) -> str | None:
         located = self.names.locate(self.replicas.original(name))
         if isinstance(located, Located):
-            return self.replicas.renamed(located.parameter, name) if located.parameter else None
+            return self.replicas.with_number(located.parameter, name) if located.parameter else None
         return self.names.is_new(self.replicas.original(name))
 
     # --- one parameter --------------------------------------------------------------------------------------------------
@@ -132,9 +132,9 @@ class Derivation:
         if located is None:
             raise Misplaced(self._unplaced(change.module))
         keys = {block.key for block in located.symbolic.blocks}
-        stored = {key: self.drafts[self._key(key, name)].source.stored.shape for key in keys}
+        stored = {key: self.drafts[self.replicas.with_number(key, name)].source.stored.shape for key in keys}
         for key, step, view in self._steps(change, located, stored):
-            self._add(self._key(key, name), step, view)
+            self._add(self.replicas.with_number(key, name), step, view)
         return located
 
     def _steps(
@@ -181,9 +181,9 @@ class Derivation:
         if key is None:
             stored = {block.key: self.names.stored[block.key] for block in located.symbolic.blocks}
             for one, step, view in place_whole(change, located, stored):
-                self._add(self._key(one, name), step, view)
+                self._add(self.replicas.with_number(one, name), step, view)
             return located
-        draft = self.drafts[self._key(key, name)]
+        draft = self.drafts[self.replicas.with_number(key, name)]
         before = draft.source.stored.shape
         if shape != before:
             self._resize(located, change, before)
@@ -262,10 +262,6 @@ class Derivation:
         self.declared += config_changes.untied(self.config)
 
     # --- keys -----------------------------------------------------------------------------------------------------------
-
-    def _key(self, key: str, name: str) -> str:
-        """The key of a replica: that of the layer it is made from, with the replica's number."""
-        return self.replicas.key(key, name)
 
     def _new_key(self, parameter: str) -> str:
         names = self.names.skeleton.stored_names(parameter) if self.names.skeleton else ()

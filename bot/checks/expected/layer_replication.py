@@ -58,23 +58,16 @@ class ReplicatedLayers:
             return name
         return f"{found[0]}{self.source[found[1]]}{found[2]}"
 
-    def renamed(self, parameter: str, name: str) -> str:
-        """A parameter of the base under the number that `name` has."""
-        return self._with_number(parameter, name)
-
-    def key(self, key: str, name: str) -> str:
-        """A base key under the number that the parameter `name` has."""
-        return self._with_number(key, name)
-
     def declare(self, config: Json) -> list[Declared]:
         """What config.json must say."""
         return replicated(config, list(self.source), self.count) if self.source else []
 
-    def _with_number(self, key: str, name: str) -> str:
-        number, found = self._number(name), self._number(key)
-        if not self.source or number is None or found is None:
+    def with_number(self, key: str, name: str) -> str:
+        """A key or a parameter of the base under the layer's number that the parameter `name` has."""
+        number, parts = self._number(name), self._number(key)
+        if not self.source or number is None or parts is None:
             return key
-        return f"{found[0]}{number[1]}{found[2]}"
+        return f"{parts[0]}{number[1]}{parts[2]}"
 
     def _number(self, name: str) -> tuple[str, int, str] | None:
         """By the end of the path: a checkpoint may have less or more in front of it than the model."""

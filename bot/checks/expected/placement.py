@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bot.checks.expected.changes import (
@@ -162,7 +162,7 @@ def _product(
 
 
 def _transposed(matrix: Matrix) -> Matrix:
-    return Matrix(place=matrix.place, rows=matrix.rows, columns=matrix.columns, transposed=not matrix.transposed)
+    return replace(matrix, transposed=not matrix.transposed)
 
 
 def _magnitude(place: Place, span: Span) -> Matrix:
