@@ -49,8 +49,8 @@ def adapted(model: nn.Module, only: frozenset[str] | set[str] | None = None) -> 
 
 
 def _active(layer: Any) -> str:
-    found = layer.active_adapters
-    return str(found[0])
+    names = layer.active_adapters
+    return str(names[0])
 
 
 def _parameter(path: str, layer: Any) -> Iterator[Adapted]:

@@ -62,8 +62,8 @@ def _idle(
 ) -> set[str]:
     """The keys of pairs that add nothing, on modules that the model does not have."""
     lost = {module for module, new in moved.items() if new not in modules}
-    zero = {one.module for key, one in read.items() if one.part == "B" and not tensors[key].any()}
-    return {key for key, one in read.items() if one.part in ("A", "B") and one.module in lost & zero}
+    zero = {named.module for key, named in read.items() if named.part == "B" and not tensors[key].any()}
+    return {key for key, named in read.items() if named.part in ("A", "B") and named.module in lost & zero}
 
 
 def _exchanged(
@@ -80,13 +80,13 @@ def _exchanged(
         return dict(owner(module).named_parameters(recurse=False)) if owner(module) is not None else {}
 
     reading = lora.read(config, tensors_of(adapter), lambda module: tuple(parameters(module)))
-    found: dict[str, Tensor] = {}
+    exchanged: dict[str, Tensor] = {}
     for name, several in reading.changes.items():
         for change in several:
             parameter = parameters(change.module).get(name.rpartition(".")[2])
             if isinstance(change, LowRank) and parameter is not None and parameter.dim() == 3 and len(parameter) > 1:
-                found |= _in_todays_order(change, parameter, owner(change.module), tensors)
-    return found
+                exchanged |= _in_todays_order(change, parameter, owner(change.module), tensors)
+    return exchanged
 
 
 def _in_todays_order(change: LowRank, parameter: Any, module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -71,13 +71,13 @@ def _rounds(how: How, dtype: torch.dtype, chance: torch.Generator) -> Round:
 
 def size_of(model: nn.Module) -> int:
     """The number of weights that PEFT's layers change."""
-    found = {(one.owner, one.name) for one in adapted(model)}
-    return sum(getattr(owner, name).numel() for owner, name in found)
+    parameters_changed = {(change.owner, change.name) for change in adapted(model)}
+    return sum(getattr(owner, name).numel() for owner, name in parameters_changed)
 
 
 def changed(model: nn.Module) -> frozenset[str]:
     """The parameters that PEFT's layers change by their method."""
-    return frozenset(one.parameter for one in adapted(model) if one.own)
+    return frozenset(change.parameter for change in adapted(model) if change.own)
 
 
 @contextmanager
@@ -91,18 +91,18 @@ def watched(model: nn.Module) -> Iterator[set[str]]:
     }
     called: set[nn.Module] = set()
     hooks = [layer.register_forward_pre_hook(lambda layer, *_: called.add(layer)) for layer in layers.values()]
-    found: set[str] = set()
+    uncalled: set[str] = set()
     try:
-        yield found
+        yield uncalled
     finally:
         for hook in hooks:
             hook.remove()
     idle = {path for path, layer in layers.items() if layer not in called}
-    found |= {one.parameter for one in adapted(model, idle) if not torch.equal(one.exact(), _now(one))}
+    uncalled |= {change.parameter for change in adapted(model, idle) if not torch.equal(change.exact(), _now(change))}
 
 
-def _now(one: Adapted) -> Tensor:
-    held: Tensor = getattr(one.owner, one.name)
+def _now(change: Adapted) -> Tensor:
+    held: Tensor = getattr(change.owner, change.name)
     return held.double()
 
 
@@ -133,11 +133,11 @@ def replace_parameters(
 
 def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
     """Every floating-point parameter that is the model's own: the module that it hangs on, by path and itself, and its name."""
-    asked = tuple(f"{path}." for path, layer in model.named_modules() if has_own_merge(layer))
+    probed_fronts = tuple(f"{path}." for path, layer in model.named_modules() if has_own_merge(layer))
     for path, owner in model.named_modules():
-        own = next((one for one in asked if path.startswith(one)), None)
+        own = next((front for front in probed_fronts if path.startswith(front)), None)
         inside = own is not None and not path.startswith(f"{own}base_layer")
-        if not WRAPPED.search(path) and not inside and f"{path}." not in asked:
+        if not WRAPPED.search(path) and not inside and f"{path}." not in probed_fronts:
             bare = path.replace(".base_layer", "").replace(".token_adapter", "").replace(".original_module", "")
             for name, weight in owner.named_parameters(recurse=False):
                 if weight.is_floating_point() and not name.startswith(("lora_", "trainable_tokens_")):

@@ -45,19 +45,19 @@ class Choices(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         if func not in CHOOSING:
-            return found
-        wanted = self._wanted(func, args, found)
+            return result
+        wanted = self._wanted(func, args, result)
         if wanted is None:
-            return found
+            return result
         if self._given is None:
             self.made.append(wanted)
-            return found
+            return result
         imposed = next(self._given, None)
         if imposed is None or imposed.shape != wanted.shape:
             self.free += 1
-            return found
+            return result
         dim = _dimension(func, args, kwargs)
         self._tally(wanted, imposed, dim if func in TOPK else None)
         if func in ARGMAX:
@@ -65,14 +65,14 @@ class Choices(TorchFunctionMode):
         keeps = func in TOPK or imposed.dim() == args[0].dim()
         index = imposed if keeps else imposed.unsqueeze(dim)
         values = args[0].gather(dim, index)
-        return type(found)((values if keeps else values.squeeze(dim), imposed))
+        return type(result)((values if keeps else values.squeeze(dim), imposed))
 
-    def _wanted(self, func: Any, args: Any, found: Any) -> Tensor | None:
+    def _wanted(self, func: Any, args: Any, result: Any) -> Tensor | None:
         """The indices that a call came to, where it is a choice."""
         chooses = func in TOPK or (self._depth > 0 and func in ARGMAX + MAX)
         if not chooses or not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
             return None
-        indices = found if func in ARGMAX else getattr(found, "indices", None)
+        indices = result if func in ARGMAX else getattr(result, "indices", None)
         return indices if isinstance(indices, Tensor) and indices.dim() else None
 
     def _tally(self, wanted: Tensor, imposed: Tensor, dim: int | None) -> None:

@@ -108,14 +108,14 @@ def _other_experts(trial: Trial) -> str:
 
 
 def _right(trial: Trial, floor: Json) -> str:
-    said = (
+    sentence = (
         f"As close as rounding allows: {floor['merged']:.2g} ({floor['metric']}); the adapter's effect is "
         f"{floor['adapter']:.2g}. Top-1 agreement {floor['top1_agreement']:.1%} of {floor['positions']}."
     )
     if trial.ratio.k > 1.0 and floor["merged"] > NOISE:
-        said += f" {counted(trial.ratio.controls, 'control')}; PEFT's own numbers, rounded to nearest: "
-        said += "not tried." if trial.ratio.nearest is None else f"K = {trial.ratio.nearest:.3g}."
-    return said + _routed(floor["routing"])
+        sentence += f" {counted(trial.ratio.controls, 'control')}; PEFT's own numbers, rounded to nearest: "
+        sentence += "not tried." if trial.ratio.nearest is None else f"K = {trial.ratio.nearest:.3g}."
+    return sentence + _routed(floor["routing"])
 
 
 def _routed(routing: Json | None) -> str:

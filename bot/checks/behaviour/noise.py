@@ -48,15 +48,15 @@ class Ratio:
 
 def ratio(merged: Prompts, controls: Sequence[Prompts], nearest: Prompts | None) -> Ratio:
     """K of one merge. All have the same prompts of the same lengths. 0 ÷ 0 is 0: nothing was lost."""
-    drawn = [_flat(one) for one in controls]
+    drawn = [_flat(draw) for draw in controls]
     # A single control would rule its own weights: the merge's distances stand in for another.
     noise = [fmean(token) for token in zip(*drawn, *([] if len(drawn) > 1 else [_flat(merged)]), strict=True)]
     quiet = QUIET * fmean(noise)
     if not any(map(any, drawn)):  # no rounding happened: then neither may the merge lose anything
         lost = sum(_flat(merged)) > 0.0
         return Ratio(k=NEVER if lost else 0.0, nearest=None, error=0.0, controls=len(drawn))
-    weights = [1.0 / (one + quiet) for one in noise]
-    sums = [_weighed(one, weights) for one in drawn]
+    weights = [1.0 / (size + quiet) for size in noise]
+    sums = [_weighed(draw, weights) for draw in drawn]
     scale = fmean(sums)
     spread = stdev(sums) / scale if len(sums) > 1 else _jackknife(merged, controls[0], weights)
     return Ratio(
@@ -83,14 +83,16 @@ def _weighed(tokens: Sequence[float], weights: Sequence[float]) -> float:
 def _jackknife(merged: Prompts, control: Prompts, weights: Sequence[float]) -> float:
     """The standard error over prompts of a ratio to one control, relative to it."""
     at, pairs = 0, []
-    for one, other in zip(merged, control, strict=True):
-        own = weights[at : at + len(one)]
-        at += len(one)
-        pairs.append((_weighed(one, own), _weighed(other, own)))
+    for prompt, control_prompt in zip(merged, control, strict=True):
+        own = weights[at : at + len(prompt)]
+        at += len(prompt)
+        pairs.append((_weighed(prompt, own), _weighed(control_prompt, own)))
     tops, bottoms = math.fsum(top for top, _ in pairs), math.fsum(bottom for _, bottom in pairs)
     left = [(tops - top) / (bottoms - bottom) for top, bottom in pairs if bottoms > bottom]
     if len(left) < 2 or tops <= 0.0:
         return 0.0
     mean = fmean(left)
-    error = math.sqrt((len(left) - 1) / len(left) * math.fsum((one - mean) * (one - mean) for one in left))
+    error = math.sqrt(
+        (len(left) - 1) / len(left) * math.fsum((estimate - mean) * (estimate - mean) for estimate in left)
+    )
     return error * bottoms / tops

@@ -67,12 +67,12 @@ def build_inputs(model: Any, job: WorkerJob) -> list[dict[str, Tensor]]:
         tokens = _tokens(model, job, generator)
         built = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in tokens]
         if hasattr(model, "logit_scale"):  # CLIP and its kin compare a text with a picture, and want both
-            built = [{**one, "pixel_values": _pixels(model.config, generator)} for one in built]
+            built = [{**prompt, "pixel_values": _pixels(model.config, generator)} for prompt in built]
     if getattr(model.config, "is_encoder_decoder", False):
-        for one in built:
-            one["decoder_input_ids"] = _random_ids(model.config, generator, 32)
+        for prompt in built:
+            prompt["decoder_input_ids"] = _random_ids(model.config, generator, 32)
     accepted = inspect.signature(model.forward).parameters
-    return [{name: value for name, value in one.items() if name in accepted} for one in built]
+    return [{name: value for name, value in prompt.items() if name in accepted} for prompt in built]
 
 
 def text_windows(model: Any, job: WorkerJob) -> list[dict[str, Tensor]]:
@@ -89,10 +89,10 @@ def text_windows(model: Any, job: WorkerJob) -> list[dict[str, Tensor]]:
     ids = ids[:, : min(WINDOWED, TEXT_LOGITS // (4 * vocabulary))]
     if not ids.numel() or int(ids.max()) >= vocabulary:
         return []
-    windows = [one for one in torch.split(ids, length, dim=1) if one.shape[1] > 1]
+    windows = [window for window in torch.split(ids, length, dim=1) if window.shape[1] > 1]
     accepted = inspect.signature(model.forward).parameters
-    built = [{"input_ids": one, "attention_mask": torch.ones_like(one)} for one in windows]
-    return [{name: value for name, value in one.items() if name in accepted} for one in built]
+    built = [{"input_ids": window, "attention_mask": torch.ones_like(window)} for window in windows]
+    return [{name: value for name, value in prompt.items() if name in accepted} for prompt in built]
 
 
 def _owner(job: WorkerJob) -> Path | None:
@@ -116,7 +116,7 @@ def _tokens(model: Any, job: WorkerJob, generator: torch.Generator) -> list[Tens
     if owner is not None:
         tokenizer = load_tokenizer(owner, _is_base(owner, job))
         ids = [tokenizer(text, return_tensors="pt")["input_ids"][:, :length] for text in TEXTS]
-        if all(_is_read(one, vocabulary, length) for one in ids):
+        if all(_is_read(tokens, vocabulary, length) for tokens in ids):
             more = job.prompts - len(ids)
             return ids + [_random_ids(model.config, generator, length) for _ in range(more)]
     return [_random_ids(model.config, generator, length) for _ in range(job.prompts)]

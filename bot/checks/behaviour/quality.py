@@ -53,20 +53,20 @@ def rows(case: Case, base: Path, work: Path, storage: str) -> list[Row]:
     packed = any(place.packed for place in case.base.tensors.values())
     result = subject.quantize != "none"
     plain = _plain_bytes(case.base, storage)
-    found = []
+    rows_to_read = []
     if packed:
-        found.append(Row(id="dequantise-merged", what="merged into the dequantised base", size=plain, folder=base,
+        rows_to_read.append(Row(id="dequantise-merged", what="merged into the dequantised base", size=plain, folder=base,
                          merge=True, published=not result))  # fmt: skip
-    found.append(_original(case, packed, storage))
+    rows_to_read.append(_original(case, packed, storage))
     if result:
         from bot.checks.reading.plain_copy import write_plain
 
         folder = write_plain(case.model, work / "result")
-        found.append(Row(id="re-quantised", what=f"merged, then stored as {subject.quantize}", published=True,
+        rows_to_read.append(Row(id="re-quantised", what=f"merged, then stored as {subject.quantize}", published=True,
                          size=_bytes(case.merged), folder=folder))  # fmt: skip
     else:
-        found.append(_again(case, base))
-    return found
+        rows_to_read.append(_again(case, base))
+    return rows_to_read
 
 
 def _original(case: Case, packed: bool, storage: str) -> Row:
@@ -83,16 +83,16 @@ def _original(case: Case, packed: bool, storage: str) -> Row:
 
 def _again(case: Case, base: Path) -> Row:
     """What quantising the merge again would come to, where bitsandbytes can say."""
-    said = settings_of(case.subject.quantization) if case.subject.base_weights == "simulate-nf4" else None
-    said = said or quantization_of(case.base_config) or {}
-    four, eight = said.get("load_in_4bit"), said.get("load_in_8bit")
+    settings = settings_of(case.subject.quantization) if case.subject.base_weights == "simulate-nf4" else None
+    settings = settings or quantization_of(case.base_config) or {}
+    four, eight = settings.get("load_in_4bit"), settings.get("load_in_8bit")
     if not four and not eight:
         return Row(
             id="re-quantised", what="merged, then quantised again", missing="nothing was stored quantised in this run"
         )
-    name = str(said.get("bnb_4bit_quant_type", "fp4")) if four else "int8"
+    name = str(settings.get("bnb_4bit_quant_type", "fp4")) if four else "int8"
     return Row(id="re-quantised", what=f"merged, then quantised again ({name}; not stored)", folder=base, merge=True,
-               again=said, size=_stored_bytes(case.base))  # fmt: skip
+               again=settings, size=_stored_bytes(case.base))  # fmt: skip
 
 
 def usages(rows: list[Row]) -> tuple[Usage, ...]:

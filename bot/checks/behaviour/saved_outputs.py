@@ -20,18 +20,18 @@ PROMPTS, TEXT = "reference", "text"  # what the reference's outputs were saved f
 def save_reference(model: Any, inputs: list[dict[str, torch.Tensor]], job: WorkerJob, what: str = PROMPTS) -> str:
     """Keep its outputs, the inputs, and which experts its routers chose. Returns the kind of the outputs."""
     kind = ""
-    for number, one in enumerate(inputs):
+    for number, prompt in enumerate(inputs):
         choices = Choices()
-        kind, found = measure.outputs(model, one, job.compute, choices)
-        _write(_at(job, number, what), Saved(wanted=found, inputs=one, choices=choices.made))
+        kind, output = measure.outputs(model, prompt, job.compute, choices)
+        _write(_at(job, number, what), Saved(wanted=output, inputs=prompt, choices=choices.made))
     return kind
 
 
 def save_again(model: Any, job: WorkerJob) -> None:
     """Let another model be the reference on the same prompts, along the choices of the first."""
     for number, saved in enumerate(_saved(job, PROMPTS)):
-        _, found, _ = saved.asked_of(model, job)
-        _write(_at(job, number, PROMPTS), replace(saved, wanted=found))
+        _, output, _ = saved.asked_of(model, job)
+        _write(_at(job, number, PROMPTS), replace(saved, wanted=output))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +45,19 @@ class Saved:
     def asked_of(self, model: Any, job: WorkerJob) -> tuple[str, torch.Tensor, Choices | None]:
         """What another model gives to the same inputs, by the same choices."""
         held = Choices(self.choices) if self.choices else None
-        kind, found = measure.outputs(model, self.inputs, job.compute, held)
-        return kind, found, held
+        kind, output = measure.outputs(model, self.inputs, job.compute, held)
+        return kind, output, held
 
 
 def _write(path: Path, saved: Saved) -> None:
-    inputs = {f"input.{name}": one for name, one in saved.inputs.items()}
-    choices = {f"choice.{at:04}": one.contiguous() for at, one in enumerate(saved.choices)}
+    inputs = {f"input.{name}": value for name, value in saved.inputs.items()}
+    choices = {f"choice.{at:04}": value.contiguous() for at, value in enumerate(saved.choices)}
     save_file({"found": saved.wanted, **inputs, **choices}, path)
 
 
 def _read(path: Path) -> Saved:
     saved = load_file(path)
-    inputs = {name.removeprefix("input."): one for name, one in saved.items() if name.startswith("input.")}
+    inputs = {name.removeprefix("input."): value for name, value in saved.items() if name.startswith("input.")}
     choices = [saved[name] for name in sorted(saved) if name.startswith("choice.")]
     return Saved(wanted=saved["found"], inputs=inputs, choices=choices)
 
@@ -75,9 +75,9 @@ def sums(model: Any, job: WorkerJob, itself: bool = False) -> OutputSums:
     for what in (PROMPTS, TEXT):
         for saved in _saved(job, what):
             # Routers are free here: the table says what whoever uses the model gets.
-            kind, found = ("kl", saved.wanted) if itself else measure.outputs(model, saved.inputs, job.compute)
-            distance = measure.distance(kind, saved.wanted, found)
-            loss, predicted = measure.next_token_loss(model, saved.inputs, found)
+            kind, output = ("kl", saved.wanted) if itself else measure.outputs(model, saved.inputs, job.compute)
+            distance = measure.distance(kind, saved.wanted, output)
+            loss, predicted = measure.next_token_loss(model, saved.inputs, output)
             total.far += distance.far if not itself else 0.0
             total.positions += distance.positions
             total.agree += distance.agree
@@ -90,8 +90,8 @@ def compare(model: Any, job: WorkerJob) -> list[Distance]:
     """How far a model's outputs lie from the reference's, prompt by prompt."""
     distances = []
     for saved in _saved(job, PROMPTS):
-        kind, found, held = saved.asked_of(model, job)
-        distances.append(measure.distance(kind, saved.wanted, found, held))
+        kind, output, held = saved.asked_of(model, job)
+        distances.append(measure.distance(kind, saved.wanted, output, held))
     return distances
 
 

@@ -22,7 +22,7 @@ NOT_COPIED = (".py", ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".ms
 MODEL = "config.json"
 
 
-def compare_tokenizers(found: Any, job: WorkerJob) -> tuple[list[str], list[str]]:
+def compare_tokenizers(merged: Any, job: WorkerJob) -> tuple[list[str], list[str]]:
     """(faults, remarks): where the merged folder's tokenizer says otherwise than its owner's. A remark where that is so
     only because of the config.json beside it, which the base has as well."""
     adapter, base = job.adapter, job.base
@@ -30,19 +30,20 @@ def compare_tokenizers(found: Any, job: WorkerJob) -> tuple[list[str], list[str]
         place = Path(work)
         if not vocabulary_files(adapter):
             owner = _base_under_settings(base, adapter, place, job)
-            return ([] if owner is None else differences(found, owner)), []
+            return ([] if owner is None else differences(merged, owner)), []
         alone = _loaded(adapter, job.trusts(adapter))
         owner = alone if alone is not None else _loaded(base, job.trusts(base))
-        said = differences(found, owner) if owner is not None else []
-        if alone is None or not said:
-            return said, []
+        faults = differences(merged, owner) if owner is not None else []
+        if alone is None or not faults:
+            return faults, []
         _copy(adapter, place, {MODEL})
         shutil.copyfile(base / MODEL, place / MODEL)
         beside = _loaded(place, trust=False)
-    if beside is None or differences(found, beside):
-        return said, []
-    why = f"as a {type(alone).__name__} by itself, and beside a config.json like the base's as a {type(found).__name__}"
-    return [], [f"transformers reads the adapter's tokenizer {why}: {'; '.join(said)}"]
+    if beside is None or differences(merged, beside):
+        return faults, []
+    by_itself, own = type(alone).__name__, type(merged).__name__
+    why = f"as a {by_itself} by itself, and beside a config.json like the base's as a {own}"
+    return [], [f"transformers reads the adapter's tokenizer {why}: {'; '.join(faults)}"]
 
 
 def _base_under_settings(base: Path, adapter: Path, place: Path, job: WorkerJob) -> Any:
@@ -54,16 +55,16 @@ def _base_under_settings(base: Path, adapter: Path, place: Path, job: WorkerJob)
     return _loaded(place, trust=False)
 
 
-def differences(found: Any, owner: Any) -> list[str]:
+def differences(merged: Any, owner: Any) -> list[str]:
     """Where one tokenizer says otherwise than another: special tokens, how many there are, token numbers of texts."""
-    said = [f"{name} is {getattr(found, name)!r} ({getattr(found, f'{name}_id')}), and should be {getattr(owner, name)!r} "
-            f"({getattr(owner, f'{name}_id')})" for name in NAMES if _token(found, name) != _token(owner, name)]  # fmt: skip
-    if len(found) != len(owner):
-        said.append(f"the tokenizer has {len(found)} tokens, and should have {len(owner)}")
+    faults = [f"{name} is {getattr(merged, name)!r} ({getattr(merged, f'{name}_id')}), and should be {getattr(owner, name)!r} "
+            f"({getattr(owner, f'{name}_id')})" for name in NAMES if _token(merged, name) != _token(owner, name)]  # fmt: skip
+    if len(merged) != len(owner):
+        faults.append(f"the tokenizer has {len(merged)} tokens, and should have {len(owner)}")
     added = " ".join(sorted(map(str, owner.get_added_vocab()))[:64])
     texts = [f"{TEXTS[0]} {added}", *TEXTS]
-    other = sum(found(text)["input_ids"] != owner(text)["input_ids"] for text in texts)
-    return said + ([f"{other} of {len(texts)} texts have other token numbers"] if other else [])
+    other = sum(merged(text)["input_ids"] != owner(text)["input_ids"] for text in texts)
+    return faults + ([f"{other} of {len(texts)} texts have other token numbers"] if other else [])
 
 
 def _token(tokenizer: Any, name: str) -> tuple[Any, Any]:

@@ -29,7 +29,7 @@ class Magnitudes:
     def each(self, change: Callable[[Tensor], Tensor]) -> Magnitudes:
         """All four, changed alike."""
         four = (self.weight, self.delta, self.product, self.value)
-        weight, delta, product, value = (change(one) for one in four)
+        weight, delta, product, value = (change(size) for size in four)
         return Magnitudes(weight=weight, delta=delta, product=product, value=value)
 
 
@@ -107,26 +107,26 @@ def error(terms: BoundTerms, which: int) -> Tensor:
         product=terms.magnitude,
         value=(terms.weight + terms.delta).abs(),
     )
-    found = arithmetic.bound(sizes, terms.rank, stored)
+    bound = arithmetic.bound(sizes, terms.rank, stored)
     if terms.factor is None or terms.shares is None:
-        return found
+        return bound
     norms = arithmetic.bound(terms.shares, terms.rank, stored)
     # Outside the rectangles of DoRA `shares` are 0 and `factor` is 1: only its own terms are left.
     relative = norms + ((terms.length + 8) * arithmetic.unit + arithmetic.rounds * stored) * (terms.shares.value > 0)
-    return terms.factor.abs() * found + terms.exact.abs() * relative
+    return terms.factor.abs() * bound + terms.exact.abs() * relative
 
 
-def fits(terms: BoundTerms, found: Tensor, which: int) -> Tensor:
+def fits(terms: BoundTerms, stored: Tensor, which: int) -> Tensor:
     """Where `found` is what some value within the bound rounds to. Rounding is monotonic, so the ends decide."""
     bound = error(terms, which)
-    low, high = round_once(terms.exact - bound, found.dtype), round_once(terms.exact + bound, found.dtype)
-    return (low <= found) & (found <= high)
+    low, high = round_once(terms.exact - bound, stored.dtype), round_once(terms.exact + bound, stored.dtype)
+    return (low <= stored) & (stored <= high)
 
 
-def tightest(terms: BoundTerms, found: Tensor) -> int:
+def tightest(terms: BoundTerms, stored: Tensor) -> int:
     """The first arithmetic that explains every element, or NONE_FITS."""
     for which in range(len(ARITHMETICS)):
-        if bool(fits(terms, found, which).all()):
+        if bool(fits(terms, stored, which).all()):
             return which
     return NONE_FITS
 

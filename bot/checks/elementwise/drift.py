@@ -49,21 +49,21 @@ class RoundedRows:
     """Some rows of a weight with its delta, and what is stored of their sum; see the module. `size`: |D| in spacings, `short`: x
     lies nearer to zero than the change-over, `stratum`: of its distance from there, `steps`: spacings from where x belongs."""
 
-    def __init__(self, weight: Tensor, delta: Tensor, found: Tensor) -> None:
+    def __init__(self, weight: Tensor, delta: Tensor, stored: Tensor) -> None:
         self.delta, self.exact = delta, weight + delta
         power = self.exact.view(torch.int64).bitwise_and(EXPONENT).view(torch.float64)
-        spacing = (power * (2 * UNIT[found.dtype])).clamp_min_(SMALLEST[found.dtype])
+        spacing = (power * (2 * UNIT[stored.dtype])).clamp_min_(SMALLEST[stored.dtype])
         self.size = delta.abs() / spacing
-        self.usable = self.exact.isfinite() & found.isfinite() & (self.size < LARGE)
+        self.usable = self.exact.isfinite() & stored.isfinite() & (self.size < LARGE)
         place = (self.exact.abs() / spacing).frac_().sub_(0.5).mul_(2)
         self.short = place < 0
         distance = place.abs_().clamp_(2.0 ** (-STRATA / 2), 0.999)
         self.near = distance < NEAR
         # The exponent and the first bit behind it: two strata for each halving.
         self.stratum = (distance.view(torch.int64) >> 51) - ((1023 - STRATA // 2) << 1)
-        off = found.double() - round_once(self.exact, found.dtype).double()
+        off = stored.double() - round_once(self.exact, stored.dtype).double()
         self.steps = (off / spacing).round_().clamp_(-STEPS, STEPS)
-        own = round_once(weight, found.dtype)
+        own = round_once(weight, stored.dtype)
         last = own.view(torch.int16 if own.itemsize == 2 else torch.int32).bitwise_and(1)
         self.weights = int(torch.count_nonzero(own))
         self.even = int(torch.count_nonzero((last == 0) & (own != 0)))
@@ -130,11 +130,11 @@ class Drift:
     @property
     def variance(self) -> float:
         """A bound's square over t², for T."""
-        found = 0.0
+        total = 0.0
         for sums in (self.rows, self.columns):
             clusters = max(1, int((sums != 0).sum()))
-            found += float((sums[sums != 0] - self._by_density / clusters).square().sum())
-        return found
+            total += float((sums[sums != 0] - self._by_density / clusters).square().sum())
+        return total
 
     @property
     def unit(self) -> float:
@@ -146,15 +146,15 @@ Drifts = dict[tuple[str, str], Drift]  # by reference and by what is outward
 AS_STORED, CAST, CAST_TO_HALF = "as stored", "cast first", "cast to float16 first"
 
 
-def measure(drifts: Drifts, weight: Tensor, exact: Tensor, found: Tensor, first: int, *, wider: bool) -> None:
+def measure(drifts: Drifts, weight: Tensor, exact: Tensor, stored: Tensor, first: int, *, wider: bool) -> None:
     """Count some rows, all float64 but `found`. `wider`: the base's dtype is not the result's, so that somebody may have cast
     it first, which loses what no dither brings back: such a merge is held to the cast base as well."""
     delta = exact - weight
     references = {AS_STORED: weight}
     if wider:
-        references |= {CAST: weight.to(found.dtype).double(), CAST_TO_HALF: weight.to(torch.float16).double()}
+        references |= {CAST: weight.to(stored.dtype).double(), CAST_TO_HALF: weight.to(torch.float16).double()}
     for name, own in references.items():
-        seen = RoundedRows(own, delta, found)
+        seen = RoundedRows(own, delta, stored)
         for outward in ("delta", "zero"):
             drift = drifts.setdefault((name, outward), Drift(outward="delta" if outward == "delta" else "zero"))
             drift.count(seen, first)
@@ -162,8 +162,8 @@ def measure(drifts: Drifts, weight: Tensor, exact: Tensor, found: Tensor, first:
 
 def join(drifts: Drifts, other: Drifts) -> None:
     """Add the counts of another part of the tensor."""
-    for key, one in other.items():
-        drifts.setdefault(key, Drift(outward=one.outward)).add(one)
+    for key, drift in other.items():
+        drifts.setdefault(key, Drift(outward=drift.outward)).add(drift)
 
 
 @dataclass(kw_only=True)
@@ -176,11 +176,11 @@ class DriftSums:
     elements: int = 0
 
     def __init__(self, drifts: Iterable[Drift]) -> None:
-        for one in drifts:
-            self.total += one.total
-            self.variance += one.variance
-            self.unit += one.unit
-            self.elements += one.elements
+        for drift in drifts:
+            self.total += drift.total
+            self.variance += drift.variance
+            self.unit += drift.unit
+            self.elements += drift.elements
 
 
 def lean(tensors: Sequence[Drifts], questions: int, scalings: Sequence[float], storage: torch.dtype) -> str:
@@ -190,20 +190,20 @@ def lean(tensors: Sequence[Drifts], questions: int, scalings: Sequence[float], s
     storage dtype.
     """
     sure = math.sqrt(2 * math.log(2 * questions / ALARMS))
-    said = ""
+    sentence = ""
     for name in dict.fromkeys(name for drifts in tensors for name, _ in drifts):
-        asked = [one for one in tensors if (name, "delta") in one and one[name, "delta"].can_tell]
-        along, away = (DriftSums(one[name, outward] for one in asked) for outward in ("delta", "zero"))
-        one = (_scaled(along, sure, scalings, storage) or _truncated(away, sure)) if along.unit else ""
-        if not one:
+        asked = [drifts for drifts in tensors if (name, "delta") in drifts and drifts[name, "delta"].can_tell]
+        along, away = (DriftSums(drifts[name, outward] for drifts in asked) for outward in ("delta", "zero"))
+        leaning = (_scaled(along, sure, scalings, storage) or _truncated(away, sure)) if along.unit else ""
+        if not leaning:
             return ""
-        said = said or one
-    return said
+        sentence = sentence or leaning
+    return sentence
 
 
 def _scaled(sums: DriftSums, sure: float, scalings: Sequence[float], storage: torch.dtype) -> str:
     slope, error = sums.total / sums.unit, sure * math.sqrt(sums.variance) / sums.unit
-    rounded = [0.0, *(float(torch.tensor(one, dtype=storage)) / one - 1 for one in scalings if one)]
+    rounded = [0.0, *(float(torch.tensor(scaling, dtype=storage)) / scaling - 1 for scaling in scalings if scaling)]
     beyond = slope - min(max(slope, min(rounded)), max(rounded))
     if abs(beyond) <= FLOOR * UNIT[storage] + error:
         return ""

@@ -88,13 +88,13 @@ class _Factor:
         """left · factor, or |left| · |factor|."""
         if absolute:
             left = left.abs()
-        found = [left @ (part.abs() if absolute else part) for part in self._parts()]
-        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        products = [left @ (part.abs() if absolute else part) for part in self._parts()]
+        return products[0] if len(products) == 1 else torch.cat(products, dim=1)
 
     def _parts(self) -> list[Tensor]:
         if self._stored.dtype == torch.float64:
             return [self._stored]
-        return [one.to(torch.float64) for one in torch.split(self._stored, self._step, dim=1)]
+        return [part.to(torch.float64) for part in torch.split(self._stored, self._step, dim=1)]
 
 
 class ReadyProduct:
@@ -123,10 +123,10 @@ class ReadyProduct:
         sizes = Magnitudes(weight=weight, delta=delta, product=product, value=weight + delta)
         if self.step.along == "rows":
             magnitude = self._column(self.step.magnitude, low, high, opened)
-            norms, length = sizes.each(lambda one: one.norm(dim=1, keepdim=True)), weight.shape[1]
+            norms, length = sizes.each(lambda size: size.norm(dim=1, keepdim=True)), weight.shape[1]
         else:
             magnitude, norms, length = self._magnitude_row, self._norms, len(self.step.lines)
-        shares = norms.each(lambda one: (one / norms.value).expand_as(weight))
+        shares = norms.each(lambda size: (size / norms.value).expand_as(weight))
         factor = (magnitude / norms.value).expand_as(weight)
         return Parts(
             weight=weight, delta=delta, product=product, rank=self.rank, factor=factor, shares=shares, length=length
@@ -177,8 +177,8 @@ class ReadyProduct:
                 weight = self.source.block(opened, (low, high), columns)[:: lines.step]
                 delta = self._delta(low, high, opened)
                 product = self._delta(low, high, opened, absolute=True)
-                for number, one in enumerate((weight, delta, product, weight + delta)):
-                    sums[number] += one.square().sum(dim=0)
+                for number, values in enumerate((weight, delta, product, weight + delta)):
+                    sums[number] += values.square().sum(dim=0)
         weight, delta, product, value = sums.sqrt().unsqueeze(1)
         return Magnitudes(weight=weight, delta=delta, product=product, value=value)
 
@@ -233,10 +233,10 @@ class ReadyProbed:
     def _whole(self) -> Tensor:
         """NaN, which nothing equals, where no weight can stand for the layer."""
         try:
-            found: Tensor = self.step.probed.exact(self.step.parameter)
+            value: Tensor = self.step.probed.exact(self.step.parameter)
         except NoWeight:
             return torch.full((), torch.nan, dtype=torch.float64).expand(self.view)
-        return found
+        return value
 
 
 KINDS: dict[type, Callable[[Any, SourceMatrix], Ready]] = {

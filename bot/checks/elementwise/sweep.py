@@ -57,8 +57,8 @@ def sweep(merged: Checkpoint, claims: Claims, clamps: bool, emit: Emit, *, forei
 
 
 def _comparable(wanted: Expected, merged: Place) -> bool:
-    found, source = merged.stored, wanted.source.stored
-    return found.shape == wanted.shape and (found.dtype == source.dtype or {found.dtype, source.dtype} <= FLOATS)
+    stored, source = merged.stored, wanted.source.stored
+    return stored.shape == wanted.shape and (stored.dtype == source.dtype or {stored.dtype, source.dtype} <= FLOATS)
 
 
 def _row_ranges(wanted: Expected, merged: Place, clamps: bool, foreign: bool) -> Iterable[RowRange]:

@@ -50,7 +50,7 @@ HALVES: dict[tuple[str, str | None], Part] = {
 def bare(key: str) -> str:
     """The key without what wrappers put in front of it or into it."""
     key = WRAPPERS.sub("", key)
-    while front := next((one for one in FRONTS if key.startswith(one)), None):
+    while front := next((wrapper for wrapper in FRONTS if key.startswith(wrapper)), None):
         key = key.removeprefix(front)
     return key
 
@@ -59,8 +59,8 @@ def read_key(key: str, names: frozenset[str]) -> Named | None:
     """What a key says. `names`: the adapter names that the file is known to use. None: no form fits."""
     plain = bare(key)
     for form, part in FORMS:
-        if found := form.fullmatch(plain):
-            groups = found.groupdict()
+        if match := form.fullmatch(plain):
+            groups = match.groupdict()
             module, depth = _unwrapped(groups["module"], part)
             tail = groups.get("tail") or ""
             if part == "saved" and tail.split(".", 1)[0] in names and "." in tail:
@@ -72,8 +72,8 @@ def read_key(key: str, names: frozenset[str]) -> Named | None:
 
 def names_in(keys: list[str]) -> frozenset[str]:
     """The adapter names that a file's keys carry; PEFT's own is `default`."""
-    found = {named.name for key in keys if (named := read_key(key, frozenset())) and named.name}
-    return frozenset(found | {"default"})
+    adapter_names = {named.name for key in keys if (named := read_key(key, frozenset())) and named.name}
+    return frozenset(adapter_names | {"default"})
 
 
 def _unwrapped(module: str, part: Part | None) -> tuple[str, int]:

@@ -53,10 +53,10 @@ class Claims:
     @property
     def changes(self) -> dict[str, Expected]:
         """The tensors that the adapter has a say in."""
-        return {key: one for key, one in self.expected.items() if one.touched}
+        return {key: wanted for key, wanted in self.expected.items() if wanted.touched}
 
 
-def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ()) -> Claims:
+def read_claims(subject: Subject, base: Checkpoint, merged_keys: Collection[str] = ()) -> Claims:
     """`found`: the merged folder's keys, to tell which of two names a new tensor has.
 
     Raises Refused when the adapter cannot be read at all.
@@ -79,12 +79,17 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
     if any(names.locate(name) is None and names.is_new(name) is None for name in reading.changes):
         names = _names(subject, base, config, adapter)
         reading = read(names)
-    derivation = Derivation(reading, names, config, found)
+    derivation = Derivation(reading, names, config, merged_keys)
     expected = derivation.run()
     declared, dropped, problems = declare_heads(derivation.new, names, config, subject.base)
     given = derivation.new.keys() | derivation.changes.keys()
     problems += nobody_saved(adapter, names, given, subject.base)
-    used = {key for one in expected.values() for uses in (one.uses, *(step.uses for step in one.steps)) for key in uses}
+    used = {
+        key
+        for wanted in expected.values()
+        for uses in (wanted.uses, *(step.uses for step in wanted.steps))
+        for key in uses
+    }
     idle = [
         f"{key} is used for nothing."
         for key in sorted(tensors.keys() - used - set(reading.unused) - set(derivation.repeated) - derivation.idle)
@@ -92,24 +97,24 @@ def read_claims(subject: Subject, base: Checkpoint, found: Collection[str] = ())
     problems = [*reading.problems, *derivation.problems, *problems]
     layers = frozenset(
         _today(parameter, names)
-        for parameter, several in derivation.changes.items()
+        for parameter, changes in derivation.changes.items()
         if any(
-            isinstance(one, LowRank | TokenRows | ProbedParameter) and not derivation.idle.issuperset(one.uses)
-            for one in several
+            isinstance(change, LowRank | TokenRows | ProbedParameter) and not derivation.idle.issuperset(change.uses)
+            for change in changes
         )
     )
     return Claims(
         method=reading.name,
         tensors=len(tensors),
-        expected={key: one for key, one in expected.items() if key not in dropped},
+        expected={key: wanted for key, wanted in expected.items() if key not in dropped},
         dropped=tuple(dropped),
         declared=(*derivation.declared, *declared),
         layers=layers,
         bypassed=_bypassed(names, layers),
         whole=frozenset(
-            _today(one, names)
-            for one, several in derivation.changes.items()
-            if any(isinstance(change, WholeTensor) for change in several)
+            _today(parameter, names)
+            for parameter, changes in derivation.changes.items()
+            if any(isinstance(change, WholeTensor) for change in changes)
         ),
         trains_vocabulary=_trains_vocabulary(derivation, names),
         problems=tuple(problems or idle),
@@ -120,8 +125,8 @@ def _trains_vocabulary(derivation: Derivation, names: ParameterNames) -> bool:
     own = {names.skeleton.embedding, names.skeleton.head} if names.skeleton else set()
     return any(
         not (isinstance(change, WholeTensor) and change.shared)
-        for one in own
-        for change in derivation.changes.get(one or "", ())
+        for parameter in own
+        for change in derivation.changes.get(parameter or "", ())
     )
 
 
@@ -130,7 +135,7 @@ def _bypassed(names: ParameterNames, layers: Collection[str]) -> frozenset[str]:
         key
         for skeleton in names.skeletons
         for key, parameters in skeleton.feeds.items()
-        if any(one in layers and goes_around(skeleton.modules, one) for one in parameters)
+        if any(parameter in layers and goes_around(skeleton.modules, parameter) for parameter in parameters)
     )
 
 

@@ -84,16 +84,16 @@ def _scaling(config: Json, module: str) -> float:
 
 def _misfits(made: Lora, given: list[Lora]) -> Iterator[str]:
     """Modules too many or too few, a scaling that is not 1, and weights that came along and are not the given ones."""
-    wanted = {module for one in given for module in one.halves}
+    wanted = {module for adapter in given for module in adapter.halves}
     for module in sorted(wanted ^ made.halves.keys()):
         yield f"{module} is changed by {'a given' if module in wanted else 'the combined'} adapter only."
     for module, scaling in made.scaling.items():
         if scaling != 1:
             yield f"{module} is scaled by {scaling:g} where the combined adapter needs 1."
-    for module in sorted({module for one in (made, *given) for module in one.others}):
-        owners = [one.others[module] for one in given if module in one.others]
+    for module in sorted({module for adapter in (made, *given) for module in adapter.others}):
+        owners = [adapter.others[module] for adapter in given if module in adapter.others]
         merged = made.others.get(module)
-        if not owners or merged is None or any(_bytes(one) != _bytes(merged) for one in owners):
+        if not owners or merged is None or any(_bytes(tensor) != _bytes(merged) for tensor in owners):
             yield f"The adapters' own weight of {module} is not the one that was merged."
 
 
@@ -101,26 +101,26 @@ def _error(module: str, made: Lora, given: list[Lora], how: Json) -> float:
     """How far the combined A and B are from what they must be, relative to their largest value; inf: other shapes."""
     import torch
 
-    owners = [(place, one) for place, one in enumerate(given) if module in one.halves]
-    factors = [float(how["weights"][place]) * one.scaling[module] for place, one in owners]
-    found = [_tensor(made.halves[module][side]) for side in "AB"]
-    givens = [[_tensor(one.halves[module][side]) for _, one in owners] for side in "AB"]
+    owners = [(index, adapter) for index, adapter in enumerate(given) if module in adapter.halves]
+    factors = [float(how["weights"][index]) * adapter.scaling[module] for index, adapter in owners]
+    halves = [_tensor(made.halves[module][side]) for side in "AB"]
+    givens = [[_tensor(adapter.halves[module][side]) for _, adapter in owners] for side in "AB"]
     if how["kind"] == "svd":
-        most = how.get("rank") or max(p["A"].stored.shape[0] for one in given for p in one.halves.values())
-        return _svd_error(found, givens, factors, most)
+        most = how.get("rank") or max(p["A"].stored.shape[0] for adapter in given for p in adapter.halves.values())
+        return _svd_error(halves, givens, factors, most)
     if how["kind"] == "cat":
         wanted = [torch.cat([f * a for f, a in zip(factors, givens[0], strict=True)]), torch.cat(givens[1], dim=1)]
     else:
-        names = [[f"{place}/{module}/{side}" for place, _ in owners] for side in "AB"]
+        names = [[f"{index}/{module}/{side}" for index, _ in owners] for side in "AB"]
         wanted = [_mixed(givens[at], names[at], factors, how, at) for at in (0, 1)]
-    return max(_distance(one, other) for one, other in zip(found, wanted, strict=True))
+    return max(_distance(half, other) for half, other in zip(halves, wanted, strict=True))
 
 
-def _distance(found: Tensor, wanted: Tensor) -> float:
-    if found.shape != wanted.shape:
+def _distance(half: Tensor, wanted: Tensor) -> float:
+    if half.shape != wanted.shape:
         return math.inf
     scale = float(wanted.abs().max()) if wanted.numel() else 0.0
-    error = float((found - wanted).abs().max()) if wanted.numel() else 0.0
+    error = float((half - wanted).abs().max()) if wanted.numel() else 0.0
     return error / scale if scale else error
 
 
@@ -165,7 +165,7 @@ def _pruned(value: Tensor, name: str, how: Json) -> Tensor:
     return value * mask.reshape(value.shape)
 
 
-def _svd_error(found: list[Tensor], givens: list[list[Tensor]], factors: list[float], most: int) -> float:
+def _svd_error(halves: list[Tensor], givens: list[list[Tensor]], factors: list[float], most: int) -> float:
     """How far P = B·A is from a best approximation of D = Σ f·B·A by its rank.
 
     Not compared with another SVD, of which there are many where singular values are equal. P is a best approximation
@@ -174,16 +174,16 @@ def _svd_error(found: list[Tensor], givens: list[list[Tensor]], factors: list[fl
     """
     import torch
 
-    a, b = found[0].flatten(1), found[1].flatten(1)
-    left = torch.cat([one.flatten(1) for one in givens[1]], dim=1)
-    right = torch.cat([f * one.flatten(1) for f, one in zip(factors, givens[0], strict=True)])
+    a, b = halves[0].flatten(1), halves[1].flatten(1)
+    left = torch.cat([factor.flatten(1) for factor in givens[1]], dim=1)
+    right = torch.cat([f * factor.flatten(1) for f, factor in zip(factors, givens[0], strict=True)])
     if len(a) != min(most, len(right), len(left), right.shape[1]) or b.shape != (len(left), len(a)):
         return math.inf
     columns, rows = torch.linalg.qr(torch.cat([left, b], dim=1))[0], torch.linalg.qr(torch.cat([right, a]).T)[0]
     whole, part = (columns.T @ left) @ (right @ rows), (columns.T @ b) @ (a @ rows)
     # Of the terms, not of their sum: where they cancel, what is left is their rounding.
     terms = zip(factors, *givens, strict=True)
-    size: float = sum(abs(f) * float(one.norm() * other.norm()) for f, one, other in terms)
+    size: float = sum(abs(f) * float(a_given.norm() * b_given.norm()) for f, a_given, b_given in terms)
     if not size:
         return float(part.norm())
     rest = whole - part
@@ -193,18 +193,18 @@ def _svd_error(found: list[Tensor], givens: list[list[Tensor]], factors: list[fl
     return max(slant, (float(lost[0]) - float(kept[-1])) / size)
 
 
-def _bytes(place: Place) -> bytes:
-    with place.path.open("rb") as opened:
-        opened.seek(place.stored.start)
-        return opened.read(place.stored.stop - place.stored.start)
+def _bytes(tensor: Place) -> bytes:
+    with tensor.path.open("rb") as opened:
+        opened.seek(tensor.stored.start)
+        return opened.read(tensor.stored.stop - tensor.stored.start)
 
 
-def _tensor(place: Place) -> Tensor:
+def _tensor(tensor: Place) -> Tensor:
     import torch
 
     dtype = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-    found = torch.frombuffer(bytearray(_bytes(place)), dtype=dtype[place.stored.dtype])
-    return found.to(torch.float64).reshape(place.stored.shape)
+    values = torch.frombuffer(bytearray(_bytes(tensor)), dtype=dtype[tensor.stored.dtype])
+    return values.to(torch.float64).reshape(tensor.stored.shape)
 
 
 def _double(value: Any) -> Tensor:

@@ -28,22 +28,22 @@ class Declared:
 
 def at(config: Mapping[str, Any], path: str) -> Any:
     """The value at a dotted path; None where there is none."""
-    found: Any = config
+    value: Any = config
     for part in path.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def text_paths(config: Json, name: str) -> list[str]:
     """The dotted paths of a text setting: in the nested text configs that have it, and on top where that has it."""
-    nested = [f"{one}.{name}" for one in NESTED if isinstance(config.get(one), dict) and name in config[one]]
+    nested = [f"{text}.{name}" for text in NESTED if isinstance(config.get(text), dict) and name in config[text]]
     return [*([name] if name in config or not nested else []), *nested]
 
 
 def untied(config: Json) -> list[Declared]:
     """tie_word_embeddings false: on top, whether or not it was there, and wherever a nested config says otherwise."""
     why = "the head and the embedding differ"
-    paths = ["tie_word_embeddings", *(one for one in text_paths(config, "tie_word_embeddings") if "." in one)]
+    paths = ["tie_word_embeddings", *(path for path in text_paths(config, "tie_word_embeddings") if "." in path)]
     return [Declared(path=path, value=False, why=why) for path in paths]
 
 
@@ -58,11 +58,11 @@ def resized(config: Json, before: int, rows: int) -> list[Declared]:
 def replicated(config: Json, source: list[int], layers: int) -> list[Declared]:
     """The number of layers, and every list of the config that has one entry per layer."""
     why = REPLICATED
-    found = [Declared(path=path, value=len(source), why=why) for path in text_paths(config, "num_hidden_layers")]
+    declared = [Declared(path=path, value=len(source), why=why) for path in text_paths(config, "num_hidden_layers")]
     for name, value in config.items():
         if isinstance(value, list) and len(value) == layers and layers > 1 and name != "architectures":
-            found.append(Declared(path=name, value=[value[one] for one in source], why=why))
-    return found
+            declared.append(Declared(path=name, value=[value[layer] for layer in source], why=why))
+    return declared
 
 
 def labelled(config: Json, labels: int) -> list[Declared]:
@@ -71,12 +71,12 @@ def labelled(config: Json, labels: int) -> list[Declared]:
     if isinstance(have, dict) and len(have) == labels:
         return []
     why = f"the head has {labels} labels"
-    names = {str(one): f"LABEL_{one}" for one in range(labels)}
-    found = [Declared(path="id2label", value=names, why=why)]
-    found.append(Declared(path="label2id", value={name: int(one) for one, name in names.items()}, why=why))
+    names = {str(number): f"LABEL_{number}" for number in range(labels)}
+    declared = [Declared(path="id2label", value=names, why=why)]
+    declared.append(Declared(path="label2id", value={name: int(number) for number, name in names.items()}, why=why))
     if "num_labels" in config:
-        found.append(Declared(path="num_labels", value=labels, why=why))
-    return found
+        declared.append(Declared(path="num_labels", value=labels, why=why))
+    return declared
 
 
 def renamed(name: str) -> Declared:

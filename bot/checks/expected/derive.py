@@ -58,11 +58,13 @@ class Derivation:
     """One reading over one base. `found`: the keys that the merged folder has; they decide only between two names for one
     new tensor."""
 
-    def __init__(self, reading: AdapterReading, names: ParameterNames, config: Json, found: Collection[str]) -> None:
+    def __init__(
+        self, reading: AdapterReading, names: ParameterNames, config: Json, merged_keys: Collection[str]
+    ) -> None:
         self.reading = reading
         self.names = names
         self.config = config
-        self.found = found
+        self.merged_keys = merged_keys
         self.problems: list[str] = []
         self.declared: list[Declared] = []
         self.new: dict[str, WholeTensor] = {}  # parameters that the base has not, or has in another shape
@@ -180,8 +182,8 @@ class Derivation:
         key = located.symbolic.plain
         if key is None:
             stored = {block.key: self.names.stored[block.key] for block in located.symbolic.blocks}
-            for one, step, view in place_whole(change, located, stored):
-                self._add(self.replicas.with_number(one, name), step, view)
+            for block_key, step, view in place_whole(change, located, stored):
+                self._add(self.replicas.with_number(block_key, name), step, view)
             return located
         draft = self.drafts[self.replicas.with_number(key, name)]
         before = draft.source.stored.shape
@@ -212,22 +214,26 @@ class Derivation:
         if skeleton is None or parameter is None or shape[1:] != before[1:]:
             raise Misplaced(f"{change.module}: {shape} does not fit {located.name} of {before}.")
         if parameter in (skeleton.embedding, skeleton.head) and skeleton.embedding:
-            found = config_changes.resized(self.config, before[0], shape[0])
-            self.declared += [one for one in found if one not in self.declared]
+            resized = config_changes.resized(self.config, before[0], shape[0])
+            self.declared += [change_of_config for change_of_config in resized if change_of_config not in self.declared]
         else:
             self.new[parameter] = change
 
     def _unsaved(self) -> list[str]:
         """Modules that the config says are saved whole, and that the adapter does not have."""
         saved = {
-            one.module for several in self.reading.changes.values() for one in several if isinstance(one, WholeTensor)
+            change.module
+            for several in self.reading.changes.values()
+            for change in several
+            if isinstance(change, WholeTensor)
         }
         asked = [str(name) for name in self.reading.config.get("modules_to_save") or () if not self.reading.follows]
-        modules = [one for skeleton in self.names.skeletons for one in skeleton.modules]
+        modules = [module for skeleton in self.names.skeletons for module in skeleton.modules]
         return [
             f"The adapter should save {name}, and has no tensor of it."
             for name in asked
-            if any(one.endswith(name) for one in modules) and not any(f".{one}.".find(f"{name}.") >= 0 for one in saved)
+            if any(module.endswith(name) for module in modules)
+            and not any(f".{module}.".find(f"{name}.") >= 0 for module in saved)
         ]
 
     # --- tied weights ---------------------------------------------------------------------------------------------------
@@ -248,7 +254,7 @@ class Derivation:
     def _held(self, group: tuple[str, ...]) -> Place | None:
         """The base's numbers for a group: the tensor that the base holds for one of its members."""
         skeleton, tensors = self.names.skeleton, self.names.base.tensors
-        keys = [skeleton.key_of[one] for one in group if one in skeleton.key_of] if skeleton else []
+        keys = [skeleton.key_of[parameter] for parameter in group if parameter in skeleton.key_of] if skeleton else []
         return tensors[keys[0]] if keys else None
 
     def _loosen(self, ties: Ties) -> None:
@@ -266,7 +272,7 @@ class Derivation:
     def _new_key(self, parameter: str) -> str:
         names = self.names.skeleton.stored_names(parameter) if self.names.skeleton else ()
         names = names or (parameter,)
-        return next((one for one in names if one in self.found and one not in self.names.base.tensors), names[0])
+        return next((key for key in names if key in self.merged_keys and key not in self.names.base.tensors), names[0])
 
     def _unplaced(self, module: str) -> str:
         problem = self.names.problem
@@ -285,12 +291,12 @@ def _order(change: Change) -> int:
     return (0 if change.shared else 1) if isinstance(change, WholeTensor) else 2
 
 
-def _meet(one: range, other: range) -> bool:
+def _meet(rows: range, other: range) -> bool:
     """Whether some row is in both."""
-    if one.step == other.step == 1:
-        return _overlap((one.start, one.stop), (other.start, other.stop))
-    return any(row in other for row in one)
+    if rows.step == other.step == 1:
+        return _overlap((rows.start, rows.stop), (other.start, other.stop))
+    return any(row in other for row in rows)
 
 
-def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    return one[0] < other[1] and other[0] < one[1]
+def _overlap(span: tuple[int, int], other: tuple[int, int]) -> bool:
+    return span[0] < other[1] and other[0] < span[1]

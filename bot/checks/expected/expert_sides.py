@@ -27,9 +27,9 @@ def trades_sides(change: LowRank, size: View, transposed: bool) -> bool:
     tall, wide = size
     if tall != wide:
         return (change.b.stored.shape[0], change.a.stored.shape[-1]) == (wide, tall)
-    said = WRITTEN.fullmatch(change.saved_by or "")
-    version = tuple(int(one or 0) for one in said.groups()[:3]) if said else ()
-    if said is None or (said[4] and (transposed, version) in BOTH):
+    release = WRITTEN.fullmatch(change.saved_by or "")
+    version = tuple(int(number or 0) for number in release.groups()[:3]) if release else ()
+    if release is None or (release[4] and (transposed, version) in BOTH):
         raise Undated(
             f"{change.module}: A and B fit either way round, and peft_version ({change.saved_by}) does not say which it is."
         )

@@ -28,9 +28,10 @@ class Float64Mode(TorchFunctionMode):
         if func in BYTES:
             return func(*args, **(kwargs or {}))
         wide = {torch.float32: torch.float64, torch.complex64: torch.complex128}
-        changed = [wide.get(one, one) if isinstance(one, torch.dtype) else one for one in args]
+        changed = [wide.get(value, value) if isinstance(value, torch.dtype) else value for value in args]
         named = {
-            name: wide.get(one, one) if isinstance(one, torch.dtype) else one for name, one in (kwargs or {}).items()
+            name: wide.get(value, value) if isinstance(value, torch.dtype) else value
+            for name, value in (kwargs or {}).items()
         }
         return func(*changed, **named)
 

@@ -30,9 +30,9 @@ def trained_class(adapter: Json) -> Any:
 
     mapping = adapter.get("auto_mapping")
     named = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
-    found = getattr(transformers, str(named), None)
-    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-        return found
+    named_class = getattr(transformers, str(named), None)
+    if isinstance(named_class, type) and issubclass(named_class, transformers.PreTrainedModel):
+        return named_class
     return getattr(transformers, AUTO.get(str(adapter.get("task_type")), ""), None)
 
 
@@ -56,11 +56,11 @@ def nobody_saved(adapter: Json, names: ParameterNames, given: Collection[str], f
     if len(names.skeletons) == 1 and type(skeleton.model) is not trained_class(adapter):
         skeleton = trained_skeleton(folder, adapter, names.stored) or skeleton
     fed = skeleton.traces.keys() | skeleton.unfollowed.keys() | set(given)
-    ignored = [re.compile(one) for one in skeleton.model._keys_to_ignore_on_load_missing or ()]
+    ignored = [re.compile(pattern) for pattern in skeleton.model._keys_to_ignore_on_load_missing or ()]
     lost = [
         name
         for name, _ in skeleton.model.named_parameters(remove_duplicate=False)
-        if name not in fed and name not in skeleton.tied and not any(one.search(name) for one in ignored)
+        if name not in fed and name not in skeleton.tied and not any(pattern.search(name) for pattern in ignored)
     ]
     if not lost:
         return []
@@ -83,19 +83,19 @@ def declare_heads(
     if not new or not names.skeletons:
         return [], [], []
     base, last = names.skeletons[0], names.skeletons[-1]
-    found: list[Declared] = []
+    declared: list[Declared] = []
     dropped: list[str] = []
     if any(parameter not in base.known for parameter in new):
-        found.append(config_changes.renamed(type(last.model).__name__))
+        declared.append(config_changes.renamed(type(last.model).__name__))
         dropped = sorted(base.used - last.used)
     labels = _labels(new, type(last.model), folder)
     if labels is None:
         return (
-            found,
+            declared,
             dropped,
             [f"{' and '.join(new)} have shapes that {type(last.model).__name__} has for no number of labels."],
         )
-    return [*found, *(config_changes.labelled(config, labels) if labels else [])], dropped, []
+    return [*declared, *(config_changes.labelled(config, labels) if labels else [])], dropped, []
 
 
 def _labels(new: Mapping[str, WholeTensor], model: Any, folder: Path) -> int | None:

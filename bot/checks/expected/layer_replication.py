@@ -42,21 +42,21 @@ class ReplicatedLayers:
     def keys(self, stored: Iterable[str]) -> Iterator[tuple[str, str]]:
         """(key of the merged checkpoint, base key it is made from)."""
         for key in stored:
-            found = self._number(key)
-            if not self.source or found is None:
+            parts = self._number(key)
+            if not self.source or parts is None:
                 yield key, key
                 continue
-            front, layer, tail = found
+            front, layer, tail = parts
             for at, origin in enumerate(self.source):
                 if origin == layer:
                     yield f"{front}{at}{tail}", key
 
     def original(self, name: str) -> str:
         """The base's parameter that a replica's is made from."""
-        found = self._number(name) if self.source else None
-        if found is None or not found[1] < len(self.source):
+        parts = self._number(name) if self.source else None
+        if parts is None or not parts[1] < len(self.source):
             return name
-        return f"{found[0]}{self.source[found[1]]}{found[2]}"
+        return f"{parts[0]}{self.source[parts[1]]}{parts[2]}"
 
     def declare(self, config: Json) -> list[Declared]:
         """What config.json must say."""
@@ -75,6 +75,6 @@ class ReplicatedLayers:
         for cut in range(len(parts)):
             tail = ".".join(parts[cut:])
             at = name.find(f"{tail}.")
-            if at >= 0 and (found := numbered(name[at:], tail)):
-                return name[:at] + found[0], found[1], found[2]
+            if at >= 0 and (split := numbered(name[at:], tail)):
+                return name[:at] + split[0], split[1], split[2]
         return None

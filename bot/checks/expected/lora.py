@@ -70,11 +70,11 @@ def _name(config: Json) -> str:
 
 def _unknown_settings(config: Json) -> list[str]:
     """Anything switched on that is not known to be harmless may change the arithmetic."""
-    said = unknown_settings(config, HARMLESS | READ)
+    problems = unknown_settings(config, HARMLESS | READ)
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(CHANGES_THE_BASE):
-        said.append(f"The adapter was initialised with {start}, which changes the base it belongs to.")
-    return said
+        problems.append(f"The adapter was initialised with {start}, which changes the base it belongs to.")
+    return problems
 
 
 def _layers(
@@ -100,9 +100,11 @@ def _wrapped(module: str, count: int, config: Json, parameters: Parameters) -> t
         return ()
     own = parameters(module)
     aimed = tuple(
-        one
-        for one in own
-        if any(f"{module}.{one}" == target or f".{module}.{one}".endswith(f".{target}") for target in targets)
+        parameter
+        for parameter in own
+        if any(
+            f"{module}.{parameter}" == target or f".{module}.{parameter}".endswith(f".{target}") for target in targets
+        )
     )
     if len(aimed) == count or (not aimed and count == 1):
         return aimed
@@ -153,5 +155,5 @@ def scale(module: str, config: Json) -> tuple[int, float] | str:
 
 
 def _by_pattern(patterns: dict[str, Any] | None, module: str, otherwise: Any) -> Any:
-    found = first(patterns or {}, module, r"(?:.*\.)?(?:{})$")
-    return otherwise if found is None else list((patterns or {}).values())[found.at]
+    match = first(patterns or {}, module, r"(?:.*\.)?(?:{})$")
+    return otherwise if match is None else list((patterns or {}).values())[match.at]

@@ -43,12 +43,12 @@ def _tails(stems: Iterable[str], last_parts: set[str]) -> dict[str, list[str]]:
 
 
 def _shifts(module: str, stems: set[str], tails: dict[str, list[str]]) -> set[Shift]:
-    found: set[Shift] = {(front, "") for front in tails.get(module, ())}
+    shifts: set[Shift] = {(front, "") for front in tails.get(module, ())}
     parts = module.split(".")
     for cut in range(len(parts)):
         if ".".join(parts[cut:]) in stems:
-            found.add(("", ".".join(parts[:cut]) + "." if cut else ""))
-    return found
+            shifts.add(("", ".".join(parts[:cut]) + "." if cut else ""))
+    return shifts
 
 
 def _shifted(module: str, shift: Shift) -> str:

@@ -38,25 +38,27 @@ class ParameterNames:
         model alone, where all that is lost is in it, else a prefix."""
         self._inner, self._shifted = {}, {}
         lost = [
-            one for one in parameters if one.endswith(".weight") and self._direct(one) is None and not self.is_new(one)
+            name
+            for name in parameters
+            if name.endswith(".weight") and self._direct(name) is None and not self.is_new(name)
         ]
-        inner = {one: own for one in parameters if (own := self._in_decoder(one))}
-        if lost and all(one in inner for one in lost) and not any(self._direct(one) for one in inner):
+        inner = {name: own for name in parameters if (own := self._in_decoder(name))}
+        if lost and all(name in inner for name in lost) and not any(self._direct(name) for name in inner):
             self._inner = inner
         elif lost:
-            modules = {one.removesuffix(".weight") for one in parameters if one.endswith(".weight")}
-            found = by_names(modules, self.stored) or {}
-            self._shifted = {f"{module}.weight": key for module, key in found.items()}
+            modules = {name.removesuffix(".weight") for name in parameters if name.endswith(".weight")}
+            keys = by_names(modules, self.stored) or {}
+            self._shifted = {f"{module}.weight": key for module, key in keys.items()}
 
     def locate(self, name: str) -> Located | str | None:
         """The parameter; a sentence where it cannot be followed; None where there is none that is stored."""
-        found = self._direct(self._inner.get(name, name))
-        if found is None and name in self._shifted:
+        located = self._direct(self._inner.get(name, name))
+        if located is None and name in self._shifted:
             key = self._shifted[name]
             return Located(
                 name=name, symbolic=Traced.whole(key, self.stored[key]), parameter=None, module=self._module(key)
             )
-        return found
+        return located
 
     def is_new(self, name: str) -> str | None:
         """The model's name for a parameter that the model has and the checkpoint has not."""
@@ -73,22 +75,23 @@ class ParameterNames:
 
     def parameters_of(self, module: str) -> tuple[str, ...]:
         """A module's own parameters, in the order of registration."""
-        several = (module, *(own for one in self.skeletons for own in one.in_decoder(module)))
-        return next((found for name in several for one in self.skeletons if (found := one.parameters_of(name))), ())
+        several = (module, *(own for skeleton in self.skeletons for own in skeleton.in_decoder(module)))
+        candidates = (skeleton.parameters_of(name) for name in several for skeleton in self.skeletons)
+        return next(filter(None, candidates), ())
 
     def _in_decoder(self, name: str) -> str | None:
         """The model's name for a parameter that the adapter names as the language model alone does."""
-        several = ((one, own) for one in self.skeletons for own in one.in_decoder(name))
-        return next((own for one, own in several if isinstance(one.trace(own), tuple)), None)
+        several = ((skeleton, own) for skeleton in self.skeletons for own in skeleton.in_decoder(name))
+        return next((own for skeleton, own in several if isinstance(skeleton.trace(own), tuple)), None)
 
     def _direct(self, name: str) -> Located | str | None:
         for skeleton in self.skeletons:
             for asked in (name, _attention(skeleton, name)):
-                found = skeleton.trace(asked) if asked else None
-                if isinstance(found, str):
-                    return f"{name}: {found}."
-                if found is not None:
-                    symbolic, own = found
+                trace = skeleton.trace(asked) if asked else None
+                if isinstance(trace, str):
+                    return f"{name}: {trace}."
+                if trace is not None:
+                    symbolic, own = trace
                     return Located(
                         name=name, symbolic=symbolic, parameter=own, module=skeleton.owner(own) if own else None
                     )
@@ -97,7 +100,7 @@ class ParameterNames:
         return None
 
     def _module(self, key: str) -> Any:
-        return next((one.owner(fed[0]) for one in self.skeletons if (fed := one.feeds.get(key))), None)
+        return next((skeleton.owner(fed[0]) for skeleton in self.skeletons if (fed := skeleton.feeds.get(key))), None)
 
 
 def _attention(skeleton: Skeleton, name: str) -> str | None:

@@ -91,23 +91,23 @@ def _probed(
         if place is None:
             return None
         with Opened() as opened:
-            found: Tensor = opened.rows(place, 0, place.stored.shape[0]).reshape(place.stored.shape)
-        return found if found.dtype == torch.float64 else found.float()
+            numbers: Tensor = opened.rows(place, 0, place.stored.shape[0]).reshape(place.stored.shape)
+        return numbers if numbers.dtype == torch.float64 else numbers.float()
 
     path = next(iter(tensors.values())).path
     probed = ProbedLayers(model, path, config, own, values)
     biases = config["peft_type"] in MOVES_BIAS or bool(config.get("lora_bias"))
-    found = []
+    layers = []
     for parameter, shape in probed.parameters():
         module, _, name = parameter.rpartition(".")
         if (name == "bias" and not biases) or (name != "bias" and config["peft_type"] == "BEFT"):
             continue
         uses = tuple(key for key in own if bare(key).startswith(f"{module}.") or not _has_module(key))
-        found.append((parameter, ProbedParameter(
+        layers.append((parameter, ProbedParameter(
             module=module, uses=uses, rows=(0, shape[0]), columns=(0, _width(shape)), parameter=parameter,
             probed=probed,
         )))  # fmt: skip
-    return found
+    return layers
 
 
 def _has_module(key: str) -> bool:

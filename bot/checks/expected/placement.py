@@ -87,9 +87,9 @@ def _plain_convolution(name: str, module: Any) -> None:
         raise Misplaced(
             f"{name} is a convolution with {module.groups} groups; a LoRA on it mixes them and has no weight."
         )
-    if any(one > 1 for one in getattr(module, "dilation", ())) and any(one > 1 for one in kernel):
+    if any(extent > 1 for extent in getattr(module, "dilation", ())) and any(extent > 1 for extent in kernel):
         raise Misplaced(f"{name} is a dilated convolution; a LoRA on it has no weight.")
-    if getattr(module, "padding_mode", "zeros") != "zeros" and any(one > 1 for one in kernel):
+    if getattr(module, "padding_mode", "zeros") != "zeros" and any(extent > 1 for extent in kernel):
         raise Misplaced(f"{name} pads with {module.padding_mode}; a LoRA on it pads with zeros and has no weight.")
 
 

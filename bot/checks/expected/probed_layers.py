@@ -94,10 +94,10 @@ class ProbedLayers:
     def _wide_weight(self, parameter: str, held: Tensor) -> Tensor:
         if any(held.stride()):
             return held.to(torch.float64, copy=True)  # what the initialisation made of the base
-        found = self._read(parameter)
-        if found is None or found.shape != held.shape:
+        values = self._read(parameter)
+        if values is None or values.shape != held.shape:
             raise NoWeight(f"The base has no {parameter} of {tuple(held.shape)}.")
-        return found.to(torch.float64, copy=True)
+        return values.to(torch.float64, copy=True)
 
     def _fill(self, model: Any, config: Json) -> None:
         from peft.tuners.tuners_utils import check_target_module_exists
@@ -106,9 +106,9 @@ class ProbedLayers:
         for module, owner in model.named_modules():
             if module and check_target_module_exists(made, module):
                 for own, weight in owner.named_parameters(recurse=False):
-                    found = self._read(f"{module}.{own}")
-                    if found is not None and found.shape == weight.shape:
-                        weight.data = found.float()
+                    values = self._read(f"{module}.{own}")
+                    if values is not None and values.shape == weight.shape:
+                        weight.data = values.float()
 
 
 def _hollow(owner: Any) -> None:

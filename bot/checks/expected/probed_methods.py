@@ -36,8 +36,10 @@ def has_own_merge(layer: Any) -> bool:
     if not hasattr(layer, "base_layer") or not hasattr(layer, "adapter_layer_names"):
         return False
     if type(layer).__module__.startswith("peft.tuners.lora."):
-        variants = {type(one).__name__ for one in getattr(layer, "lora_variant", {}).values()}
-        variants |= {one.__name__ for one in getattr(layer, "lora_variant", {}).values() if isinstance(one, type)}
+        variants = {type(variant).__name__ for variant in getattr(layer, "lora_variant", {}).values()}
+        variants |= {
+            variant.__name__ for variant in getattr(layer, "lora_variant", {}).values() if isinstance(variant, type)
+        }
         return any(name.startswith(("Kasa", "BdLora", "Velora", "Monteclora")) for name in variants)
     return not type(layer).__module__.startswith("peft.tuners.trainable_tokens.")
 

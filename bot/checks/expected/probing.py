@@ -57,8 +57,8 @@ def probe(layer: Any, owner: Any, name: str, module: str) -> Tensor:
 
 def _is_affine(layer: Any, transposed: Tensor, offset: Tensor, module: str) -> None:
     probe = torch.randn(3, transposed.shape[0], generator=torch.Generator().manual_seed(0)) * 3.0
-    found, wanted = layer(probe), probe @ transposed + offset
-    if float((found - wanted).abs().max()) > 1e-8 * float(wanted.abs().max() + 1.0):
+    output, wanted = layer(probe), probe @ transposed + offset
+    if float((output - wanted).abs().max()) > 1e-8 * float(wanted.abs().max() + 1.0):
         raise NoWeight(f"{module} is not linear: no weight can stand for it.")
 
 
@@ -104,12 +104,12 @@ def _convolution(layer: Any, owner: Any, name: str, module: str) -> Tensor:
             for channel in range(per_group):
                 row = channel * len(offsets) + number
                 units[(row, channels.start + channel, *offset_in_kernel.tolist())] = 1.0
-        found = layer(units)[here] - offset  # (channels · kernel) × out
+        columns = layer(units)[here] - offset  # (channels · kernel) × out
         own = slice(group * tall, (group + 1) * tall)
-        others = torch.cat([found[:, : own.start], found[:, own.stop :]], dim=1)
+        others = torch.cat([columns[:, : own.start], columns[:, own.stop :]], dim=1)
         if others.numel() and float(others.abs().max()) > 0:
             raise NoWeight(f"{module}'s adapter mixes the groups of its convolution: no weight can stand for it.")
-        weight[own] = found[:, own].T.reshape(weight[own].shape)
+        weight[own] = columns[:, own].T.reshape(weight[own].shape)
     _is_convolution(layer, owner, weight, offset, module)
     return weight
 

@@ -66,8 +66,8 @@ class SavedTensors:
         """PEFT itself writes some tensors twice (a saved module that was resized): then they must be the same."""
         from bot.checks.reading.rows import same_values
 
-        for one, other in self.changes:
-            if one == parameter and isinstance(other, WholeTensor) and other.shared == change.shared:
+        for name, other in self.changes:
+            if name == parameter and isinstance(other, WholeTensor) and other.shared == change.shared:
                 if not same_values(other.values, change.values):
                     return f"{parameter} is brought twice by the adapter, and differs."
                 self.unused.append(change.values.stored.key)
@@ -80,14 +80,14 @@ class SavedTensors:
         saved = (*(self.config.get("modules_to_save") or ()), *IMPLIED.get(str(self.config.get("task_type")), ()))
         parts = module.split(".")
         above = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-        return any(one.endswith(name) for one in above for name in saved)
+        return any(path.endswith(name) for path in above for name in saved)
 
     def _tokens(self, module: str, place: Place) -> str | None:
         at = self.indices
         if isinstance(at, dict):
             named = [name for name in at if module.endswith(name)]
             at = at[max(named, key=len)] if named else None
-        if not isinstance(at, list) or not all(type(one) is int and one >= 0 for one in at):
+        if not isinstance(at, list) or not all(type(number) is int and number >= 0 for number in at):
             return f"{module} has trained tokens, and the config does not say which."
         if place.stored.shape[0] != len(at):
             return f"{module}: the config names {len(at)} tokens, and the adapter has {place.stored.shape[0]}."

@@ -29,14 +29,14 @@ def groups(names: ParameterNames) -> dict[str, tuple[str, ...]]:
     """As transformers ties on load: what the config ties, but for two stored tensors that differ."""
     from bot.checks.reading.rows import same_values
 
-    skeleton, found = names.skeleton, dict[str, list[str]]()
+    skeleton, members = names.skeleton, dict[str, list[str]]()
     for target, source in (skeleton.tied if skeleton else {}).items():
-        keys = [skeleton.key_of.get(one) for one in (target, source)] if skeleton else []
-        one, other = (names.base.tensors.get(key or "") for key in keys)
-        if one and other and (_is_block(names, target) or not same_values(one, other)):
+        keys = [skeleton.key_of.get(parameter) for parameter in (target, source)] if skeleton else []
+        first, second = (names.base.tensors.get(key or "") for key in keys)
+        if first and second and (_is_block(names, target) or not same_values(first, second)):
             continue
-        found.setdefault(source, [source]).append(target)
-    return {member: tuple(group) for group in found.values() for member in group}
+        members.setdefault(source, [source]).append(target)
+    return {member: tuple(group) for group in members.values() for member in group}
 
 
 def _is_block(names: ParameterNames, parameter: str) -> bool:
@@ -66,7 +66,7 @@ def tie(names: ParameterNames, own: Mapping[str, str], reading: AdapterReading) 
                 repeated |= _share(shared.setdefault(group, []), change, problems)
             else:
                 apart.setdefault(parameter, []).append(change)
-    loose = frozenset(group for group in set(of.values()) if any(apart.get(one) for one in group))
+    loose = frozenset(group for group in set(of.values()) if any(apart.get(parameter) for parameter in group))
     for group in loose:
         if len(group) > 2:
             problems.append(
@@ -76,8 +76,8 @@ def tie(names: ParameterNames, own: Mapping[str, str], reading: AdapterReading) 
         problems += _contradictions(group, shared.get(group, []), apart, reading)
     done = {name: tuple(several) for name, several in apart.items()}
     for group, common in shared.items():
-        for one in group:
-            done[one] = (*common, *apart.get(one, ()))
+        for parameter in group:
+            done[parameter] = (*common, *apart.get(parameter, ()))
     return Ties(of=of, changes=done, loose=loose, repeated=frozenset(repeated), problems=tuple(problems))
 
 
@@ -96,9 +96,9 @@ def _is_shared(
     """
     if not isinstance(change, TokenRows):
         return follows or (isinstance(change, WholeTensor) and change.shared)
-    others = [one for name, several in changes.items() for one in several
-              if isinstance(one, TokenRows) and one is not change and own.get(name, name) in group]  # fmt: skip
-    return all(_same(one, change) for one in others) and (bool(others) or parameter == group[0])
+    others = [other for name, several in changes.items() for other in several
+              if isinstance(other, TokenRows) and other is not change and own.get(name, name) in group]  # fmt: skip
+    return all(_same(other, change) for other in others) and (bool(others) or parameter == group[0])
 
 
 def _second_copies(
@@ -109,26 +109,30 @@ def _second_copies(
     trained = {
         of.get(own.get(name, name)): name
         for name, several in reading.changes.items()
-        if any(isinstance(one, WholeTensor) and not one.shared for one in several)
+        if any(isinstance(change, WholeTensor) and not change.shared for change in several)
     }
-    found = dict(reading.changes)
+    changes = dict(reading.changes)
     for name, several in reading.changes.items():
         group = of.get(own.get(name, name))
         if group and trained.get(group, name) != name:
-            found[name] = tuple(replace(one, shared=False) if isinstance(one, WholeTensor) else one for one in several)
-    return found
+            changes[name] = tuple(
+                replace(change, shared=False) if isinstance(change, WholeTensor) else change for change in several
+            )
+    return changes
 
 
 def _contradictions(
     group: tuple[str, ...], shared: list[Change], apart: Mapping[str, list[Change]], reading: AdapterReading
 ) -> list[str]:
     """Tokens that all members follow, beside a change of one of them as a whole: PEFT has no such model."""
-    loose = [change for one in group for change in apart.get(one, ())]
-    whole = [one for one in shared if isinstance(one, LowRank) or (isinstance(one, WholeTensor) and not one.shared)]
-    common = any(isinstance(one, TokenRows) for one in shared)
+    loose = [change for parameter in group for change in apart.get(parameter, ())]
+    whole = any(
+        isinstance(change, LowRank) or (isinstance(change, WholeTensor) and not change.shared) for change in shared
+    )
+    common = any(isinstance(change, TokenRows) for change in shared)
     saved = [str(name) for name in reading.config.get("modules_to_save") or ()]
-    named = any(one.rpartition(".")[0].endswith(name) for one in group for name in saved)
-    if (common and (loose or whole or named)) or (whole and any(isinstance(one, TokenRows) for one in loose)):
+    named = any(parameter.rpartition(".")[0].endswith(name) for parameter in group for name in saved)
+    if (common and (loose or whole or named)) or (whole and any(isinstance(change, TokenRows) for change in loose)):
         return [f"{' and '.join(group)} are one tensor, and the adapter has tokens of it beside a change of all of it."]
     return []
 
@@ -138,26 +142,26 @@ def _share(shared: list[Change], change: Change, problems: list[str]) -> set[str
 
     Returns the adapter tensors of such a copy.
     """
-    for one in shared:
-        if type(one) is type(change) and getattr(one, "shared", None) == getattr(change, "shared", None):
-            if not _same(one, change):
+    for known in shared:
+        if type(known) is type(change) and getattr(known, "shared", None) == getattr(change, "shared", None):
+            if not _same(known, change):
                 problems.append(
-                    f"{one.module} and {change.module} share one weight, and the adapter changes them differently."
+                    f"{known.module} and {change.module} share one weight, and the adapter changes them differently."
                 )
             return set(change.uses)
     shared.append(change)
     return set()
 
 
-def _same(one: Change, other: Change) -> bool:
+def _same(first: Change, second: Change) -> bool:
     from bot.checks.reading.rows import same_transposed, same_values
 
-    if isinstance(one, WholeTensor) and isinstance(other, WholeTensor):
-        return same_values(one.values, other.values)
-    if isinstance(one, TokenRows) and isinstance(other, TokenRows):
-        return one.at == other.at and same_values(one.values, other.values)
-    if isinstance(one, LowRank) and isinstance(other, LowRank):
-        embedding, head = (one, other) if one.kind == "embedding" else (other, one)
+    if isinstance(first, WholeTensor) and isinstance(second, WholeTensor):
+        return same_values(first.values, second.values)
+    if isinstance(first, TokenRows) and isinstance(second, TokenRows):
+        return first.at == second.at and same_values(first.values, second.values)
+    if isinstance(first, LowRank) and isinstance(second, LowRank):
+        embedding, head = (first, second) if first.kind == "embedding" else (second, first)
         halves = same_transposed(head.a, embedding.b) and same_transposed(head.b, embedding.a)
-        return halves and one.scaling == other.scaling
+        return halves and first.scaling == second.scaling
     return False
