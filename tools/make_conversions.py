@@ -37,7 +37,7 @@ from transformers.core_model_loading import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
-from tests.oracle.tiny import GIVEN, small
+from tools.small_models import SETTINGS, small
 
 FLAG = "tie_word_embeddings"
 # Why a class may have no row of its own, beside a library that is not here. Any other that is not built is an error.
@@ -131,7 +131,7 @@ def model_classes() -> dict[str, type[PreTrainedModel]]:
 
 def build_empty(one: type[PreTrainedModel]) -> PreTrainedModel | str:
     """The class without weights: from its default config, where that makes no model from a small one by hand
-    (tests.oracle.tiny). What stands in the way of both, as a sentence."""
+    (tools.small_models). What stands in the way of both, as a sentence."""
     said = ""
     for make in (default_settings, tiny_settings):
         try:
@@ -150,7 +150,7 @@ def default_settings(chosen: type[PreTrainedConfig]) -> PreTrainedConfig:
 
 
 def tiny_settings(chosen: type[PreTrainedConfig]) -> PreTrainedConfig:
-    return chosen(**small(chosen(), given=GIVEN.get(chosen.model_type, {})))
+    return chosen(**small(chosen(), settings=SETTINGS.get(chosen.model_type, {})))
 
 
 def shrink(config: PreTrainedConfig) -> None:
@@ -296,7 +296,7 @@ def stated_reason(name: str, said: str) -> str:
     library = LIBRARY.search(said)
     if not library and name not in STATED:
         raise SystemExit(
-            f"{name} has no row: {said}. Give its type settings in tests/oracle/tiny.py, or state why not."
+            f"{name} has no row: {said}. Give its type settings in tools/small_models.py, or state why not."
         )
     return f"needs {library[1]}" if library else STATED[name]
 

@@ -90,14 +90,14 @@ def rows(names: Iterable[str] = ()) -> dict[str, list[str]]:
 def written(found: dict[str, list[str]]) -> str:
     """Equal rows once, a line each."""
     unique: list[list[str]] = []
-    places: dict[str, int] = {}
+    row_of_class: dict[str, int] = {}
     for name, row in found.items():
         if row not in unique:
             unique.append(row)
-        places[name] = unique.index(row)
+        row_of_class[name] = unique.index(row)
     lines = ",\n".join(dump(row) for row in unique)
     head = f'"generator": "tools/make_heads.py",\n"transformers": {json.dumps(transformers.__version__)}'
-    return f'{{\n{head},\n"rows": [\n{lines}\n],\n"classes": {dump(places)}\n}}\n'
+    return f'{{\n{head},\n"rows": [\n{lines}\n],\n"classes": {dump(row_of_class)}\n}}\n'
 
 
 if __name__ == "__main__":

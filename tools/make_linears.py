@@ -27,7 +27,7 @@ TARGET = Path(__file__).parents[1] / "bot" / "formats" / "bitsandbytes" / "linea
 
 
 def convertible(module: torch.nn.Module) -> bool:
-    """What transformers' replace_with_bnb_linear replaces."""
+    """What transformers' replace_with_bnb_linear rerow_of_class."""
     return isinstance(module, Conv1D) or type(module) is torch.nn.Linear
 
 
@@ -111,14 +111,14 @@ def rows(names: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
 def written(found: dict[str, dict[str, Any]]) -> str:
     """Equal rows once, a line each."""
     unique: list[dict[str, Any]] = []
-    places: dict[str, int] = {}
+    row_of_class: dict[str, int] = {}
     for name, row in found.items():
         if row not in unique:
             unique.append(row)
-        places[name] = unique.index(row)
+        row_of_class[name] = unique.index(row)
     lines = ",\n".join(dump(row) for row in unique)
     head = f'"generator": "tools/make_linears.py",\n"transformers": {json.dumps(transformers.__version__)}'
-    return f'{{\n{head},\n"rows": [\n{lines}\n],\n"classes": {dump(places)}\n}}\n'
+    return f'{{\n{head},\n"rows": [\n{lines}\n],\n"classes": {dump(row_of_class)}\n}}\n'
 
 
 if __name__ == "__main__":

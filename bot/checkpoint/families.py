@@ -1,6 +1,6 @@
 """What a model class is made of, read from conversions.json: its sub-models, Conv1D modules, expert stacks, embeddings.
 
-Paths in the file are relative to the class, and numbers in them stand as `*`.
+The file is made by tools/make_conversions.py. Paths in it are relative to the class, and numbers in them stand as `*`.
 """
 
 from __future__ import annotations

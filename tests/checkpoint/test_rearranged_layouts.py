@@ -19,7 +19,7 @@ from bot.checks.reading.model_skeleton import Skeleton
 from tests.checkpoint.reading import Checkpoint, number
 from tests.checkpoint.test_locations import assert_all_found
 from tests.checks.expected.test_names_on_every_architecture import gathered
-from tests.oracle.tiny import class_of, config_of, empty
+from tools.small_models import class_of, config_of, empty
 
 # PermuteForRope, alone and after Chunk; Split; Interleave of stacks, and with Chunk; Ernie's two kinds of experts; and
 # projections that are kept in one tensor.

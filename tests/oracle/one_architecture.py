@@ -12,8 +12,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from tests.oracle.tiny import class_of, config_of
 from tests.steps import merge_folders, plan_folders
+from tools.small_models import class_of, config_of
 
 LARGEST = 40_000_000  # parameters that still count as tiny
 CLOSE = 1e-5

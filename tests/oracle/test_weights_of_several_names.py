@@ -15,8 +15,8 @@ from bot.checks.case import Case
 from bot.events import silent
 from tests.faults.conftest import claim
 from tests.oracle.one_architecture import adapted, answers, load, proven
-from tests.oracle.tiny import class_of, config_of
 from tests.steps import merge_folders, plan_folders
+from tools.small_models import class_of, config_of
 
 
 def base_of(model_type: str, folder: Path) -> Any:

@@ -30,7 +30,7 @@ PREDICATES = {
 def main() -> int:
     """Try what is asked for. Returns the exit code."""
     from tests.oracle.one_architecture import try_one
-    from tests.oracle.tiny import every_type
+    from tools.small_models import every_type
 
     if sys.argv[1:] == ["--quick"]:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,7 @@
-"""A tiny model of any class that transformers has: its default config with every size made small, by the names of sizes."""
+"""A small model of any class that transformers has: its default config with every size reduced, by the names of the sizes.
+
+Used by tools/make_conversions.py and by the tests.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ ZAMBA = {
     "attention_hidden_size": 128, "attention_head_dim": 32, "mamba_d_state": 16, "n_mamba_heads": 2,
 }  # fmt: skip
 # Settings that sizes alone do not lead to.
-GIVEN: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0}},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1,
               "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1},
@@ -162,10 +165,10 @@ class _Ids:
         return self._next + 1
 
 
-def small(config: PreTrainedConfig, ids: _Ids | None = None, given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The settings that make a config small, nested ones included; `given` go first."""
+def small(config: PreTrainedConfig, ids: _Ids | None = None, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The settings that make a config small, nested ones included; `settings` go first."""
     ids = ids or _Ids()
-    given = given or {}
+    settings = settings or {}
     found: dict[str, Any] = {}
     layers = _chosen_layers(config)
     for name, value in vars(config).items():
@@ -179,7 +182,7 @@ def small(config: PreTrainedConfig, ids: _Ids | None = None, given: dict[str, An
         new = _smaller(name, value, layers, ids, config)
         if new is not None:
             found[name] = new
-    return _merged(found, given)
+    return _merged(found, settings)
 
 
 def _merged(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -245,17 +248,17 @@ def _id(value: Any, ids: _Ids) -> Any:
     return [ids.take() for _ in value] if isinstance(value, list) else ids.take()
 
 
-def config_of(model_type: str, given: dict[str, Any] | None = None) -> PreTrainedConfig:
+def config_of(model_type: str, settings: dict[str, Any] | None = None) -> PreTrainedConfig:
     """The small config of a model type."""
     chosen = CONFIG_MAPPING[model_type]
     cls = getattr(transformers, class_of(model_type) or "", None)
     if cls is not None and not isinstance(chosen(), cls.config_class):  # a part of it
         chosen = cls.config_class
-    return chosen(**small(chosen(), given=GIVEN.get(model_type, {}) if given is None else given))
+    return chosen(**small(chosen(), settings=SETTINGS.get(model_type, {}) if settings is None else settings))
 
 
-def empty(model_type: str, given: dict[str, Any] | None = None) -> PreTrainedModel:
+def empty(model_type: str, settings: dict[str, Any] | None = None) -> PreTrainedModel:
     """The tiny model without memory for its weights."""
     with torch.device("meta"):
-        model: PreTrainedModel = getattr(transformers, class_of(model_type) or "")(config_of(model_type, given))
+        model: PreTrainedModel = getattr(transformers, class_of(model_type) or "")(config_of(model_type, settings))
     return model
