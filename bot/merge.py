@@ -47,7 +47,7 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
         keeper.require(held.path for held in inputs.files)
         keeper.follow(held.path for held in inputs.files if held.role == "adapter")
         work = _Work(plan, inputs, partial, progress, told, keeper)
-        _compare_twins(plan, inputs)
+        _require_equal(plan, inputs)
         _see_idle(plan, inputs)
         compare_vocabulary(plan, inputs, told)
         if not plan.forced:
@@ -200,16 +200,16 @@ def _planned(plan: Plan) -> dict[str, set[Stored]]:
     return found
 
 
-def _compare_twins(plan: Plan, inputs: Local) -> None:
+def _require_equal(plan: Plan, inputs: Local) -> None:
     """Raises Refused where adapter tensors that must say the same do not."""
-    if not plan.twins:
+    if not plan.must_be_equal:
         return
     from bot.engines.must_be_equal import differ
 
-    for one, other, turned in plan.twins:
-        if differ(one, other, turned, inputs):
+    for first, second, transposed in plan.must_be_equal:
+        if differ(first, second, transposed, inputs):
             raise Refused(
-                f"The adapter ties {one.key} and {other.key}, and they differ.",
+                f"The adapter ties {first.key} and {second.key}, and they differ.",
                 remedy="Train it without ensure_weight_tying, or save it again.",
             )
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bot import trained_base
 from bot.adapters.combine import Predicted, notation
-from bot.adapters.combine.prediction import as_one, combined_in, joined, retold
+from bot.adapters.combine.prediction import combined_in, plan_for_all_adapters, predict_combined, with_combined_adapter
 from bot.card import preview, render
 from bot.errors import AdapterMergeError, Damaged, Usage
 from bot.events import Emit, Note, Show, Stage, beating
@@ -131,7 +131,7 @@ def _build(
     partial: Path, inputs: Local, request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit
 ) -> Outcome:
     """Merge into `partial`, prove it, and give it its name."""
-    together = joined(sources, request.combination)
+    together = predict_combined(sources, request.combination)
     # What was proven was made of what was planned for.
     with dropping(hub), one_adapter(together, inputs, hub, emit) as inputs, unchanging(inputs.files):
         merged = merge(replace(plan, forced=request.force), inputs, partial, emit)
@@ -140,7 +140,7 @@ def _build(
         report.document,
         target=None if request.publish == "none" else target_of(request),
         base=sources.base,
-        adapter=as_one(sources, together).adapter,
+        adapter=with_combined_adapter(sources, together).adapter,
         adapters=sources.adapters,
         license=request.license,
         assets=plan.assets,
@@ -186,7 +186,9 @@ def one_adapter(together: Predicted | None, inputs: Local, hub: Hub, emit: Emit)
 
 def plan_merge(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None = None) -> tuple[Sources, Plan]:
     """Pin all inputs and plan their merge; no weight is downloaded."""
-    notation.settle(request.combination, 1 + len(request.more))  # what cannot be meant is said before the first look
+    notation.with_defaults(
+        request.combination, 1 + len(request.more)
+    )  # what cannot be meant is said before the first look
     require(request.license)
     emit(Stage(name="pull", title=f"Reading base and adapter{'s' if request.more else ''}"))
     hub.tell(emit)
@@ -205,10 +207,10 @@ def planned(sources: Sources, request: Request, output: Path, hub: Hub) -> Plan:
     machine = replace(look(output), cache_free=free_beside(hub.cache_dir, output))
     if request.output:  # what an earlier, killed run left there is gone on with, or removed
         machine = replace(machine, disk_free=machine.disk_free + left_behind(request.output))
-    together = joined(sources, request.combination)
-    plan = make_plan(as_one(sources, together), request.options, machine, sources.adapters)
+    together = predict_combined(sources, request.combination)
+    plan = make_plan(with_combined_adapter(sources, together), request.options, machine, sources.adapters)
     if together is not None:
-        plan = retold(plan, together, request.combination, map(pin_of, sources.adapters), machine)
+        plan = plan_for_all_adapters(plan, together, request.combination, map(pin_of, sources.adapters), machine)
     return with_notes_on_cards(plan, sources, request.license)
 
 
@@ -279,7 +281,7 @@ def facts(merged: Merged, sources: Sources, target: str | None) -> Json:
             "overflow": plan.options.overflow,
         },
         "tensors": dict(plan.tensors),
-        "base_weights": plan.basis,
+        "base_weights": plan.base_weights_why,
         "ranks": sorted({term.rank for term in terms}),
         "scalings": sorted({term.scaling for term in terms}),
         "tokens": {

@@ -376,7 +376,9 @@ class Plan:
     ops: tuple[Op, ...]
     drops: tuple[Drop, ...]
     base_tensors: tuple[Stored, ...]  # all of them, as the headers that were planned from have them
-    twins: tuple[tuple[Stored, Stored, bool], ...]  # adapter tensors that must say the same (True: one is transposed)
+    must_be_equal: tuple[
+        tuple[Stored, Stored, bool], ...
+    ]  # adapter tensors that must say the same (True: one is transposed)
     shards: tuple[Shard, ...]
     index: bytes | None  # model.safetensors.index.json, where there is one
     index_name: str | None
@@ -386,7 +388,7 @@ class Plan:
     notes: tuple[str, ...]
     budget: Budget
     fingerprint: str
-    basis: str = ""  # which weights of the base are merged into, and why: words behind "base-weights: "
+    base_weights_why: str = ""  # which weights of the base are merged into, and why: words behind "base-weights: "
     tensors: tuple[tuple[str, int], ...] = ()  # what the model's tensors are made of, see `bot.plan.tensor_counts`
     warnings: tuple[str, ...] = ()  # what may make this the wrong merge
     adapters: tuple[Json, ...] = ()  # where `adapter` is the combination of several: those, as pinned

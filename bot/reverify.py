@@ -13,7 +13,7 @@ from typing import Any
 
 from bot import formats, trained_base
 from bot.adapters.combine import Predicted, notation
-from bot.adapters.combine.prediction import joined
+from bot.adapters.combine.prediction import predict_combined
 from bot.assets import files_to_prove, read_json
 from bot.budget import choose_level, verify_disk, verify_memory
 from bot.card import retarget
@@ -105,7 +105,7 @@ def _prove_again(
     if not adapters:
         for source in sources.adapters:
             vouch(source, hub, emit, REPORTED)
-    together = joined(sources, request.combination)
+    together = predict_combined(sources, request.combination)
     if together is not None and together.refusals:
         raise Refused(together.refusals[0].reason, remedy=together.refusals[0].remedy)
     config = read_json(sources.base, "config.json")

@@ -96,7 +96,7 @@ def _combination(asked: _Asked, count: int) -> Combination | None:
         rank=asked.number("rank", int, settings["rank"]) if settings["rank"] else None,
         majority_sign=sign,
     )
-    notation.settle(how, count)  # what cannot be meant is said before the first look
+    notation.with_defaults(how, count)  # what cannot be meant is said before the first look
     return how
 
 

@@ -46,7 +46,7 @@ KNOWN_FIELDS = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class LoraSettings:
     """What adapter_config.json says of a LoRA or a trainable-tokens adapter."""
 
     rank: int = 8
@@ -70,7 +70,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class LoraPair:
     """The two matrices of one module. linear: A rank × in, B out × rank; embedding: A rank × rows, B columns × rank.
 
     `depth`: how many LoRA wrappers of bare parameters lie around this one (`target_parameters`).
@@ -85,7 +85,7 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whole:
+class WholeTensor:
     """A whole tensor. `trained`: it takes the module's own place (modules_to_save, trained biases); else it is a copy of
     the base's parameter, which PEFT loads over it, tied heads included."""
 
@@ -95,7 +95,7 @@ class Whole:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class TokenRows:
     """New values for some rows of an embedding."""
 
     module: str
@@ -107,15 +107,15 @@ class Tokens:
 class Changes:
     """All that an adapter says; every key of it is in one of these."""
 
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[LoraPair, ...] = ()
     biases: tuple[tuple[str, Stored], ...] = ()  # (module, lora_B's bias)
-    wholes: tuple[Whole, ...] = ()
-    tokens: tuple[Tokens, ...] = ()
+    wholes: tuple[WholeTensor, ...] = ()
+    tokens: tuple[TokenRows, ...] = ()
     ignored: tuple[Stored, ...] = ()
     refusals: tuple[Refusal, ...] = ()
 
 
-def read_settings(config: Json) -> tuple[Settings, list[Refusal]]:
+def read_settings(config: Json) -> tuple[LoraSettings, list[Refusal]]:
     """The settings, and the refusals of a config that cannot be read or says what is not known here."""
     strange = sorted(name for name, value in config.items() if name not in KNOWN_FIELDS and value)
     refusals = []
@@ -127,12 +127,12 @@ def read_settings(config: Json) -> tuple[Settings, list[Refusal]]:
         return _settings(config), refusals
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"adapter_config.json cannot be read as a LoRA config: {error}."
-        return Settings(), [*refusals, Refusal(code="bad-config", reason=reason, remedy=SAVE_AGAIN)]
+        return LoraSettings(), [*refusals, Refusal(code="bad-config", reason=reason, remedy=SAVE_AGAIN)]
 
 
-def _settings(config: Json) -> Settings:
+def _settings(config: Json) -> LoraSettings:
     tokens = config.get("trainable_token_indices") or config.get("token_indices") or ()
-    return Settings(
+    return LoraSettings(
         rank=_positive_int(config.get("r", 8)),
         alpha=_finite(config.get("lora_alpha", 8)),
         rslora=bool(config.get("use_rslora", False)),
@@ -149,7 +149,7 @@ def _settings(config: Json) -> Settings:
     )
 
 
-def scaling_of(settings: Settings, name: str) -> tuple[int, float, float]:
+def scaling_of(settings: LoraSettings, name: str) -> tuple[int, float, float]:
     """(rank, alpha, scaling) of one module, by PEFT's own matching of patterns: the first pattern that matches wins."""
     rank = _matched(settings.rank_pattern, name, settings.rank)
     alpha = _matched(settings.alpha_pattern, name, settings.alpha)
@@ -161,7 +161,7 @@ def bare_key(key: str) -> str:
     return WRAPPERS.sub("", key.removeprefix(PREFIX)).removeprefix(PREFIX)
 
 
-def is_saved(settings: Settings, parameter: str) -> bool:
+def is_saved(settings: LoraSettings, parameter: str) -> bool:
     """Whether a parameter belongs to a module of modules_to_save; PEFT compares the ends of names."""
     module, found = parameter, False
     while "." in module and not found:
@@ -170,7 +170,7 @@ def is_saved(settings: Settings, parameter: str) -> bool:
     return found
 
 
-def read_changes(tensors: Iterable[Stored], settings: Settings) -> Changes:
+def read_changes(tensors: Iterable[Stored], settings: LoraSettings) -> Changes:
     """Sort an adapter's tensors into what they do; what cannot be sorted is a refusal that claims it."""
     reader = _Reader(settings)
     for tensor in tensors:
@@ -181,13 +181,13 @@ def read_changes(tensors: Iterable[Stored], settings: Settings) -> Changes:
 class _Reader:
     """Collects the tensors of one adapter."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: LoraSettings) -> None:
         self.settings = settings
         self.names: set[str] = set()
         self.sides: dict[tuple[str, str], dict[str, Stored]] = {}  # (kind, module) → side → tensor
         self.biases: list[tuple[str, Stored]] = []
-        self.wholes: list[Whole] = []
-        self.tokens: list[Tokens] = []
+        self.wholes: list[WholeTensor] = []
+        self.tokens: list[TokenRows] = []
         self.ignored: list[Stored] = []
         self.refused: dict[tuple[str, str, str], list[str]] = {}  # (code, sentence, remedy) → keys
 
@@ -230,7 +230,7 @@ class _Reader:
             return
         trained = kind == "saved" or (kind == "plain" and is_saved(self.settings, parameter))
         trained = trained or (parameter.endswith(".bias") and self.settings.bias != "none")
-        self.wholes.append(Whole(parameter=parameter, values=tensor, trained=trained))
+        self.wholes.append(WholeTensor(parameter=parameter, values=tensor, trained=trained))
 
     def _tokens(self, module: str, tensor: Stored) -> None:
         tokens = self.settings.tokens
@@ -239,7 +239,7 @@ class _Reader:
         if len(rows) != (tensor.shape[0] if tensor.shape else 0) or len(set(rows)) != len(rows):
             self._refuse("trainable-tokens", "have another number of rows than the config has token indices", tensor)
         else:
-            self.tokens.append(Tokens(module=module, rows=rows, values=tensor))
+            self.tokens.append(TokenRows(module=module, rows=rows, values=tensor))
 
     def _refuse(self, code: str, sentence: str, tensor: Stored, remedy: str = SAVE_AGAIN) -> None:
         self.refused.setdefault((code, sentence, remedy), []).append(tensor.key)
@@ -276,12 +276,12 @@ class _Reader:
             refusals=tuple(refusals),
         )
 
-    def _pair(self, kind: str, module: str, sides: dict[str, Stored]) -> Pair:
+    def _pair(self, kind: str, module: str, sides: dict[str, Stored]) -> LoraPair:
         depth = 0
         while module.endswith(".base_layer"):
             module, depth = module.removesuffix(".base_layer"), depth + 1
         magnitude = self.sides.get(("magnitude", module), {}).get("M")
-        return Pair(
+        return LoraPair(
             module=module,
             kind="linear" if kind == "lora" else "embedding",
             a=sides["A"],

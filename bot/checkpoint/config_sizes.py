@@ -39,16 +39,16 @@ class ModelSizes:
             )
         name, usual = parts[key]
         inner = self._config.get(key) if key else self._config
-        said = inner if isinstance(inner, dict) else {}
-        found = said.get(name, said.get("num_attention_heads", usual))
-        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-            raise Unmergeable(f"The base's config.json gives {self._target} {found!r} attention heads.")
-        return found
+        config = inner if isinstance(inner, dict) else {}
+        heads = config.get(name, config.get("num_attention_heads", usual))
+        if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+            raise Unmergeable(f"The base's config.json gives {self._target} {heads!r} attention heads.")
+        return heads
 
     def rows(self, targets: Sequence[str], total: int) -> tuple[int, ...]:
         """The rows of queries, keys and values, which lie one above the other: those of the queries are what the output
         projection takes in. Raises Unmergeable for other targets."""
-        names = [found[0] if (found := PROJECTION.findall(one)) else "" for one in targets]
+        names = [kinds[0] if (kinds := PROJECTION.findall(target)) else "" for target in targets]
         output = self._shape_of(PROJECTION.sub("o_proj", self._target).rpartition(".")[0] + ".weight")
         queries = output[1] if output and len(output) == 2 else 0
         if sorted(names) != ["k", "q", "v"] or not 0 < queries < total or (total - queries) % 2:

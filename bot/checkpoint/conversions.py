@@ -79,7 +79,7 @@ class Transform:
 
     def rename(self, name: str) -> tuple[str, str, int, str] | None:
         """(name before the replaced text's own name, what replaces it, source index, matched text), None: no match."""
-        scope = next((one for one in self._scopes if name.startswith(one)), None)
+        scope = next((prefix for prefix in self._scopes if name.startswith(prefix)), None)
         if scope is None:
             return None
         inner = name[len(scope) :]
@@ -98,7 +98,7 @@ class Transform:
 
     def _filled(self, match: re.Match[str], start: int, index: int) -> str:
         if self.kind == "group":
-            return re.sub(r"\\(\d+)", lambda one: match.group(start + int(one.group(1))), self.targets[index])
+            return re.sub(r"\\(\d+)", lambda number: match.group(start + int(number.group(1))), self.targets[index])
         target = self.targets[0]
         if r"\1" not in target:
             return target
@@ -113,12 +113,12 @@ class Conversions:
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
         every = list(transforms)
-        self._renames = [one for one in every if one.converter is None]
-        self._converters = [one for one in every if one.converter is not None]
+        self._renames = [transform for transform in every if transform.converter is None]
+        self._converters = [transform for transform in every if transform.converter is not None]
         # Whether some converter leaves a name as it is and changes what stands under it.
-        self.in_place = any(set(one.sources) & set(one.targets) for one in self._converters)
-        self._spelled = set().union(*(one.spelled_numbers() for one in every)) if every else set()
-        self._counts = any(one.kind.startswith("offset") for one in every)  # numbers are reckoned with, not only moved
+        self.in_place = any(set(rule.sources) & set(rule.targets) for rule in self._converters)
+        self._spelled = set().union(*(rule.spelled_numbers() for rule in every)) if every else set()
+        self._counts = any(rule.kind.startswith("offset") for rule in every)  # a number is changed, not only moved
         self._templates: dict[tuple[str, ...], _Template] = {}
 
     def route(self, name: str) -> Route:
@@ -128,7 +128,7 @@ class Conversions:
         parts = NUMBER.split(name)
         key = tuple(parts[::2])
         if self._spelled:
-            key += tuple(one if one in self._spelled else "" for one in parts[1::2])
+            key += tuple(number if number in self._spelled else "" for number in parts[1::2])
         template = self._templates.get(key)
         if template is None:
             marked = list(parts)
@@ -138,19 +138,19 @@ class Conversions:
         return template.fill(parts)
 
     def _work_out(self, name: str) -> Route:
-        for one in self._renames:
-            renamed = one.rename(name)
+        for rule in self._renames:
+            renamed = rule.rename(name)
             name = renamed[0] if renamed else name
-        for one in self._converters:
-            found = one.rename(name)
-            if found and one.converter:
-                renamed_key, target, index, matched = found
-                targets = [renamed_key.replace(target, other, 1) for other in one.targets]
+        for rule in self._converters:
+            renamed = rule.rename(name)
+            if renamed and rule.converter:
+                renamed_key, target, index, matched = renamed
+                targets = [renamed_key.replace(target, other, 1) for other in rule.targets]
                 return Route(
                     targets=tuple(targets),
-                    converter=one.converter,
+                    converter=rule.converter,
                     source=index,
-                    expert=_starred(one.sources[index], matched),
+                    expert=_starred(rule.sources[index], matched),
                 )
         return Route(targets=(name,))
 
@@ -162,7 +162,7 @@ def transforms_of(name: str, scope: str | None, base_prefix: str) -> list[Transf
 
 
 def _scopes(scope: str, base_prefix: str) -> tuple[str, ...]:
-    inner, base = (f"{one}." if one else "" for one in (scope, base_prefix))
+    inner, base = (f"{prefix}." if prefix else "" for prefix in (scope, base_prefix))
     return (base + inner, inner)
 
 
@@ -180,8 +180,8 @@ def _starred(source: str, matched: str) -> int | None:
     """What stood for the `*` of a source pattern, where it has one and that is a number."""
     if "*." not in source:
         return None
-    found = re.fullmatch(source.replace("*.", r"(?P<star>.*)\."), matched)
-    return int(found["star"]) if found and found["star"].isdigit() else None
+    match = re.fullmatch(source.replace("*.", r"(?P<star>.*)\."), matched)
+    return int(match["star"]) if match and match["star"].isdigit() else None
 
 
 def _mark(at: int) -> str:
@@ -204,7 +204,7 @@ class _Template:
         split = [MARK.split(target) for target in route.targets]
         expert = MARK.fullmatch(str(route.expert))
         return cls(
-            targets=tuple((tuple(one[::2]), tuple(int(at) for at in one[1::2])) for one in split),
+            targets=tuple((tuple(parts[::2]), tuple(int(at) for at in parts[1::2])) for parts in split),
             route=route,
             expert=int(expert[1]) if expert else None,
         )

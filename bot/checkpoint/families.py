@@ -16,7 +16,7 @@ FLAG = "tie_word_embeddings"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class SubModel:
     """A model or a sub-model at `path`: its class, as config.json makes it, and that class's row (empty: not known).
 
     `attribute`: the field of its parent's config that its own config stands in ("": it has the parent's).
@@ -42,7 +42,7 @@ class Language:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class ModelFamily:
     """A model class with this config.
 
     `conv1d`: paths of Conv1D modules; `experts`: path → (is_transposed, parameters). `head` and `embedding` are v5
@@ -73,31 +73,31 @@ class Family:
     def is_conv1d(self, parameter: str) -> bool:
         """Whether a v5 parameter is the weight of a Conv1D, which is stored in × out."""
         module, _, leaf = parameter.rpartition(".")
-        return leaf == "weight" and any(one in self.conv1d for one in self.spellings(module))
+        return leaf == "weight" and any(path in self.conv1d for path in self.spellings(module))
 
     def names_of_one(self, parameter: str) -> frozenset[str]:
         """The starred names that the weight of this name has, where the model ties them together; else none."""
         spelled = self.spellings(parameter)
-        return next((group for group in self.shared if any(one in group for one in spelled)), frozenset())
+        return next((group for group in self.shared if any(name in group for name in spelled)), frozenset())
 
     def stack(self, module: str) -> tuple[bool, tuple[str, ...]] | None:
         """(is_transposed, parameters) of a v5 module of stacked experts; None for any other module."""
-        found = next((self.experts[one] for one in self.spellings(module) if one in self.experts), None)
-        return (bool(found[0]), tuple(found[1])) if found else None
+        row = next((self.experts[path] for path in self.spellings(module) if path in self.experts), None)
+        return (bool(row[0]), tuple(row[1])) if row else None
 
 
-def family_of(config: Json) -> Family:
+def family_of(config: Json) -> ModelFamily:
     """The family that config.json names; where transformers does not know it, one without conversions."""
     parts = parts_of(config)
     if not parts:
-        return Family()
+        return ModelFamily()
     root = parts[0]
     embedding = _embedding(parts)
-    return Family(
+    return ModelFamily(
         prefix=root.row.get("prefix", ""),
         conversions=Conversions(_transforms(parts) + _of_every_model()),
-        conv1d=frozenset(_join(part.path, one) for part in parts for one in part.row.get("conv1d", ())),
-        experts={_join(part.path, one): s for part in parts for one, s in part.row.get("experts", {}).items()},
+        conv1d=frozenset(_join(part.path, path) for part in parts for path in part.row.get("conv1d", ())),
+        experts={_join(part.path, path): row for part in parts for path, row in part.row.get("experts", {}).items()},
         head=root.row.get("head"),
         saved_head=root.row.get("saved_head", root.row.get("head")),
         embedding=embedding,
@@ -109,7 +109,7 @@ def family_of(config: Json) -> Family:
     )
 
 
-def parts_of(config: Json) -> list[Part]:
+def parts_of(config: Json) -> list[SubModel]:
     """The model that config.json names and its sub-models, in named_modules() order; [] where it is not known."""
     name = class_of(config)
     return [] if name is None else list(_walk("", name, config))
@@ -120,15 +120,15 @@ def class_of(config: Json) -> str | None:
     for name in config.get("architectures") or ():
         if name in known()["classes"]:
             return str(name)
-    found = known()["models"].get(config.get("model_type"))
-    return str(found) if found else None
+    plain = known()["models"].get(config.get("model_type"))
+    return str(plain) if plain else None
 
 
 def star(path: str) -> str:
     return NUMBER.sub("*", path)
 
 
-def _language(part: Part) -> Language:
+def _language(part: SubModel) -> Language:
     """Its text-only class is the causal one of its model type, which may be what stands in the model already."""
     name = known()["causal"].get(part.model_type)
     causal = known()["classes"].get(name, {})
@@ -137,11 +137,11 @@ def _language(part: Part) -> Language:
     return Language(path=path, alone=inner, head=causal.get("head", "lm_head.weight"))
 
 
-def _walk(path: str, name: str, config: Json, attribute: str = "") -> Iterator[Part]:
+def _walk(path: str, name: str, config: Json, attribute: str = "") -> Iterator[SubModel]:
     """The model at `path`, then its sub-models, in named_modules() order."""
     row = known()["classes"].get(name, {})
     model_type = row.get("type") or config.get("model_type") or ""
-    yield Part(path=path, name=name, model_type=model_type, row=row, attribute=attribute)
+    yield SubModel(path=path, name=name, model_type=model_type, row=row, attribute=attribute)
     for inner, (attribute, usual) in row.get("parts", {}).items():
         nested = config.get(attribute) if attribute else config
         nested = nested if isinstance(nested, dict) else {}
@@ -157,11 +157,11 @@ def _substitute(usual: str, config: Json) -> str:
     return str(known()[kind].get(wanted, usual))
 
 
-def _transforms(parts: list[Part]) -> list[Transform]:
+def _transforms(parts: list[SubModel]) -> list[Transform]:
     """As transformers' get_model_conversion_mapping: by class, else by model type unless an ancestor has claimed it."""
     root = parts[0].row.get("prefix", "")
     seen: dict[str, list[str]] = {}
-    found: list[Transform] = []
+    every: list[Transform] = []
     for part in parts:
         if _claimed(seen, part.name, part.path):
             continue
@@ -173,21 +173,21 @@ def _transforms(parts: list[Part]) -> list[Transform]:
             transforms, by = transforms_of(part.model_type, scope, root), part.model_type
         if transforms is None:
             continue
-        found += transforms
+        every += transforms
         for identifier in {part.name, by}:
             seen.setdefault(identifier, []).append(part.path)
-    return found
+    return every
 
 
 def _claimed(seen: dict[str, list[str]], identifier: str, path: str) -> bool:
-    return any(one == "" or path.startswith(one + ".") for one in seen.get(identifier, ()))
+    return any(above == "" or path.startswith(above + ".") for above in seen.get(identifier, ()))
 
 
 def _of_every_model() -> list[Transform]:
     return transforms_of("legacy", None, "") or []
 
 
-def _embedding(parts: list[Part]) -> str | None:
+def _embedding(parts: list[SubModel]) -> str | None:
     """The root's input embedding; inside a sub-model, where that sub-model's class has it."""
     name = parts[0].row.get("embedding")
     if name is None:
@@ -197,18 +197,18 @@ def _embedding(parts: list[Part]) -> str | None:
     return _join(owners[-1].path, inner) if inner else str(name)
 
 
-def _shared(parts: list[Part]) -> Iterator[frozenset[str]]:
+def _shared(parts: list[SubModel]) -> Iterator[frozenset[str]]:
     for part in parts:
         for group in part.row.get("shared", ()):
-            yield frozenset(_join(part.path, one) for one in group)
+            yield frozenset(_join(part.path, name) for name in group)
 
 
-def _is_tied(root: Part, config: Json) -> bool:
+def _is_tied(root: SubModel, config: Json) -> bool:
     """Whether transformers ties the head to the embedding: by the flag, and the class."""
     return root.row.get("head") is not None and not root.row.get("apart") and _ties(root, config)
 
 
-def _ties(root: Part, config: Json) -> bool:
+def _ties(root: SubModel, config: Json) -> bool:
     """Whether transformers ties weights: by the flag, and its default for the model type."""
     rules = known()["tying"]
     model_type = config.get("model_type") or root.model_type

@@ -101,10 +101,10 @@ def byte_size(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         raise ValueError("a name stands twice")
-    return found
+    return entries
 
 
 def _tensor(key: str, entry: Any, file: str, data_start: int, owner: int) -> Stored:

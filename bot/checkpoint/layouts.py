@@ -1,7 +1,7 @@
-"""Arrays that are put together from checkpoint tensors, as boxes: no number is touched.
+"""How a parameter is put together from boxes of checkpoint tensors; no number is read.
 
-A `Layout` says of every box of a parameter which box of which tensor it is, perhaps every second row of it. The operations
-are those of transformers' `core_model_loading.py`; what they do to values follows from what they do to boxes.
+A `TileLayout` says of every box of a parameter which box of which tensor it is, perhaps every second row of it. The
+operations are those of transformers' `core_model_loading.py`; what they do to values follows from what they do to boxes.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ class Tile(NamedTuple):
     axes: tuple[int, ...]
 
 
-class Layout(NamedTuple):
+class TileLayout(NamedTuple):
     """A parameter of this shape; the tiles cover it exactly once."""
 
     shape: tuple[int, ...]
     tiles: tuple[Tile, ...]
 
 
-Lists = Mapping[int, Sequence[Layout]]  # by source pattern
+Lists = Mapping[int, Sequence[TileLayout]]  # by source pattern
 
 
-def whole(stored: Stored) -> Layout:
+def whole(stored: Stored) -> TileLayout:
     """A checkpoint tensor as it is."""
     box = tuple((0, size) for size in stored.shape)
-    return Layout(stored.shape, (Tile(box, stored.key, tuple(map(range, stored.shape)), tuple(range(len(box)))),))
+    return TileLayout(stored.shape, (Tile(box, stored.key, tuple(map(range, stored.shape)), tuple(range(len(box)))),))
 
 
-class Sizes(Protocol):
+class ParameterSizes(Protocol):
     """What some operations ask the model for, about one parameter."""
 
     @property
@@ -62,8 +62,8 @@ class Sizes(Protocol):
 
 
 def convert(
-    converter: Converter, sources: Mapping[int, Sequence[Layout]], chosen: int, target: str, sizes: Sizes
-) -> Layout:
+    converter: Converter, sources: Mapping[int, Sequence[TileLayout]], chosen: int, target: str, sizes: ParameterSizes
+) -> TileLayout:
     """What the converter's operations make of `sources` (source pattern → tensors in order), for its target `chosen`.
 
     Raises Unmergeable.
@@ -71,7 +71,7 @@ def convert(
     lists: Lists = {index: list(layouts) for index, layouts in sorted(sources.items())}
     if len(lists) < len(converter.sources):
         raise Unmergeable(f"The base has only some of the tensors that make up {target}.")
-    work = _Work(converter, chosen, target, sizes)
+    work = _Conversion(converter, chosen, target, sizes)
     for number, (name, settings) in enumerate(converter.operations):
         operation = OPERATIONS.get(name)
         if operation is None or ("num_shards_attribute" in settings and name == "Chunk"):
@@ -80,19 +80,19 @@ def convert(
     return _only(lists, target)
 
 
-class _Work(NamedTuple):
+class _Conversion(NamedTuple):
     """One converter's target in the making: the `chosen` of its targets, which is parameter `target`."""
 
     converter: Converter
     chosen: int
     target: str
-    sizes: Sizes
+    sizes: ParameterSizes
 
     def merge_modulelist(self, number: int, lists: Lists, settings: Json) -> Lists:
         return {index: [_stack(layouts)] for index, layouts in lists.items()}
 
     def concatenate(self, number: int, lists: Lists, settings: Json) -> Lists:
-        every = [one for layouts in lists.values() for one in layouts]
+        every = [layout for layouts in lists.values() for layout in layouts]
         return {0: [_concatenate(every, int(settings.get("dim", 0)))]}
 
     def chunk(self, number: int, lists: Lists, settings: Json) -> Lists:
@@ -118,7 +118,7 @@ class _Work(NamedTuple):
         layout = _only(lists, self.target)
         name = self.converter.targets[self.chosen] if number else self.converter.sources[0]
         wanted = settings.get("permute_layer_names")
-        if len(layout.shape) > 2 or (wanted is not None and not any(one in name for one in wanted)):
+        if len(layout.shape) > 2 or (wanted is not None and not any(layer in name for layer in wanted)):
             return lists
         heads = self.sizes.heads(settings.get("subconfig_key"))
         half = layout.shape[0] // heads // 2
@@ -134,66 +134,66 @@ class _Work(NamedTuple):
         return {0: [_concatenate(parts, int(settings.get("concat_dim", 1)))]}
 
 
-OPERATIONS: dict[str, Callable[[_Work, int, Lists, Json], Lists]] = {
-    "MergeModulelist": _Work.merge_modulelist,
-    "Concatenate": _Work.concatenate,
-    "Chunk": _Work.chunk,
-    "Split": _Work.split,
-    "Transpose": _Work.transpose,
-    "Interleave": _Work.interleave,
-    "PermuteForRope": _Work.permute_for_rope,
-    "ErnieFuseAndSplitTextVisionExperts": _Work.ernie_experts,
+OPERATIONS: dict[str, Callable[[_Conversion, int, Lists, Json], Lists]] = {
+    "MergeModulelist": _Conversion.merge_modulelist,
+    "Concatenate": _Conversion.concatenate,
+    "Chunk": _Conversion.chunk,
+    "Split": _Conversion.split,
+    "Transpose": _Conversion.transpose,
+    "Interleave": _Conversion.interleave,
+    "PermuteForRope": _Conversion.permute_for_rope,
+    "ErnieFuseAndSplitTextVisionExperts": _Conversion.ernie_experts,
 }
 
 
-def _only(lists: Lists, target: str) -> Layout:
-    found = [one for layouts in lists.values() for one in layouts]
-    if len(found) != 1:
-        raise Unmergeable(f"The base has {len(found)} tensors for {target}.")
-    return found[0]
+def _only(lists: Lists, target: str) -> TileLayout:
+    every = [layout for layouts in lists.values() for layout in layouts]
+    if len(every) != 1:
+        raise Unmergeable(f"The base has {len(every)} tensors for {target}.")
+    return every[0]
 
 
-def _stack(layouts: Sequence[Layout]) -> Layout:
+def _stack(layouts: Sequence[TileLayout]) -> TileLayout:
     if not layouts:
         raise Unmergeable("The base has too few experts for their number of kinds.")
-    _same_shape([one.shape for one in layouts])
+    _same_shape([layout.shape for layout in layouts])
     tiles = [
-        Tile(((place, place + 1), *tile.at), tile.key, tile.of, (-1, *tile.axes))
-        for place, one in enumerate(layouts)
-        for tile in one.tiles
+        Tile(((index, index + 1), *tile.at), tile.key, tile.of, (-1, *tile.axes))
+        for index, layout in enumerate(layouts)
+        for tile in layout.tiles
     ]
-    return Layout((len(layouts), *layouts[0].shape), tuple(tiles))
+    return TileLayout((len(layouts), *layouts[0].shape), tuple(tiles))
 
 
-def _concatenate(layouts: Sequence[Layout], axis: int) -> Layout:
-    _same_shape([one.shape[:axis] + one.shape[axis + 1 :] for one in layouts])
+def _concatenate(layouts: Sequence[TileLayout], axis: int) -> TileLayout:
+    _same_shape([layout.shape[:axis] + layout.shape[axis + 1 :] for layout in layouts])
     tiles: list[Tile] = []
     offset = 0
-    for one in layouts:
-        tiles += [Tile(_moved(tile.at, axis, offset), tile.key, tile.of, tile.axes) for tile in one.tiles]
-        offset += one.shape[axis]
+    for layout in layouts:
+        tiles += [Tile(_moved(tile.at, axis, offset), tile.key, tile.of, tile.axes) for tile in layout.tiles]
+        offset += layout.shape[axis]
     shape = layouts[0].shape
-    return Layout((*shape[:axis], offset, *shape[axis + 1 :]), tuple(tiles))
+    return TileLayout((*shape[:axis], offset, *shape[axis + 1 :]), tuple(tiles))
 
 
-def _chunk(layout: Layout, axis: int, chosen: int, count: int) -> Layout:
+def _chunk(layout: TileLayout, axis: int, chosen: int, count: int) -> TileLayout:
     size = -(-layout.shape[axis] // count)  # as torch.chunk
     start, stop = chosen * size, min((chosen + 1) * size, layout.shape[axis])
     return cut(layout, axis, (start, stop))
 
 
-def cut(layout: Layout, axis: int, span: Span) -> Layout:
+def cut(layout: TileLayout, axis: int, span: Span) -> TileLayout:
     """The slice [start, stop) of a layout along an axis."""
     tiles = []
     for tile in layout.tiles:
         low, high = max(tile.at[axis][0], span[0]), min(tile.at[axis][1], span[1])
         if low < high:
             tiles.append(_picked(tile, axis, range(low, high), low - span[0]))
-    return Layout((*layout.shape[:axis], span[1] - span[0], *layout.shape[axis + 1 :]), tuple(tiles))
+    return TileLayout((*layout.shape[:axis], span[1] - span[0], *layout.shape[axis + 1 :]), tuple(tiles))
 
 
 def _picked(tile: Tile, axis: int, wanted: range, start: int) -> Tile:
-    """What of a tile lies at `wanted`, places of its axis that it has all of; they go to `start` and on."""
+    """The part of a tile at `wanted`, positions along an axis that lie all inside of it; they move to `start` and on."""
     of, low = list(tile.of), tile.at[axis][0]
     if tile.axes[axis] >= 0:
         of[tile.axes[axis]] = of[tile.axes[axis]][wanted[0] - low : wanted[-1] - low + 1 : wanted.step]
@@ -201,34 +201,34 @@ def _picked(tile: Tile, axis: int, wanted: range, start: int) -> Tile:
     return Tile(at, tile.key, tuple(of), tile.axes)
 
 
-def _deal(layout: Layout, axis: int, groups: int, high: int, wide: int, target: str) -> Layout:
-    """The axis seen as groups × high × wide, and its last two exchanged: every `wide`-th place comes to lie together."""
+def _deal(layout: TileLayout, axis: int, groups: int, high: int, wide: int, target: str) -> TileLayout:
+    """The axis seen as groups × high × wide, and its last two exchanged: every `wide`-th position comes to lie together."""
     size = high * wide
     if groups * size != layout.shape[axis]:
         raise Unmergeable(f"{target} has {layout.shape[axis]} rows, which {groups} heads cannot share out in pairs.")
     tiles = []
     for group in range(groups):
         for first in range(wide):
-            places = range(group * size + first, (group + 1) * size, wide)
+            positions = range(group * size + first, (group + 1) * size, wide)
             for tile in layout.tiles:
-                low, stop = (-(-(edge - places.start) // wide) for edge in tile.at[axis])
-                wanted = places[max(0, low) : max(0, stop)]
+                low, stop = (-(-(edge - positions.start) // wide) for edge in tile.at[axis])
+                wanted = positions[max(0, low) : max(0, stop)]
                 if wanted:
                     tiles.append(_picked(tile, axis, wanted, group * size + first * high + max(0, low)))
-    return Layout(layout.shape, tuple(tiles))
+    return TileLayout(layout.shape, tuple(tiles))
 
 
-def _transpose(layout: Layout, settings: Json, sizes: Sizes) -> Layout:
+def _transpose(layout: TileLayout, settings: Json, sizes: ParameterSizes) -> TileLayout:
     if settings.get("check_dims") and layout.shape[-2:] == sizes.matrix:
         return layout
-    one, other = int(settings.get("dim0", 0)), int(settings.get("dim1", 1))
+    first, second = int(settings.get("dim0", 0)), int(settings.get("dim1", 1))
     order = list(range(len(layout.shape)))
-    order[one], order[other] = other, one
+    order[first], order[second] = second, first
     tiles = [
         Tile(tuple(tile.at[axis] for axis in order), tile.key, tile.of, tuple(tile.axes[axis] for axis in order))
         for tile in layout.tiles
     ]
-    return Layout(tuple(layout.shape[axis] for axis in order), tuple(tiles))
+    return TileLayout(tuple(layout.shape[axis] for axis in order), tuple(tiles))
 
 
 def _moved(box: tuple[Span, ...], axis: int, offset: int) -> tuple[Span, ...]:

@@ -17,28 +17,36 @@ from typing import NamedTuple
 
 from bot.checkpoint.config_sizes import ModelSizes
 from bot.checkpoint.conversions import Converter
-from bot.checkpoint.families import Family, Language, family_of, star
-from bot.checkpoint.layouts import Layout, Span, Unmergeable, convert, whole
-from bot.checkpoint.prefixes import Ambiguous, Base, Reached, Way, choose
-from bot.checkpoint.rectangles import Piece, Placement, Seen, part_of, place, place_whole, turn_own
+from bot.checkpoint.families import Language, ModelFamily, family_of, star
+from bot.checkpoint.layouts import Span, TileLayout, Unmergeable, convert, whole
+from bot.checkpoint.prefixes import Ambiguous, Base, Naming, Reached, resolve_prefix
+from bot.checkpoint.rectangles import (
+    MatrixForm,
+    Placement,
+    Rectangle,
+    placement_of,
+    placement_of_part,
+    placement_within,
+    whole_placement,
+)
 from bot.records import Json, Stored
 
 SHARED = re.compile(r"(?:.*\.)?layers\.(\d{1,6})\.self_attn\.[kv]_(?:proj|norm)(?:\.linear)?\.weight")
 
-__all__ = ["Ambiguous", "Found", "Names", "Piece", "Placement", "Span"]
+__all__ = ["Ambiguous", "Locations", "Names", "Placement", "Rectangle", "Span"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """`places`: for the parameters that have one. `missing`: those that the base does not have. `unmergeable`:
+class Locations:
+    """`placements`: for the parameters that have one. `missing`: those that the base does not have. `unmergeable`:
     parameters that the base has in an order that no rectangle describes, each with a sentence that says so."""
 
-    places: dict[str, Placement]
+    placements: dict[str, Placement]
     missing: tuple[str, ...]
     unmergeable: dict[str, str]
 
 
-class Source(NamedTuple):
+class SourceTensor(NamedTuple):
     """A checkpoint tensor on its way into a parameter: as source `slot` of a converter, for its target `chosen`."""
 
     key: str
@@ -54,43 +62,43 @@ class Names:
     def __init__(self, stored: Mapping[str, Stored], config: Json) -> None:
         self._stored = stored
         self._config = config
-        self._family: Family = family_of(config)
-        self._placed: dict[str, Placement] = {}
+        self._family: ModelFamily = family_of(config)
+        self._placements: dict[str, Placement] = {}
         self._targets: dict[str, str] = {}  # the one v5 parameter that a name which was found leads to
 
     @cached_property
-    def _sources(self) -> dict[str, list[Source]]:
+    def _sources(self) -> dict[str, list[SourceTensor]]:
         """Every v5 parameter that the checkpoint's keys lead to, and those keys."""
-        sources: dict[str, list[Source]] = {}
+        sources: dict[str, list[SourceTensor]] = {}
         route = self._family.conversions.route
         for key in sorted(self._stored):  # GroupWeightRename depends on the order
             targets, converter, slot, expert = route(key)
             for chosen, target in enumerate(targets):
-                sources.setdefault(target, []).append(Source(key, slot, expert, chosen, converter))
+                sources.setdefault(target, []).append(SourceTensor(key, slot, expert, chosen, converter))
         return sources
 
     # --- parameters ------------------------------------------------------------------------------------------------
 
-    def find(self, parameters: Sequence[str], sizes: Mapping[str, tuple[int, int]] = MappingProxyType({})) -> Found:
-        """Where every parameter lies. One prefix rule serves them all, and one of these ways of naming: the
+    def find(self, parameters: Sequence[str], sizes: Mapping[str, tuple[int, int]] = MappingProxyType({})) -> Locations:
+        """Where every parameter lies. One prefix rule serves them all, and one of these naming schemes: the
         checkpoint's own, transformers 5's, transformers 4's, those of a language model that stands in a larger one.
         `sizes`: of the adapter's matrices, by parameter; only where two prefixes fit do they matter. Raises
         Ambiguous(key, key)."""
-        chosen = choose(self._asked(sizes), parameters)
-        places: dict[str, Placement] = {}
+        chosen = resolve_prefix(self._prefix_base(sizes), parameters)
+        placements: dict[str, Placement] = {}
         unmergeable: dict[str, str] = {}
         for name in parameters:
             reached = chosen.reached.get(name)
             if reached is None:
                 continue
-            if chosen.way and len(reached) == 1:
+            if chosen.naming_scheme and len(reached) == 1:
                 self._targets[name] = reached[0]
             try:
-                places[name] = self._place(name, chosen.way, reached)
+                placements[name] = self._placement(name, chosen.naming_scheme, reached)
             except Unmergeable as reason:
                 unmergeable[name] = str(reason)
-        missing = tuple(name for name in parameters if name not in places and name not in unmergeable)
-        return Found(places=places, missing=missing, unmergeable=unmergeable)
+        missing = tuple(name for name in parameters if name not in placements and name not in unmergeable)
+        return Locations(placements=placements, missing=missing, unmergeable=unmergeable)
 
     def modules(self) -> list[str]:
         """Every module that has a weight, as transformers 5 names it."""
@@ -98,26 +106,26 @@ class Names:
         return sorted(name.removesuffix(".weight") for name in names if name.endswith(".weight"))
 
     def beside(self, weight: Placement | None, other: str) -> Placement | None:
-        """Where another parameter of a layer lies (`bias`), by the place of its weight; None where the base has none."""
+        """Where another parameter of a layer lies (`bias`), by the placement of its weight; None where the base has none."""
         if weight is None or weight.experts != 1:
             return None
         if weight.key is not None:
             key = f"{weight.key.removesuffix('.weight')}.{other}"
-            return self.find([key]).places.get(key) if key in self._stored else None
+            return self.find([key]).placements.get(key) if key in self._stored else None
         target = f"{self._targets.get(weight.parameter, '').removesuffix('.weight')}.{other}"
         try:
-            return self._named(target, self._place_parameter(target)) if target in self._sources else None
+            return self._named(target, self._placement_of_v5(target)) if target in self._sources else None
         except Unmergeable:
             return None
 
     def expert_parameters(self, module: str) -> tuple[str, ...]:
         """The stacked parameters of a v5 expert module, in named_parameters() order; () for any other module."""
         candidates = [module, self._family.conversions.route(f"{module}.weight").targets[0].removesuffix(".weight")]
-        for one in candidates:
-            if stack := self._family.stack(one):
+        for candidate in candidates:
+            if stack := self._family.stack(candidate):
                 return stack[1]
         tail = star(module).split(".")[-2:]
-        alike = {tuple(one[1]) for path, one in self._family.experts.items() if path.split(".")[-2:] == tail}
+        alike = {tuple(row[1]) for path, row in self._family.experts.items() if path.split(".")[-2:] == tail}
         return alike.pop() if len(alike) == 1 else ()
 
     def is_never_called(self, parameter: str) -> bool:
@@ -126,10 +134,10 @@ class Names:
         text = self._config.get("text_config")
         config = text if isinstance(text, dict) else self._config
         layers, shared = (config.get(name) for name in ("num_hidden_layers", "num_kv_shared_layers"))
-        found = SHARED.fullmatch(parameter)
-        if found is None or type(layers) is not int or type(shared) is not int:
+        layer = SHARED.fullmatch(parameter)
+        if layer is None or type(layers) is not int or type(shared) is not int:
             return False
-        return layers - shared <= int(found[1]) < layers
+        return layers - shared <= int(layer[1]) < layers
 
     def names_of_one(self, parameter: str) -> frozenset[str]:
         """The names (numbers as `*`) of a weight that has several, which the model ties together; none for any other."""
@@ -172,37 +180,39 @@ class Names:
 
     # --- placements ------------------------------------------------------------------------------------------------
 
-    def _own(self, parameters: Sequence[str]) -> Way:
+    def _own(self, parameters: Sequence[str]) -> Naming:
         return {name: (name,) for name in parameters}, self._stored.keys()
 
-    def _new(self, parameters: Sequence[str]) -> Way:
+    def _new(self, parameters: Sequence[str]) -> Naming:
         return {name: (name,) for name in parameters}, self._sources.keys()
 
-    def _old(self, parameters: Sequence[str]) -> Way:
+    def _old(self, parameters: Sequence[str]) -> Naming:
         route = self._family.conversions.route
         return {name: route(name).targets for name in parameters}, self._sources.keys()
 
-    def _asked(self, sizes: Mapping[str, tuple[int, int]]) -> Base:
-        def misfits(way: int, reached: Reached) -> int:
-            return sum(self._is_misfit(way, names, sizes.get(parameter)) for parameter, names in reached.items())
+    def _prefix_base(self, sizes: Mapping[str, tuple[int, int]]) -> Base:
+        def misfits(scheme: int, reached: Reached) -> int:
+            return sum(self._is_misfit(scheme, names, sizes.get(parameter)) for parameter, names in reached.items())
 
         parts = [partial(self._inside, language) for language in self._family.languages]
-        return Base(self._ways, parts, self._keys_of, misfits)
+        return Base(self._schemes, parts, self._keys_of, misfits)
 
     @property
-    def _ways(self) -> tuple[Callable[[Sequence[str]], Way], ...]:
+    def _schemes(self) -> tuple[Callable[[Sequence[str]], Naming], ...]:
         return self._own, self._new, self._old
 
-    def _is_misfit(self, way: int, reached: tuple[str, ...], size: tuple[int, int] | None) -> bool:
+    def _is_misfit(self, scheme: int, reached: tuple[str, ...], size: tuple[int, int] | None) -> bool:
         """Whether a parameter that is stored as one tensor has another size, read in either direction."""
-        keys = self._keys_of(way, reached)
-        converted = way > 0 and any(source.converter for one in reached for source in self._sources.get(one, ()))
+        keys = self._keys_of(scheme, reached)
+        converted = scheme > 0 and any(
+            source.converter for target in reached for source in self._sources.get(target, ())
+        )
         if size is None or len(keys) != 1 or converted:
             return False
         shape = self._stored[keys[0]].shape
         return sorted((prod(shape[:1]), prod(shape[1:]))) != sorted(size)
 
-    def _inside(self, language: Language, parameters: Sequence[str]) -> Way:
+    def _inside(self, language: Language, parameters: Sequence[str]) -> Naming:
         return {name: self._inner(language, name) for name in parameters}, self._sources.keys()
 
     def _inner(self, language: Language, name: str) -> tuple[str, ...]:
@@ -214,58 +224,62 @@ class Names:
 
     @staticmethod
     def _full(language: Language, name: str) -> str:
-        front = next((f"{one}." for one in language.alone if name.startswith(f"{one}.")), "")
+        front = next((f"{path}." for path in language.alone if name.startswith(f"{path}.")), "")
         return f"{language.path}.{name.removeprefix(front)}"
 
-    def _keys_of(self, way: int, reached: tuple[str, ...]) -> tuple[str, ...]:
-        if way == 0:
+    def _keys_of(self, scheme: int, reached: tuple[str, ...]) -> tuple[str, ...]:
+        if scheme == 0:
             return reached
-        return tuple(source.key for one in reached for source in self._sources.get(one, ()))
+        return tuple(source.key for target in reached for source in self._sources.get(target, ()))
 
-    def _place(self, name: str, way: int, reached: tuple[str, ...]) -> Placement:
-        """`reached`: the checkpoint key (way 0) or the v5 parameters (else) that a name leads to. Raises Unmergeable."""
-        if way == 0:
-            return self._place_own(name, reached[0])
-        if way == 1:
-            return self._named(name, self._place_parameter(reached[0]))
-        asked = name if way < len(self._ways) else self._full(self._family.languages[way - len(self._ways)], name)
-        if way >= len(self._ways) and reached in ((asked,), (self._family.head,)):
-            return self._named(name, self._place_parameter(reached[0]))
+    def _placement(self, name: str, scheme: int, reached: tuple[str, ...]) -> Placement:
+        """`reached`: the checkpoint key (scheme 0) or the v5 parameters (else) that a name leads to. Raises Unmergeable."""
+        if scheme == 0:
+            return self._placement_of_key(name, reached[0])
+        if scheme == 1:
+            return self._named(name, self._placement_of_v5(reached[0]))
+        asked = (
+            name
+            if scheme < len(self._schemes)
+            else self._full(self._family.languages[scheme - len(self._schemes)], name)
+        )
+        if scheme >= len(self._schemes) and reached in ((asked,), (self._family.head,)):
+            return self._named(name, self._placement_of_v5(reached[0]))
         route = self._family.conversions.route(asked)
-        return self._named(name, part_of(route, [self._place_parameter(one) for one in reached]))
+        return self._named(name, placement_of_part(route, [self._placement_of_v5(target) for target in reached]))
 
-    def _place_own(self, name: str, key: str) -> Placement:
+    def _placement_of_key(self, name: str, key: str) -> Placement:
         """A checkpoint tensor under its own name: the logical matrices are those that it has in transformers 5."""
         stored = self._stored[key]
         if self._own_are_plain and len(stored.shape) < 3:
-            return place_whole(name, stored, in_by_out=False)
+            return whole_placement(name, stored, transposed=False)
         route = self._family.conversions.route(key)
         target = route.targets[0]
-        if len(stored.shape) == 3 and self._seen(target).stacked:
-            return self._named(name, turn_own(key, self._place_parameter(target)))
+        if len(stored.shape) == 3 and self._matrix_form(target).stacked:
+            return self._named(name, placement_within(key, self._placement_of_v5(target)))
         if route.converter is not None and target == key:
-            return self._named(name, self._place_parameter(target))
-        return place_whole(name, stored, in_by_out=self._family.is_conv1d(target))
+            return self._named(name, self._placement_of_v5(target))
+        return whole_placement(name, stored, transposed=self._family.is_conv1d(target))
 
     @cached_property
     def _own_are_plain(self) -> bool:
         """Whether no matrix under its own name is anything but out × in: no Conv1D, and no conversion in place."""
         return not self._family.conv1d and not self._family.conversions.in_place
 
-    def _place_parameter(self, target: str) -> Placement:
-        if target not in self._placed:
+    def _placement_of_v5(self, target: str) -> Placement:
+        if target not in self._placements:
             layout = self._layout(target)
-            self._placed[target] = place(target, layout, self._seen(target), self._stored)
-        return self._placed[target]
+            self._placements[target] = placement_of(target, layout, self._matrix_form(target), self._stored)
+        return self._placements[target]
 
-    def _layout(self, target: str) -> Layout:
+    def _layout(self, target: str) -> TileLayout:
         sources = self._sources[target]
         converter = sources[0].converter
         if converter is None:
             if len(sources) > 1:
                 raise Unmergeable(f"The base has {len(sources)} tensors for {target}, e.g. {sources[1].key}.")
             return whole(self._stored[sources[0].key])
-        by_index: dict[int, list[Source]] = {}
+        by_index: dict[int, list[SourceTensor]] = {}
         for source in sources:
             if source.converter is not converter:
                 raise Unmergeable(f"The base's tensors for {target} are of two layouts, e.g. {source.key}.")
@@ -282,21 +296,21 @@ class Names:
     def _shape(self, target: str) -> tuple[int, ...] | None:
         return self._layout(target).shape if target in self._sources else None
 
-    def _seen(self, target: str) -> Seen:
+    def _matrix_form(self, target: str) -> MatrixForm:
         """How PEFT sees a v5 parameter: as stacked matrices, as a Conv1D's in × out, or as an ordinary out × in."""
         module, _, leaf = target.rpartition(".")
         stack = self._family.stack(module)
         if stack is not None and leaf in stack[1]:
-            return Seen(stacked=True, in_by_out=stack[0])
+            return MatrixForm(stacked=True, transposed=stack[0])
         if stack is None and module.endswith("experts") and not leaf.endswith("bias"):
-            return Seen(stacked=True, in_by_out=False)
-        return Seen(stacked=False, in_by_out=self._family.is_conv1d(target))
+            return MatrixForm(stacked=True, transposed=False)
+        return MatrixForm(stacked=False, transposed=self._family.is_conv1d(target))
 
     @staticmethod
     def _named(name: str, placement: Placement) -> Placement:
         return Placement(
             parameter=name,
-            pieces=placement.pieces,
+            rectangles=placement.rectangles,
             experts=placement.experts,
-            is_transposed=placement.is_transposed,
+            transposed=placement.transposed,
         )

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from bot.checkpoint.conversions import Route
-from bot.checkpoint.layouts import Layout, Span, Tile, Unmergeable
+from bot.checkpoint.layouts import Span, Tile, TileLayout, Unmergeable
 from bot.records import Stored
 
 PASSED_ON = {"Transpose"}  # operations that leave the logical matrices what they are
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class Rectangle:
     """A rectangle of a checkpoint tensor that is a rectangle of a parameter.
 
     The checkpoint tensor is viewed as a matrix: 2-D as it is; 1-D n as n×1; n-D as shape[0]×rest, but 3-D expert stacks
@@ -29,9 +29,9 @@ class Piece:
     expert: int  # which logical matrix
     out: Span
     into: Span  # rectangle of the logical out×in matrix
-    flipped: bool  # the checkpoint stores that rectangle as in×out (Conv1D, some expert stacks)
+    transposed: bool  # the checkpoint stores that rectangle as in×out (Conv1D, some expert stacks)
     step: int = 1  # of that rectangle, only every step-th row belongs to it (rows that transformers deals out on load)
-    turned: bool = False  # the checkpoint stores it transposed, as the model itself sees it
+    transposed_on_load: bool = False  # transformers transposes the checkpoint tensor when it loads it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,66 +39,66 @@ class Placement:
     """Where a parameter lies."""
 
     parameter: str  # as asked
-    pieces: tuple[Piece, ...]  # cover the parameter exactly once
+    rectangles: tuple[Rectangle, ...]  # cover the parameter exactly once
     experts: int  # number of logical matrices (1 for an ordinary layer)
-    is_transposed: bool  # 3-D parameter of the v5 module laid out E×in×out (module.is_transposed): PEFT's A/B split
+    transposed: bool  # 3-D parameter of the v5 module laid out E×in×out (module.is_transposed): PEFT's A/B split
 
     @property
     def key(self) -> str | None:
         """The checkpoint tensor that the parameter is, whole and as it is; else None."""
-        if len(self.pieces) != 1 or self.experts != 1:
+        if len(self.rectangles) != 1 or self.experts != 1:
             return None
-        (piece,) = self.pieces
-        all_of_it = (piece.at_rows, piece.at_columns) == ((0, piece.view[0]), (0, piece.view[1]))
-        return piece.key if all_of_it and piece.step == 1 and not piece.turned else None
+        (rectangle,) = self.rectangles
+        all_of_it = (rectangle.at_rows, rectangle.at_columns) == ((0, rectangle.view[0]), (0, rectangle.view[1]))
+        return rectangle.key if all_of_it and rectangle.step == 1 and not rectangle.transposed_on_load else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """How a parameter is seen: `stacked` matrices (where it has 3 axes) or one; laid out in × out or out × in."""
+class MatrixForm:
+    """`stacked`: the parameter is a stack of matrices (where it has 3 axes), else one. `transposed`: laid out in × out."""
 
     stacked: bool
-    in_by_out: bool
+    transposed: bool
 
 
-def place(name: str, layout: Layout, seen: Seen, stored: Mapping[str, Stored]) -> Placement:
+def placement_of(name: str, layout: TileLayout, form: MatrixForm, stored: Mapping[str, Stored]) -> Placement:
     """The placement of a parameter of this layout. Raises Unmergeable."""
-    stacked = seen.stacked and len(layout.shape) == 3
+    stacked = form.stacked and len(layout.shape) == 3
     if stacked:
-        pieces = [piece for tile in layout.tiles for piece in _stacked(tile, seen.in_by_out, stored[tile.key].shape)]
-        transposed = seen.in_by_out
+        rectangles = [
+            rectangle for tile in layout.tiles for rectangle in _stacked(tile, form.transposed, stored[tile.key].shape)
+        ]
     else:
-        in_by_out = seen.in_by_out and not seen.stacked and len(layout.shape) == 2
-        pieces = [_plain(name, tile, layout, in_by_out, stored[tile.key].shape) for tile in layout.tiles]
-        transposed = False
+        transposed = form.transposed and not form.stacked and len(layout.shape) == 2
+        rectangles = [_plain(name, tile, layout, transposed, stored[tile.key].shape) for tile in layout.tiles]
     return Placement(
         parameter=name,
-        pieces=tuple(pieces),
+        rectangles=tuple(rectangles),
         experts=layout.shape[0] if stacked else 1,
-        is_transposed=transposed,
+        transposed=stacked and form.transposed,
     )
 
 
-def place_whole(name: str, stored: Stored, *, in_by_out: bool) -> Placement:
-    """The placement of a parameter that is one tensor, and one logical matrix (a Conv1D's is stored `in_by_out`)."""
+def whole_placement(name: str, stored: Stored, *, transposed: bool) -> Placement:
+    """The placement of a parameter that is one tensor, and one logical matrix (a Conv1D's is `transposed`)."""
     shape = stored.shape
     rows, columns = (shape[0], prod(shape[1:])) if shape else (1, 1)
-    flipped = in_by_out and len(shape) == 2
+    transposed = transposed and len(shape) == 2
     high, wide = (0, rows), (0, columns)
-    piece = Piece(
+    rectangle = Rectangle(
         key=stored.key,
         view=(rows, columns),
         at_rows=high,
         at_columns=wide,
         expert=0,
-        out=wide if flipped else high,
-        into=high if flipped else wide,
-        flipped=flipped,
+        out=wide if transposed else high,
+        into=high if transposed else wide,
+        transposed=transposed,
     )
-    return Placement(parameter=name, pieces=(piece,), experts=1, is_transposed=False)
+    return Placement(parameter=name, rectangles=(rectangle,), experts=1, transposed=False)
 
 
-def part_of(route: Route, targets: Sequence[Placement]) -> Placement:
+def placement_of_part(route: Route, targets: Sequence[Placement]) -> Placement:
     """What an older name stands for, when the v5 parameters that it leads to lie at `targets`. Raises Unmergeable."""
     converter = route.converter
     if converter is None:
@@ -109,45 +109,47 @@ def part_of(route: Route, targets: Sequence[Placement]) -> Placement:
         return targets[0]
     if names in (["Chunk"], ["Split"]) and operations[0][1] == 0:
         return _one_above_the_other(targets)
-    joined = names in (["MergeModulelist", "Concatenate"], ["Concatenate"])
-    if len(targets) > 1 or not (joined or names == ["MergeModulelist"]):
+    concatenated = names in (["MergeModulelist", "Concatenate"], ["Concatenate"])
+    if len(targets) > 1 or not (concatenated or names == ["MergeModulelist"]):
         raise Unmergeable(f"transformers rearranges {targets[0].parameter} on load ({', '.join(names)}).")
-    found = targets[0]
+    placement = targets[0]
     if names[0] == "MergeModulelist":
-        found = _expert(found, route.expert)
-    if joined:
-        axis = operations[-1][1] - (1 if found.experts > 1 or names[0] == "MergeModulelist" else 0)
-        found = _share(found, route.source, len(converter.sources), by_out=(axis == 0) != found.is_transposed)
-    return found
+        placement = _expert(placement, route.expert)
+    if concatenated:
+        axis = operations[-1][1] - (1 if placement.experts > 1 or names[0] == "MergeModulelist" else 0)
+        placement = _share(placement, route.source, len(converter.sources), by_out=(axis == 0) != placement.transposed)
+    return placement
 
 
-def turn_own(key: str, placement: Placement) -> Placement:
+def placement_within(key: str, placement: Placement) -> Placement:
     """The part of a parameter's placement that lies in one stacked tensor, as a parameter of its own."""
-    pieces = [piece for piece in placement.pieces if piece.key == key]
-    first = min(piece.expert for piece in pieces)
-    out, into = min(piece.out[0] for piece in pieces), min(piece.into[0] for piece in pieces)
+    rectangles = [rectangle for rectangle in placement.rectangles if rectangle.key == key]
+    first = min(rectangle.expert for rectangle in rectangles)
+    out, into = min(rectangle.out[0] for rectangle in rectangles), min(rectangle.into[0] for rectangle in rectangles)
     moved = [
-        replace(piece, expert=piece.expert - first, out=_back(piece.out, out), into=_back(piece.into, into))
-        for piece in pieces
+        replace(
+            rectangle, expert=rectangle.expert - first, out=_back(rectangle.out, out), into=_back(rectangle.into, into)
+        )
+        for rectangle in rectangles
     ]
-    return replace(placement, pieces=tuple(moved), experts=len({piece.expert for piece in moved}))
+    return replace(placement, rectangles=tuple(moved), experts=len({rectangle.expert for rectangle in moved}))
 
 
-def _stacked(tile: Tile, in_by_out: bool, shape: tuple[int, ...]) -> list[Piece]:
-    """One piece an expert. The tensor is a single expert's matrix (2-D) or a stack of them (3-D)."""
+def _stacked(tile: Tile, transposed: bool, shape: tuple[int, ...]) -> list[Rectangle]:
+    """One rectangle for each expert. The tensor is a single expert's matrix (2-D) or a stack of them (3-D)."""
     expert_axis, first, second = tile.axes
     if len(shape) == 3 and expert_axis != 0:
         raise Unmergeable(f"{tile.key} does not hold its experts one after the other.")
     rows_axis = len(shape) - 2
-    turned = first != rows_axis  # the parameter's matrix is the tensor's, transposed
-    out, into = (tile.at[2], tile.at[1]) if in_by_out else (tile.at[1], tile.at[2])
+    on_load = first != rows_axis  # transformers transposes the tensor's matrices when it loads them
+    out, into = (tile.at[2], tile.at[1]) if transposed else (tile.at[1], tile.at[2])
     rows, columns = tile.of[rows_axis], _side_by_side(tile, rows_axis + 1)
     height = shape[rows_axis]
-    pieces = []
+    rectangles = []
     for number, expert in enumerate(range(*tile.at[0])):
         base = tile.of[0][number] * height if len(shape) == 3 else 0
-        pieces.append(
-            Piece(
+        rectangles.append(
+            Rectangle(
                 key=tile.key,
                 view=(prod(shape[:-1]), shape[-1]),
                 at_rows=(base + rows.start, base + rows[-1] + 1),
@@ -155,17 +157,17 @@ def _stacked(tile: Tile, in_by_out: bool, shape: tuple[int, ...]) -> list[Piece]
                 expert=expert,
                 out=out,
                 into=into,
-                flipped=in_by_out != turned,
+                transposed=transposed != on_load,
                 step=rows.step,
             )
         )
     assert {first, second} == {rows_axis, rows_axis + 1}
-    return pieces
+    return rectangles
 
 
-def _plain(name: str, tile: Tile, layout: Layout, in_by_out: bool, shape: tuple[int, ...]) -> Piece:
-    turned = tile.axes == (1, 0)
-    if not turned and tile.axes != tuple(range(len(shape))):
+def _plain(name: str, tile: Tile, layout: TileLayout, transposed: bool, shape: tuple[int, ...]) -> Rectangle:
+    on_load = tile.axes == (1, 0)
+    if not on_load and tile.axes != tuple(range(len(shape))):
         raise Unmergeable(f"{tile.key} holds {name} in another order.")
     if len(shape) > 2 and (
         tile.of[1:] != tuple(map(range, shape[1:])) or tile.at[1:] != tuple((0, size) for size in shape[1:])
@@ -175,8 +177,8 @@ def _plain(name: str, tile: Tile, layout: Layout, in_by_out: bool, shape: tuple[
     box = ((rows.start, rows[-1] + 1), *(_side_by_side(tile, axis) for axis in range(1, len(shape)))) if shape else ()
     view, of = _as_matrix(shape, box)
     _, at = _as_matrix(layout.shape, tile.at)
-    out, into = (at[1], at[0]) if in_by_out else at
-    return Piece(
+    out, into = (at[1], at[0]) if transposed else at
+    return Rectangle(
         key=tile.key,
         view=view,
         at_rows=of[0],
@@ -184,9 +186,9 @@ def _plain(name: str, tile: Tile, layout: Layout, in_by_out: bool, shape: tuple[
         expert=0,
         out=out,
         into=into,
-        flipped=in_by_out != turned,
+        transposed=transposed != on_load,
         step=rows.step,
-        turned=turned,
+        transposed_on_load=on_load,
     )
 
 
@@ -208,51 +210,51 @@ def _as_matrix(shape: tuple[int, ...], box: tuple[Span, ...]) -> tuple[tuple[int
 
 
 def _expert(placement: Placement, number: int | None) -> Placement:
-    pieces = [replace(piece, expert=0) for piece in placement.pieces if piece.expert == number]
-    if not pieces:
+    rectangles = [replace(rectangle, expert=0) for rectangle in placement.rectangles if rectangle.expert == number]
+    if not rectangles:
         raise Unmergeable(f"{placement.parameter} has {placement.experts} experts and none numbered {number}.")
-    return replace(placement, pieces=tuple(pieces), experts=1)
+    return replace(placement, rectangles=tuple(rectangles), experts=1)
 
 
 def _share(placement: Placement, index: int, count: int, *, by_out: bool) -> Placement:
     """The index-th of `count` equal parts of each logical matrix, along out or in."""
-    size = max(piece.out[1] if by_out else piece.into[1] for piece in placement.pieces)
+    size = max(rectangle.out[1] if by_out else rectangle.into[1] for rectangle in placement.rectangles)
     if size % count:
         raise Unmergeable(f"{placement.parameter} cannot be split into {count} equal parts.")
     low, high = index * size // count, (index + 1) * size // count
-    pieces = [cut for piece in placement.pieces if (cut := _clipped(piece, low, high, by_out=by_out))]
-    return replace(placement, pieces=tuple(pieces))
+    rectangles = [cut for rectangle in placement.rectangles if (cut := _clipped(rectangle, low, high, by_out=by_out))]
+    return replace(placement, rectangles=tuple(rectangles))
 
 
-def _clipped(piece: Piece, low: int, high: int, *, by_out: bool) -> Piece | None:
-    span = piece.out if by_out else piece.into
+def _clipped(rectangle: Rectangle, low: int, high: int, *, by_out: bool) -> Rectangle | None:
+    span = rectangle.out if by_out else rectangle.into
     start, stop = max(low, span[0]), min(high, span[1])
     if start >= stop:
         return None
-    on_rows = by_out != piece.flipped
+    on_rows = by_out != rectangle.transposed
     kept = (start - low, stop - low)
     if on_rows:
-        rows = range(*piece.at_rows, piece.step)[start - span[0] : stop - span[0]]
+        rows = range(*rectangle.at_rows, rectangle.step)[start - span[0] : stop - span[0]]
         taken = (rows.start, rows[-1] + 1)
     else:
-        begin = piece.at_columns[0] - span[0]
+        begin = rectangle.at_columns[0] - span[0]
         taken = (begin + start, begin + stop)
     return replace(
-        piece,
-        at_rows=taken if on_rows else piece.at_rows,
-        at_columns=piece.at_columns if on_rows else taken,
-        out=kept if by_out else piece.out,
-        into=piece.into if by_out else kept,
+        rectangle,
+        at_rows=taken if on_rows else rectangle.at_rows,
+        at_columns=rectangle.at_columns if on_rows else taken,
+        out=kept if by_out else rectangle.out,
+        into=rectangle.into if by_out else kept,
     )
 
 
 def _one_above_the_other(targets: Sequence[Placement]) -> Placement:
-    pieces: list[Piece] = []
+    rectangles: list[Rectangle] = []
     height = 0
-    for one in targets:
-        pieces += [replace(piece, out=_back(piece.out, -height)) for piece in one.pieces]
-        height += max(piece.out[1] for piece in one.pieces)
-    return replace(targets[0], pieces=tuple(pieces))
+    for placement in targets:
+        rectangles += [replace(rectangle, out=_back(rectangle.out, -height)) for rectangle in placement.rectangles]
+        height += max(rectangle.out[1] for rectangle in placement.rectangles)
+    return replace(targets[0], rectangles=tuple(rectangles))
 
 
 def _back(span: Span, by: int) -> Span:

@@ -14,7 +14,7 @@ INDEX_NAME = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class OutputLayout:
     """The output's weight files, and its ops with the offsets of their targets."""
 
     shards: tuple[Shard, ...]
@@ -40,7 +40,7 @@ def new_dtype(stored: Stored, main: str, wanted: str | None) -> str:
     return STORED_NAMES[wanted] if wanted is not None and stored.dtype == main else stored.dtype
 
 
-def lay_out(headers: tuple[Header, ...], ops: tuple[Op, ...], index: Json | None) -> Layout:
+def lay_out(headers: tuple[Header, ...], ops: tuple[Op, ...], index: Json | None) -> OutputLayout:
     """Lay the output out over the base's own files; `ops` are in file order, their targets without offsets.
 
     `headers`: what the base's files hold, a quantised weight's parts each by themselves. Those parts may lie in any of the
@@ -72,7 +72,7 @@ def lay_out(headers: tuple[Header, ...], ops: tuple[Op, ...], index: Json | None
         placed += made
     index_name = INDEX_NAME if index else None
     targets = {target.key: target for op in placed for target in stored_targets(op)}
-    return Layout(shards=tuple(shards), ops=tuple(placed), index_name=index_name, index=_index(index, targets))
+    return OutputLayout(shards=tuple(shards), ops=tuple(placed), index_name=index_name, index=_index(index, targets))
 
 
 def stored_targets(op: Op) -> tuple[Stored, ...]:

@@ -11,13 +11,13 @@ from typing import Any
 
 from bot import assets, special_tokens, trained_base
 from bot.adapters import methods
-from bot.adapters.lora import Settings, read_changes, read_settings
+from bot.adapters.lora import LoraSettings, read_changes, read_settings
 from bot.budget import choose_device, choose_level, disk_to_prove, machine_refusals, make_budget
 from bot.checkpoint.locations import Names
 from bot.checkpoint.shards import INDEX_NAME, lay_out, stored_targets, torch_name
 from bot.plan import layer_replication, new_heads, tying
-from bot.plan.base_weights import basis_of
-from bot.plan.claims import Claims, claim
+from bot.plan.base_weights import effective_base
+from bot.plan.claims import AdapterClaims, claim
 from bot.plan.outputs import Decisions, Outputs, make_outputs
 from bot.plan.own_code import code_refusals
 from bot.plan.peft_methods import claim_layers
@@ -53,12 +53,12 @@ NEW_ROWS = "new_embeddings.safetensors"
 
 
 @dataclass(kw_only=True)
-class Draft:
+class AdapterPlan:
     """What the planning of one adapter comes to, before it is laid out."""
 
     method: str
     engine: str
-    claims: Claims
+    claims: AdapterClaims
     decisions: Decisions
     edits: dict[str, Any] = field(default_factory=dict)  # of config.json, by dotted path
     used: set[str] = field(default_factory=set)  # adapter keys that PEFT's own layers take
@@ -71,24 +71,28 @@ def make_plan(sources: Sources, options: Options, machine: Machine, given: Seque
     of several, those."""
     base, adapter = sources.base, sources.adapter
     config = assets.read_json(base, "config.json")
-    basis = basis_of(base, options)
-    stored, main = basis.stored, basis.main
+    effective = effective_base(base, options)
+    stored, main = effective.stored, effective.main
     wanted = None if options.dtype in ("auto", torch_name(main)) else options.dtype
-    draft = _draft(adapter, stored, config, wanted, options)
-    refusals = [*draft.refusals, *_base_refusals(base, config), *basis.refusals]
+    adapter_plan = _plan_adapter(adapter, stored, config, wanted, options)
+    refusals = [*adapter_plan.refusals, *_base_refusals(base, config), *effective.refusals]
     if not refusals:
-        said = assets.read_json(adapter, "adapter_config.json")
-        refusals += unsaved_modules(said, config, stored, draft.claims)
-    outputs = make_outputs(basis.headers, draft.claims, draft.decisions, main)
-    head: Json = {name: draft.edits[name] for name in ("architectures", "tie_word_embeddings") if name in draft.edits}
+        adapter_config = assets.read_json(adapter, "adapter_config.json")
+        refusals += unsaved_modules(adapter_config, config, stored, adapter_plan.claims)
+    outputs = make_outputs(effective.headers, adapter_plan.claims, adapter_plan.decisions, main)
+    head: Json = {
+        name: adapter_plan.edits[name]
+        for name in ("architectures", "tie_word_embeddings")
+        if name in adapter_plan.edits
+    }
     quantised = quantize(outputs.ops, options, {**config, **head})
     refusals += quantised.refusals
     layout = lay_out(base.headers, quantised.ops, assets.read_json(base, INDEX_NAME) or None)
     followed = special_tokens.follow(base, adapter, config)
-    edits = {**basis.edits, **draft.edits, **quantised.edits, **followed.edits}
+    edits = {**effective.edits, **adapter_plan.edits, **quantised.edits, **followed.edits}
     chosen, changes = assets.choose_assets(base, adapter, wanted, edits, followed.asset)
     refusals += code_refusals(base, adapter, chosen, options)
-    budget = make_budget(sources, layout.shards, layout.ops, chosen, draft.engine)
+    budget = make_budget(sources, layout.shards, layout.ops, chosen, adapter_plan.engine)
     refusals = [_with_new_rows(refusal, adapter) for refusal in refusals] or _new_rows_alone(adapter)
     level, not_run, level_refusals = choose_level(
         options, config, budget.verify_memory, machine, disk_to_prove(budget, machine)
@@ -102,9 +106,9 @@ def make_plan(sources: Sources, options: Options, machine: Machine, given: Seque
         base=pin_of(base),
         adapter=pin_of(adapter),
         options=options,
-        method=draft.method,
-        engine=draft.engine,
-        base_weights=basis.how,
+        method=adapter_plan.method,
+        engine=adapter_plan.engine,
+        base_weights=effective.how,
         device=device,
         dtype=wanted or torch_name(main),
         level=level,
@@ -112,8 +116,8 @@ def make_plan(sources: Sources, options: Options, machine: Machine, given: Seque
         ops=layout.ops,
         drops=outputs.drops,
         base_tensors=tuple(tensor for header in base.headers for tensor in header.tensors),
-        twins=tuple(draft.claims.twins),
-        idle=tuple(stored for stored, _ in draft.claims.idle),
+        must_be_equal=tuple(adapter_plan.claims.must_be_equal),
+        idle=tuple(stored for stored, _ in adapter_plan.claims.idle),
         shards=layout.shards,
         index=layout.index,
         index_name=layout.index_name,
@@ -122,20 +126,20 @@ def make_plan(sources: Sources, options: Options, machine: Machine, given: Seque
         refusals=tuple(refusals),
         notes=(
             *_notes(main, wanted, outputs, options),
-            f"base-weights: {basis.why}.",
-            *draft.notes,
+            f"base-weights: {effective.why}.",
+            *adapter_plan.notes,
             *quantised.notes,
             *on_device,
             *followed.notes,
             *_left_out(assets.base_tokenizer_left_out(base, adapter)),
         ),
         budget=budget,
-        fingerprint=fingerprint(base.sha, adapter.pin, options, basis.how),
-        basis=basis.why,
+        fingerprint=fingerprint(base.sha, adapter.pin, options, effective.how),
+        base_weights_why=effective.why,
         tensors=counts(outputs.ops, quantised.ops, outputs.drops, options.quantize),
-        warnings=() if basis.packed else trained_base.warnings(given or (adapter,)),
+        warnings=() if effective.packed else trained_base.warnings(given or (adapter,)),
     )
-    _claim_everything(plan, stored, adapter.headers, draft)
+    _claim_everything(plan, stored, adapter.headers, adapter_plan)
     return plan
 
 
@@ -167,14 +171,18 @@ def fingerprint(base_sha: str, adapter_sha: str, options: Options, how: str) -> 
 # --- what the adapter does ----------------------------------------------------------------------------------------
 
 
-def _draft(adapter: Source, stored: Mapping[str, Stored], config: Json, wanted: str | None, options: Options) -> Draft:
-    said = assets.read_json(adapter, "adapter_config.json")
-    method, refusals = methods.find_method(said)
-    engine = methods.engine_for(said) if method else None
-    name = method.name if method else str(said.get("peft_type"))
+def _plan_adapter(
+    adapter: Source, stored: Mapping[str, Stored], config: Json, wanted: str | None, options: Options
+) -> AdapterPlan:
+    adapter_config = assets.read_json(adapter, "adapter_config.json")
+    method, refusals = methods.find_method(adapter_config)
+    engine = methods.engine_for(adapter_config) if method else None
+    name = method.name if method else str(adapter_config.get("peft_type"))
     if engine is None or any(refusal.code == "unknown-peft-type" for refusal in refusals):
         # A method that nobody merges: its one refusal stands for every adapter tensor.
-        return Draft(method=name, engine="none", claims=Claims(), decisions=Decisions(wanted=wanted), refusals=refusals)
+        return AdapterPlan(
+            method=name, engine="none", claims=AdapterClaims(), decisions=Decisions(wanted=wanted), refusals=refusals
+        )
     if options.engine not in ("auto", engine):
         reason = f"{name} is merged by the {engine} engine, not by {options.engine}."
         remedy = "Leave --engine at auto."
@@ -182,9 +190,9 @@ def _draft(adapter: Source, stored: Mapping[str, Stored], config: Json, wanted: 
     tensors = [tensor for header in adapter.headers for tensor in header.tensors]
     names = Names(stored, config)
     if engine == "streaming":
-        return _draft_streaming(name, tensors, said, names, stored, config, wanted, refusals)
-    layers = claim_layers(said, tensors, names, stored)
-    return Draft(
+        return _plan_streaming(name, tensors, adapter_config, names, stored, config, wanted, refusals)
+    layers = claim_layers(adapter_config, tensors, names, stored)
+    return AdapterPlan(
         method=name,
         engine=engine,
         claims=layers.claims,
@@ -192,31 +200,31 @@ def _draft(adapter: Source, stored: Mapping[str, Stored], config: Json, wanted: 
         edits=tying.edits(config) if layers.untied else {},
         used=layers.used,
         refusals=[*refusals, *layers.refusals, *layers.claims.refusals()],
-        notes=(*methods.notes_for(said), *((tying.UNTIED,) if layers.untied else ())),
+        notes=(*methods.notes_for(adapter_config), *((tying.UNTIED,) if layers.untied else ())),
     )
 
 
-def _draft_streaming(
+def _plan_streaming(
     name: str,
     tensors: list[Stored],
-    said: Json,
+    adapter_config: Json,
     names: Names,
     stored: Mapping[str, Stored],
     config: Json,
     wanted: str | None,
     refusals: list[Refusal],
-) -> Draft:
+) -> AdapterPlan:
     """The LoRA family and trained tokens: everything in the checkpoint's own names."""
-    settings, unread = read_settings(said)
+    settings, unread = read_settings(adapter_config)
     changes = read_changes(tensors, settings)
     copies, misplaced = layer_replication.find_replicas(settings.replication, config, stored)
     claims = claim(changes, settings, names, stored, copies)
     edits: dict[str, Any] = layer_replication.config_edits(copies, config)
-    untie = tying.settle(claims, settings, names, stored)
+    untie = tying.resolve_tying(claims, settings, names, stored)
     if untie:
         edits |= tying.edits(config)
     edits |= _vocabulary(claims, names, stored, config)
-    dropped, head_edits = _new_head(claims, said, config, stored)
+    dropped, head_edits = _new_head(claims, adapter_config, config, stored)
     tied = (names.embedding, names.head) if names.embedding and names.head and names.tied else None
     decisions = Decisions(
         wanted=wanted,
@@ -225,7 +233,7 @@ def _draft_streaming(
         follows=tied if tied and not untie and claims.changes(tied[0]) else None,
         dropped=dict.fromkeys(dropped, "part of a head that the merged model does not have"),
     )
-    return Draft(
+    return AdapterPlan(
         method=settings.method if name == "LoRA" else name,
         engine="streaming",
         claims=claims,
@@ -236,7 +244,7 @@ def _draft_streaming(
     )
 
 
-def _idle(claims: Claims) -> list[str]:
+def _idle(claims: AdapterClaims) -> list[str]:
     """A word on modules that the model never calls."""
     if not claims.idle:
         return []
@@ -246,7 +254,7 @@ def _idle(claims: Claims) -> list[str]:
     ]
 
 
-def _swapped(claims: Claims, settings: Settings) -> list[str]:
+def _swapped(claims: AdapterClaims, settings: LoraSettings) -> list[str]:
     """A word on stacked experts that were saved in another order than today's PEFT reads."""
     if not claims.swapped:
         return []
@@ -256,7 +264,7 @@ def _swapped(claims: Claims, settings: Settings) -> list[str]:
     ]
 
 
-def _vocabulary(claims: Claims, names: Names, stored: Mapping[str, Stored], config: Json) -> dict[str, Any]:
+def _vocabulary(claims: AdapterClaims, names: Names, stored: Mapping[str, Stored], config: Json) -> dict[str, Any]:
     """`vocab_size`, wherever a config says the old one, when the adapter brought embeddings of another size."""
     embedding, head = names.embedding, names.head
     if embedding not in stored or embedding not in claims.values:
@@ -274,7 +282,7 @@ def _vocabulary(claims: Claims, names: Names, stored: Mapping[str, Stored], conf
 
 
 def _new_head(
-    claims: Claims, said: Json, config: Json, stored: Mapping[str, Stored]
+    claims: AdapterClaims, adapter_config: Json, config: Json, stored: Mapping[str, Stored]
 ) -> tuple[list[str], dict[str, Any]]:
     """(base keys that are left out, config edits) of an adapter that brings a head of its own."""
     trained = [(whole.parameter, whole.values) for whole in claims.values.values() if whole.trained]
@@ -285,7 +293,7 @@ def _new_head(
     ]
     if not claims.new:
         return [], new_heads.label_edits(resized)
-    head_class = new_heads.new_class(said, config)
+    head_class = new_heads.new_class(adapter_config, config)
     if head_class is None:
         for key, whole in claims.new.items():
             claims.refuse("new-head", key, whole.values)
@@ -341,8 +349,8 @@ def _with_new_rows(refusal: Refusal, adapter: Source) -> Refusal:
     there = any(entry.name == NEW_ROWS for entry in adapter.files)
     if refusal.code != "rows-not-saved" or not there:
         return refusal
-    said = f"{refusal.reason} (Rows of new tokens lie in {NEW_ROWS}, which this version does not read.)"
-    return replace(refusal, reason=said)
+    adapter_config = f"{refusal.reason} (Rows of new tokens lie in {NEW_ROWS}, which this version does not read.)"
+    return replace(refusal, reason=adapter_config)
 
 
 def _new_rows_alone(adapter: Source) -> list[Refusal]:
@@ -377,7 +385,7 @@ def _left_out(names: list[str]) -> tuple[str, ...]:
 
 
 def _claim_everything(
-    plan: Plan, stored: Mapping[str, Stored], adapter_headers: Iterable[Header], draft: Draft
+    plan: Plan, stored: Mapping[str, Stored], adapter_headers: Iterable[Header], adapter_plan: AdapterPlan
 ) -> None:
     """Nothing vanishes: each base key is in an op or a drop; each adapter key is used, or the plan is refused."""
     if plan.refusals:
@@ -388,13 +396,13 @@ def _claim_everything(
     read = [op.source for op in made if op.source is not None]
     sources = {source.key for source in read if source.owner == 0}
     dropped = {drop.source.key for drop in plan.drops}
-    under = {key for key in draft.claims.values if key in stored}  # an adapter's copy is W there
-    stale = {pair[1] for pair in (draft.decisions.untied, draft.decisions.follows) if pair}
+    under = {key for key in adapter_plan.claims.values if key in stored}  # an adapter's copy is W there
+    stale = {pair[1] for pair in (adapter_plan.decisions.untied, adapter_plan.decisions.follows) if pair}
     kept = {key for key, tensor in stored.items() if tensor.packed and _parts(tensor) <= sources}
     unclaimed = stored.keys() - sources - dropped - under - stale - kept
     assert not unclaimed, f"base keys are unclaimed: {sorted(unclaimed)[:SHOWN]}"
     adapter_keys = {tensor.key for header in adapter_headers for tensor in header.tensors}
-    unused = adapter_keys - draft.claims.used - draft.used
+    unused = adapter_keys - adapter_plan.claims.used - adapter_plan.used
     assert not unused, f"adapter keys are unclaimed: {sorted(unused)[:SHOWN]}"
 
 

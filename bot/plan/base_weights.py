@@ -20,7 +20,7 @@ QUANTIZATION = "quantization_config"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Basis:
+class EffectiveBase:
     """The base as a merge sees it. `headers` name the model's own tensors; `main`: the dtype of most of the output.
 
     `how`: stored or simulate-nf4; `why`: that in words, with the reason; `edits`: what config.json must say otherwise.
@@ -37,7 +37,7 @@ class Basis:
     packed: bool = False
 
 
-def basis_of(base: Source, options: Options) -> Basis:
+def effective_base(base: Source, options: Options) -> EffectiveBase:
     """What `--base-weights` makes of a base. Refusals for forms that cannot be read, and for choices that make no sense."""
     config = read_json(base, "config.json")
     plain = {tensor.key: tensor for header in base.headers for tensor in header.tensors}
@@ -50,10 +50,10 @@ def basis_of(base: Source, options: Options) -> Basis:
     why = "stored, because the base is not quantised"
     if asked == "original":
         why = "original: the 16-bit weights, and not what a quantised copy of them holds"
-    return Basis(headers=base.headers, stored=plain, main=main_dtype(base.headers), how="stored", why=why)
+    return EffectiveBase(headers=base.headers, stored=plain, main=main_dtype(base.headers), how="stored", why=why)
 
 
-def _quantised(base: Source, config: Json, plain: dict[str, Stored], asked: str) -> Basis:
+def _quantised(base: Source, config: Json, plain: dict[str, Stored], asked: str) -> EffectiveBase:
     unpacked = formats.unpack(plain, config, base.small, base.card)
     refusals = list(unpacked.refusals)
     if asked == "simulate-nf4":
@@ -67,7 +67,7 @@ def _quantised(base: Source, config: Json, plain: dict[str, Stored], asked: str)
     why = f"stored, because the base is quantised ({method}) and its adapter was trained on that"
     if asked == "stored":
         why = f"stored, as asked: the base is quantised ({method}), and its weights are what that means"
-    return Basis(
+    return EffectiveBase(
         headers=_seen(base.headers, unpacked.tensors),
         stored=dict(unpacked.tensors),
         main=STORED_NAMES[dtype],
@@ -79,14 +79,14 @@ def _quantised(base: Source, config: Json, plain: dict[str, Stored], asked: str)
     )
 
 
-def _simulated(base: Source, config: Json, plain: dict[str, Stored], options: Options) -> Basis:
+def _simulated(base: Source, config: Json, plain: dict[str, Stored], options: Options) -> EffectiveBase:
     from bot.formats.bitsandbytes import simulated
 
     settings = simulated.settings_of(dict(options.quantization))
     seen = simulated.unpack(plain, config, settings)
     count = sum(tensor.packed is not None for tensor in seen.tensors.values())
     why = f"simulate-nf4: {count} weights are rounded as {settings.words()} would have held them"
-    return Basis(
+    return EffectiveBase(
         headers=_seen(base.headers, seen.tensors),
         stored=dict(seen.tensors),
         main=main_dtype(base.headers),

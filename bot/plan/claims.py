@@ -7,25 +7,25 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from bot.adapters.lora import Changes, Pair, Settings, Tokens, Whole, is_saved, scaling_of
+from bot.adapters.lora import Changes, LoraPair, LoraSettings, TokenRows, WholeTensor, is_saved, scaling_of
 from bot.checkpoint.locations import Ambiguous, Names, Placement
-from bot.plan.layer_replication import Replicas
-from bot.plan.patches import Misfit, Reading, is_swapped, patches_of, vector_patch
+from bot.plan.layer_replication import LayerReplicas
+from bot.plan.patches import Misfit, PairSettings, is_swapped, patches_of, vector_patch
 from bot.plan.refusal_texts import SENTENCES, SHOWN
 from bot.records import Patch, Refusal, Stored
 
 
 @dataclass(kw_only=True)
-class Claims:
+class AdapterClaims:
     """What happens, by output key. `values`: an adapter tensor that is W or takes its place; `new`: keys that the base
-    does not have. `twins`: adapter tensors that must say the same, (one, other, other is transposed)."""
+    does not have. `must_be_equal`: adapter tensors that must say the same, (one, other, other is transposed)."""
 
     patches: dict[str, list[Patch]] = field(default_factory=dict)
     views: dict[str, tuple[int, int]] = field(default_factory=dict)
-    values: dict[str, Whole] = field(default_factory=dict)
-    rows: dict[str, Tokens] = field(default_factory=dict)
-    new: dict[str, Whole] = field(default_factory=dict)
-    twins: list[tuple[Stored, Stored, bool]] = field(default_factory=list)
+    values: dict[str, WholeTensor] = field(default_factory=dict)
+    rows: dict[str, TokenRows] = field(default_factory=dict)
+    new: dict[str, WholeTensor] = field(default_factory=dict)
+    must_be_equal: list[tuple[Stored, Stored, bool]] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
     idle: list[tuple[Stored, str]] = field(default_factory=list)  # B that must be all zeros, and its module
     swapped: list[str] = field(default_factory=list)  # modules of stacked experts in the order of an older PEFT
@@ -60,8 +60,8 @@ class Claims:
 
 
 def claim(
-    changes: Changes, settings: Settings, names: Names, stored: Mapping[str, Stored], replicas: Replicas
-) -> Claims:
+    changes: Changes, settings: LoraSettings, names: Names, stored: Mapping[str, Stored], replicas: LayerReplicas
+) -> AdapterClaims:
     """Find every change's place and turn it into patches, rows and values."""
     claimer = _Claimer(changes, settings, names, stored, replicas)
     claimer.run()
@@ -70,11 +70,16 @@ def claim(
 
 class _Claimer:
     def __init__(
-        self, changes: Changes, settings: Settings, names: Names, stored: Mapping[str, Stored], replicas: Replicas
+        self,
+        changes: Changes,
+        settings: LoraSettings,
+        names: Names,
+        stored: Mapping[str, Stored],
+        replicas: LayerReplicas,
     ) -> None:
         self.settings, self.names, self.stored = settings, names, stored
         self.replicas = replicas
-        self.claims = Claims(used={tensor.key for tensor in changes.ignored})
+        self.claims = AdapterClaims(used={tensor.key for tensor in changes.ignored})
         self.changes = self._gathered(changes)
         self.parameters = {id(pair): self._parameter(pair) for pair in changes.pairs}
 
@@ -91,7 +96,7 @@ class _Claimer:
             self._refuse_all("ambiguous-names", f"{ambiguity.args[0]} and {ambiguity.args[1]}")
             return
         is_known = any(self.names.names_of_one(self.replicas.in_base(name)[0]) for name in asked)
-        if asked and not self.found.places and not self.found.unmergeable and not self._only_new() and not is_known:
+        if asked and not self.found.placements and not self.found.unmergeable and not self._only_new() and not is_known:
             self._refuse_all("matches-nothing", "; ".join(list(dict.fromkeys(asked))[:SHOWN]))
             return
         for whole in self.changes.wholes:
@@ -135,16 +140,16 @@ class _Claimer:
 
     # --- one change --------------------------------------------------------------------------------------------------
 
-    def _whole(self, whole: Whole) -> None:
-        place, new = self._place(whole.parameter)
-        if whole.trained and self._is_shared(whole.parameter, place):
+    def _whole(self, whole: WholeTensor) -> None:
+        placement, new = self._placement(whole.parameter)
+        if whole.trained and self._is_shared(whole.parameter, placement):
             self.claims.refuse(self._shared_code, whole.parameter, whole.values)
             return
-        if place is None and (twin := self._twin_of(whole)):
-            self.claims.twins.append((twin.values, whole.values, False))
+        if placement is None and (twin := self._twin_of(whole)):
+            self.claims.must_be_equal.append((twin.values, whole.values, False))
             self.claims.used.add(whole.values.key)
             return
-        if place is None:
+        if placement is None:
             if self._is_tied_head(whole.parameter) and self.names.head:
                 self._take_value(self.names.head, whole)
             elif whole.trained and is_saved(self.settings, whole.parameter):
@@ -152,18 +157,18 @@ class _Claimer:
             else:
                 self._missing(whole.parameter, whole.values)
             return
-        if place.key is None:
+        if placement.key is None:
             self.claims.refuse("in-pieces", whole.parameter, whole.values)
             return
-        self._take_value(self.replicas.renumbered(place.key, new), whole, self.stored[place.key])
+        self._take_value(self.replicas.renumbered(placement.key, new), whole, self.stored[placement.key])
 
-    def _twin_of(self, whole: Whole) -> Whole | None:
+    def _twin_of(self, whole: WholeTensor) -> WholeTensor | None:
         """BERT's head has its bias twice, `X.decoder.bias` being `X.bias`: one tensor, stored once and saved twice."""
         name = whole.parameter.removesuffix(".decoder.bias")
         other = f"{name}.bias" if name != whole.parameter else ""
         return next((one for one in self.changes.wholes if one.parameter == other), None)
 
-    def _take_value(self, key: str, whole: Whole, base: Stored | None = None) -> None:
+    def _take_value(self, key: str, whole: WholeTensor, base: Stored | None = None) -> None:
         if base is not None and base.shape != whole.values.shape and not self._may_resize(key, whole, base):
             detail = f"{key} is {shape_of(base)}, the adapter brings {shape_of(whole.values)}"
             self.claims.refuse("shape", detail, whole.values)
@@ -173,35 +178,35 @@ class _Claimer:
             self.claims.values[key] = whole
         elif key in self.claims.values:
             if whole.trained == self.claims.values[key].trained:  # PEFT saved it twice, under two names
-                self.claims.twins.append((self.claims.values[key].values, whole.values, False))
+                self.claims.must_be_equal.append((self.claims.values[key].values, whole.values, False))
             self.claims.used.add(whole.values.key)
         else:
             self.claims.used.add(whole.values.key)
             self.claims.values[key] = whole
 
-    def _may_resize(self, key: str, whole: Whole, base: Stored) -> bool:
+    def _may_resize(self, key: str, whole: WholeTensor, base: Stored) -> bool:
         same_rest = base.shape[1:] == whole.values.shape[1:] and len(base.shape) == len(whole.values.shape) > 0
         return same_rest and (key in (self.names.embedding, self.names.head) or whole.trained)
 
-    def _new(self, whole: Whole) -> None:
+    def _new(self, whole: WholeTensor) -> None:
         self.claims.used.add(whole.values.key)
         self.claims.new[whole.parameter] = whole
 
-    def _tokens(self, tokens: Tokens) -> None:
-        place, new = self._place(f"{tokens.module}.weight")
-        if self._is_shared(f"{tokens.module}.weight", place):
+    def _tokens(self, tokens: TokenRows) -> None:
+        placement, new = self._placement(f"{tokens.module}.weight")
+        if self._is_shared(f"{tokens.module}.weight", placement):
             self.claims.refuse(self._shared_code, tokens.module, tokens.values)
             return
-        if place is not None and place.key is None:
+        if placement is not None and placement.key is None:
             self.claims.refuse("in-pieces", f"{tokens.module}.weight", tokens.values)
-        elif place is not None and place.key is not None:
-            self._take_rows(self.replicas.renumbered(place.key, new), tokens, self.stored[place.key])
+        elif placement is not None and placement.key is not None:
+            self._take_rows(self.replicas.renumbered(placement.key, new), tokens, self.stored[placement.key])
         elif self._is_tied_head(f"{tokens.module}.weight") and self.names.head:
             self._take_rows(self.names.head, tokens, None)
         else:
             self._missing(tokens.module, tokens.values)
 
-    def _take_rows(self, key: str, tokens: Tokens, base: Stored | None) -> None:
+    def _take_rows(self, key: str, tokens: TokenRows, base: Stored | None) -> None:
         if base is not None:
             if key in self.claims.values:
                 base = self.claims.values[key].values
@@ -221,22 +226,22 @@ class _Claimer:
         self.claims.used.add(tokens.values.key)
         self.claims.rows[key] = tokens
 
-    def _pair(self, pair: Pair) -> None:
+    def _pair(self, pair: LoraPair) -> None:
         parameter = self.parameters[id(pair)]
         tensors = (pair.a, pair.b, pair.magnitude)
-        place, new = self._place(parameter)
-        if self._is_shared(parameter, place):
+        placement, new = self._placement(parameter)
+        if self._is_shared(parameter, placement):
             self.claims.refuse(self._shared_code, parameter, *tensors)
             return
         key = None
-        if place is None and self._is_tied_head(parameter) and self.names.embedding and self.names.head:
+        if placement is None and self._is_tied_head(parameter) and self.names.embedding and self.names.head:
             # The head of a tied model: its weight is the embedding's, under a name of its own.
-            place, key = self._place_of_key(self.names.embedding), self.names.head
-        if place is None and self.names.is_never_called(self.replicas.in_base(parameter)[0]):
+            placement, key = self._placement_of_key(self.names.embedding), self.names.head
+        if placement is None and self.names.is_never_called(self.replicas.in_base(parameter)[0]):
             self.claims.idle.append((pair.b, pair.module))
             self.claims.used |= {tensor.key for tensor in tensors if tensor is not None}
             return
-        if place is None:
+        if placement is None:
             self._missing(parameter, *tensors)
             return
         stacked = parameter != f"{pair.module}.weight"
@@ -244,16 +249,16 @@ class _Claimer:
             self.settings, parameter if stacked or self._is_parameter(parameter) else pair.module
         )
         try:
-            how = Reading(
+            how = PairSettings(
                 rank=rank, alpha=alpha, scaling=scaling, dora=self.settings.dora, version=self.settings.version
             )
-            found = patches_of(pair, place, self._weights(place, key, new), how)
-            swapped = is_swapped(pair, place, how.version)
+            found = patches_of(pair, placement, self._weights(placement, key, new), how)
+            swapped = is_swapped(pair, placement, how.version)
         except Misfit as misfit:
-            code = "rows-not-saved" if misfit.code == "shape" and self._is_resized(pair, place) else misfit.code
+            code = "rows-not-saved" if misfit.code == "shape" and self._is_resized(pair, placement) else misfit.code
             self.claims.refuse(code, misfit.detail, *tensors)
             return
-        targets = [(key or self.replicas.renumbered(piece_key, new), view, patch) for piece_key, view, patch in found]
+        targets = [(key or self.replicas.renumbered(base_key, new), view, patch) for base_key, view, patch in found]
         for target, _, patch in targets:
             if any(_overlap(patch, other) for other in self.claims.patches.get(target, ())):
                 self.claims.refuse("claimed-twice", target, *tensors)
@@ -268,26 +273,28 @@ class _Claimer:
         self.claims.swapped += [pair.module] * swapped
 
     def _bias(self, module: str, bias: Stored) -> None:
-        weight, new = self._place(f"{module}.weight")
-        place = self.names.beside(weight, "bias")
-        if place is None:
+        weight, new = self._placement(f"{module}.weight")
+        placement = self.names.beside(weight, "bias")
+        if placement is None:
             self.claims.refuse("lora-bias", module, bias)
             return
         try:
             _, alpha, scaling = scaling_of(self.settings, module)
-            found = vector_patch(module, bias, place, self._weights(place, None, new), alpha=alpha, scaling=scaling)
+            found = vector_patch(
+                module, bias, placement, self._weights(placement, None, new), alpha=alpha, scaling=scaling
+            )
         except Misfit as misfit:
             self.claims.refuse(misfit.code, misfit.detail, bias)
             return
-        for piece_key, view, patch in found:
-            target = self.replicas.renumbered(piece_key, new)
+        for base_key, view, patch in found:
+            target = self.replicas.renumbered(base_key, new)
             self.claims.patches.setdefault(target, []).append(patch)
             self.claims.views[target] = view
         self.claims.used.add(bias.key)
 
     # --- where -------------------------------------------------------------------------------------------------------
 
-    def _parameter(self, pair: Pair) -> str:
+    def _parameter(self, pair: LoraPair) -> str:
         """The parameter that a pair changes: a Linear's weight, or one of the stacked parameters of an expert module."""
         inner = self.replicas.in_base(pair.module)[0]
         targeted = [
@@ -300,46 +307,48 @@ class _Claimer:
         at = len(targeted) - 1 - pair.depth
         return f"{pair.module}.{targeted[at]}" if 0 <= at < len(targeted) else f"{pair.module}.weight"
 
-    def _is_resized(self, pair: Pair, place: Placement) -> bool:
+    def _is_resized(self, pair: LoraPair, placement: Placement) -> bool:
         """Whether it would fit the embedding or the head, but for the number of rows: a vocabulary of another size."""
-        a, b, stored = pair.a.shape, pair.b.shape, self.stored[place.pieces[0].key].shape
+        a, b, stored = pair.a.shape, pair.b.shape, self.stored[placement.rectangles[0].key].shape
         rows, width = (a[1:], b[:1]) if pair.kind == "embedding" else (b[:1], a[1:])
-        ours = place.pieces[0].key in (self.names.embedding, self.names.head)
+        ours = placement.rectangles[0].key in (self.names.embedding, self.names.head)
         return ours and width == stored[1:] and rows != stored[:1]
 
     def _is_parameter(self, parameter: str) -> bool:
         return any(parameter == one or parameter.endswith(f".{one}") for one in self.settings.parameters)
 
-    def _place(self, parameter: str) -> tuple[Placement | None, int | None]:
+    def _placement(self, parameter: str) -> tuple[Placement | None, int | None]:
         name, new = self.replicas.in_base(parameter)
-        return self.found.places.get(name), new
+        return self.found.placements.get(name), new
 
     @property
     def _shared_code(self) -> str:
         """Where the forward pass scales by the tie flag, one that is untied would not do either."""
         return "tied-scaling" if self.names.scaled_by_tying else "shared-weight"
 
-    def _is_shared(self, parameter: str, place: Placement | None) -> bool:
+    def _is_shared(self, parameter: str, placement: Placement | None) -> bool:
         """Whether the adapter changes one name of a weight that others go by too. A weight at several depths may well be
         stored at each of them: then each has its own."""
         own = parameter.replace(
             ".base_layer.", "."
         )  # PEFT wraps trained tokens twice where an embedding has several names
         names = self.names.names_of_one(self.replicas.in_base(own)[0])
-        return len(names) > 1 or (len(names) == 1 and place is None)
+        return len(names) > 1 or (len(names) == 1 and placement is None)
 
-    def _place_of_key(self, key: str) -> Placement | None:
-        return self.names.find([key]).places.get(key)
+    def _placement_of_key(self, key: str) -> Placement | None:
+        return self.names.find([key]).placements.get(key)
 
-    def _weights(self, place: Placement, key: str | None, new: int | None) -> dict[str, Stored]:
+    def _weights(self, placement: Placement, key: str | None, new: int | None) -> dict[str, Stored]:
         """What is W at each piece: the adapter's own copy where it brought one, else the base's tensor."""
         weights = {}
-        for piece in place.pieces:
-            target = key or self.replicas.renumbered(piece.key, new)
+        for rectangle in placement.rectangles:
+            target = key or self.replicas.renumbered(rectangle.key, new)
             brought = self.claims.values.get(target)
-            shared = self.claims.values.get(piece.key) if key else None  # a copy that PEFT loads over the shared tensor
+            shared = (
+                self.claims.values.get(rectangle.key) if key else None
+            )  # a copy that PEFT loads over the shared tensor
             brought = brought or (shared if shared and not shared.trained else None)
-            weights[piece.key] = brought.values if brought else self.stored[piece.key]
+            weights[rectangle.key] = brought.values if brought else self.stored[rectangle.key]
         return weights
 
     def _is_head(self, parameter: str) -> bool:

@@ -19,7 +19,7 @@ COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replicas:
+class LayerReplicas:
     """`origin[i]`: which layer of the base becomes layer i. Empty: the layers stay as they are."""
 
     origin: tuple[int, ...] = ()
@@ -49,33 +49,33 @@ class Replicas:
 
 def find_replicas(
     ranges: Iterable[tuple[int, int]], config: Json, keys: Iterable[str]
-) -> tuple[Replicas, list[Refusal]]:
+) -> tuple[LayerReplicas, list[Refusal]]:
     """The replicas that a config asks for. Refused: models with another or a second stack, ranges beyond the base."""
     ranges = tuple(ranges)
     if sum(max(0, high - low) for low, high in ranges) > MOST:
-        return Replicas(), [_refuse(f"The adapter replicates layers to more than {MOST:,}.")]
+        return LayerReplicas(), [_refuse(f"The adapter replicates layers to more than {MOST:,}.")]
     origin = tuple(layer for low, high in ranges for layer in range(low, high))
     if not origin:
-        return Replicas(), []
+        return LayerReplicas(), []
     stacks: dict[str, set[int]] = {}
     for key in keys:
         if match := STACK.fullmatch(key):
             stacks.setdefault(match["stack"], set()).add(int(match["number"]))
     count = next((config[name] for name in COUNTS if isinstance(config.get(name), int)), None)
     if len(stacks) != 1 or count is None or isinstance(config.get("text_config"), dict):
-        return Replicas(), [
+        return LayerReplicas(), [
             _refuse("The adapter replicates layers, which this architecture does not have in one stack.")
         ]
     layers = next(iter(stacks.values()))
     if max(origin) >= count or layers != set(range(count)):
-        return Replicas(), [_refuse(f"The adapter replicates layers up to {max(origin)}; the base has {count}.")]
+        return LayerReplicas(), [_refuse(f"The adapter replicates layers up to {max(origin)}; the base has {count}.")]
     copies: dict[int, list[int]] = {}
     for new, old in enumerate(origin):
         copies.setdefault(old, []).append(new)
-    return Replicas(origin=origin, copies={old: tuple(new) for old, new in copies.items()}), []
+    return LayerReplicas(origin=origin, copies={old: tuple(new) for old, new in copies.items()}), []
 
 
-def config_edits(replicas: Replicas, config: Json) -> dict[str, Any]:
+def config_edits(replicas: LayerReplicas, config: Json) -> dict[str, Any]:
     """The number of layers, and every list that has one entry a layer."""
     if not replicas.origin:
         return {}

@@ -14,7 +14,7 @@ from typing import Any
 
 from bot.checkpoint.conversions import known
 from bot.checkpoint.families import family_of, star
-from bot.plan.claims import Claims
+from bot.plan.claims import AdapterClaims
 from bot.records import Json, Stored
 
 BY_TASK = {
@@ -43,7 +43,7 @@ def new_class(adapter: Json, config: Json) -> str | None:
     return None
 
 
-def dropped_keys(config: Json, head_class: str, keys: Iterable[str], claims: Claims) -> list[str]:
+def dropped_keys(config: Json, head_class: str, keys: Iterable[str], claims: AdapterClaims) -> list[str]:
     """Base keys that belong to the old head alone: those outside the shared body, which the new class does not have.
 
     ModernBERT's masked-language model has `head.dense`, and so has its classifier: such keys stay.

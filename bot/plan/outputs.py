@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from bot.checkpoint.shards import new_dtype
-from bot.plan.claims import Claims
-from bot.plan.layer_replication import Replicas
+from bot.plan.claims import AdapterClaims
+from bot.plan.layer_replication import LayerReplicas
 from bot.records import AddDelta, Cast, Copy, Drop, Header, Op, PeftMerge, Replace, SetRows, Stored
 
 
@@ -26,14 +26,14 @@ class Decisions:
     `follows`: (embedding, head) where both are stored and stay the same. `peft`: output key → (module, parameter)."""
 
     wanted: str | None  # another storage dtype
-    replicas: Replicas = field(default_factory=Replicas)
+    replicas: LayerReplicas = field(default_factory=LayerReplicas)
     untied: tuple[str, str] | None = None
     follows: tuple[str, str] | None = None
     dropped: Mapping[str, str] = field(default_factory=dict)  # base key → why
     peft: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
-def make_outputs(headers: Iterable[Header], claims: Claims, decisions: Decisions, main: str) -> Outputs:
+def make_outputs(headers: Iterable[Header], claims: AdapterClaims, decisions: Decisions, main: str) -> Outputs:
     """One op for every tensor that the output has, one Drop for every base tensor that it has not.
 
     `main`: the dtype of most of the base, in safetensors' spelling: that of weights that are stored packed, and of new ones.
@@ -67,7 +67,7 @@ def _source(tensor: Stored, stored: Mapping[str, Stored], decisions: Decisions) 
 
 
 class _Maker:
-    def __init__(self, claims: Claims, decisions: Decisions, main: str) -> None:
+    def __init__(self, claims: AdapterClaims, decisions: Decisions, main: str) -> None:
         self.claims, self.decisions, self.main = claims, decisions, main
 
     def op(self, key: str, base: Stored) -> Op:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bot.adapters.expert_sides import order_of
-from bot.adapters.lora import Pair
-from bot.checkpoint.locations import Piece, Placement
+from bot.adapters.lora import LoraPair
+from bot.checkpoint.locations import Placement, Rectangle
 from bot.records import Factor, Patch, Stored, Term
 
 WEIGHTS = ("BF16", "F16", "F32")
 ADAPTERS = ("BF16", "F16", "F32", "F64")
-Found = list[tuple[str, tuple[int, int], Patch]]  # (base key, view of its tensor, patch)
+PlacedPatches = list[tuple[str, tuple[int, int], Patch]]  # (base key, view of its tensor, patch)
 
 
 class Misfit(Exception):
@@ -26,7 +26,7 @@ class Misfit(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class PairSettings:
     """How a pair is to be read: what adapter_config.json gives it, and the PEFT that saved it (None: not said)."""
 
     rank: int
@@ -36,103 +36,113 @@ class Reading:
     version: str | None = None
 
 
-def patches_of(pair: Pair, place: Placement, weights: Mapping[str, Stored], how: Reading) -> Found:
+def patches_of(pair: LoraPair, placement: Placement, weights: Mapping[str, Stored], how: PairSettings) -> PlacedPatches:
     """The patches of a pair. `weights`: what is W, by piece key. Raises Misfit."""
     rank = how.rank
     _check_dtypes(weights, pair.a, pair.b, pair.magnitude)
     if how.dora and pair.magnitude is None:
         raise Misfit("half-a-pair", f"{pair.module} has no lora_magnitude_vector")
-    resized = _resized(place, weights)
+    resized = _resized(placement, weights)
     if resized is not None:
-        place = resized
-    _check_shapes(pair, place, weights, rank)
-    swapped = is_swapped(pair, place, how.version)
-    found: Found = []
-    for piece in place.pieces:
+        placement = resized
+    _check_shapes(pair, placement, weights, rank)
+    swapped = is_swapped(pair, placement, how.version)
+    found: PlacedPatches = []
+    for rectangle in placement.rectangles:
         left, right = (
-            _swapped(pair, piece, place.experts, rank) if swapped else _factors(pair, piece, place.experts, rank)
+            _swapped(pair, rectangle, placement.experts, rank)
+            if swapped
+            else _factors(pair, rectangle, placement.experts, rank)
         )
-        turned = piece.flipped
+        turned = rectangle.transposed
         term = Term(
             module=pair.module, left=right if turned else left, right=left if turned else right,
             rank=rank, alpha=how.alpha, scaling=how.scaling,
         )  # fmt: skip
-        patch = Patch(rows=piece.at_rows, columns=piece.at_columns, terms=(term,), step=piece.step)
-        found.append((piece.key, piece.view, _with_magnitude(patch, pair, piece, place)))
+        patch = Patch(rows=rectangle.at_rows, columns=rectangle.at_columns, terms=(term,), step=rectangle.step)
+        found.append((rectangle.key, rectangle.view, _with_magnitude(patch, pair, rectangle, placement)))
     return found
 
 
 def vector_patch(
-    module: str, bias: Stored, place: Placement, weights: Mapping[str, Stored], *, alpha: float, scaling: float
-) -> Found:
+    module: str, bias: Stored, placement: Placement, weights: Mapping[str, Stored], *, alpha: float, scaling: float
+) -> PlacedPatches:
     """s·lora_B.bias, added to the layer's own bias. Raises Misfit."""
     _check_dtypes(weights, bias)
-    found: Found = []
-    for piece in place.pieces:
-        if piece.out[1] > bias.shape[0] or len(bias.shape) != 1:
-            raise Misfit("shape", f"{piece.key} has another length than the adapter's {bias.key}")
-        left = Factor(stored=bias, rows=(*piece.out, 1), columns=(0, 1, 1))
+    found: PlacedPatches = []
+    for rectangle in placement.rectangles:
+        if rectangle.out[1] > bias.shape[0] or len(bias.shape) != 1:
+            raise Misfit("shape", f"{rectangle.key} has another length than the adapter's {bias.key}")
+        left = Factor(stored=bias, rows=(*rectangle.out, 1), columns=(0, 1, 1))
         term = Term(module=module, left=left, right=None, rank=1, alpha=alpha, scaling=scaling)
-        patch = Patch(rows=piece.at_rows, columns=piece.at_columns, terms=(term,), step=piece.step)
-        found.append((piece.key, piece.view, patch))
+        patch = Patch(rows=rectangle.at_rows, columns=rectangle.at_columns, terms=(term,), step=rectangle.step)
+        found.append((rectangle.key, rectangle.view, patch))
     return found
 
 
-def is_swapped(pair: Pair, place: Placement, version: str | None) -> bool:
+def is_swapped(pair: LoraPair, placement: Placement, version: str | None) -> bool:
     """Whether A of a pair on stacked experts has their outputs and B their inputs (`bot.adapters.expert_sides`). Raises Misfit
     where neither the shapes nor the version tell."""
-    if place.experts == 1:
+    if placement.experts == 1:
         return False
-    outputs, inputs = _sizes(place)
+    outputs, inputs = _sizes(placement)
     if outputs != inputs:
         return (pair.b.shape[0], pair.a.shape[1]) == (inputs, outputs)
-    order = order_of(version, place.is_transposed)
+    order = order_of(version, placement.transposed)
     if order is None:
         said = f"peft_version is {version}" if version else "there is no peft_version"
         raise Misfit("stacked-order", f"{pair.module} is {outputs}×{inputs}, and {said}")
     return order == "older"
 
 
-def _sizes(place: Placement) -> tuple[int, int]:
+def _sizes(placement: Placement) -> tuple[int, int]:
     """(outputs, inputs) of a parameter's logical matrices."""
-    return max(piece.out[1] for piece in place.pieces), max(piece.into[1] for piece in place.pieces)
+    return max(rectangle.out[1] for rectangle in placement.rectangles), max(
+        rectangle.into[1] for rectangle in placement.rectangles
+    )
 
 
-def _swapped(pair: Pair, piece: Piece, experts: int, rank: int) -> tuple[Factor, Factor]:
+def _swapped(pair: LoraPair, rectangle: Rectangle, experts: int, rank: int) -> tuple[Factor, Factor]:
     """(left, right) of Aᵀ·Bᵀ: A_e's columns are the outputs, B_e's rows the inputs."""
-    expert = piece.expert
+    expert = rectangle.expert
     left = Factor(
-        stored=pair.a, rows=(expert * rank, (expert + 1) * rank, 1), columns=(*piece.out, 1), turned=not piece.flipped
+        stored=pair.a,
+        rows=(expert * rank, (expert + 1) * rank, 1),
+        columns=(*rectangle.out, 1),
+        turned=not rectangle.transposed,
     )
     right = Factor(
-        stored=pair.b, rows=(*piece.into, 1), columns=(expert, rank * experts, experts), turned=not piece.flipped
+        stored=pair.b,
+        rows=(*rectangle.into, 1),
+        columns=(expert, rank * experts, experts),
+        turned=not rectangle.transposed,
     )
     return left, right
 
 
-def _factors(pair: Pair, piece: Piece, experts: int, rank: int) -> tuple[Factor, Factor]:
+def _factors(pair: LoraPair, rectangle: Rectangle, experts: int, rank: int) -> tuple[Factor, Factor]:
     """(left, right) of the logical out × in rectangle: B_e's rows and A_e's columns, or an embedding's two."""
     if pair.kind == "embedding":
-        left = Factor(stored=pair.a, rows=(0, rank, 1), columns=(*piece.out, 1), turned=True)
-        return left, Factor(stored=pair.b, rows=(*piece.into, 1), columns=(0, rank, 1), turned=True)
-    expert = piece.expert
-    left = Factor(stored=pair.b, rows=(*piece.out, 1), columns=(expert, rank * experts, experts))
-    right = Factor(stored=pair.a, rows=(expert * rank, (expert + 1) * rank, 1), columns=(*piece.into, 1))
-    if piece.flipped:  # stored in × out: Aᵀ·Bᵀ
+        left = Factor(stored=pair.a, rows=(0, rank, 1), columns=(*rectangle.out, 1), turned=True)
+        return left, Factor(stored=pair.b, rows=(*rectangle.into, 1), columns=(0, rank, 1), turned=True)
+    expert = rectangle.expert
+    left = Factor(stored=pair.b, rows=(*rectangle.out, 1), columns=(expert, rank * experts, experts))
+    right = Factor(stored=pair.a, rows=(expert * rank, (expert + 1) * rank, 1), columns=(*rectangle.into, 1))
+    if rectangle.transposed:  # stored in × out: Aᵀ·Bᵀ
         left, right = (Factor(stored=f.stored, rows=f.rows, columns=f.columns, turned=True) for f in (left, right))
     return left, right
 
 
-def _with_magnitude(patch: Patch, pair: Pair, piece: Piece, place: Placement) -> Patch:
+def _with_magnitude(patch: Patch, pair: LoraPair, rectangle: Rectangle, placement: Placement) -> Patch:
     """DoRA's magnitudes for this rectangle, and which way its norm runs."""
     if pair.magnitude is None:
         return patch
-    whole_rows = piece.into == (0, max(one.into[1] for one in place.pieces))
-    if place.experts != 1 or not (whole_rows or pair.kind == "embedding"):
+    whole_rows = rectangle.into == (0, max(one.into[1] for one in placement.rectangles))
+    if placement.experts != 1 or not (whole_rows or pair.kind == "embedding"):
         raise Misfit("dora-in-pieces", pair.module)
-    along: Literal["rows", "columns"] = "columns" if piece.flipped or pair.kind == "embedding" else "rows"
-    span = piece.into if pair.kind == "embedding" else piece.out
-    if pair.kind == "embedding" and piece.out != (0, max(one.out[1] for one in place.pieces)):
+    along: Literal["rows", "columns"] = "columns" if rectangle.transposed or pair.kind == "embedding" else "rows"
+    span = rectangle.into if pair.kind == "embedding" else rectangle.out
+    if pair.kind == "embedding" and rectangle.out != (0, max(one.out[1] for one in placement.rectangles)):
         raise Misfit("dora-in-pieces", pair.module)
     stored = pair.magnitude
     if len(stored.shape) == 1:
@@ -140,20 +150,20 @@ def _with_magnitude(patch: Patch, pair: Pair, piece: Piece, place: Placement) ->
     return replace(patch, magnitude=Factor(stored=stored, rows=(0, 1, 1), columns=(*span, 1)), along=along)
 
 
-def _resized(place: Placement, weights: Mapping[str, Stored]) -> Placement | None:
+def _resized(placement: Placement, weights: Mapping[str, Stored]) -> Placement | None:
     """The placement over a copy that the adapter brought with another number of rows (a resized vocabulary)."""
-    if len(place.pieces) != 1:
+    if len(placement.rectangles) != 1:
         return None
-    (piece,) = place.pieces
-    shape = weights[piece.key].shape
-    if not shape or shape[0] == piece.view[0] or piece.flipped or math.prod(shape[1:]) != piece.view[1]:
+    (rectangle,) = placement.rectangles
+    shape = weights[rectangle.key].shape
+    if not shape or shape[0] == rectangle.view[0] or rectangle.transposed or math.prod(shape[1:]) != rectangle.view[1]:
         return None
-    rows, columns = (0, shape[0]), (0, piece.view[1])
-    whole = Piece(
-        key=piece.key, view=(shape[0], piece.view[1]), at_rows=rows, at_columns=columns, expert=0, out=rows, into=columns,
-        flipped=False,
+    rows, columns = (0, shape[0]), (0, rectangle.view[1])
+    whole = Rectangle(
+        key=rectangle.key, view=(shape[0], rectangle.view[1]), at_rows=rows, at_columns=columns, expert=0, out=rows, into=columns,
+        transposed=False,
     )  # fmt: skip
-    return Placement(parameter=place.parameter, pieces=(whole,), experts=1, is_transposed=False)
+    return Placement(parameter=placement.parameter, rectangles=(whole,), experts=1, transposed=False)
 
 
 def _check_dtypes(weights: Mapping[str, Stored], *adapter: Stored | None) -> None:
@@ -165,22 +175,22 @@ def _check_dtypes(weights: Mapping[str, Stored], *adapter: Stored | None) -> Non
             raise Misfit("adapter-dtype", f"{tensor.key} is stored as {tensor.dtype}")
 
 
-def _check_shapes(pair: Pair, place: Placement, weights: Mapping[str, Stored], rank: int) -> None:
+def _check_shapes(pair: LoraPair, placement: Placement, weights: Mapping[str, Stored], rank: int) -> None:
     """A and B against the config's rank and the parameter's logical matrices."""
-    outputs, inputs = _sizes(place)
+    outputs, inputs = _sizes(placement)
     a, b = pair.a.shape, pair.b.shape
     if len(a) < 2 or len(b) < 2:
         raise Misfit("not-linear", f"{pair.module}: A is {_shape(a)}, B is {_shape(b)}")
-    key = place.pieces[0].key
+    key = placement.rectangles[0].key
     shape = weights[key].shape
     if _is_grouped(shape, a, b):
         raise Misfit("conv-groups", pair.module)
-    stacked = rank * place.experts
+    stacked = rank * placement.experts
     if a[0] != stacked or b[1] != stacked:
         raise Misfit("rank", f"{pair.module}: A has rank {a[0]}, B {b[1]}, the config says {stacked}")
     linear = ((stacked, inputs), (outputs, stacked))
     wanted = ((rank, outputs), (inputs, rank)) if pair.kind == "embedding" else linear
-    older = ((stacked, outputs), (inputs, stacked)) if place.experts > 1 else wanted
+    older = ((stacked, outputs), (inputs, stacked)) if placement.experts > 1 else wanted
     if ((a[0], math.prod(a[1:])), (b[0], math.prod(b[1:]))) in (wanted, older):
         _check_magnitude(pair, outputs, inputs)
         return
@@ -196,7 +206,7 @@ def _is_grouped(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) 
     return b[1] == a[0] // (a[1] // shape[1])  # none, where there are more groups than ranks
 
 
-def _check_magnitude(pair: Pair, outputs: int, inputs: int) -> None:
+def _check_magnitude(pair: LoraPair, outputs: int, inputs: int) -> None:
     if pair.magnitude is not None:
         wanted = inputs if pair.kind == "embedding" else outputs
         if math.prod(pair.magnitude.shape) != wanted:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bot.adapters import methods
-from bot.adapters.lora import Settings, names_listed, read_changes
+from bot.adapters.lora import LoraSettings, names_listed, read_changes
 from bot.checkpoint.locations import Ambiguous, Names
 from bot.plan import tying
-from bot.plan.claims import Claims, claim, is_empty
-from bot.plan.layer_replication import Replicas
+from bot.plan.claims import AdapterClaims, claim, is_empty
+from bot.plan.layer_replication import LayerReplicas
 from bot.plan.patches import WEIGHTS
 from bot.records import Json, Refusal, Stored
 
@@ -19,7 +19,7 @@ from bot.records import Json, Refusal, Stored
 class Layers:
     """`layers`: base key → (module, parameter) that PEFT makes it from; `claims`: whole tensors that come along."""
 
-    claims: Claims
+    claims: AdapterClaims
     layers: dict[str, tuple[str, str]] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     untied: tuple[str, str] | None = None  # (embedding's key, head's key), where the head is written apart
@@ -30,10 +30,10 @@ def claim_layers(said: Json, tensors: Sequence[Stored], names: Names, stored: Ma
     """Claim every adapter tensor: by a module that PEFT merges, as shared, or as a whole tensor."""
     found = methods.modules_of(said, [tensor.key for tensor in tensors], names.modules())
     empty = [tensor for tensor in tensors if is_empty(tensor)]
-    settings = Settings(bias=str(said.get("bias", "none")), saved=names_listed(said.get("modules_to_save")))
+    settings = LoraSettings(bias=str(said.get("bias", "none")), saved=names_listed(said.get("modules_to_save")))
     whole = [tensor for tensor in tensors if tensor.key in found.whole]
     changes = read_changes(whole, settings)
-    layers = Layers(claims=claim(changes, settings, names, stored, Replicas()), refusals=list(found.refusals))
+    layers = Layers(claims=claim(changes, settings, names, stored, LayerReplicas()), refusals=list(found.refusals))
     layers.refusals += changes.refusals
     for tensor in empty:
         layers.claims.refuse("not-gathered", tensor.key, tensor)
@@ -45,10 +45,10 @@ def claim_layers(said: Json, tensors: Sequence[Stored], names: Names, stored: Ma
         if p == "weight" or len(parameters) == 1
     ]
     try:
-        places = dict(names.find(asked).places)
+        placements = dict(names.find(asked).placements)
         for module, parameters in found.modules.items():
-            if "bias" in parameters and (beside := names.beside(places.get(f"{module}.weight"), "bias")):
-                places[f"{module}.bias"] = beside
+            if "bias" in parameters and (beside := names.beside(placements.get(f"{module}.weight"), "bias")):
+                placements[f"{module}.bias"] = beside
     except Ambiguous as ambiguity:
         layers.claims.refuse("ambiguous-names", f"{ambiguity.args[0]} and {ambiguity.args[1]}", *tensors)
         return layers
@@ -56,21 +56,25 @@ def claim_layers(said: Json, tensors: Sequence[Stored], names: Names, stored: Ma
     for module, parameters in found.modules.items():
         own = [by_key[key] for key in found.keys.get(module, ())]
         for parameter in parameters:
-            place = places.get(f"{module}.{parameter}")
-            if place is None and (parameter == "weight" or (module, parameter) in found.required):
+            placement = placements.get(f"{module}.{parameter}")
+            if placement is None and (parameter == "weight" or (module, parameter) in found.required):
                 layers.claims.refuse("not-in-base", f"{module}.{parameter}", *own)
-            elif place is not None and place.key is None:
+            elif placement is not None and placement.key is None:
                 layers.claims.refuse("in-pieces", f"{module}.{parameter}", *own)
-            elif place is not None and stored[place.pieces[0].key].dtype not in WEIGHTS:
-                key = place.pieces[0].key
+            elif placement is not None and stored[placement.rectangles[0].key].dtype not in WEIGHTS:
+                key = placement.rectangles[0].key
                 layers.claims.refuse("weight-dtype", f"{key} is stored as {stored[key].dtype}", *own)
-            elif place is not None:
-                layers.layers[place.pieces[0].key] = (module, parameter)
+            elif placement is not None:
+                layers.layers[placement.rectangles[0].key] = (module, parameter)
         layers.used |= {tensor.key for tensor in own}
     layers.used |= set(found.shared)
     clash = layers.layers.keys() & (layers.claims.patches.keys() | layers.claims.values.keys())
     for key in sorted(clash & {key for key, whole_ in layers.claims.values.items() if whole_.trained}):
         layers.claims.refuse("claimed-twice", key)
-    if tying.settle(layers.claims, settings, names, stored, layers.layers.keys()) and names.embedding and names.head:
+    if (
+        tying.resolve_tying(layers.claims, settings, names, stored, layers.layers.keys())
+        and names.embedding
+        and names.head
+    ):
         layers.untied = names.embedding, names.head
     return layers

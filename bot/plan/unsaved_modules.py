@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from bot.checkpoint.families import Family, family_of, star
-from bot.plan.claims import Claims
+from bot.checkpoint.families import ModelFamily, family_of, star
+from bot.plan.claims import AdapterClaims
 from bot.plan.new_heads import modules_of, new_class
 from bot.plan.refusal_texts import SHOWN
 from bot.records import Json, Refusal
@@ -17,7 +17,7 @@ from bot.records import Json, Refusal
 TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
-def unsaved_modules(said: Json, config: Json, keys: Iterable[str], claims: Claims) -> list[Refusal]:
+def unsaved_modules(said: Json, config: Json, keys: Iterable[str], claims: AdapterClaims) -> list[Refusal]:
     """The refusal of an adapter whose class has modules that are neither among the base's `keys` nor in the adapter."""
     trained = _trained_class(said, config)
     wanted = modules_of(trained) if trained and trained not in (config.get("architectures") or ()) else ()
@@ -47,7 +47,7 @@ def _trained_class(said: Json, config: Json) -> str | None:
     return new_class(said, config) if said.get("task_type") in TASKS else None
 
 
-def _is_there(module: str, names: Iterable[str], family: Family) -> bool:
+def _is_there(module: str, names: Iterable[str], family: ModelFamily) -> bool:
     """Whether a name is the module's or lies below it, with the body's prefix or without it."""
     spelled = {module, module.removeprefix(f"{family.prefix}.")}
     return any(name == one or name.startswith(f"{one}.") for name in names for one in spelled)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.adapters import methods
-from bot.adapters.lora import Settings, read_changes, read_settings, scaling_of
+from bot.adapters.lora import LoraSettings, read_changes, read_settings, scaling_of
 from bot.records import Stored
 
 LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}
@@ -96,7 +96,7 @@ def test_a_config_saved_by_this_peft_is_accepted() -> None:
 )
 def test_pairs_are_found_under_every_spelling(prefix: str, middle: str) -> None:
     keys = [f"{prefix}model.layers.0.q_proj.lora_{side}{middle}.weight" for side in "AB"]
-    changes = read_changes(map(tensor, keys), Settings())
+    changes = read_changes(map(tensor, keys), LoraSettings())
     assert [(pair.module, pair.a.key, pair.b.key) for pair in changes.pairs] == [("model.layers.0.q_proj", *keys)]
     assert changes.refusals == ()
 
@@ -104,7 +104,7 @@ def test_pairs_are_found_under_every_spelling(prefix: str, middle: str) -> None:
 @pytest.mark.parametrize("end", ["", ".weight", ".default", ".default.weight"])
 def test_magnitudes_are_found_in_every_form_that_peft_has_written(end: str) -> None:
     keys = ["q.lora_A.weight", "q.lora_B.weight", f"q.lora_magnitude_vector{end}"]
-    (pair,) = read_changes(map(tensor, keys), Settings(dora=True)).pairs
+    (pair,) = read_changes(map(tensor, keys), LoraSettings(dora=True)).pairs
     assert pair.magnitude
     assert pair.magnitude.key == keys[2]
 
@@ -112,14 +112,14 @@ def test_magnitudes_are_found_in_every_form_that_peft_has_written(end: str) -> N
 @pytest.mark.parametrize(
     ("key", "settings", "expected"),
     [
-        ("lm_head.weight", Settings(saved=("lm_head",)), ("lm_head.weight", True)),
-        ("lm_head.modules_to_save.weight", Settings(saved=("lm_head",)), ("lm_head.weight", True)),
-        ("score.modules_to_save.default.weight", Settings(saved=("score",)), ("score.weight", True)),
-        ("cls.dense.weight", Settings(saved=("cls",)), ("cls.dense.weight", True)),
-        ("model.embed_tokens.weight", Settings(), ("model.embed_tokens.weight", False)),
-        ("model.embed_tokens.base_layer.weight", Settings(), ("model.embed_tokens.weight", False)),
-        ("q.bias", Settings(bias="all"), ("q.bias", True)),
-        ("q.base_layer.bias", Settings(bias="lora_only"), ("q.bias", True)),
+        ("lm_head.weight", LoraSettings(saved=("lm_head",)), ("lm_head.weight", True)),
+        ("lm_head.modules_to_save.weight", LoraSettings(saved=("lm_head",)), ("lm_head.weight", True)),
+        ("score.modules_to_save.default.weight", LoraSettings(saved=("score",)), ("score.weight", True)),
+        ("cls.dense.weight", LoraSettings(saved=("cls",)), ("cls.dense.weight", True)),
+        ("model.embed_tokens.weight", LoraSettings(), ("model.embed_tokens.weight", False)),
+        ("model.embed_tokens.base_layer.weight", LoraSettings(), ("model.embed_tokens.weight", False)),
+        ("q.bias", LoraSettings(bias="all"), ("q.bias", True)),
+        ("q.base_layer.bias", LoraSettings(bias="lora_only"), ("q.bias", True)),
     ],
 )
 def test_whole_tensors_are_trained_ones_or_copies_of_the_base(key: str, settings, expected) -> None:
@@ -129,7 +129,7 @@ def test_whole_tensors_are_trained_ones_or_copies_of_the_base(key: str, settings
 
 def test_stacked_experts_say_how_deep_they_were_wrapped() -> None:
     keys = [f"experts{deep}.lora_{side}.weight" for deep in ("", ".base_layer") for side in "AB"]
-    assert {(pair.module, pair.depth) for pair in read_changes(map(tensor, keys), Settings()).pairs} == {
+    assert {(pair.module, pair.depth) for pair in read_changes(map(tensor, keys), LoraSettings()).pairs} == {
         ("experts", 0),
         ("experts", 1),
     }
@@ -137,9 +137,9 @@ def test_stacked_experts_say_how_deep_they_were_wrapped() -> None:
 
 def test_token_rows_need_as_many_indices() -> None:
     key = "embed_tokens.token_adapter.trainable_tokens_delta"
-    (tokens,) = read_changes([tensor(key)], Settings(tokens={"embed_tokens": (7, 1, 5, 3)})).tokens
+    (tokens,) = read_changes([tensor(key)], LoraSettings(tokens={"embed_tokens": (7, 1, 5, 3)})).tokens
     assert tokens.rows == (7, 1, 5, 3)
-    (refusal,) = read_changes([tensor(key)], Settings(tokens=(1, 2))).refusals
+    (refusal,) = read_changes([tensor(key)], LoraSettings(tokens=(1, 2))).refusals
     assert (refusal.code, refusal.keys) == ("trainable-tokens", (key,))
 
 
@@ -154,10 +154,12 @@ def test_token_rows_need_as_many_indices() -> None:
     ],
 )
 def test_every_other_tensor_is_claimed_by_a_refusal(keys: list[str], code: str) -> None:
-    (refusal,) = read_changes(map(tensor, keys), Settings()).refusals
+    (refusal,) = read_changes(map(tensor, keys), LoraSettings()).refusals
     assert (refusal.code, refusal.keys) == (code, (keys[-1],))
 
 
 def test_two_adapters_in_one_file_are_refused() -> None:
     keys = [f"{module}.lora_{side}.{module}.weight" for module in ("a", "b") for side in "AB"]
-    assert [refusal.code for refusal in read_changes(map(tensor, keys), Settings()).refusals] == ["several-adapters"]
+    assert [refusal.code for refusal in read_changes(map(tensor, keys), LoraSettings()).refusals] == [
+        "several-adapters"
+    ]

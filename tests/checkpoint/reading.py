@@ -26,15 +26,15 @@ class Checkpoint:
 
     def put_together(self, placement: Placement) -> torch.Tensor:
         """The logical matrices of a placement, experts × out × in. Fails where its pieces overlap or leave a hole."""
-        height = max(piece.out[1] for piece in placement.pieces)
-        width = max(piece.into[1] for piece in placement.pieces)
+        height = max(rectangle.out[1] for rectangle in placement.rectangles)
+        width = max(rectangle.into[1] for rectangle in placement.rectangles)
         whole = torch.full((placement.experts, height, width), torch.nan)
-        for piece in placement.pieces:
-            seen = self.tensors[piece.key].reshape(piece.view)
-            part = seen[slice(*piece.at_rows, piece.step), slice(*piece.at_columns)]
-            place = whole[piece.expert, slice(*piece.out), slice(*piece.into)]
+        for rectangle in placement.rectangles:
+            seen = self.tensors[rectangle.key].reshape(rectangle.view)
+            part = seen[slice(*rectangle.at_rows, rectangle.step), slice(*rectangle.at_columns)]
+            place = whole[rectangle.expert, slice(*rectangle.out), slice(*rectangle.into)]
             assert place.isnan().all(), f"two pieces of {placement.parameter} overlap"
-            place.copy_(part.T if piece.flipped else part)
+            place.copy_(part.T if rectangle.transposed else part)
         assert not whole.isnan().any(), f"the pieces of {placement.parameter} leave a hole"
         return whole
 

@@ -31,7 +31,7 @@ def names_of(keys: list[str], **config: object) -> Names:
 
 
 def keys_of(names: Names, parameters: list[str]) -> dict[str, str]:
-    return {name: placement.pieces[0].key for name, placement in names.find(parameters).places.items()}
+    return {name: placement.rectangles[0].key for name, placement in names.find(parameters).placements.items()}
 
 
 def with_prefix(prefix: str) -> list[str]:
@@ -57,8 +57,8 @@ def test_any_dotted_prefix_is_bridged(prefix: str, side: bool) -> None:
 def test_of_two_towers_the_one_whose_sizes_fit_is_meant() -> None:
     narrow = dict.fromkeys(with_prefix("vision_model."), (4, 2))
     names = Names(stored({**narrow, **dict.fromkeys(with_prefix("text_model."), (6, 3))}), {})
-    found = names.find(LAYERS, dict.fromkeys(LAYERS, (6, 3))).places
-    assert {place.pieces[0].key for place in found.values()} == {f"text_model.{layer}" for layer in LAYERS}
+    found = names.find(LAYERS, dict.fromkeys(LAYERS, (6, 3))).placements
+    assert {place.rectangles[0].key for place in found.values()} == {f"text_model.{layer}" for layer in LAYERS}
     with pytest.raises(Ambiguous):
         names.find(LAYERS, dict.fromkeys(LAYERS, (8, 8)))
 
@@ -96,7 +96,7 @@ def test_a_parameter_the_base_lacks_is_missing_and_the_rest_is_found() -> None:
     absent = "model.layers.99.self_attn.q_proj.weight"
     found = names_of(with_prefix("model.")).find([*("model." + layer for layer in LAYERS), absent])
     assert found.missing == (absent,)
-    assert len(found.places) == len(LAYERS)
+    assert len(found.placements) == len(LAYERS)
 
 
 def test_nothing_is_found_by_the_tail_of_its_name_alone() -> None:
@@ -106,7 +106,7 @@ def test_nothing_is_found_by_the_tail_of_its_name_alone() -> None:
 
 
 def test_conv1d_is_told_by_the_model_not_by_the_shape() -> None:
-    for config, flipped in (
+    for config, transposed in (
         ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, True),
         ({"model_type": "gpt2", "architectures": ["SomebodysGPT2"]}, True),
         ({"model_type": "gpt_bigcode", "architectures": ["GPTBigCodeForCausalLM"]}, False),
@@ -115,8 +115,8 @@ def test_conv1d_is_told_by_the_model_not_by_the_shape() -> None:
         for prefix in ("", "transformer."):
             names = Names(stored({f"{prefix}h.0.attn.c_proj.weight": (64, 64)}), config)
             found = names.find(["transformer.h.0.attn.c_proj.weight"])
-            piece = found.places["transformer.h.0.attn.c_proj.weight"].pieces[0]
-            assert piece.flipped is flipped, config
+            rectangle = found.placements["transformer.h.0.attn.c_proj.weight"].rectangles[0]
+            assert rectangle.transposed is transposed, config
 
 
 def test_the_decoder_of_a_composite_model_is_of_its_own_kind() -> None:
@@ -127,9 +127,9 @@ def test_the_decoder_of_a_composite_model_is_of_its_own_kind() -> None:
         "model_type": "vision-encoder-decoder",
         "encoder": {"model_type": "vit"},
     }
-    for decoder, flipped in (("gpt2", True), ("bert", False)):
+    for decoder, transposed in (("gpt2", True), ("bert", False)):
         names = Names(stored({key: (64, 192)}), config | {"decoder": {"model_type": decoder}})
-        assert names.find([key]).places[key].pieces[0].flipped is flipped
+        assert names.find([key]).placements[key].rectangles[0].transposed is transposed
 
 
 def test_interleaved_rows_are_every_second_row() -> None:
@@ -137,14 +137,16 @@ def test_interleaved_rows_are_every_second_row() -> None:
     config = {"architectures": ["InklingForConditionalGeneration"], "model_type": "inkling_mm_model"}
     names = Names(stored({"model.llm.layers.0.mlp.w13_dn.weight": (8, 4)}), config)
     gate, up = (f"model.language_model.layers.0.mlp.{one}_proj.weight" for one in ("gate", "up"))
-    places = names.find([gate, up]).places
-    assert [range(*places[one].pieces[0].at_rows, places[one].pieces[0].step) for one in (gate, up)] == [
+    placements = names.find([gate, up]).placements
+    assert [
+        range(*placements[one].rectangles[0].at_rows, placements[one].rectangles[0].step) for one in (gate, up)
+    ] == [
         range(0, 7, 2),
         range(1, 8, 2),
     ]
-    assert places[gate].key is None
+    assert placements[gate].key is None
     own = "model.llm.layers.0.mlp.w13_dn.weight"
-    assert names.find([own]).places[own].key == own
+    assert names.find([own]).placements[own].key == own
 
 
 def test_what_is_split_at_unknown_rows_is_unmergeable_with_a_reason() -> None:
@@ -155,11 +157,11 @@ def test_what_is_split_at_unknown_rows_is_unmergeable_with_a_reason() -> None:
     alone = Names(stored({fused: (128, 64)}), config)
     (asked,) = (one for one in alone._sources if one.endswith("k_proj.weight"))
     found = alone.find([asked])
-    assert not found.places
+    assert not found.placements
     assert not found.missing
     assert "parts of unknown sizes" in found.unmergeable[asked]
     whole = Names(stored({fused: (128, 64), own: (64, 64)}), config).find([asked])
-    assert [piece.at_rows for piece in whole.places[asked].pieces] == [(64, 96)]
+    assert [rectangle.at_rows for rectangle in whole.placements[asked].rectangles] == [(64, 96)]
 
 
 def test_a_fused_projection_is_split_into_rows_and_put_together_again() -> None:
@@ -169,10 +171,10 @@ def test_a_fused_projection_is_split_into_rows_and_put_together_again() -> None:
     names = Names(stored({fused: (128, 32)}), config)
     one = names._family.conversions.route(fused).targets
     found = names.find(list(one))
-    assert [found.places[name].pieces[0].at_rows for name in one] == [(0, 32), (32, 64), (64, 96), (96, 128)]
+    assert [found.placements[name].rectangles[0].at_rows for name in one] == [(0, 32), (32, 64), (64, 96), (96, 128)]
     split = Names(stored(dict.fromkeys(one, (32, 32))), config)
-    pieces = split.find([fused]).places[fused].pieces
-    assert [(piece.key, piece.out) for piece in pieces] == [
+    rectangles = split.find([fused]).placements[fused].rectangles
+    assert [(rectangle.key, rectangle.out) for rectangle in rectangles] == [
         (name, (32 * at, 32 * at + 32)) for at, name in enumerate(one)
     ]
 
@@ -244,7 +246,7 @@ def test_a_large_index_takes_no_time() -> None:
     began = time.process_time()
     found = Names(tensors, {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}).find(fused)
     took = time.process_time() - began
-    assert sum(len(placement.pieces) for placement in found.places.values()) == len(shapes)
+    assert sum(len(placement.rectangles) for placement in found.placements.values()) == len(shapes)
     assert took < 3  # 0.6 s alone; this machine is shared
 
 

@@ -44,7 +44,7 @@ def assert_all_found(checkpoint: Checkpoint, model: torch.nn.Module, prefix: tup
     assert not found.missing
     assert not found.unmergeable
     for name, spelled in asked.items():
-        together = checkpoint.put_together(found.places[spelled])
+        together = checkpoint.put_together(found.placements[spelled])
         assert torch.equal(together, as_peft_sees_it(model, name)), name
 
 
@@ -61,10 +61,10 @@ def test_is_transposed_is_the_modules_own(name: str, tmp_path: Path) -> None:
     saved(name, tmp_path)
     model = loaded(name, tmp_path)
     found = Checkpoint(tmp_path).names.find([name for name, _ in model.named_parameters()])
-    for parameter, placement in found.places.items():
+    for parameter, placement in found.placements.items():
         module = model.get_submodule(parameter.rpartition(".")[0])
         if placement.experts > 1:
-            assert placement.is_transposed == getattr(module, "is_transposed", False)
+            assert placement.transposed == getattr(module, "is_transposed", False)
             assert placement.experts == module.num_experts
 
 
@@ -96,7 +96,7 @@ def test_a_model_without_its_head_has_the_same_places(name: str, published: bool
     found = checkpoint.names.find(body)
     assert not found.missing
     for spelled in body:
-        together = checkpoint.put_together(found.places[spelled])
+        together = checkpoint.put_together(found.placements[spelled])
         assert torch.equal(together, as_peft_sees_it(model, prefix + spelled)), spelled
 
 
@@ -111,8 +111,8 @@ def test_published_names_lead_to_the_same_numbers_in_either_layout(name: str, pu
     assert not found.unmergeable
     own = old.names.find(list(old.tensors))
     for key, tensor in old.tensors.items():
-        together = there.put_together(found.places[key])
-        assert torch.equal(together, old.put_together(own.places[key])), key
+        together = there.put_together(found.placements[key])
+        assert torch.equal(together, old.put_together(own.placements[key])), key
         assert sorted(together.flatten().tolist()) == sorted(tensor.flatten().tolist()), key
 
 

@@ -95,7 +95,7 @@ def test_an_adapter_of_one_age_fits_a_base_of_another(name: str, layout: str, re
         found = base.names.find(list(names))
         assert not found.missing
         assert not found.unmergeable
-        for spelled, placement in found.places.items():
+        for spelled, placement in found.placements.items():
             expected = usual.tensors[keys.get(spelled, spelled)]
             together = base.put_together(placement)
             assert sorted(together.flatten().tolist()) == sorted(expected.flatten().tolist()), spelled
@@ -115,9 +115,9 @@ def test_expert_stacks_published_in_by_out_are_turned_as_transformers_turns_them
     stacks = [name for name, _ in model.named_parameters() if ".experts." in name]
     assert stacks
     for name in stacks:
-        placement = checkpoint.names.find([name]).places[name]
-        assert all(piece.flipped for piece in placement.pieces)
-        assert not placement.is_transposed
+        placement = checkpoint.names.find([name]).placements[name]
+        assert all(rectangle.transposed for rectangle in placement.rectangles)
+        assert not placement.transposed
 
 
 def test_a_text_adapter_fits_a_vision_language_base(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_text_adapter_fits_a_vision_language_base(tmp_path: Path) -> None:
         found = checkpoint.names.find(list(asked))
         assert not found.missing
         for spelled, name in asked.items():
-            assert torch.equal(checkpoint.put_together(found.places[spelled]), as_peft_sees_it(model, name))
+            assert torch.equal(checkpoint.put_together(found.placements[spelled]), as_peft_sees_it(model, name))
 
 
 def test_experts_lie_in_slices_that_never_span_a_whole_stack(tmp_path: Path) -> None:
@@ -138,10 +138,10 @@ def test_experts_lie_in_slices_that_never_span_a_whole_stack(tmp_path: Path) -> 
     for published in (True, False):
         checkpoint = Checkpoint(saved("mixtral", tmp_path / str(published), save_original_format=published))
         name = "model.layers.1.mlp.experts.gate_up_proj"
-        placement = checkpoint.names.find([name]).places[name]
+        placement = checkpoint.names.find([name]).placements[name]
         assert placement.experts == 4
-        assert len(placement.pieces) == (8 if published else 4)
-        assert {piece.key.startswith("model.layers.1.block_sparse_moe.experts.") for piece in placement.pieces} == {
-            published
-        }
-        assert sum(piece.out[1] - piece.out[0] for piece in placement.pieces) == 4 * 128
+        assert len(placement.rectangles) == (8 if published else 4)
+        assert {
+            rectangle.key.startswith("model.layers.1.block_sparse_moe.experts.") for rectangle in placement.rectangles
+        } == {published}
+        assert sum(rectangle.out[1] - rectangle.out[0] for rectangle in placement.rectangles) == 4 * 128

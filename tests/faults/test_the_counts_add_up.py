@@ -93,8 +93,8 @@ def test_of_packed_bases_and_results(packed: Callable[[str], Quantised], case: s
     plan = plan_folders(getattr(one, base), one.adapter, options)
     assert set(made_of(plan)) == kinds
     assert sum(made_of(plan).values()) == len(keys(one.merged))
-    assert words in plan.basis
-    assert f"base-weights: {plan.basis}." in plan.notes
+    assert words in plan.base_weights_why
+    assert f"base-weights: {plan.base_weights_why}." in plan.notes
 
 
 def test_the_card_says_the_same_in_words(packed: Callable[[str], Quantised], adapter_merge: Command, tmp_path: Path):

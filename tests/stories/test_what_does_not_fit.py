@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bot.adapters.lora import Pair
-from bot.checkpoint.rectangles import place_whole
-from bot.plan.patches import Misfit, Reading, patches_of
+from bot.adapters.lora import LoraPair
+from bot.checkpoint.rectangles import whole_placement
+from bot.plan.patches import Misfit, PairSettings, patches_of
 from bot.records import Refusal, Stored
 from tests.factory import save_adapter, save_base
 from tests.steps import plan_folders
@@ -75,8 +75,8 @@ def test_a_convolution_with_more_groups_than_ranks_is_grouped_not_of_another_bas
         return Stored(key=key, file="f", dtype="F32", shape=shape, start=0, stop=0)
 
     weight = stored("conv1d.weight", 128, 1, 4)
-    pair = Pair(module="conv1d", kind="linear", a=stored("A", 4, 128, 4), b=stored("B", 128, 0, 1))
-    place = place_whole("conv1d.weight", weight, in_by_out=False)
+    pair = LoraPair(module="conv1d", kind="linear", a=stored("A", 4, 128, 4), b=stored("B", 128, 0, 1))
+    place = whole_placement("conv1d.weight", weight, transposed=False)
     with pytest.raises(Misfit) as found:
-        patches_of(pair, place, {weight.key: weight}, Reading(rank=4, alpha=8.0, scaling=2.0))
+        patches_of(pair, place, {weight.key: weight}, PairSettings(rank=4, alpha=8.0, scaling=2.0))
     assert found.value.code == "conv-groups"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bot.adapters.combine import notation
-from bot.adapters.combine.adapter_input import Given, read
+from bot.adapters.combine.adapter_input import AdapterInput, read
 from bot.adapters.combine.outline import CONFIG, WEIGHTS, Outline, config_bytes, notes, outline
 from bot.assets import KINDS
 from bot.checkpoint.header import read_header
@@ -34,7 +34,7 @@ class Predicted:
     source: Source
     adapters: tuple[Source, ...]
     how: Combination
-    given: tuple[Given, ...]
+    adapter_inputs: tuple[AdapterInput, ...]
     outline: Outline
     origins: dict[str, int]
     refusals: tuple[Refusal, ...]
@@ -42,24 +42,24 @@ class Predicted:
 
 
 def predict(adapters: Sequence[Source], how: Combination) -> Predicted:
-    """The combined adapter from pinned ones, their headers and configs. `how` is settled (see `notation.settle`)."""
+    """The combined adapter from pinned ones, their headers and configs. `how` is settled (see `notation.with_defaults`)."""
     assert len(how.weights) == len(adapters)
-    given, refusals = [], []
-    for place, adapter in enumerate(adapters):
-        found, refused = read(adapter, place)
-        given.append(found)
+    adapter_inputs, refusals = [], []
+    for index, adapter in enumerate(adapters):
+        found, refused = read(adapter, index)
+        adapter_inputs.append(found)
         refusals += refused
-    planned, unlike = outline(given, how)
+    planned, unlike = outline(adapter_inputs, how)
     origins, differing = _origins(adapters)
     return Predicted(
         source=_source(adapters, how, planned, origins),
         adapters=tuple(adapters),
         how=how,
-        given=tuple(given),
+        adapter_inputs=tuple(adapter_inputs),
         outline=planned,
         origins=origins,
         refusals=(*refusals, *unlike),
-        notes=(*notes(given, how), *differing),
+        notes=(*notes(adapter_inputs, how), *differing),
     )
 
 
@@ -73,13 +73,13 @@ def combine(predicted: Predicted, folders: Sequence[Path], target: Path) -> Path
     part = target.with_name(f"{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    write_weights(predicted.outline, predicted.given, predicted.how, folders, part / WEIGHTS)
+    write_weights(predicted.outline, predicted.adapter_inputs, predicted.how, folders, part / WEIGHTS)
     assert read_header(part / WEIGHTS, owner=1) == predicted.outline.header
     (part / CONFIG).write_bytes(config_bytes(predicted.outline.config))
-    for name, place in predicted.origins.items():
-        if (folders[place] / name).is_file():  # only what the merge has a use for was fetched
+    for name, index in predicted.origins.items():
+        if (folders[index] / name).is_file():  # only what the merge has a use for was fetched
             (part / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folders[place] / name, part / name)
+            shutil.copyfile(folders[index] / name, part / name)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(part, target)
     return target
@@ -91,16 +91,16 @@ def combine(predicted: Predicted, folders: Sequence[Path], target: Path) -> Path
 def _source(adapters: Sequence[Source], how: Combination, planned: Outline, origins: dict[str, int]) -> Source:
     files = [
         FileEntry(name=entry.name, size=entry.size, sha256=entry.sha256, here=entry.here)
-        for place, one in enumerate(adapters)
+        for index, one in enumerate(adapters)
         for entry in one.files
-        if origins.get(entry.name) == place
+        if origins.get(entry.name) == index
     ]
     config = config_bytes(planned.config)
     files += [
         FileEntry(name=CONFIG, size=len(config), sha256=hashlib.sha256(config).hexdigest(), here=True),
         FileEntry(name=WEIGHTS, size=planned.header.file_size, here=True),
     ]
-    texts = {name: adapters[place].texts[name] for name, place in origins.items() if name in adapters[place].texts}
+    texts = {name: adapters[index].texts[name] for name, index in origins.items() if name in adapters[index].texts}
     gates = [one.gated for one in adapters if one.gated]
     return Source(
         role="adapter",
@@ -138,16 +138,16 @@ def _card(adapters: Sequence[Source]) -> Json:
 def _origins(adapters: Sequence[Source]) -> tuple[dict[str, int], list[str]]:
     """Whose file each asset is: one adapter's whole set, so that no tokenizer is mixed; and everybody's licenses."""
     owned = [{entry.name: kind for entry in one.files if (kind := _kind(entry))} for one in adapters]
-    speaker = next((place for place, names in enumerate(owned) if set(names.values()) & set(SPEAKS)), 0)
+    speaker = next((index for index, names in enumerate(owned) if set(names.values()) & set(SPEAKS)), 0)
     origins = dict.fromkeys(owned[speaker], speaker)
     said = []
-    for place, names in enumerate(owned):
+    for index, names in enumerate(owned):
         for name, kind in names.items():
             if kind == "license":
-                origins.setdefault(name, place)
-        other = [name for name, kind in names.items() if kind in SPEAKS and _differs(adapters, name, speaker, place)]
+                origins.setdefault(name, index)
+        other = [name for name, kind in names.items() if kind in SPEAKS and _differs(adapters, name, speaker, index)]
         if other:
-            whose, others = (adapters[at].called for at in (speaker, place))
+            whose, others = (adapters[at].called for at in (speaker, index))
             said.append(f"The tokenizer and chat template are {whose}'s; {others} brings another {other[0]}.")
     return origins, said
 

@@ -68,7 +68,7 @@ KNOWN_FIELDS = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class ScaledPair:
     """A and B of one module. weight: A is rank × in [× kernel], B out × rank [× 1 …]; embedding: rank × rows, width × rank."""
 
     kind: Kind
@@ -87,14 +87,14 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class AdapterInput:
     """One adapter. `copies`: weights of the base that PEFT saved along (it does so for embeddings), by module."""
 
-    place: int  # 0 for the first
+    index: int  # 0 for the first
     called: str  # for sentences: Adapter 2 (owner/name)
     sha: str
     config: Json
-    pairs: dict[str, Pair] = field(default_factory=dict)
+    pairs: dict[str, ScaledPair] = field(default_factory=dict)
     copies: dict[str, Stored] = field(default_factory=dict)
 
     @property
@@ -104,22 +104,22 @@ class Given:
         return bool(self.config.get("ensure_weight_tying")) if tables else None
 
 
-def read(source: Source, place: int) -> tuple[Given, list[Refusal]]:
+def read(source: Source, index: int) -> tuple[AdapterInput, list[Refusal]]:
     """What can be read of an adapter, and a refusal for everything else in it."""
     config = json.loads(source.texts.get("adapter_config.json", b"{}"))
-    called = f"Adapter {place + 1} ({source.called})"
-    given = Given(place=place, called=called, sha=source.sha, config=config)
+    called = f"Adapter {index + 1} ({source.called})"
+    adapter_inputs = AdapterInput(index=index, called=called, sha=source.sha, config=config)
     if config.get("peft_type") != "LORA":
         reason = f"{called} is no LoRA (its peft_type is {config.get('peft_type')!r}), and only LoRAs can be combined."
-        return given, [Refusal(code="not-lora", reason=reason, remedy=KEEP_SEPARATE)]
+        return adapter_inputs, [Refusal(code="not-lora", reason=reason, remedy=KEEP_SEPARATE)]
     refusals = [_uses(called, code, what) for code, what in _barred_by(config)]
     try:
         scaling = _scaling(config)
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"{called} has an adapter_config.json that cannot be read as a LoRA config: {error}."
-        return given, [Refusal(code="bad-config", reason=reason, remedy="Save the adapter again with PEFT.")]
+        return adapter_inputs, [Refusal(code="bad-config", reason=reason, remedy="Save the adapter again with PEFT.")]
     tensors = [tensor for header in source.headers for tensor in header.tensors]
-    return given, refusals + _sort_out(given, tensors, scaling)
+    return adapter_inputs, refusals + _sort_out(adapter_inputs, tensors, scaling)
 
 
 def bare(key: str) -> str:
@@ -151,7 +151,9 @@ def _barred_by(config: Json) -> list[tuple[str, str]]:
     return found
 
 
-def _sort_out(given: Given, tensors: list[Stored], scaling: Callable[[str], tuple[int, float]]) -> list[Refusal]:
+def _sort_out(
+    adapter_inputs: AdapterInput, tensors: list[Stored], scaling: Callable[[str], tuple[int, float]]
+) -> list[Refusal]:
     """Fill in the pairs and copies; every tensor is in one of them or in a refusal."""
     halves: dict[tuple[str, Kind], dict[str, Stored]] = {}
     names: set[str | None] = set()
@@ -166,45 +168,43 @@ def _sort_out(given: Given, tensors: list[Stored], scaling: Callable[[str], tupl
             sides = halves.setdefault((half["module"], kind), {})
             if sides.setdefault(half["side"] or half["table"], tensor) is not tensor:
                 barred.setdefault(("repeated-key", "a second LoRA matrix for one module"), []).append(tensor.key)
-        elif (copy := COPY.fullmatch(key)) and copy["module"] not in given.copies:
-            given.copies[copy["module"]] = tensor
+        elif (copy := COPY.fullmatch(key)) and copy["module"] not in adapter_inputs.copies:
+            adapter_inputs.copies[copy["module"]] = tensor
         else:
             barred.setdefault(("unknown-key", "tensors of an unknown kind"), []).append(tensor.key)
-    refusals = [_holds(given.called, code, what, keys) for (code, what), keys in barred.items()]
+    refusals = [_holds(adapter_inputs.called, code, what, keys) for (code, what), keys in barred.items()]
     if len(names) > 1:
-        reason = f"{given.called} holds several adapters in one file: {', '.join(sorted(map(str, names)))}."
+        reason = f"{adapter_inputs.called} holds several adapters in one file: {', '.join(sorted(map(str, names)))}."
         refusals.append(Refusal(code="several-adapters", reason=reason, remedy="Save them one by one."))
     for (module, kind), sides in sorted(halves.items()):
-        if problem := _unfit(given, module, sides, scaling):
+        if problem := _unfit(adapter_inputs, module, sides, scaling):
             refusals.append(problem)
         else:
-            given.pairs[module] = Pair(kind=kind, a=sides["A"], b=sides["B"], scaling=scaling(module)[1])
+            adapter_inputs.pairs[module] = ScaledPair(kind=kind, a=sides["A"], b=sides["B"], scaling=scaling(module)[1])
     return refusals
 
 
 def _unfit(
-    given: Given, module: str, sides: dict[str, Stored], scaling: Callable[[str], tuple[int, float]]
+    adapter_inputs: AdapterInput, module: str, sides: dict[str, Stored], scaling: Callable[[str], tuple[int, float]]
 ) -> Refusal | None:
     """What is wrong with a module's halves, or None."""
     again = "Save the adapter again with PEFT."
     if sides.keys() != {"A", "B"}:
-        reason = f"{given.called} has only the {' and '.join(sides)} matrix of {module}."
+        reason = f"{adapter_inputs.called} has only the {' and '.join(sides)} matrix of {module}."
         return Refusal(code="half-a-pair", reason=reason, remedy=again)
-    if module in given.pairs:
-        reason = f"{given.called} changes {module} both as a weight and as an embedding."
+    if module in adapter_inputs.pairs:
+        reason = f"{adapter_inputs.called} changes {module} both as a weight and as an embedding."
         return Refusal(code="repeated-key", reason=reason, remedy=again)
     if empty := next((one for one in sides.values() if 0 in one.shape), None):
-        reason = (
-            f"{given.called} holds an empty tensor, {empty.key}, as DeepSpeed ZeRO-3 and FSDP leave them ungathered."
-        )
+        reason = f"{adapter_inputs.called} holds an empty tensor, {empty.key}, as DeepSpeed ZeRO-3 and FSDP leave them ungathered."
         return Refusal(code="not-gathered", reason=reason, remedy="Save it again with its parameters gathered.")
     a, b, rank = sides["A"].shape, sides["B"].shape, scaling(module)[0]
     if len(a) < 2 or len(b) != len(a) or not a[0] == b[1] == rank:
         shapes = f"A is {'×'.join(map(str, a))}, B is {'×'.join(map(str, b))}"
-        reason = f"{given.called} does not fit its own config at {module}: {shapes}, the rank is to be {rank}."
+        reason = f"{adapter_inputs.called} does not fit its own config at {module}: {shapes}, the rank is to be {rank}."
         return Refusal(code="rank", reason=reason, remedy=again)
     if odd := {sides["A"].dtype, sides["B"].dtype} - FLOATS:
-        reason = f"{given.called} stores {module} as {odd.pop()}."
+        reason = f"{adapter_inputs.called} stores {module} as {odd.pop()}."
         return Refusal(code="adapter-dtype", reason=reason, remedy="Save the adapter in float32 or bfloat16.")
     return None
 

@@ -39,9 +39,9 @@ RANK_AXIS: dict[Side, int] = {"A": 0, "B": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Half:
-    """A and B of one adapter in float64. `place`: which adapter; `factor`: w·s."""
+    """A and B of one adapter in float64. `index`: which adapter; `factor`: w·s."""
 
-    place: int
+    index: int
     a: Array
     b: Array
     factor: float
@@ -73,7 +73,7 @@ def _task_arithmetic(slot: Slot, halves: Sequence[Half], how: Combination, side:
     for half in halves:
         value = half.a if side == "A" else half.b
         if how.kind in PRUNING:
-            value = _pruned(value, how, f"{half.place}/{slot.module}/{side}")
+            value = _pruned(value, how, f"{half.index}/{slot.module}/{side}")
         values.append(_filled(value, shape, RANK_AXIS[side]))
         weights.append(math.sqrt(abs(half.factor)) * (-1.0 if side == "A" and half.factor < 0 else 1.0))
     if how.kind in VOTING:

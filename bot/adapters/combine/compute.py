@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bot.adapters.combine.adapter_input import Given
+from bot.adapters.combine.adapter_input import AdapterInput
 from bot.adapters.combine.algebra import Half, combine_module
 from bot.adapters.combine.exact import Array
-from bot.adapters.combine.outline import WEIGHTS, Carried, Outline, Slot
+from bot.adapters.combine.outline import WEIGHTS, Outline, SavedCopy, Slot
 from bot.checkpoint.header import read_header
 from bot.errors import Refused
 from bot.records import Combination, Stored
@@ -25,33 +25,37 @@ WORKERS = 2
 
 
 def write_weights(
-    planned: Outline, given: Sequence[Given], how: Combination, folders: Sequence[Path], target: Path
+    planned: Outline, adapter_inputs: Sequence[AdapterInput], how: Combination, folders: Sequence[Path], target: Path
 ) -> None:
     """Write adapter_model.safetensors as the outline lays it out. Raises Refused; see `bot.adapters.combine.combine`."""
     paths = [folder / WEIGHTS for folder in folders]
-    for one, path in zip(given, paths, strict=True):
+    for one, path in zip(adapter_inputs, paths, strict=True):
         _require_pinned(one, path)
     with ExitStack() as stack:
         readers = [stack.enter_context(path.open("rb")).fileno() for path in paths]
         out = stack.enter_context(target.open("wb"))
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=WORKERS))
         out.write(planned.header.raw)
-        for carried in planned.carried:
-            _carry(carried, given, readers, out)
+        for saved_copies in planned.saved_copies:
+            _copy_saved(saved_copies, adapter_inputs, readers, out)
         for start in range(0, len(planned.slots), WORKERS):  # in step, so that results do not pile up
             slots = planned.slots[start : start + WORKERS]
-            for slot, made in zip(slots, pool.map(lambda slot: _made(slot, given, how, readers), slots), strict=True):
+            for slot, made in zip(
+                slots, pool.map(lambda slot: _made(slot, adapter_inputs, how, readers), slots), strict=True
+            ):
                 for matrix, shape in zip(made, (slot.a, slot.b), strict=True):
                     assert matrix.shape == shape, (slot.module, matrix.shape, shape)
                     out.write(np.ascontiguousarray(matrix, dtype="<f8").data)
 
 
-def _made(slot: Slot, given: Sequence[Given], how: Combination, readers: Sequence[int]) -> tuple[Array, Array]:
-    owners = [one for one in given if slot.module in one.pairs]
-    return combine_module(slot, [_half(one, slot.module, how, readers[one.place]) for one in owners], how)
+def _made(
+    slot: Slot, adapter_inputs: Sequence[AdapterInput], how: Combination, readers: Sequence[int]
+) -> tuple[Array, Array]:
+    owners = [one for one in adapter_inputs if slot.module in one.pairs]
+    return combine_module(slot, [_half(one, slot.module, how, readers[one.index]) for one in owners], how)
 
 
-def _require_pinned(one: Given, path: Path) -> None:
+def _require_pinned(one: AdapterInput, path: Path) -> None:
     """The outline was made from headers; the file that is read now must still have the same tensors."""
     known = {tensor.key: tensor for tensor in read_header(path).tensors}
     planned = [stored for pair in one.pairs.values() for stored in (pair.a, pair.b)] + list(one.copies.values())
@@ -61,13 +65,13 @@ def _require_pinned(one: Given, path: Path) -> None:
             raise Refused(f"{one.called} is not the file that was planned for.", remedy="Run the merge again.")
 
 
-def _half(one: Given, module: str, how: Combination, reader: int) -> Half:
+def _half(one: AdapterInput, module: str, how: Combination, reader: int) -> Half:
     pair = one.pairs[module]
     a, b = _numbers(pair.a, one, reader), _numbers(pair.b, one, reader)
-    return Half(place=one.place, a=a, b=b, factor=how.weights[one.place] * pair.scaling)
+    return Half(index=one.index, a=a, b=b, factor=how.weights[one.index] * pair.scaling)
 
 
-def _numbers(stored: Stored, one: Given, reader: int) -> Array:
+def _numbers(stored: Stored, one: AdapterInput, reader: int) -> Array:
     """A tensor in float64, which holds every value of the other formats exactly."""
     read = _bytes(stored, reader)
     if stored.dtype == "BF16":
@@ -93,15 +97,17 @@ def _read(reader: int, start: int, size: int) -> bytes:
     return found
 
 
-def _carry(carried: Carried, given: Sequence[Given], readers: Sequence[int], out: BinaryIO) -> None:
+def _copy_saved(
+    saved_copies: SavedCopy, adapter_inputs: Sequence[AdapterInput], readers: Sequence[int], out: BinaryIO
+) -> None:
     """Copy a weight that came along, piece by piece; every adapter that brings it must bring the same."""
-    starts = {place: given[place].copies[carried.module].start for place in carried.owners}
-    for at in range(0, carried.stored.stop - carried.stored.start, PIECE):
-        size = min(PIECE, carried.stored.stop - carried.stored.start - at)
-        pieces = [_read(readers[place], start + at, size) for place, start in starts.items()]
+    starts = {index: adapter_inputs[index].copies[saved_copies.module].start for index in saved_copies.owners}
+    for at in range(0, saved_copies.stored.stop - saved_copies.stored.start, PIECE):
+        size = min(PIECE, saved_copies.stored.stop - saved_copies.stored.start - at)
+        pieces = [_read(readers[index], start + at, size) for index, start in starts.items()]
         if any(piece != pieces[0] for piece in pieces):
             raise Refused(
-                f"The adapters bring different weights of their own for {carried.module}.",
+                f"The adapters bring different weights of their own for {saved_copies.module}.",
                 remedy="Save them without their embeddings (PEFT: save_embedding_layers=False), or merge them apart.",
             )
         out.write(pieces[0])

@@ -17,7 +17,7 @@ DENSITY, SEED = 0.5, 0  # where the kind needs one and none was given
 LARGEST_SEED = 2**63 - 1
 
 
-def settle(asked: Combination | None, count: int) -> Combination | None:
+def with_defaults(asked: Combination | None, count: int) -> Combination | None:
     """What was asked for, with every default filled in and what its kind has no use for left out.
 
     None where one adapter is merged as it is. Raises Usage for anything that cannot be meant.
@@ -77,7 +77,7 @@ def from_json(found: Any) -> Combination:
     try:
         how = Combination(**{**found, "weights": tuple(map(float, found["weights"]))})
         how = replace(how, density=None if how.density is None else float(how.density))
-        settled = settle(how, len(how.weights))
+        settled = with_defaults(how, len(how.weights))
     except (KeyError, TypeError, ValueError, Usage) as error:
         raise ValueError(f"not a combination of adapters: {error}") from error
     if settled != how:

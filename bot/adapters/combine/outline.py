@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bot.adapters.combine.adapter_input import Given, Kind
+from bot.adapters.combine.adapter_input import AdapterInput, Kind
 from bot.adapters.combine.notation import words
 from bot.checkpoint.header import byte_size, parse_header, write_header
 from bot.records import Combination, Header, Json, Refusal, Stored
@@ -42,7 +42,7 @@ class Slot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Carried:
+class SavedCopy:
     """A weight of the base that came along with adapters. `owners`: which of them (they must agree on its bytes)."""
 
     key: str
@@ -56,67 +56,69 @@ class Outline:
     """Everything but the numbers."""
 
     slots: tuple[Slot, ...]
-    carried: tuple[Carried, ...]
+    saved_copies: tuple[SavedCopy, ...]
     header: Header
     config: Json
 
 
-def outline(given: Sequence[Given], how: Combination) -> tuple[Outline, list[Refusal]]:
+def outline(adapter_inputs: Sequence[AdapterInput], how: Combination) -> tuple[Outline, list[Refusal]]:
     """The combined adapter's outline, and what the given ones cannot agree on."""
     refusals: list[Refusal] = []
-    modules = sorted({module for one in given for module in one.pairs})
+    modules = sorted({module for one in adapter_inputs for module in one.pairs})
     unlike = [module for module in modules if len({(one.pairs[module].kind, *one.pairs[module].outer)
-                                                   for one in given if module in one.pairs}) > 1]  # fmt: skip
+                                                   for one in adapter_inputs if module in one.pairs}) > 1]  # fmt: skip
     if unlike:
         refusals.append(_unlike(unlike))
-    slots = tuple(_slot(module, given, how) for module in modules if module not in unlike)
-    carried, clashes = _carry(given, {slot.module for slot in slots})
+    slots = tuple(_slot(module, adapter_inputs, how) for module in modules if module not in unlike)
+    saved_copies, clashes = _copy_saved(adapter_inputs, {slot.module for slot in slots})
     if clashes:
         refusals.append(_clashing(clashes))
-    if len({one.ties for one in given} - {None}) > 1:
+    if len({one.ties for one in adapter_inputs} - {None}) > 1:
         refusals.append(_mixed_tying())
-    entries = [(one.key, one.stored.dtype, one.stored.shape) for one in carried]
+    entries = [(one.key, one.stored.dtype, one.stored.shape) for one in saved_copies]
     entries += [(key, "F64", shape) for slot in slots for key, shape in zip(slot.keys, (slot.a, slot.b), strict=True)]
     raw = write_header(entries, {"format": "pt"})
     size = len(raw) + sum(byte_size(dtype, shape) for _, dtype, shape in entries)
     header = parse_header(raw, file=WEIGHTS, file_size=size, owner=1)
-    return Outline(slots=slots, carried=carried, header=header, config=_config(given, slots)), refusals
+    return Outline(
+        slots=slots, saved_copies=saved_copies, header=header, config=_config(adapter_inputs, slots)
+    ), refusals
 
 
-def _slot(module: str, given: Sequence[Given], how: Combination) -> Slot:
-    pairs = [one.pairs[module] for one in given if module in one.pairs]
+def _slot(module: str, adapter_inputs: Sequence[AdapterInput], how: Combination) -> Slot:
+    pairs = [one.pairs[module] for one in adapter_inputs if module in one.pairs]
     (into, out), kind = pairs[0].outer, pairs[0].kind
     match how.kind:
         case "cat":
             rank = sum(pair.rank for pair in pairs)
         case "svd":
             # No module has more than the sum of its ranks, or than its smaller side, to give.
-            most = how.rank or max(pair.rank for one in given for pair in one.pairs.values())
+            most = how.rank or max(pair.rank for one in adapter_inputs for pair in one.pairs.values())
             rank = min(most, sum(pair.rank for pair in pairs), math.prod(into), out[0])
         case _:
             rank = max(pair.rank for pair in pairs)
     return Slot(module=module, kind=kind, rank=rank, a=(rank, *into), b=(out[0], rank, *out[1:]))
 
 
-def _carry(given: Sequence[Given], changed: set[str]) -> tuple[tuple[Carried, ...], list[str]]:
+def _copy_saved(adapter_inputs: Sequence[AdapterInput], changed: set[str]) -> tuple[tuple[SavedCopy, ...], list[str]]:
     """The weights that came along, and the modules for which they cannot be the same weight."""
-    carried, clashes = [], []
-    for module in sorted({module for one in given for module in one.copies}):
-        owners = [one for one in given if module in one.copies]
+    saved_copies, clashes = [], []
+    for module in sorted({module for one in adapter_inputs for module in one.copies}):
+        owners = [one for one in adapter_inputs if module in one.copies]
         first = owners[0].copies[module]
         if any((one.copies[module].dtype, one.copies[module].shape) != (first.dtype, first.shape) for one in owners):
             clashes.append(module)
             continue
         middle = ".base_layer" if module in changed else ""  # where PEFT looks for it
         key = f"base_model.model.{module}{middle}.weight"
-        carried.append(Carried(key=key, module=module, owners=tuple(one.place for one in owners), stored=first))
-    return tuple(carried), clashes
+        saved_copies.append(SavedCopy(key=key, module=module, owners=tuple(one.index for one in owners), stored=first))
+    return tuple(saved_copies), clashes
 
 
 # --- the config ---------------------------------------------------------------------------------------------------
 
 
-def _config(given: Sequence[Given], slots: Sequence[Slot]) -> Json:
+def _config(adapter_inputs: Sequence[AdapterInput], slots: Sequence[Slot]) -> Json:
     """adapter_config.json. alpha = r for every module, by one pattern for each rank that is not the commonest."""
     by_rank: dict[int, list[str]] = {}
     for slot in slots:
@@ -124,13 +126,13 @@ def _config(given: Sequence[Given], slots: Sequence[Slot]) -> Json:
     common = Counter(slot.rank for slot in slots).most_common(1)[0][0] if slots else 1
     # Anchored and escaped, so that it matches these modules only; one alternation, since each pattern is compiled.
     patterns = {f"^(?:{'|'.join(map(re.escape, names))})": rank for rank, names in by_rank.items() if rank != common}
-    first = given[0].config
+    first = adapter_inputs[0].config
     return {
         "auto_mapping": first.get("auto_mapping"),
         "base_model_name_or_path": first.get("base_model_name_or_path"),
         "bias": "none",
-        "ensure_weight_tying": any(one.ties for one in given),
-        "fan_in_fan_out": any(one.config.get("fan_in_fan_out") for one in given),
+        "ensure_weight_tying": any(one.ties for one in adapter_inputs),
+        "fan_in_fan_out": any(one.config.get("fan_in_fan_out") for one in adapter_inputs),
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": common,
@@ -140,19 +142,21 @@ def _config(given: Sequence[Given], slots: Sequence[Slot]) -> Json:
         "r": common,
         "rank_pattern": patterns,
         "revision": first.get("revision"),
-        "target_modules": _targets(given, slots),
-        "task_type": next((task for one in given if (task := one.config.get("task_type"))), None),
+        "target_modules": _targets(adapter_inputs, slots),
+        "task_type": next((task for one in adapter_inputs if (task := one.config.get("task_type"))), None),
         "use_rslora": False,
     }
 
 
-def _targets(given: Sequence[Given], slots: Sequence[Slot]) -> list[str]:
+def _targets(adapter_inputs: Sequence[AdapterInput], slots: Sequence[Slot]) -> list[str]:
     """The given lists together, where they mean exactly these modules; else every module by its whole name.
 
     Short names are kept where they can be, because they also fit where a newer transformers has moved the modules.
     """
-    lists = [one.config.get("target_modules") for one in given]
-    narrowed = any(one.config.get(name) for one in given for name in ("layers_to_transform", "exclude_modules"))
+    lists = [one.config.get("target_modules") for one in adapter_inputs]
+    narrowed = any(
+        one.config.get(name) for one in adapter_inputs for name in ("layers_to_transform", "exclude_modules")
+    )
     if all(isinstance(found, list) and all(isinstance(name, str) for name in found) for found in lists):
         union = sorted({name for found in lists for name in found or ()})
         ends = tuple(f".{name}" for name in union)
@@ -169,15 +173,15 @@ def config_bytes(config: Json) -> bytes:
 # --- what is worth a word -----------------------------------------------------------------------------------------
 
 
-def notes(given: Sequence[Given], how: Combination) -> list[str]:
+def notes(adapter_inputs: Sequence[AdapterInput], how: Combination) -> list[str]:
     """What a reader of the plan should know of the combination."""
     found = [f"combined: {words(how)}; the sum is rounded once, into the base."] if how.kind == "cat" else []
     found = found or [f"combined: {words(how)}."]
-    bases = dict.fromkeys(str(one.config.get("base_model_name_or_path")) for one in given)
+    bases = dict.fromkeys(str(one.config.get("base_model_name_or_path")) for one in adapter_inputs)
     if len(bases) > 1:
         found.append(f"The adapters' configs name different bases: {', '.join(bases)}.")
-    everywhere = set.intersection(*(set(one.pairs) for one in given))
-    some = len({module for one in given for module in one.pairs}) - len(everywhere)
+    everywhere = set.intersection(*(set(one.pairs) for one in adapter_inputs))
+    some = len({module for one in adapter_inputs for module in one.pairs}) - len(everywhere)
     if some:
         found.append(f"{some} modules are changed by some of the adapters only.")
     return found

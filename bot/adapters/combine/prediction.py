@@ -20,18 +20,20 @@ STARTED = 100 << 20  # bytes of this program with numpy
 COPIES = 8  # of a module's float64 matrices while they are combined: two modules at a time
 
 
-def joined(sources: Sources, asked: Combination | None) -> Predicted | None:
+def predict_combined(sources: Sources, asked: Combination | None) -> Predicted | None:
     """The combined adapter; None where one adapter is merged as it is. Raises Usage for what cannot be meant."""
-    how = notation.settle(asked, len(sources.adapters))
+    how = notation.with_defaults(asked, len(sources.adapters))
     return predict(sources.adapters, how) if how is not None else None
 
 
-def as_one(sources: Sources, predicted: Predicted | None) -> Sources:
+def with_combined_adapter(sources: Sources, predicted: Predicted | None) -> Sources:
     """The sources with the combined adapter as their only one."""
     return sources if predicted is None else replace(sources, adapter=predicted.source, more=())
 
 
-def retold(plan: Plan, predicted: Predicted, asked: Combination | None, pins: Iterable[Json], machine: Machine) -> Plan:
+def plan_for_all_adapters(
+    plan: Plan, predicted: Predicted, asked: Combination | None, pins: Iterable[Json], machine: Machine
+) -> Plan:
     """A plan for the combined adapter as the plan for the given ones: what they are, what they cost, what forbids it."""
     budget = _budget(plan, predicted)
     kept = [refusal for refusal in plan.refusals if refusal.code not in ("disk", "memory")]
@@ -91,7 +93,7 @@ def _budget(plan: Plan, predicted: Predicted) -> Budget:
     """The given adapters are downloaded, the combined one is written beside them."""
     download = sum(entry.size for one in predicted.adapters for entry in _weights(one) if not entry.here)
     written = predicted.outline.header.file_size
-    pairs = [[one.pairs[slot.module] for one in predicted.given if slot.module in one.pairs]
+    pairs = [[one.pairs[slot.module] for one in predicted.adapter_inputs if slot.module in one.pairs]
              for slot in predicted.outline.slots]  # fmt: skip
     largest = max((sum(_numbers(pair.a) + _numbers(pair.b) for pair in found) for found in pairs), default=0)
     return replace(

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bot.checkpoint.families import Family, family_of
+from bot.checkpoint.families import ModelFamily, family_of
 from bot.formats.logical_tensor import logical, rebuilt, refused
 from bot.records import Json, Refusal, Stored
 
@@ -72,7 +72,7 @@ def opener(tensor: Stored, read: Callable[[Stored, int, int], Any]) -> Rows:
     return open_stored(tensor, read)
 
 
-def is_turned(key: str, family: Family) -> bool:
+def is_turned(key: str, family: ModelFamily) -> bool:
     """Whether this is a Conv1D's weight, which transformers transposes before bitsandbytes quantises it."""
     return bool(family.conv1d) and family.is_conv1d(family.conversions.route(key).targets[0])
 

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.resources import files
 
 from bot.checkpoint.conversions import Route
-from bot.checkpoint.families import Family, Part, family_of, parts_of
+from bot.checkpoint.families import ModelFamily, SubModel, family_of, parts_of
 from bot.records import Json
 from bot.untrusted.patterns import first
 
@@ -81,7 +81,7 @@ def find(shapes: Mapping[str, tuple[int, ...]], config: Json, skip: Iterable[str
     return Linears(keys=keys, modules=modules, kept=tuple(sorted(kept)), mixed=mixed)
 
 
-def _by_default(modules: Iterable[str], root: Json, family: Family) -> set[str]:
+def _by_default(modules: Iterable[str], root: Json, family: ModelFamily) -> set[str]:
     """What transformers chooses to leave alone: the head, what is tied, and the last module."""
     state = root.get("tied" if family.tied else "untied", {})
     whole, some = {*root.get("kept", ()), *state.get("kept", ())}, state.get("last", ())
@@ -102,13 +102,13 @@ def _row(name: str) -> Json | None:
     return found
 
 
-def _is_bare(family: Family, parts: Iterable[Part], routes: Mapping[str, Route]) -> bool:
+def _is_bare(family: ModelFamily, parts: Iterable[SubModel], routes: Mapping[str, Route]) -> bool:
     """Whether the checkpoint leaves the base model's prefix out, which transformers puts on as it loads."""
     named = any(one.targets[0].startswith(f"{family.prefix}.") for one in routes.values())
     return not named and any(part.path and part.path == family.prefix for part in parts)
 
 
-def _is_other(module: str, other: set[str], family: Family) -> bool:
+def _is_other(module: str, other: set[str], family: ModelFamily) -> bool:
     """Whether a matrix is no Linear's: an embedding, a router, a part of stacked experts."""
     parent = module.rpartition(".")[0]
     stacked = family.stack(module) is not None or family.stack(parent) is not None

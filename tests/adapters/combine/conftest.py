@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.adapters.combine.given import save
+from tests.adapters.combine.inputs import save
 
 
 @pytest.fixture(scope="module")

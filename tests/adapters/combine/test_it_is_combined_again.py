@@ -18,7 +18,7 @@ from bot.checks.expected.combined import combined as check
 from bot.checks.subject import Subject
 from bot.events import silent
 from bot.records import Finding
-from tests.adapters.combine.given import each_kind, edit, pinned, predicted, save
+from tests.adapters.combine.inputs import each_kind, edit, pinned, predicted, save
 
 
 def checked(adapters: list[Path], folder: Path, how: dict[str, Any]) -> Finding:
@@ -151,7 +151,7 @@ def test_a_scaling_that_is_not_one_is_a_fault(unlike: list[Path], tmp_path: Path
 
 def test_the_seed_makes_the_combination_reproducible(tmp_path: Path) -> None:
     pair = [save(tmp_path / "a", seed=1), save(tmp_path / "b", seed=2)]
-    settled = notation.settle(notation.from_json({"kind": "dare_ties", "weights": ["1.0", "1.0"], "density": "0.5",
+    settled = notation.with_defaults(notation.from_json({"kind": "dare_ties", "weights": ["1.0", "1.0"], "density": "0.5",
                                                   "seed": 11, "majority_sign": "total"}), 2)  # fmt: skip
     assert settled is not None
     one, two = (

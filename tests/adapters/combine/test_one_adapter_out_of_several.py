@@ -15,7 +15,7 @@ from bot.adapters.combine.prediction import combined_in
 from bot.checkpoint.header import read_header
 from bot.errors import Refused, Usage
 from bot.records import Combination
-from tests.adapters.combine.given import combined, deltas, each_kind, edit, edit_weights, numbers, predicted, save
+from tests.adapters.combine.inputs import combined, deltas, each_kind, edit, edit_weights, numbers, predicted, save
 
 
 def codes(adapters: list[Path], **how: Any) -> set[str]:
@@ -343,18 +343,18 @@ def test_an_adapter_that_changed_since_the_plan_is_noticed(tmp_path: Path) -> No
 )
 def test_what_cannot_be_meant_is_a_usage_error(asked: dict[str, Any]) -> None:
     with pytest.raises(Usage) as raised:
-        notation.settle(Combination(**asked), 2)
+        notation.with_defaults(Combination(**asked), 2)
     assert raised.value.exit_code == 2
 
 
 def test_several_adapters_are_summed_unless_asked_otherwise() -> None:
-    assert notation.settle(None, 1) is None
-    assert notation.settle(None, 3) == Combination(kind="cat", weights=(1.0, 1.0, 1.0))
+    assert notation.with_defaults(None, 1) is None
+    assert notation.with_defaults(None, 3) == Combination(kind="cat", weights=(1.0, 1.0, 1.0))
 
 
 @each_kind
 def test_a_combination_is_read_back_as_it_was_written(how: dict[str, Any]) -> None:
-    settled = notation.settle(Combination(weights=(1 / 3, -0.1), **how), 2)
+    settled = notation.with_defaults(Combination(weights=(1 / 3, -0.1), **how), 2)
     assert settled is not None
     assert notation.from_json(json.loads(json.dumps(notation.to_json(settled)))) == settled
 

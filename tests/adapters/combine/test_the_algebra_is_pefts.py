@@ -11,7 +11,7 @@ import torch
 from peft.utils import merge_utils
 
 from bot.adapters.combine.algebra import drawn
-from tests.adapters.combine.given import by_peft, combined, deltas, inputs, loaded, numbers, save, small
+from tests.adapters.combine.inputs import by_peft, combined, deltas, inputs, loaded, numbers, save, small
 
 WEIGHTS = [(0.7, 0.3), (1.0, -0.6), (-0.5, -1.5)]
 

@@ -82,7 +82,7 @@ def pinned(folder: Path) -> Source:
 
 
 def predicted(adapters: Sequence[Path], **how: Any) -> Predicted:
-    settled = notation.settle(Combination(**how), len(adapters))
+    settled = notation.with_defaults(Combination(**how), len(adapters))
     assert settled is not None
     return predict([pinned(folder) for folder in adapters], settled)
 
