@@ -8,7 +8,7 @@ the other side × rank·experts. Which is which has changed (read in PEFT's own 
 | 0.19.0           | A: out, B: in           | A: out, B: in                  |
 | 0.19.1 and later | A: in, B: out           | A: in, B: out                  |
 
-"A: in, B: out" is the LoRA that everybody knows, ΔW = B·A. "A: out, B: in" gives ΔW = Aᵀ·Bᵀ: an exact merged form too.
+"A: in, B: out" is the usual LoRA, ΔW = B·A. "A: out, B: in" gives ΔW = Aᵀ·Bᵀ: an exact merged form too.
 Where the two sides differ in size, the shapes say which it is; where they are equal, only the version can.
 """
 
@@ -29,14 +29,14 @@ VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?(?P<rest>\D.*)?", re.
 RELEASE = re.compile(r"(\.post\d+)?(\+.*)?(@.*)?")  # what may follow the numbers of a released version
 
 
-def order_of(version: object, is_transposed: bool) -> Order | None:
+def order_of(version: object, transposed: bool) -> Order | None:
     """The order that PEFT `version` (adapter_config.json's peft_version, written since 0.18.0) saves for such a
     parameter; None where that cannot be told."""
-    found = VERSION.fullmatch(version) if isinstance(version, str) else None
-    if found is None:
+    match = VERSION.fullmatch(version) if isinstance(version, str) else None
+    if match is None:
         return None
-    number = (int(found[1]), int(found[2]), int(found[3] or 0))
-    if number in UNCLEAR[is_transposed] and not RELEASE.fullmatch(found["rest"] or ""):
+    number = (int(match[1]), int(match[2]), int(match[3] or 0))
+    if number in UNCLEAR[transposed] and not RELEASE.fullmatch(match["rest"] or ""):
         return None
-    first, end = OLDER[is_transposed]
+    first, end = OLDER[transposed]
     return "older" if first <= number < end else "today's"

@@ -1,72 +1,17 @@
-"""An adapter of the LoRA family, read from its config and its keys: what it changes, before the base is known.
+"""An adapter of the LoRA family, read from its keys and its settings: what it changes, before the base is known.
 
-The rules are PEFT's (peft.tuners.lora, peft.utils.other): scaling is alpha / r, or alpha / √r for rsLoRA;
-`rank_pattern` and `alpha_pattern` override r and alpha for the names that they match. Keys are read in every form that
-PEFT has written since 0.6 and that trainers wrap around it (DDP, FSDP, torch.compile, an adapter's name in the key).
+The rules are PEFT's (peft.tuners.lora, peft.utils.other).
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from bot.records import Json, Refusal, Stored
-from bot.untrusted.patterns import check, first
-
-SAVE_AGAIN = "Save the adapter again with PEFT."
-WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-PREFIX = "base_model.model."
-ENDING = r"(.*\.)?({})$"  # how PEFT looks for a pattern in a module's name
-
-# (kind, pattern on the bare key). The first that matches says what a tensor is; `name` is an adapter's name.
-KEYS: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("lora", re.compile(r"(?P<module>.+?)\.lora_(?P<side>[AB])(?:\.(?P<name>[^.]+))?\.weight")),
-    ("bias", re.compile(r"(?P<module>.+?)\.lora_B(?:\.(?P<name>[^.]+))?\.bias")),
-    ("embedding", re.compile(r"(?P<module>.+?)\.lora_embedding_(?P<side>[AB])(?:\.(?P<name>[^.]+))?")),
-    ("magnitude", re.compile(r"(?P<module>.+?)\.lora_magnitude_vector(?:\.(?P<name>(?!weight$)[^.]+))?(?:\.weight)?")),
-    ("tokens", re.compile(r"(?P<module>.+?)\.(?:token_adapter\.)?trainable_tokens_delta(?:\.(?P<name>[^.]+))?")),
-    ("ignored", re.compile(r".+\.trainable_tokens_original(?:\..+)?|.+\.original_module\..+")),
-    ("saved", re.compile(r"(?P<module>.+?)\.modules_to_save(?:\.(?P<name>default))?\.(?P<rest>.+)")),
-    ("carried", re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.base_layer\.(?P<rest>weight|bias)")),
-    ("plain", re.compile(r"(?P<module>.+)\.(?P<rest>[^.]+)")),
-)  # fmt: skip
-
-# LoraConfig fields that say how the adapter was trained or found, or that are read below.
-KNOWN_FIELDS = frozenset(
-    "alora_invocation_tokens alpha_pattern arrow_config auto_mapping base_model_name_or_path bias corda_config "
-    "ensure_weight_tying eva_config exclude_modules fan_in_fan_out inference_mode init_lora_weights init_weights "
-    "kasa_config layer_replication layers_pattern layers_to_transform loftq_config lora_alpha lora_bias lora_dropout "
-    "lora_ga_config megatron_config megatron_core modules_to_save monteclora_config peft_type peft_version "
-    "qalora_group_size r rank_pattern revision runtime_config target_modules target_parameters task_type token_indices "
-    "trainable_token_indices use_bdlora use_dora use_qalora use_rslora velora_config".split()
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """What adapter_config.json says of a LoRA or a trainable-tokens adapter."""
-
-    rank: int = 8
-    alpha: float = 8.0
-    rslora: bool = False
-    dora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    bias: str = "none"
-    saved: tuple[str, ...] = ()  # modules_to_save
-    tokens: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
-    parameters: tuple[str, ...] = ()  # target_parameters
-    version: str | None = None  # peft_version
-    tying: bool = False  # ensure_weight_tying
-    replication: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def method(self) -> str:
-        names = ("DoRA" if self.dora else "", "rsLoRA" if self.rslora else "")
-        return ", ".join(filter(None, names)) or "LoRA"
+from bot.adapters.lora_config import SAVE_AGAIN, LoraSettings, is_saved
+from bot.adapters.lora_keys import bare_key, read_key
+from bot.records import Refusal, Stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +31,7 @@ class LoraPair:
 
 @dataclass(frozen=True, kw_only=True)
 class WholeTensor:
-    """A whole tensor. `trained`: it takes the module's own place (modules_to_save, trained biases); else it is a copy of
+    """A whole tensor. `trained`: it replaces the module's own (modules_to_save, trained biases); else it is a copy of
     the base's parameter, which PEFT loads over it, tied heads included."""
 
     parameter: str
@@ -115,61 +60,6 @@ class Changes:
     refusals: tuple[Refusal, ...] = ()
 
 
-def read_settings(config: Json) -> tuple[LoraSettings, list[Refusal]]:
-    """The settings, and the refusals of a config that cannot be read or says what is not known here."""
-    strange = sorted(name for name, value in config.items() if name not in KNOWN_FIELDS and value)
-    refusals = []
-    if strange:
-        reason = f"adapter_config.json has settings that this version does not know: {', '.join(strange)}."
-        remedy = "Use a newer adapter-merge, or remove them if they did not shape the weights."
-        refusals.append(Refusal(code="unknown-setting", reason=reason, remedy=remedy))
-    try:
-        return _settings(config), refusals
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = f"adapter_config.json cannot be read as a LoRA config: {error}."
-        return LoraSettings(), [*refusals, Refusal(code="bad-config", reason=reason, remedy=SAVE_AGAIN)]
-
-
-def _settings(config: Json) -> LoraSettings:
-    tokens = config.get("trainable_token_indices") or config.get("token_indices") or ()
-    return LoraSettings(
-        rank=_positive_int(config.get("r", 8)),
-        alpha=_finite(config.get("lora_alpha", 8)),
-        rslora=bool(config.get("use_rslora", False)),
-        dora=bool(config.get("use_dora", False)),
-        rank_pattern={k: _positive_int(v) for k, v in _patterns(config, "rank_pattern")},
-        alpha_pattern={k: _finite(v) for k, v in _patterns(config, "alpha_pattern")},
-        bias=str(config.get("bias", "none")),
-        saved=names_listed(config.get("modules_to_save")),
-        tokens={name: _rows(rows) for name, rows in tokens.items()} if isinstance(tokens, dict) else _rows(tokens),
-        parameters=names_listed(config.get("target_parameters")),
-        version=version if isinstance(version := config.get("peft_version"), str) else None,
-        tying=bool(config.get("ensure_weight_tying", False)),
-        replication=tuple((_index(low), _index(high)) for low, high in config.get("layer_replication") or ()),
-    )
-
-
-def scaling_of(settings: LoraSettings, name: str) -> tuple[int, float, float]:
-    """(rank, alpha, scaling) of one module, by PEFT's own matching of patterns: the first pattern that matches wins."""
-    rank = _matched(settings.rank_pattern, name, settings.rank)
-    alpha = _matched(settings.alpha_pattern, name, settings.alpha)
-    return rank, alpha, alpha / (math.sqrt(rank) if settings.rslora else rank)
-
-
-def bare_key(key: str) -> str:
-    """A key without the names of what was wrapped around the model."""
-    return WRAPPERS.sub("", key.removeprefix(PREFIX)).removeprefix(PREFIX)
-
-
-def is_saved(settings: LoraSettings, parameter: str) -> bool:
-    """Whether a parameter belongs to a module of modules_to_save; PEFT compares the ends of names."""
-    module, found = parameter, False
-    while "." in module and not found:
-        module = module.rpartition(".")[0]
-        found = any(module.endswith(name) for name in settings.saved)
-    return found
-
-
 def read_changes(tensors: Iterable[Stored], settings: LoraSettings) -> Changes:
     """Sort an adapter's tensors into what they do; what cannot be sorted is a refusal that claims it."""
     reader = _Reader(settings)
@@ -192,20 +82,17 @@ class _Reader:
         self.refused: dict[tuple[str, str, str], list[str]] = {}  # (code, sentence, remedy) → keys
 
     def take(self, tensor: Stored) -> None:
-        bare = bare_key(tensor.key)
-        kind, match = next(
-            (kind, match) for kind, pattern in KEYS if (match := pattern.fullmatch(bare)) or kind == "plain"
-        )
+        kind, match = read_key(bare_key(tensor.key))
         if match is None:
             self._refuse("unknown-key", "are of an unknown kind", tensor)
             return
-        found = match.groupdict()
-        if found.get("name"):
-            self.names.add(found["name"])
-        module, rest = found.get("module") or "", found.get("rest") or ""
+        parts = match.groupdict()
+        if parts.get("name"):
+            self.names.add(parts["name"])
+        module, rest = parts.get("module") or "", parts.get("rest") or ""
         match kind:
             case "lora" | "embedding":
-                self._side(kind, module, found["side"], tensor)
+                self._side(kind, module, parts["side"], tensor)
             case "magnitude":
                 self._side("magnitude", module, "M", tensor)
             case "bias":
@@ -289,45 +176,3 @@ class _Reader:
             magnitude=magnitude,
             depth=depth,
         )
-
-
-def _matched(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    found = first(patterns, name, ENDING)
-    return default if found is None else list(patterns.values())[found.at]
-
-
-def _patterns(config: Json, name: str) -> Iterable[tuple[str, Any]]:
-    """Raises ValueError where one cannot be compiled, and Refused where it would not come to an end."""
-    found = config.get(name) or {}
-    check(found.keys(), ENDING)
-    return found.items()
-
-
-def names_listed(value: Any) -> tuple[str, ...]:
-    """The names of a config's field, which may hold a single one or none. Raises ValueError for anything else."""
-    names = [value] if isinstance(value, str) else list(value or ())
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{value!r} is not a list of names")
-    return tuple(names)
-
-
-def _rows(value: Any) -> tuple[int, ...]:
-    return tuple(_index(row) for row in value)
-
-
-def _index(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"an index must be a whole number, not {value!r}")
-    return value
-
-
-def _positive_int(value: Any) -> int:
-    if type(value) is not int or value <= 0:
-        raise ValueError(f"a rank must be a positive whole number, not {value!r}")
-    return value
-
-
-def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"an alpha must be a finite number, not {value!r}")
-    return float(value)

@@ -11,7 +11,8 @@ from typing import Any
 
 from bot import assets, special_tokens, trained_base
 from bot.adapters import methods
-from bot.adapters.lora import LoraSettings, read_changes, read_settings
+from bot.adapters.lora import read_changes
+from bot.adapters.lora_config import LoraSettings, read_settings
 from bot.budget import choose_device, choose_level, disk_to_prove, machine_refusals, make_budget
 from bot.checkpoint.locations import Names
 from bot.checkpoint.shards import INDEX_NAME, lay_out, stored_targets, torch_name

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from bot.adapters.lora import Changes, LoraPair, LoraSettings, TokenRows, WholeTensor, is_saved, scaling_of
+from bot.adapters.lora import Changes, LoraPair, TokenRows, WholeTensor
+from bot.adapters.lora_config import LoraSettings, is_saved, scaling_of
 from bot.checkpoint.locations import Ambiguous, Names, Placement
 from bot.plan.layer_replication import LayerReplicas
 from bot.plan.patches import Misfit, PairSettings, is_swapped, patches_of, vector_patch

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bot.adapters import methods
-from bot.adapters.lora import LoraSettings, names_listed, read_changes
+from bot.adapters.lora import read_changes
+from bot.adapters.lora_config import LoraSettings, names_listed
 from bot.checkpoint.locations import Ambiguous, Names
 from bot.plan import tying
 from bot.plan.claims import AdapterClaims, claim, is_empty

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bot.adapters.lora import LoraSettings, WholeTensor, is_saved
+from bot.adapters.lora import WholeTensor
+from bot.adapters.lora_config import LoraSettings, is_saved
 from bot.checkpoint.locations import Names
 from bot.plan.claims import AdapterClaims
 from bot.records import Json, Stored

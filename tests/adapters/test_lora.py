@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.adapters import methods
-from bot.adapters.lora import LoraSettings, read_changes, read_settings, scaling_of
+from bot.adapters.lora import read_changes
+from bot.adapters.lora_config import LoraSettings, read_settings, scaling_of
 from bot.records import Stored
 
 LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.adapters.lora import ENDING, read_settings, scaling_of
+from bot.adapters.lora_config import ENDING, read_settings, scaling_of
 from bot.adapters.methods import is_target
 from bot.checks.expected.lora import scale
 from bot.errors import Refused

@@ -1,8 +1,8 @@
-"""combine: several LoRA adapters become one, which then goes the ordinary way: plan, merge, verify.
+"""combine: several LoRA adapters become one, which is then planned, merged and verified like any other.
 
-`predict` knows everything about it but its numbers, from headers and configs, so that a merge can be planned before
-anything is downloaded; `combine` computes and writes it. It is a folder that PEFT can load: canonical keys, float64,
-and a scaling of 1 everywhere.
+`predict` derives everything about it but its numbers from headers and configs, so that a merge can be planned before
+anything is downloaded; `combine` computes and writes it: a folder that PEFT can load, with canonical keys, float64
+numbers, and a scaling of 1 everywhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bot.adapters.combine import notation
-from bot.adapters.combine.adapter_input import AdapterInput, read
+from bot.adapters.combine.adapter_input import AdapterInput, read_adapter_input
 from bot.adapters.combine.outline import CONFIG, WEIGHTS, Outline, config_bytes, notes, outline
 from bot.assets import KINDS
 from bot.checkpoint.header import read_header
@@ -24,12 +24,12 @@ from bot.records import Combination, FileEntry, Json, Ref, Refusal, Source
 
 __all__ = ["Predicted", "combine", "notation", "predict"]
 
-SPEAKS = ("tokenizer", "chat template")  # what an adapter ships when it has something to say about text
+TEXT_KINDS = ("tokenizer", "chat template")  # taken together from one adapter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """The combined adapter, as `pin` would find it if it existed already. `origins`: whose every other file is."""
+    """The combined adapter, as `pin` would find it if it existed already. `origins`: file → index of its adapter."""
 
     source: Source
     adapters: tuple[Source, ...]
@@ -42,12 +42,12 @@ class Predicted:
 
 
 def predict(adapters: Sequence[Source], how: Combination) -> Predicted:
-    """The combined adapter from pinned ones, their headers and configs. `how` is settled (see `notation.with_defaults`)."""
+    """The combined adapter from pinned ones, their headers and configs. `how` has all its defaults (`notation.with_defaults`)."""
     assert len(how.weights) == len(adapters)
     adapter_inputs, refusals = [], []
     for index, adapter in enumerate(adapters):
-        found, refused = read(adapter, index)
-        adapter_inputs.append(found)
+        adapter_input, refused = read_adapter_input(adapter, index)
+        adapter_inputs.append(adapter_input)
         refusals += refused
     planned, unlike = outline(adapter_inputs, how)
     origins, differing = _origins(adapters)
@@ -91,8 +91,8 @@ def combine(predicted: Predicted, folders: Sequence[Path], target: Path) -> Path
 def _source(adapters: Sequence[Source], how: Combination, planned: Outline, origins: dict[str, int]) -> Source:
     files = [
         FileEntry(name=entry.name, size=entry.size, sha256=entry.sha256, here=entry.here)
-        for index, one in enumerate(adapters)
-        for entry in one.files
+        for index, adapter in enumerate(adapters)
+        for entry in adapter.files
         if origins.get(entry.name) == index
     ]
     config = config_bytes(planned.config)
@@ -101,17 +101,17 @@ def _source(adapters: Sequence[Source], how: Combination, planned: Outline, orig
         FileEntry(name=WEIGHTS, size=planned.header.file_size, here=True),
     ]
     texts = {name: adapters[index].texts[name] for name, index in origins.items() if name in adapters[index].texts}
-    gates = [one.gated for one in adapters if one.gated]
+    gates = [adapter.gated for adapter in adapters if adapter.gated]
     return Source(
         role="adapter",
-        ref=Ref(text=" + ".join(one.called for one in adapters)),
+        ref=Ref(text=" + ".join(adapter.called for adapter in adapters)),
         repo=None,
         revision=None,
         sha=_sha(adapters, how),
         files=tuple(sorted(files, key=lambda entry: entry.name)),
         headers=(planned.header,),
         texts={**texts, CONFIG: config},
-        private=any(one.private for one in adapters),
+        private=any(adapter.private for adapter in adapters),
         gated="manual" if "manual" in gates else next(iter(gates), None),
         card=_card(adapters),
     )
@@ -119,7 +119,7 @@ def _source(adapters: Sequence[Source], how: Combination, planned: Outline, orig
 
 def _sha(adapters: Sequence[Source], how: Combination) -> str:
     """`sha256:…` over the canonical JSON of what decides its numbers: the pins, in their order, and the combination."""
-    decides = {"adapters": [one.pin for one in adapters], "combination": notation.to_json(how)}
+    decides = {"adapters": [adapter.pin for adapter in adapters], "combination": notation.to_json(how)}
     return f"sha256:{hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(',', ':')).encode()).hexdigest()}"
 
 
@@ -127,7 +127,7 @@ def _card(adapters: Sequence[Source]) -> Json:
     """The first card, with every license, language, data set and tag that any of them names."""
     card = dict(adapters[0].card)
     for name in ("license", "language", "datasets", "tags"):
-        values = [one.card.get(name) for one in adapters]
+        values = [adapter.card.get(name) for adapter in adapters]
         union = list(dict.fromkeys(str(v) for value in values for v in (value if isinstance(value, list) else [value])
                                    if isinstance(v, str)))  # fmt: skip
         if union:
@@ -136,28 +136,29 @@ def _card(adapters: Sequence[Source]) -> Json:
 
 
 def _origins(adapters: Sequence[Source]) -> tuple[dict[str, int], list[str]]:
-    """Whose file each asset is: one adapter's whole set, so that no tokenizer is mixed; and everybody's licenses."""
-    owned = [{entry.name: kind for entry in one.files if (kind := _kind(entry))} for one in adapters]
-    speaker = next((index for index, names in enumerate(owned) if set(names.values()) & set(SPEAKS)), 0)
-    origins = dict.fromkeys(owned[speaker], speaker)
-    said = []
+    """Which adapter each asset is taken from, and notes: the whole set of one adapter, so that no tokenizer is mixed, and
+    the licenses of all."""
+    owned = [{entry.name: kind for entry in adapter.files if (kind := _kind(entry))} for adapter in adapters]
+    main = next((index for index, names in enumerate(owned) if set(names.values()) & set(TEXT_KINDS)), 0)
+    origins = dict.fromkeys(owned[main], main)
+    differing = []
     for index, names in enumerate(owned):
         for name, kind in names.items():
             if kind == "license":
                 origins.setdefault(name, index)
-        other = [name for name, kind in names.items() if kind in SPEAKS and _differs(adapters, name, speaker, index)]
+        other = [name for name, kind in names.items() if kind in TEXT_KINDS and _differs(adapters, name, main, index)]
         if other:
-            whose, others = (adapters[at].called for at in (speaker, index))
-            said.append(f"The tokenizer and chat template are {whose}'s; {others} brings another {other[0]}.")
-    return origins, said
+            owner, rival = adapters[main].called, adapters[index].called
+            differing.append(f"The tokenizer and chat template are {owner}'s; {rival} brings another {other[0]}.")
+    return origins, differing
 
 
-def _differs(adapters: Sequence[Source], name: str, one: int, other: int) -> bool:
+def _differs(adapters: Sequence[Source], name: str, index: int, other: int) -> bool:
     """Whether two adapters' files of a name are known to differ, by text, size or hash."""
-    if one == other:
+    if index == other:
         return False
-    texts = [adapters[at].texts.get(name) for at in (one, other)]
-    entries = [next((entry for entry in adapters[at].files if entry.name == name), None) for at in (one, other)]
+    texts = [adapters[at].texts.get(name) for at in (index, other)]
+    entries = [next((entry for entry in adapters[at].files if entry.name == name), None) for at in (index, other)]
     if texts[0] is not None and texts[1] is not None:
         return texts[0] != texts[1]
     first, second = entries

@@ -4,13 +4,13 @@ Written with w for an adapter's weight and s for its scaling, for the adapters t
 
 * cat: A = [w·s·A₁; w·s·A₂ …], B = [B₁ B₂ …]: the weighted sum itself, exact up to the rounding of w·s·A.
 * svd: the best approximation of Σ w·s·B·A by the wanted rank, as A = Vᵀ and B = U·S.
-* linear: A = Σ ±√|w·s|·A and B = Σ √|w·s|·B, the sign of w·s going to A. (So B·A has cross terms: an approximation.)
+* linear: A = Σ ±√|w·s|·A and B = Σ √|w·s|·B, the sign of w·s going to A. (B·A then has cross terms: an approximation.)
 * magnitude_prune: the same after all but the largest values of each A and B are set to zero.
 * dare_linear (arXiv 2311.03099): the same after random values are set to zero and the others divided by the density.
 * ties (arXiv 2306.01708): prune by magnitude, elect for each value the sign of its sum over the adapters (or of most of
   them), and take the mean of the weighted values that have that sign. dare_ties: the same with dare's pruning.
 
-Where PEFT differs, and this does not follow it: it refuses `linear` and its kin for adapters of different ranks (here the
+Where this does not follow PEFT: PEFT refuses `linear` and the kinds made of it for adapters of different ranks (here the
 smaller ones are filled up with zeros, which leaves each of them what it was, and pruning counts without them); it rounds
 its weights to float32; it keeps the first adapter's use_rslora beside alpha = r, which scales the result by √r, and its
 layers_to_transform, which loses the other's layers; its svd folds Conv1d and Conv3d weights wrongly; and which of several

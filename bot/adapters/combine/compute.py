@@ -20,7 +20,7 @@ from bot.errors import Refused
 from bot.records import Combination, Stored
 
 DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
-PIECE = 1 << 22  # bytes compared at a time
+COMPARED = 1 << 22  # bytes at a time
 WORKERS = 2
 
 
@@ -29,15 +29,15 @@ def write_weights(
 ) -> None:
     """Write adapter_model.safetensors as the outline lays it out. Raises Refused; see `bot.adapters.combine.combine`."""
     paths = [folder / WEIGHTS for folder in folders]
-    for one, path in zip(adapter_inputs, paths, strict=True):
-        _require_pinned(one, path)
+    for adapter_input, path in zip(adapter_inputs, paths, strict=True):
+        _require_pinned(adapter_input, path)
     with ExitStack() as stack:
         readers = [stack.enter_context(path.open("rb")).fileno() for path in paths]
         out = stack.enter_context(target.open("wb"))
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=WORKERS))
         out.write(planned.header.raw)
-        for saved_copies in planned.saved_copies:
-            _copy_saved(saved_copies, adapter_inputs, readers, out)
+        for saved_copy in planned.saved_copies:
+            _copy_saved(saved_copy, adapter_inputs, readers, out)
         for start in range(0, len(planned.slots), WORKERS):  # in step, so that results do not pile up
             slots = planned.slots[start : start + WORKERS]
             for slot, made in zip(
@@ -51,27 +51,31 @@ def write_weights(
 def _made(
     slot: Slot, adapter_inputs: Sequence[AdapterInput], how: Combination, readers: Sequence[int]
 ) -> tuple[Array, Array]:
-    owners = [one for one in adapter_inputs if slot.module in one.pairs]
-    return combine_module(slot, [_half(one, slot.module, how, readers[one.index]) for one in owners], how)
+    owners = [owner for owner in adapter_inputs if slot.module in owner.pairs]
+    return combine_module(slot, [_half(owner, slot.module, how, readers[owner.index]) for owner in owners], how)
 
 
-def _require_pinned(one: AdapterInput, path: Path) -> None:
+def _require_pinned(adapter_input: AdapterInput, path: Path) -> None:
     """The outline was made from headers; the file that is read now must still have the same tensors."""
     known = {tensor.key: tensor for tensor in read_header(path).tensors}
-    planned = [stored for pair in one.pairs.values() for stored in (pair.a, pair.b)] + list(one.copies.values())
+    planned = [stored for pair in adapter_input.pairs.values() for stored in (pair.a, pair.b)] + list(
+        adapter_input.copies.values()
+    )
     for stored in planned:
-        found = known.get(stored.key)
-        if found is None or (found.dtype, found.shape, found.start) != (stored.dtype, stored.shape, stored.start):
-            raise Refused(f"{one.called} is not the file that was planned for.", remedy="Run the merge again.")
+        now = known.get(stored.key)
+        if now is None or (now.dtype, now.shape, now.start) != (stored.dtype, stored.shape, stored.start):
+            raise Refused(
+                f"{adapter_input.called} is not the file that was planned for.", remedy="Run the merge again."
+            )
 
 
-def _half(one: AdapterInput, module: str, how: Combination, reader: int) -> Half:
-    pair = one.pairs[module]
-    a, b = _numbers(pair.a, one, reader), _numbers(pair.b, one, reader)
-    return Half(index=one.index, a=a, b=b, factor=how.weights[one.index] * pair.scaling)
+def _half(adapter_input: AdapterInput, module: str, how: Combination, reader: int) -> Half:
+    pair = adapter_input.pairs[module]
+    a, b = _numbers(pair.a, adapter_input, reader), _numbers(pair.b, adapter_input, reader)
+    return Half(index=adapter_input.index, a=a, b=b, factor=how.weights[adapter_input.index] * pair.scaling)
 
 
-def _numbers(stored: Stored, one: AdapterInput, reader: int) -> Array:
+def _numbers(stored: Stored, adapter_input: AdapterInput, reader: int) -> Array:
     """A tensor in float64, which holds every value of the other formats exactly."""
     read = _bytes(stored, reader)
     if stored.dtype == "BF16":
@@ -80,7 +84,8 @@ def _numbers(stored: Stored, one: AdapterInput, reader: int) -> Array:
         values = np.frombuffer(read, dtype=DTYPES[stored.dtype]).astype(np.float64)
     if not np.isfinite(values).all():
         raise Refused(
-            f"{one.called} holds values that are not finite in {stored.key}.", remedy="Train or save it again."
+            f"{adapter_input.called} holds values that are not finite in {stored.key}.",
+            remedy="Train or save it again.",
         )
     return values.reshape(stored.shape)
 
@@ -91,23 +96,23 @@ def _bytes(stored: Stored, reader: int) -> bytes:
 
 def _read(reader: int, start: int, size: int) -> bytes:
     """`size` bytes; a read call gives 2 GiB at most, and a network's disk less."""
-    found = b""
-    while len(found) < size and (piece := os.pread(reader, size - len(found), start + len(found))):
-        found = found + piece if found else piece
-    return found
+    content = b""
+    while len(content) < size and (part := os.pread(reader, size - len(content), start + len(content))):
+        content = content + part if content else part
+    return content
 
 
 def _copy_saved(
-    saved_copies: SavedCopy, adapter_inputs: Sequence[AdapterInput], readers: Sequence[int], out: BinaryIO
+    saved_copy: SavedCopy, adapter_inputs: Sequence[AdapterInput], readers: Sequence[int], out: BinaryIO
 ) -> None:
-    """Copy a weight that came along, piece by piece; every adapter that brings it must bring the same."""
-    starts = {index: adapter_inputs[index].copies[saved_copies.module].start for index in saved_copies.owners}
-    for at in range(0, saved_copies.stored.stop - saved_copies.stored.start, PIECE):
-        size = min(PIECE, saved_copies.stored.stop - saved_copies.stored.start - at)
+    """Copy a weight of the base that adapters hold, piece by piece; all of them must hold the same."""
+    starts = {index: adapter_inputs[index].copies[saved_copy.module].start for index in saved_copy.owners}
+    for at in range(0, saved_copy.stored.stop - saved_copy.stored.start, COMPARED):
+        size = min(COMPARED, saved_copy.stored.stop - saved_copy.stored.start - at)
         pieces = [_read(readers[index], start + at, size) for index, start in starts.items()]
         if any(piece != pieces[0] for piece in pieces):
             raise Refused(
-                f"The adapters bring different weights of their own for {saved_copies.module}.",
+                f"The adapters bring different weights of their own for {saved_copy.module}.",
                 remedy="Save them without their embeddings (PEFT: save_embedding_layers=False), or merge them apart.",
             )
         out.write(pieces[0])

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 CACHED = 1 << 15  # numbers worked on at a time: what stays in a processor's own cache
-SWEEPS = 40  # a dozen are enough; the bound is for inputs that never settle
+SWEEPS = 40  # a dozen are enough; the bound is for inputs that never converge
 EPSILON = float(np.finfo(np.float64).eps)
 
 
 def total(x: Array) -> Array:
-    """The sums along the last axis, by halving: no library's order of summation has a say in it."""
+    """The sums along the last axis, by halving: the result depends on no library's order of summation."""
     while (width := x.shape[-1]) > 1:
         half = width // 2
         folded = x[..., :half] + x[..., half : 2 * half]
@@ -40,7 +40,7 @@ def reflect(rows: Array, mirror: Array) -> None:
 
 
 def triangle(rows: Array) -> tuple[Array, list[Array]]:
-    """(R, mirrors) of k vectors of m ≥ k numbers (k × m, overwritten): rowsᵀ = Q·R, where Q is what the mirrors make.
+    """(R, mirrors) of k vectors of m ≥ k numbers (k × m, overwritten): rowsᵀ = Q·R, Q being the product of the reflections.
 
     Householder 1958; R is k × k and upper triangular, and exact for vectors that depend on each other, too.
     """
@@ -56,36 +56,36 @@ def triangle(rows: Array) -> tuple[Array, list[Array]]:
 
 def unfold(rows: Array, mirrors: list[Array], width: int) -> Array:
     """Rows in the coordinates of Q (n × k), back in those of the vectors that it was made from (n × width)."""
-    found = np.zeros((len(rows), width))
-    found[:, : rows.shape[1]] = rows
+    unfolded = np.zeros((len(rows), width))
+    unfolded[:, : rows.shape[1]] = rows
     for at in range(len(mirrors) - 1, -1, -1):
-        reflect(found[:, at:], mirrors[at])
-    return found
+        reflect(unfolded[:, at:], mirrors[at])
+    return unfolded
 
 
 def jacobi(rows: Array) -> tuple[Array, Array]:
-    """One-sided Jacobi (Hestenes 1958) of q rows of p numbers: (turn · rows, turn), whose rows are orthogonal.
+    """One-sided Jacobi (Hestenes 1958) of q rows of p numbers: (rotation · rows, rotation), whose rows are orthogonal.
 
-    `turn` is q × q and orthogonal; the norms of the rows are the singular values, largest first.
+    `rotation` is q × q and orthogonal; the norms of the rows are the singular values, largest first.
     """
     count = len(rows)
-    work = np.concatenate([rows, np.eye(count)], axis=1)  # what turns the one turns the other
+    work = np.concatenate([rows, np.eye(count)], axis=1)  # the same rotations apply to both
     width = rows.shape[1]
     floor = (EPSILON**2) * total(total(rows * rows)[None, :])[0]
     rounds = _rounds(count)
     for _ in range(SWEEPS):
-        if not sum(_turn(work, width, first, second, floor) for first, second in rounds):
+        if not sum(_rotate(work, width, first, second, floor) for first, second in rounds):
             break
     norms = total(work[:, :width] ** 2)
     work = work[np.argsort(-norms, kind="stable")]
     return work[:, :width], work[:, width:]
 
 
-def _turn(work: Array, width: int, first: NDArray[np.intp], second: NDArray[np.intp], floor: float) -> int:
+def _rotate(work: Array, width: int, first: NDArray[np.intp], second: NDArray[np.intp], floor: float) -> int:
     """Make each first row orthogonal to its second; how many were not."""
     x, y = work[first], work[second]
     xx, yy, xy = total(x[:, :width] ** 2), total(y[:, :width] ** 2), total(x[:, :width] * y[:, :width])
-    # What is left of vectors that depend on each other is noise, and has no direction to be turned by.
+    # What is left of vectors that depend on each other is noise, and has no direction to rotate.
     bent = (np.abs(xy) > EPSILON * np.sqrt(xx) * np.sqrt(yy)) & (np.minimum(xx, yy) > floor)
     if not bent.any():
         return 0
@@ -106,8 +106,8 @@ def _rounds(count: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     for _ in range(len(circle) - 1):
         pairs = [(a, b) for a, b in zip(circle[:half], reversed(circle[half:]), strict=True) if -1 not in (a, b)]
         if pairs:
-            found = np.array([(min(pair), max(pair)) for pair in pairs], dtype=np.intp)
-            rounds.append((found[:, 0], found[:, 1]))
+            table = np.array([(min(pair), max(pair)) for pair in pairs], dtype=np.intp)
+            rounds.append((table[:, 0], table[:, 1]))
         circle = [circle[0], circle[-1], *circle[1:-1]]
     return rounds
 
@@ -123,9 +123,9 @@ def truncated(left: Array, right: Array, rank: int) -> tuple[Array, Array]:
     core = np.zeros((len(core_right), len(core_left)))  # (core_left · core_rightᵀ)ᵀ
     for at in range(core_left.shape[1]):
         core += core_right[:, at, None] * core_left[:, at]
-    scaled, turn = jacobi(core)
+    scaled, rotation = jacobi(core)
     outer = unfold(scaled[:rank], left_mirrors, rows)
-    inner = unfold(turn[:rank], right_mirrors, columns)
+    inner = unfold(rotation[:rank], right_mirrors, columns)
     largest = inner[np.arange(len(inner)), np.abs(inner).argmax(axis=1)]
     signs = np.where(largest < 0, -1.0, 1.0)[:, None]
     return signs * outer, signs * inner

@@ -1,4 +1,4 @@
-"""How several adapters are combined, as it was asked for and as a report writes it down."""
+"""How several adapters are combined, as it was asked for and as a report records it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LARGEST_SEED = 2**63 - 1
 def with_defaults(asked: Combination | None, count: int) -> Combination | None:
     """What was asked for, with every default filled in and what its kind has no use for left out.
 
-    None where one adapter is merged as it is. Raises Usage for anything that cannot be meant.
+    None where one adapter is merged as it is. Raises Usage for what makes no sense.
     """
     if asked is None and count == 1:
         return None
@@ -54,45 +54,45 @@ def with_defaults(asked: Combination | None, count: int) -> Combination | None:
     )
 
 
-def without_use(asked: Combination | None, settled: Combination | None) -> list[str]:
-    """The settings that were asked for and that the settled kind has no use for."""
-    if asked is None or settled is None:
+def without_use(asked: Combination | None, complete: Combination | None) -> list[str]:
+    """The settings that were asked for and that the kind has no use for."""
+    if asked is None or complete is None:
         return []
     names = ("density", "seed", "rank", "majority_sign")
-    return [name for name in names if getattr(asked, name) is not None and getattr(settled, name) is None]
+    return [name for name in names if getattr(asked, name) is not None and getattr(complete, name) is None]
 
 
 def to_json(how: Combination) -> Json:
     """As verification.json names it. Numbers that are not whole are text: a report rounds its floats, these must stay."""
-    found: Json = {"kind": how.kind, "weights": [repr(weight) for weight in how.weights]}
+    combination: Json = {"kind": how.kind, "weights": [repr(weight) for weight in how.weights]}
     if how.density is not None:
-        found["density"] = repr(how.density)
-    return found | {
+        combination["density"] = repr(how.density)
+    return combination | {
         name: value for name in ("seed", "rank", "majority_sign") if (value := getattr(how, name)) is not None
     }
 
 
-def from_json(found: Any) -> Combination:
+def from_json(written: Any) -> Combination:
     """The reverse of `to_json`. Raises ValueError for anything that it did not write."""
     try:
-        how = Combination(**{**found, "weights": tuple(map(float, found["weights"]))})
+        how = Combination(**{**written, "weights": tuple(map(float, written["weights"]))})
         how = replace(how, density=None if how.density is None else float(how.density))
-        settled = with_defaults(how, len(how.weights))
+        complete = with_defaults(how, len(how.weights))
     except (KeyError, TypeError, ValueError, Usage) as error:
         raise ValueError(f"not a combination of adapters: {error}") from error
-    if settled != how:
+    if complete != how:
         raise ValueError("not a combination of adapters: its kind does not have these settings")
     return how
 
 
 def words(how: Combination) -> str:
     """For a person: `ties of weights 0.7, -0.3, density 0.5`."""
-    found = [f"{how.kind} of weights {', '.join(f'{weight:g}' for weight in how.weights)}"]
+    parts = [f"{how.kind} of weights {', '.join(f'{weight:g}' for weight in how.weights)}"]
     if how.density is not None:
-        found.append(f"density {how.density:g}")
+        parts.append(f"density {how.density:g}")
     for name in ("seed", "rank"):
         if (value := getattr(how, name)) is not None:
-            found.append(f"{name} {value}")
+            parts.append(f"{name} {value}")
     if how.majority_sign == "frequency":
-        found.append("signs by frequency")
-    return ", ".join(found)
+        parts.append("signs by frequency")
+    return ", ".join(parts)

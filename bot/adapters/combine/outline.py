@@ -1,4 +1,4 @@
-"""The combined adapter before it exists: its modules, ranks, header and config, all from the given headers and configs.
+"""The combined adapter before it exists: its modules, ranks, header and config, all from the adapters' headers and configs.
 
 It is a plain LoRA in float64 whose scaling is 1 everywhere, so that it means the same to everybody who reads it.
 """
@@ -43,7 +43,7 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedCopy:
-    """A weight of the base that came along with adapters. `owners`: which of them (they must agree on its bytes)."""
+    """A weight of the base that PEFT saved with adapters. `owners`: which of them (their bytes must be the same)."""
 
     key: str
     module: str
@@ -62,20 +62,20 @@ class Outline:
 
 
 def outline(adapter_inputs: Sequence[AdapterInput], how: Combination) -> tuple[Outline, list[Refusal]]:
-    """The combined adapter's outline, and what the given ones cannot agree on."""
+    """The combined adapter's outline, and what the adapters contradict each other in."""
     refusals: list[Refusal] = []
-    modules = sorted({module for one in adapter_inputs for module in one.pairs})
-    unlike = [module for module in modules if len({(one.pairs[module].kind, *one.pairs[module].outer)
-                                                   for one in adapter_inputs if module in one.pairs}) > 1]  # fmt: skip
+    modules = sorted({module for adapter in adapter_inputs for module in adapter.pairs})
+    unlike = [module for module in modules if len({(adapter.pairs[module].kind, *adapter.pairs[module].outer)
+                                                   for adapter in adapter_inputs if module in adapter.pairs}) > 1]  # fmt: skip
     if unlike:
         refusals.append(_unlike(unlike))
     slots = tuple(_slot(module, adapter_inputs, how) for module in modules if module not in unlike)
-    saved_copies, clashes = _copy_saved(adapter_inputs, {slot.module for slot in slots})
+    saved_copies, clashes = _saved_copies(adapter_inputs, {slot.module for slot in slots})
     if clashes:
         refusals.append(_clashing(clashes))
-    if len({one.ties for one in adapter_inputs} - {None}) > 1:
+    if len({adapter.ties for adapter in adapter_inputs} - {None}) > 1:
         refusals.append(_mixed_tying())
-    entries = [(one.key, one.stored.dtype, one.stored.shape) for one in saved_copies]
+    entries = [(copy.key, copy.stored.dtype, copy.stored.shape) for copy in saved_copies]
     entries += [(key, "F64", shape) for slot in slots for key, shape in zip(slot.keys, (slot.a, slot.b), strict=True)]
     raw = write_header(entries, {"format": "pt"})
     size = len(raw) + sum(byte_size(dtype, shape) for _, dtype, shape in entries)
@@ -86,32 +86,36 @@ def outline(adapter_inputs: Sequence[AdapterInput], how: Combination) -> tuple[O
 
 
 def _slot(module: str, adapter_inputs: Sequence[AdapterInput], how: Combination) -> Slot:
-    pairs = [one.pairs[module] for one in adapter_inputs if module in one.pairs]
+    pairs = [adapter.pairs[module] for adapter in adapter_inputs if module in adapter.pairs]
     (into, out), kind = pairs[0].outer, pairs[0].kind
     match how.kind:
         case "cat":
             rank = sum(pair.rank for pair in pairs)
         case "svd":
             # No module has more than the sum of its ranks, or than its smaller side, to give.
-            most = how.rank or max(pair.rank for one in adapter_inputs for pair in one.pairs.values())
+            most = how.rank or max(pair.rank for adapter in adapter_inputs for pair in adapter.pairs.values())
             rank = min(most, sum(pair.rank for pair in pairs), math.prod(into), out[0])
         case _:
             rank = max(pair.rank for pair in pairs)
     return Slot(module=module, kind=kind, rank=rank, a=(rank, *into), b=(out[0], rank, *out[1:]))
 
 
-def _copy_saved(adapter_inputs: Sequence[AdapterInput], changed: set[str]) -> tuple[tuple[SavedCopy, ...], list[str]]:
-    """The weights that came along, and the modules for which they cannot be the same weight."""
+def _saved_copies(adapter_inputs: Sequence[AdapterInput], changed: set[str]) -> tuple[tuple[SavedCopy, ...], list[str]]:
+    """The base's weights that adapters hold, and the modules for which these cannot be the same weight."""
     saved_copies, clashes = [], []
-    for module in sorted({module for one in adapter_inputs for module in one.copies}):
-        owners = [one for one in adapter_inputs if module in one.copies]
+    for module in sorted({module for adapter in adapter_inputs for module in adapter.copies}):
+        owners = [owner for owner in adapter_inputs if module in owner.copies]
         first = owners[0].copies[module]
-        if any((one.copies[module].dtype, one.copies[module].shape) != (first.dtype, first.shape) for one in owners):
+        if any(
+            (owner.copies[module].dtype, owner.copies[module].shape) != (first.dtype, first.shape) for owner in owners
+        ):
             clashes.append(module)
             continue
         middle = ".base_layer" if module in changed else ""  # where PEFT looks for it
         key = f"base_model.model.{module}{middle}.weight"
-        saved_copies.append(SavedCopy(key=key, module=module, owners=tuple(one.index for one in owners), stored=first))
+        saved_copies.append(
+            SavedCopy(key=key, module=module, owners=tuple(owner.index for owner in owners), stored=first)
+        )
     return tuple(saved_copies), clashes
 
 
@@ -131,8 +135,8 @@ def _config(adapter_inputs: Sequence[AdapterInput], slots: Sequence[Slot]) -> Js
         "auto_mapping": first.get("auto_mapping"),
         "base_model_name_or_path": first.get("base_model_name_or_path"),
         "bias": "none",
-        "ensure_weight_tying": any(one.ties for one in adapter_inputs),
-        "fan_in_fan_out": any(one.config.get("fan_in_fan_out") for one in adapter_inputs),
+        "ensure_weight_tying": any(adapter.ties for adapter in adapter_inputs),
+        "fan_in_fan_out": any(adapter.config.get("fan_in_fan_out") for adapter in adapter_inputs),
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": common,
@@ -143,22 +147,22 @@ def _config(adapter_inputs: Sequence[AdapterInput], slots: Sequence[Slot]) -> Js
         "rank_pattern": patterns,
         "revision": first.get("revision"),
         "target_modules": _targets(adapter_inputs, slots),
-        "task_type": next((task for one in adapter_inputs if (task := one.config.get("task_type"))), None),
+        "task_type": next((task for adapter in adapter_inputs if (task := adapter.config.get("task_type"))), None),
         "use_rslora": False,
     }
 
 
 def _targets(adapter_inputs: Sequence[AdapterInput], slots: Sequence[Slot]) -> list[str]:
-    """The given lists together, where they mean exactly these modules; else every module by its whole name.
+    """The adapters' lists together, where they mean exactly these modules; else every module by its whole name.
 
     Short names are kept where they can be, because they also fit where a newer transformers has moved the modules.
     """
-    lists = [one.config.get("target_modules") for one in adapter_inputs]
+    lists = [adapter.config.get("target_modules") for adapter in adapter_inputs]
     narrowed = any(
-        one.config.get(name) for one in adapter_inputs for name in ("layers_to_transform", "exclude_modules")
+        adapter.config.get(name) for adapter in adapter_inputs for name in ("layers_to_transform", "exclude_modules")
     )
-    if all(isinstance(found, list) and all(isinstance(name, str) for name in found) for found in lists):
-        union = sorted({name for found in lists for name in found or ()})
+    if all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        union = sorted({name for names in lists for name in names or ()})
         ends = tuple(f".{name}" for name in union)
         if not narrowed and all(f".{slot.module}".endswith(ends) for slot in slots):
             return union
@@ -170,21 +174,21 @@ def config_bytes(config: Json) -> bytes:
     return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-# --- what is worth a word -----------------------------------------------------------------------------------------
+# --- notes and refusals -------------------------------------------------------------------------------------------
 
 
 def notes(adapter_inputs: Sequence[AdapterInput], how: Combination) -> list[str]:
     """What a reader of the plan should know of the combination."""
-    found = [f"combined: {words(how)}; the sum is rounded once, into the base."] if how.kind == "cat" else []
-    found = found or [f"combined: {words(how)}."]
-    bases = dict.fromkeys(str(one.config.get("base_model_name_or_path")) for one in adapter_inputs)
+    rounded = "; the sum is rounded once, into the base" if how.kind == "cat" else ""
+    lines = [f"combined: {words(how)}{rounded}."]
+    bases = dict.fromkeys(str(adapter.config.get("base_model_name_or_path")) for adapter in adapter_inputs)
     if len(bases) > 1:
-        found.append(f"The adapters' configs name different bases: {', '.join(bases)}.")
-    everywhere = set.intersection(*(set(one.pairs) for one in adapter_inputs))
-    some = len({module for one in adapter_inputs for module in one.pairs}) - len(everywhere)
+        lines.append(f"The adapters' configs name different bases: {', '.join(bases)}.")
+    everywhere = set.intersection(*(set(adapter.pairs) for adapter in adapter_inputs))
+    some = len({module for adapter in adapter_inputs for module in adapter.pairs}) - len(everywhere)
     if some:
-        found.append(f"{some} modules are changed by some of the adapters only.")
-    return found
+        lines.append(f"{some} modules are changed by some of the adapters only.")
+    return lines
 
 
 def _unlike(modules: Sequence[str]) -> Refusal:

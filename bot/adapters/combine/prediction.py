@@ -1,4 +1,4 @@
-"""Where several adapters join the ordinary way: the sources and the plan of a merge that combines them first."""
+"""The sources and the plan of a merge that first combines several adapters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COPIES = 8  # of a module's float64 matrices while they are combined: two module
 
 
 def predict_combined(sources: Sources, asked: Combination | None) -> Predicted | None:
-    """The combined adapter; None where one adapter is merged as it is. Raises Usage for what cannot be meant."""
+    """The combined adapter; None where one adapter is merged as it is. Raises Usage for settings that make no sense."""
     how = notation.with_defaults(asked, len(sources.adapters))
     return predict(sources.adapters, how) if how is not None else None
 
@@ -34,10 +34,10 @@ def with_combined_adapter(sources: Sources, predicted: Predicted | None) -> Sour
 def plan_for_all_adapters(
     plan: Plan, predicted: Predicted, asked: Combination | None, pins: Iterable[Json], machine: Machine
 ) -> Plan:
-    """A plan for the combined adapter as the plan for the given ones: what they are, what they cost, what forbids it."""
+    """The plan for the combined adapter, told as a plan for all of them: their pins, their cost, and what forbids it."""
     budget = _budget(plan, predicted)
     kept = [refusal for refusal in plan.refusals if refusal.code not in ("disk", "memory")]
-    if predicted.refusals:  # then the combined adapter is not all there, and what it lacks is no fault of its own
+    if predicted.refusals:  # the combined adapter is then incomplete, and lacks modules for that reason only
         kept = [refusal for refusal in kept if refusal.code != "matches-nothing"]
     unused = [f"--{name.replace('_', '-')} has no use for {predicted.how.kind}, and is left out."
               for name in notation.without_use(asked, predicted.how)]  # fmt: skip
@@ -55,11 +55,11 @@ def plan_for_all_adapters(
 def combined_in(home: Path, predicted: Predicted, folders: Sequence[Path]) -> Iterator[Path]:
     """The combined adapter in a folder below `home`, for as long as the block runs.
 
-    What killed runs left there goes first: its lock died with them.
+    What killed runs left there is removed first: their locks ended with them.
     """
     home.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        with _lock(home, wait=True):  # nobody takes a folder away that is made here and not locked yet
+        with _lock(home, wait=True):  # no other run removes a folder that is made here and not locked yet
             for old in home.glob("combined-*"):
                 with _lock(old) as alone:
                     if alone:
@@ -90,12 +90,12 @@ def _lock(folder: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def _budget(plan: Plan, predicted: Predicted) -> Budget:
-    """The given adapters are downloaded, the combined one is written beside them."""
-    download = sum(entry.size for one in predicted.adapters for entry in _weights(one) if not entry.here)
+    """The adapters are downloaded, and the combined one is written to disk."""
+    download = sum(entry.size for adapter in predicted.adapters for entry in _weights(adapter) if not entry.here)
     written = predicted.outline.header.file_size
-    pairs = [[one.pairs[slot.module] for one in predicted.adapter_inputs if slot.module in one.pairs]
-             for slot in predicted.outline.slots]  # fmt: skip
-    largest = max((sum(_numbers(pair.a) + _numbers(pair.b) for pair in found) for found in pairs), default=0)
+    by_module = [[adapter.pairs[slot.module] for adapter in predicted.adapter_inputs if slot.module in adapter.pairs]
+                 for slot in predicted.outline.slots]  # fmt: skip
+    largest = max((sum(_numbers(pair.a) + _numbers(pair.b) for pair in pairs) for pairs in by_module), default=0)
     return replace(
         plan.budget,
         download=plan.budget.download + download,

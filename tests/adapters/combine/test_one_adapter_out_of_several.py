@@ -133,10 +133,10 @@ def test_the_rank_of_svd_is_the_largest_unless_it_is_given(unlike: list[Path]) -
 
 
 def test_the_scaling_of_the_combined_adapter_is_one_everywhere(unlike: list[Path]) -> None:
-    from bot.adapters.combine.adapter_input import read
+    from bot.adapters.combine.adapter_input import read_adapter_input
 
     found = predicted(unlike)
-    again, refusals = read(found.source, 0)
+    again, refusals = read_adapter_input(found.source, 0)
     assert not refusals
     assert {pair.scaling for pair in again.pairs.values()} == {1.0}
     assert {module: pair.rank for module, pair in again.pairs.items()} == {
