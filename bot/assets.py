@@ -1,6 +1,6 @@
-"""Which files beside the weights go into a merged folder, and from whom. Copied, never re-saved.
+"""Which files beside the weights go into a merged folder, from the base or from the adapter. Copied, never re-saved.
 
-Re-saving is how scripts lose things: transformers 5 rewrites tokenizer_class, which older readers do not know.
+Re-saving loses content: transformers 5 rewrites tokenizer_class, which older readers do not know.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def choose_assets(
 def read_json(source: Source, name: str) -> Json:
     """A config that was pulled with the source; {} where there is none."""
     text = source.texts.get(name)
-    found: Any = json.loads(text) if text is not None else {}
-    return found if isinstance(found, dict) else {}
+    content: Any = json.loads(text) if text is not None else {}
+    return content if isinstance(content, dict) else {}
 
 
 def kind_of(name: str, role: Role) -> str | None:
@@ -96,11 +96,11 @@ def kind_of(name: str, role: Role) -> str | None:
 
 def files_to_prove(sources: Sources) -> dict[Role, list[str]]:
     """By role, the files that a verification compares with: all weights, and whatever may have been copied."""
-    found: dict[Role, list[str]] = {"base": [], "adapter": []}
+    names: dict[Role, list[str]] = {"base": [], "adapter": []}
     for source in (sources.base, *sources.adapters):
-        found[source.role] += [header.file for header in source.headers]
-        found[source.role] += [entry.name for entry in source.files if kind_of(entry.name, source.role)]
-    return found
+        names[source.role] += [header.file for header in source.headers]
+        names[source.role] += [entry.name for entry in source.files if kind_of(entry.name, source.role)]
+    return names
 
 
 def _keep_both_licenses(chosen: dict[str, Asset], base: Source, adapter: Source) -> None:
@@ -117,10 +117,10 @@ def _keep_both_licenses(chosen: dict[str, Asset], base: Source, adapter: Source)
         chosen[name] = Asset(name=name, source="adapter", why="license", original=entry.name)
 
 
-def _same_bytes(one: FileEntry, other: FileEntry) -> bool:
+def _same_bytes(entry: FileEntry, other: FileEntry) -> bool:
     """Whether they are known to be the same; a folder's file is known by its sha256, a repo's small one by git's id."""
-    by_sha256 = one.sha256 is not None and one.sha256 == other.sha256
-    return by_sha256 or (one.oid is not None and one.oid == other.oid)
+    by_sha256 = entry.sha256 is not None and entry.sha256 == other.sha256
+    return by_sha256 or (entry.oid is not None and entry.oid == other.oid)
 
 
 def base_tokenizer_left_out(base: Source, adapter: Source) -> list[str]:
@@ -138,9 +138,8 @@ def base_tokenizer_left_out(base: Source, adapter: Source) -> list[str]:
         return sorted({"special_tokens_map.json"} & bases.keys() - settings)
     same = adapters.get("tokenizer.json")
     kept = same is not None and same == bases.get("tokenizer.json")
-    left = (
-        bases.keys() - adapters.keys() - {"tokenizer_config.json"}
-    )  # without one of its own, the adapter's class is there
+    # tokenizer_config.json stays: an adapter without one has its tokenizer's class from there.
+    left = bases.keys() - adapters.keys() - {"tokenizer_config.json"}
     return sorted(name for name in left if not kept or re.fullmatch(SETTINGS, name))
 
 
@@ -181,14 +180,14 @@ def _config(base: Source, dtype: str | None, edits: Mapping[str, Any]) -> tuple[
             changes.append(ConfigChange(path="dtype", before=None, after=dtype))
     for path, value in edits.items():
         *parents, name = path.split(".")
-        place = config
+        inner = config
         for parent in parents:
-            place = place[parent]
+            inner = inner[parent]
         if value is REMOVED:
-            changes.append(ConfigChange(path=path, before=place.pop(name), after=None))
-        elif place.get(name) != value:
-            changes.append(ConfigChange(path=path, before=place.get(name), after=value))
-            place[name] = value
+            changes.append(ConfigChange(path=path, before=inner.pop(name), after=None))
+        elif inner.get(name) != value:
+            changes.append(ConfigChange(path=path, before=inner.get(name), after=value))
+            inner[name] = value
     if not changes:
         return None, ()
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(), tuple(changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import prod
 from typing import Literal
 
 from bot.records import (
@@ -26,12 +27,11 @@ from bot.records import (
 
 Device = Literal["cpu", "cuda"]
 GPU_RANK = 128  # from here on a processor core takes longer for its product than a bus for the result
-GIB = 1 << 30
 MIB = 1 << 20
 IMPORTED = 90 * MIB  # resident memory of this program once numpy is imported; bench/merge.py measures the whole
 WITH_PEFT = 700 * MIB  # the same with torch, transformers and peft, and a model without weights
 WORKERS = 4  # at most, in the streaming engine
-BLOCKS = WORKERS * 20 * MIB  # their row blocks, the float32 twins, and the elements decided in float64
+BLOCKS = WORKERS * 20 * MIB  # their row blocks, the float32 copies, and the elements decided in float64
 PROVING = 450 * MIB  # at the level weights, whatever the model's size: most of it is torch (bench/RESULTS.md)
 LOADED = 900 * MIB  # the same with transformers and peft imported, and the activations of the fixed prompts
 
@@ -47,8 +47,8 @@ def make_budget(
     working = sum(sorted(map(_patch_bytes, patches), reverse=True)[:WORKERS])
     if engine != "streaming":
         layers = [op for op in ops if isinstance(op, PeftMerge)]
-        sizes = [_numel(op.source.shape) for op in layers] or [0]
-        # Float64 twins of the layer in work and what PEFT makes of it; in memory, all of them at once as well.
+        sizes = [prod(op.source.shape) for op in layers] or [0]
+        # Float64 copies of the layer being merged and what PEFT makes of it; in memory, all of them at once as well.
         working += WITH_PEFT + 6 * 8 * max(sizes) + (8 * sum(sizes) if engine == "in-memory" else 0)
     download = _missing(sources.base, {header.file for header in sources.base.headers}) + _missing(
         sources.adapter, {header.file for header in sources.adapter.headers}
@@ -69,14 +69,14 @@ def make_budget(
 
 def verify_memory(tensors: Iterable[Stored]) -> int:
     """What the full verification holds at once: one model in float32, or in float64 where it is stored as float32."""
-    sizes = [(_numel(tensor.shape), tensor.dtype) for tensor in tensors]
+    sizes = [(prod(tensor.shape), tensor.dtype) for tensor in tensors]
     width = 8 if any(dtype == "F32" and numel > MIB for numel, dtype in sizes) else 4
     return LOADED + int(sum(numel for numel, _ in sizes) * width * 1.25)
 
 
 def verify_disk(tensors: Iterable[Stored], *, base: bool, result: bool) -> int:
     """What the full verification writes of a quantised base, and of a quantised result: each as float32, at the most."""
-    return 4 * (base + result) * sum(_numel(tensor.shape) for tensor in tensors)
+    return 4 * (base + result) * sum(prod(tensor.shape) for tensor in tensors)
 
 
 def disk_to_prove(budget: Budget, machine: Machine) -> int:
@@ -215,13 +215,6 @@ def _patch_bytes(patch: Patch) -> int:
             cut = len(range(*factor.rows)) * len(range(*factor.columns))
             total += cut * 16 + (factor.stored.stop - factor.stored.start)
     return total
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count
 
 
 def _runs_own_code(config: Json) -> bool:

@@ -218,11 +218,11 @@ def _settings(terms: list[Term]) -> str:
 
 
 def _spread(values: Any) -> str:
-    found = sorted(set(values))
-    if not found:
+    different = sorted(set(values))
+    if not different:
         return "none"
-    text = f"{found[0]:g}" if len(found) == 1 else f"{found[0]:g} to {found[-1]:g}"
-    return f"rank {text}" if all(isinstance(value, int) for value in found) else text
+    text = f"{different[0]:g}" if len(different) == 1 else f"{different[0]:g} to {different[-1]:g}"
+    return f"rank {text}" if all(isinstance(value, int) for value in different) else text
 
 
 def _asset(asset: Asset) -> Json:
@@ -230,18 +230,18 @@ def _asset(asset: Asset) -> Json:
 
 
 def _op(op: Op) -> Json:
-    found: Json = {"op": type(op).__name__, "key": op.target.key, "file": op.target.file, "dtype": op.target.dtype}
-    found |= {"shape": list(op.target.shape), "start": op.target.start, "stop": op.target.stop}
+    document: Json = {"op": type(op).__name__, "key": op.target.key, "file": op.target.file, "dtype": op.target.dtype}
+    document |= {"shape": list(op.target.shape), "start": op.target.start, "stop": op.target.stop}
     match op:
         case AddDelta():
-            return found | {"patches": [_patch(patch) for patch in op.patches]}
+            return document | {"patches": [_patch(patch) for patch in op.patches]}
         case Replace():
-            return found | {"values": op.values.key, "module": op.module}
+            return document | {"values": op.values.key, "module": op.module}
         case SetRows():
-            return found | {"values": op.values.key, "rows": list(op.rows), "module": op.module}
+            return document | {"values": op.values.key, "rows": list(op.rows), "module": op.module}
         case PeftMerge():
-            return found | {"module": op.module, "parameter": op.parameter}
-    return found
+            return document | {"module": op.module, "parameter": op.parameter}
+    return document
 
 
 def _patch(patch: Patch) -> Json:

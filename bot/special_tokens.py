@@ -1,4 +1,4 @@
-"""The end and the padding token: where an adapter's tokenizer changes them, what generates follows.
+"""The end and the padding token: where an adapter's tokenizer changes them, generation_config.json and config.json follow.
 
 From small files, as transformers reads them (tokenization_utils_base: `_from_pretrained`): tokenizer_config.json, after
 which an older special_tokens_map.json is read where it has no `added_tokens_decoder`. A token's number stands there, in
@@ -17,13 +17,7 @@ from bot.records import Asset, ConfigChange, Json, Source
 NAMES = ("eos_token", "pad_token")
 GENERATION = "generation_config.json"
 SETTINGS, VOCABULARY = "tokenizer_config.json", "tokenizer.json"
-NESTED = (
-    "text_config",
-    "decoder",
-    "llm_config",
-    "language_config",
-    "thinker_config",
-)  # where a text model's config may lie
+NESTED = ("text_config", "decoder", "llm_config", "language_config", "thinker_config")  # where a text model's may lie
 LONGEST = 12  # digits of a token's number
 HEAD = 4 << 20  # bytes of tokenizer.json that are read: `added_tokens` stands before the vocabulary
 # Their positions begin behind the padding token's number (transformers' modeling files): it must stay in config.json.
@@ -54,7 +48,7 @@ class Followed:
 
 
 def follow(base: Source, adapter: Source, config: Json) -> Followed:
-    """What must say another token, since the adapter's tokenizer does. `config`: the base's config.json."""
+    """What must name another token because the adapter's tokenizer does. `config`: the base's config.json."""
     if SETTINGS not in adapter.texts:
         return Followed()
     before, after = specials(base), specials(adapter)
@@ -81,26 +75,26 @@ def _differ(before: Special | None, after: Special) -> bool:
 
 
 def specials(source: Source) -> dict[str, Special]:
-    """The end and the padding token of a source's tokenizer, by NAMES; none that it has not."""
-    said = _json(source.texts.get(SETTINGS))
-    if "added_tokens_decoder" not in said:
-        said = {**said, **_json(source.texts.get("special_tokens_map.json"))}
-    numbers = _numbers(source, said)
-    texts = {name: _text(said.get(name)) for name in NAMES}
+    """The end and the padding token of a source's tokenizer, by NAMES; a token that it lacks is left out."""
+    config = _json(source.texts.get(SETTINGS))
+    if "added_tokens_decoder" not in config:
+        config = {**config, **_json(source.texts.get("special_tokens_map.json"))}
+    numbers = _numbers(source, config)
+    texts = {name: _text(config.get(name)) for name in NAMES}
     return {name: Special(text=text, number=numbers.get(text)) for name, text in texts.items() if text is not None}
 
 
-def _numbers(source: Source, said: Json) -> dict[str, int]:
+def _numbers(source: Source, config: Json) -> dict[str, int]:
     """Token → number, of every token that was added to the vocabulary."""
-    found = {entry["content"]: entry["id"] for entry in _added(source.small.get(VOCABULARY, b""))}
-    decoder = said.get("added_tokens_decoder")
+    numbers = {entry["content"]: entry["id"] for entry in _added(source.small.get(VOCABULARY, b""))}
+    decoder = config.get("added_tokens_decoder")
     if isinstance(decoder, dict):
-        given = [(_text(entry), at) for at, entry in decoder.items() if at.isdecimal() and len(at) < LONGEST]
-        found |= {text: int(at) for text, at in given if text is not None}
+        listed = [(_text(entry), at) for at, entry in decoder.items() if at.isdecimal() and len(at) < LONGEST]
+        numbers |= {text: int(at) for text, at in listed if text is not None}
     else:
         added = _json(source.texts.get("added_tokens.json")).items()
-        found |= {text: number for text, number in added if type(number) is int}
-    return found
+        numbers |= {text: number for text, number in added if type(number) is int}
+    return numbers
 
 
 def _added(head: bytes) -> list[Json]:
@@ -111,24 +105,21 @@ def _added(head: bytes) -> list[Json]:
     if at < 0 or start < 0:
         return []
     try:
-        found = json.JSONDecoder().raw_decode(text, start)[0]
+        entries = json.JSONDecoder().raw_decode(text, start)[0]
     except (ValueError, RecursionError):
         return []
-    return [
-        one
-        for one in found
-        if isinstance(one, dict) and type(one.get("id")) is int and isinstance(one.get("content"), str)
-    ]
+    entries = [entry for entry in entries if isinstance(entry, dict)]
+    return [entry for entry in entries if type(entry.get("id")) is int and isinstance(entry.get("content"), str)]
 
 
 def _text(value: Any) -> str | None:
-    found = value.get("content") if isinstance(value, dict) else value
-    return found if isinstance(found, str) else None
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
 
 
 def _json(content: bytes | None) -> Json:
-    found = json.loads(content) if content is not None else {}
-    return found if isinstance(found, dict) else {}
+    config = json.loads(content) if content is not None else {}
+    return config if isinstance(config, dict) else {}
 
 
 def _number(token: Special | None) -> int | None:
@@ -141,18 +132,18 @@ def _generation(
     """The base's generation_config.json with the new numbers; an adapter's own is taken as it is."""
     if GENERATION in {entry.name for entry in adapter.files} or GENERATION not in base.texts:
         return None, ()
-    said = _json(base.texts[GENERATION])
+    config = _json(base.texts[GENERATION])
     changes = []
     for name, (before, after) in known.items():
-        value = said.get(f"{name}_id")
+        value = config.get(f"{name}_id")
         follows = _all_ends(value, before, after) if name == "eos_token" else after
         if follows != value:
             changes.append(ConfigChange(path=f"{GENERATION}: {name}_id", before=value, after=follows))
-            said[f"{name}_id"] = follows
+            config[f"{name}_id"] = follows
     if not changes:
         return None, ()
     why = "generation config, with the numbers of the adapter's tokenizer"
-    content = (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode()
+    content = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
     return Asset(name=GENERATION, source="base", why=why, content=content), tuple(changes)
 
 
@@ -169,15 +160,15 @@ def _edits(
     config: Json, known: Mapping[str, tuple[int | None, int | None]], alone: bool, path: str = ""
 ) -> dict[str, Any]:
     """Fields of config.json that said the old number; `alone`: without a generation_config.json, which ends a text."""
-    found: dict[str, Any] = {}
+    edits: dict[str, Any] = {}
     for name, (before, after) in known.items():
         value = config.get(f"{name}_id")
         if name == "pad_token" and str(config.get("model_type")) in COUNTS_FROM_PADDING:
             continue
-        said = value if isinstance(value, list) else [value]
-        if value is not None and after not in said and (before in said or (alone and name == "eos_token")):
-            found[f"{path}{name}_id"] = _all_ends(value, before, after) if name == "eos_token" else after
+        numbers = value if isinstance(value, list) else [value]
+        if value is not None and after not in numbers and (before in numbers or (alone and name == "eos_token")):
+            edits[f"{path}{name}_id"] = _all_ends(value, before, after) if name == "eos_token" else after
     for nested in () if path else NESTED:
         inner = config.get(nested)
-        found |= _edits(inner, known, alone, f"{nested}.") if isinstance(inner, dict) else {}
-    return found
+        edits |= _edits(inner, known, alone, f"{nested}.") if isinstance(inner, dict) else {}
+    return edits

@@ -1,4 +1,4 @@
-"""What an adapter's repo says of the base that it was trained on: in four bits, or not a word.
+"""What an adapter's repo says of the base that it was trained on: in four bits, or nothing.
 
 QLoRA trains on a base that bitsandbytes has rounded to four bits, and its adapter belongs to those weights; none of the files
 that PEFT reads says so. The trainers' cards do, each in its own way. A pickle (training_args.bin) is never opened.
@@ -26,7 +26,7 @@ AS_QLORA = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": "true"}  
 
 def warnings(adapters: Iterable[Source]) -> tuple[str, ...]:
     """A sentence for each adapter that seems to belong to another base than a plain one."""
-    return tuple(warning(said) for said in map(in_four_bits, adapters) if said)
+    return tuple(warning(evidence) for evidence in map(in_four_bits, adapters) if evidence)
 
 
 def warning(evidence: str) -> str:
@@ -64,19 +64,19 @@ def _by_tag(adapter: Source) -> str | None:
 
 
 def _by_card(adapter: Source) -> str | None:
-    said: dict[str, str] = {}
+    settings: dict[str, str] = {}
     lines = adapter.texts.get("README.md", b"").decode("utf-8", errors="replace").splitlines()[:LINES]
     for line in lines:
-        if found := SETTING.match(line[:200]):
-            said.setdefault(found[1], found[2].lower())
+        if match := SETTING.match(line[:200]):
+            settings.setdefault(match[1], match[2].lower())
         elif (model := FINETUNED.match(line[:300])) and FOUR_BITS.fullmatch(model[1]):
             return f"its card says that it was finetuned from {model[1]}"
-    if said.get("load_in_4bit") == "true":
-        return f"its card says load_in_4bit: true{_otherwise(said)}"
-    return "its card says adapter: qlora" if said.get("adapter") == "qlora" else None
+    if settings.get("load_in_4bit") == "true":
+        return f"its card says load_in_4bit: true{_otherwise(settings)}"
+    return "its card says adapter: qlora" if settings.get("adapter") == "qlora" else None
 
 
-def _otherwise(said: Json) -> str:
+def _otherwise(settings: Json) -> str:
     """Settings with which four bits are other numbers."""
-    others = [f"{name}: {said[name]}" for name, usual in AS_QLORA.items() if said.get(name, usual) != usual]
+    others = [f"{name}: {settings[name]}" for name, usual in AS_QLORA.items() if settings.get(name, usual) != usual]
     return f" and {', '.join(others)} (which --quantization-config takes)" if others else ""

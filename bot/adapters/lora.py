@@ -30,7 +30,7 @@ class LoraPair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeTensor:
+class FullTensor:
     """A whole tensor. `trained`: it replaces the module's own (modules_to_save, trained biases); else it is a copy of
     the base's parameter, which PEFT loads over it, tied heads included."""
 
@@ -40,7 +40,7 @@ class WholeTensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenRows:
+class TrainedRows:
     """New values for some rows of an embedding."""
 
     module: str
@@ -54,8 +54,8 @@ class Changes:
 
     pairs: tuple[LoraPair, ...] = ()
     biases: tuple[tuple[str, Stored], ...] = ()  # (module, lora_B's bias)
-    wholes: tuple[WholeTensor, ...] = ()
-    tokens: tuple[TokenRows, ...] = ()
+    wholes: tuple[FullTensor, ...] = ()
+    tokens: tuple[TrainedRows, ...] = ()
     ignored: tuple[Stored, ...] = ()
     refusals: tuple[Refusal, ...] = ()
 
@@ -76,8 +76,8 @@ class _Reader:
         self.names: set[str] = set()
         self.sides: dict[tuple[str, str], dict[str, Stored]] = {}  # (kind, module) → side → tensor
         self.biases: list[tuple[str, Stored]] = []
-        self.wholes: list[WholeTensor] = []
-        self.tokens: list[TokenRows] = []
+        self.wholes: list[FullTensor] = []
+        self.tokens: list[TrainedRows] = []
         self.ignored: list[Stored] = []
         self.refused: dict[tuple[str, str, str], list[str]] = {}  # (code, sentence, remedy) → keys
 
@@ -117,7 +117,7 @@ class _Reader:
             return
         trained = kind == "saved" or (kind == "plain" and is_saved(self.settings, parameter))
         trained = trained or (parameter.endswith(".bias") and self.settings.bias != "none")
-        self.wholes.append(WholeTensor(parameter=parameter, values=tensor, trained=trained))
+        self.wholes.append(FullTensor(parameter=parameter, values=tensor, trained=trained))
 
     def _tokens(self, module: str, tensor: Stored) -> None:
         tokens = self.settings.tokens
@@ -126,7 +126,7 @@ class _Reader:
         if len(rows) != (tensor.shape[0] if tensor.shape else 0) or len(set(rows)) != len(rows):
             self._refuse("trainable-tokens", "have another number of rows than the config has token indices", tensor)
         else:
-            self.tokens.append(TokenRows(module=module, rows=rows, values=tensor))
+            self.tokens.append(TrainedRows(module=module, rows=rows, values=tensor))
 
     def _refuse(self, code: str, sentence: str, tensor: Stored, remedy: str = SAVE_AGAIN) -> None:
         self.refused.setdefault((code, sentence, remedy), []).append(tensor.key)

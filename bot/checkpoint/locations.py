@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
 from types import MappingProxyType
@@ -308,9 +308,4 @@ class Names:
 
     @staticmethod
     def _named(name: str, placement: Placement) -> Placement:
-        return Placement(
-            parameter=name,
-            rectangles=placement.rectangles,
-            experts=placement.experts,
-            transposed=placement.transposed,
-        )
+        return replace(placement, parameter=name)

@@ -92,11 +92,6 @@ def _placed(op: Op, start: int) -> tuple[Op, int]:
     return replace(op, target=targets[0]), start
 
 
-def weights_size(headers: Iterable[Header]) -> int:
-    """Bytes of tensor data, headers not counted."""
-    return sum(header.file_size - len(header.raw) for header in headers)
-
-
 def torch_name(stored_dtype: str) -> str:
     """bfloat16 for BF16, and so on; the stored spelling itself for dtypes that a merge leaves alone."""
     return TORCH_NAMES.get(stored_dtype, stored_dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,30 +16,13 @@ from bot.plan.adapter_plan import AdapterPlan, plan_adapter
 from bot.plan.base_weights import EffectiveBase, effective_base
 from bot.plan.completeness import require_all_claimed
 from bot.plan.input_refusals import base_refusals, with_new_rows
-from bot.plan.outputs import Outputs, make_outputs
+from bot.plan.outputs import Outputs, is_change, make_outputs
 from bot.plan.own_code import code_refusals
 from bot.plan.quantize import Quantised, quantize
 from bot.plan.refusal_texts import OTHER_BASE, SHOWN
 from bot.plan.tensor_counts import counts
 from bot.plan.unsaved_modules import unsaved_modules
-from bot.records import (
-    RECIPE,
-    AddDelta,
-    Asset,
-    ConfigChange,
-    Json,
-    Machine,
-    Op,
-    Options,
-    PeftMerge,
-    Plan,
-    Quantize,
-    Refusal,
-    Replace,
-    SetRows,
-    Source,
-    Sources,
-)
+from bot.records import RECIPE, Asset, ConfigChange, Json, Machine, Options, Plan, Refusal, Source, Sources
 
 HEAD_FIELDS = ("architectures", "tie_word_embeddings")  # of config.json: what they say decides which weight is the head
 
@@ -138,12 +121,6 @@ def _plan_model(sources: Sources, options: Options) -> PlannedModel:
         refusals=tuple(with_new_rows(refusals, adapter)),
         notes=(first, (*followed.notes, *_left_out(base_tokenizer_left_out(base, adapter)))),
     )
-
-
-def is_change(op: Op) -> bool:
-    """Whether an op gives a tensor values that are the adapter's doing."""
-    made = op.make if isinstance(op, Quantize) else op
-    return isinstance(made, AddDelta | Replace | SetRows | PeftMerge)
 
 
 def fingerprint(base_sha: str, adapter_sha: str, options: Options, how: str) -> str:

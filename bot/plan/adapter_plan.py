@@ -12,9 +12,11 @@ from bot.adapters.lora_config import LoraSettings, read_settings
 from bot.assets import read_json
 from bot.checkpoint.locations import Names
 from bot.plan import layer_replication, new_heads, tying
-from bot.plan.claims import AdapterClaims, claim
+from bot.plan.claim_changes import claim
+from bot.plan.claims import KeyClaims
 from bot.plan.outputs import Decisions
 from bot.plan.peft_methods import claim_layers
+from bot.plan.targets import Targets
 from bot.records import Json, Options, Refusal, Source, Stored
 
 
@@ -24,7 +26,7 @@ class AdapterPlan:
 
     method: str
     engine: str
-    claims: AdapterClaims
+    claims: KeyClaims
     decisions: Decisions
     edits: dict[str, Any] = field(default_factory=dict)  # of config.json, by dotted path
     used: set[str] = field(default_factory=set)  # adapter keys that PEFT's own layers take
@@ -42,7 +44,7 @@ def plan_adapter(
     if engine is None or any(refusal.code == "unknown-peft-type" for refusal in refusals):
         # A method that nobody merges: its one refusal stands for every adapter tensor.
         return AdapterPlan(
-            method=name, engine="none", claims=AdapterClaims(), decisions=Decisions(wanted=wanted), refusals=refusals
+            method=name, engine="none", claims=KeyClaims(), decisions=Decisions(wanted=wanted), refusals=refusals
         )
     if options.engine not in ("auto", engine):
         reason = f"{name} is merged by the {engine} engine, not by {options.engine}."
@@ -79,7 +81,7 @@ def _plan_streaming(
     settings, unread = read_settings(adapter_config)
     changes = read_changes(tensors, settings)
     copies, misplaced = layer_replication.find_replicas(settings.replication, config, stored)
-    claims = claim(changes, settings, names, stored, copies)
+    claims = claim(changes, Targets(settings, names, stored, copies))
     edits: dict[str, Any] = layer_replication.config_edits(copies, config)
     untie = tying.resolve_tying(claims, settings, names, stored)
     if untie:
@@ -105,7 +107,7 @@ def _plan_streaming(
     )
 
 
-def _idle(claims: AdapterClaims) -> list[str]:
+def _idle(claims: KeyClaims) -> list[str]:
     """A word on modules that the model never calls."""
     if not claims.idle:
         return []
@@ -115,7 +117,7 @@ def _idle(claims: AdapterClaims) -> list[str]:
     ]
 
 
-def _swapped(claims: AdapterClaims, settings: LoraSettings) -> list[str]:
+def _swapped(claims: KeyClaims, settings: LoraSettings) -> list[str]:
     """A word on stacked experts that were saved in another order than today's PEFT reads."""
     if not claims.swapped:
         return []
@@ -125,7 +127,7 @@ def _swapped(claims: AdapterClaims, settings: LoraSettings) -> list[str]:
     ]
 
 
-def _vocabulary(claims: AdapterClaims, names: Names, stored: Mapping[str, Stored], config: Json) -> dict[str, Any]:
+def _vocabulary(claims: KeyClaims, names: Names, stored: Mapping[str, Stored], config: Json) -> dict[str, Any]:
     """`vocab_size`, wherever a config says the old one, when the adapter brought embeddings of another size."""
     embedding, head = names.embedding, names.head
     if embedding not in stored or embedding not in claims.values:
@@ -143,7 +145,7 @@ def _vocabulary(claims: AdapterClaims, names: Names, stored: Mapping[str, Stored
 
 
 def _new_head(
-    claims: AdapterClaims, adapter_config: Json, config: Json, stored: Mapping[str, Stored]
+    claims: KeyClaims, adapter_config: Json, config: Json, stored: Mapping[str, Stored]
 ) -> tuple[list[str], dict[str, Any]]:
     """(base keys that are left out, config edits) of an adapter that brings a head of its own."""
     trained = [(whole.parameter, whole.values) for whole in claims.values.values() if whole.trained]

@@ -108,17 +108,17 @@ def _seen(headers: tuple[Header, ...], tensors: Mapping[str, Stored]) -> tuple[H
 def _dtype_of(config: Json) -> str:
     """The dtype that config.json names, its nested text config's, else bfloat16."""
     nested = config.get("text_config")
-    for place in (config, nested if isinstance(nested, dict) else {}):
+    for level in (config, nested if isinstance(nested, dict) else {}):
         for name in ("dtype", "torch_dtype"):
-            if place.get(name) in ("bfloat16", "float16", "float32"):
-                return str(place[name])
+            if level.get(name) in ("bfloat16", "float16", "float32"):
+                return str(level[name])
     return torch_name("BF16")
 
 
 def _paths(config: Json, name: str, prefix: str = "") -> list[str]:
     """Dotted paths of every field of this name, nested configs included."""
-    found = [prefix + name] if name in config else []
+    paths = [prefix + name] if name in config else []
     for key, value in config.items():
         if isinstance(value, dict) and key != name:
-            found += _paths(value, name, f"{prefix}{key}.")
-    return found
+            paths += _paths(value, name, f"{prefix}{key}.")
+    return paths

@@ -1,4 +1,4 @@
-"""What of the inputs' cards the result's card will say otherwise, or not at all: told with the plan, before any download."""
+"""What the result's card will not take over from the inputs' cards, or changes: noted in the plan, before any download."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bot.metadata import fields
 from bot.metadata.license_fields import state
 from bot.records import Plan, Source, Sources
 
-CARRIED = (fields.languages, fields.datasets, fields.metrics, fields.tags, fields.task)
+TAKEN_OVER = (fields.languages, fields.datasets, fields.metrics, fields.tags, fields.task)
 
 
 def with_notes_on_cards(plan: Plan, sources: Sources, license: str | None) -> Plan:
@@ -16,16 +16,16 @@ def with_notes_on_cards(plan: Plan, sources: Sources, license: str | None) -> Pl
 
     `license`: what --license says. Raises Usage where it is none that the Hub knows.
     """
-    said = [note for adapter in sources.adapters for note in _of_adapter(adapter)]
+    notes = [note for adapter in sources.adapters for note in _of_adapter(adapter)]
     if not any(fields.languages(adapter.card, fields.Left()) for adapter in sources.adapters):
-        said += _of_base(sources.base)  # then its languages are carried
+        notes += _of_base(sources.base)  # then its languages are carried
     licenses = state(sources.base, sources.adapters, license, assets=plan.assets)
-    return replace(plan, notes=(*plan.notes, *said, *licenses.notes))
+    return replace(plan, notes=(*plan.notes, *notes, *licenses.notes))
 
 
 def _of_adapter(adapter: Source) -> list[str]:
     left = fields.Left()
-    for read in CARRIED:
+    for read in TAKEN_OVER:
         read(adapter.card, left)
     return left.sentences(adapter.called if adapter.repo else "the adapter")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from bot.checkpoint.conversions import known
 from bot.checkpoint.families import family_of, star
-from bot.plan.claims import AdapterClaims
+from bot.plan.claims import KeyClaims
 from bot.records import Json, Stored
 
 BY_TASK = {
@@ -43,18 +43,18 @@ def new_class(adapter: Json, config: Json) -> str | None:
     return None
 
 
-def dropped_keys(config: Json, head_class: str, keys: Iterable[str], claims: AdapterClaims) -> list[str]:
+def dropped_keys(config: Json, head_class: str, keys: Iterable[str], claims: KeyClaims) -> list[str]:
     """Base keys that belong to the old head alone: those outside the shared body, which the new class does not have.
 
     ModernBERT's masked-language model has `head.dense`, and so has its classifier: such keys stay.
     """
     family = family_of({**config, "architectures": [head_class]})
-    found, modules = list(keys), modules_of(head_class)
-    if not family.prefix or not any(key.startswith(f"{family.prefix}.") for key in found):
+    stored, modules = list(keys), modules_of(head_class)
+    if not family.prefix or not any(key.startswith(f"{family.prefix}.") for key in stored):
         return []
-    outside = [key for key in found if not key.startswith(f"{family.prefix}.") and key not in claims.values]
-    names = {key: [star(one) for one in (key, *family.conversions.route(key).targets)] for key in outside}
-    return [key for key in outside if not any(one.startswith(f"{m}.") for one in names[key] for m in modules)]
+    outside = [key for key in stored if not key.startswith(f"{family.prefix}.") and key not in claims.values]
+    names = {key: [star(name) for name in (key, *family.conversions.route(key).targets)] for key in outside}
+    return [key for key in outside if not any(name.startswith(f"{m}.") for name in names[key] for m in modules)]
 
 
 @cache

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from bot.checkpoint.shards import new_dtype
-from bot.plan.claims import AdapterClaims
+from bot.plan.claims import KeyClaims
 from bot.plan.layer_replication import LayerReplicas
-from bot.records import AddDelta, Cast, Copy, Drop, Header, Op, PeftMerge, Replace, SetRows, Stored
+from bot.records import AddDelta, Cast, Copy, Drop, Header, Op, PeftMerge, Quantize, Replace, SetRows, Stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Decisions:
     peft: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
-def make_outputs(headers: Iterable[Header], claims: AdapterClaims, decisions: Decisions, main: str) -> Outputs:
+def make_outputs(headers: Iterable[Header], claims: KeyClaims, decisions: Decisions, main: str) -> Outputs:
     """One op for every tensor that the output has, one Drop for every base tensor that it has not.
 
     `main`: the dtype of most of the base, in safetensors' spelling: that of weights that are stored packed, and of new ones.
@@ -67,7 +67,7 @@ def _source(tensor: Stored, stored: Mapping[str, Stored], decisions: Decisions) 
 
 
 class _Maker:
-    def __init__(self, claims: AdapterClaims, decisions: Decisions, main: str) -> None:
+    def __init__(self, claims: KeyClaims, decisions: Decisions, main: str) -> None:
         self.claims, self.decisions, self.main = claims, decisions, main
 
     def op(self, key: str, base: Stored) -> Op:
@@ -98,3 +98,9 @@ class _Maker:
         dtype = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}.get(self.decisions.wanted or "", self.main)
         target = Stored(key=key, file=file, dtype=dtype, shape=values.shape, start=0, stop=0)
         return Replace(source=None, target=target, values=values, module=self.claims.new[key].parameter)
+
+
+def is_change(op: Op) -> bool:
+    """Whether an op gives a tensor values that are the adapter's doing."""
+    made = op.make if isinstance(op, Quantize) else op
+    return isinstance(made, AddDelta | Replace | SetRows | PeftMerge)

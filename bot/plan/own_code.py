@@ -44,8 +44,8 @@ def _named(base: Source, adapter: Source, assets: Iterable[Asset]) -> Iterator[t
         text = sources[asset.source].texts.get(asset.name)
         if text is None or not asset.name.endswith(".json"):
             continue
-        found = json.loads(text).get("auto_map")
-        for value in found.values() if isinstance(found, dict) else [found] if found else []:
-            for one in value if isinstance(value, list) else [value]:
-                if one is not None:
-                    yield asset.name, asset.source, one if isinstance(one, str) else repr(one)[:100]
+        auto_map = json.loads(text).get("auto_map")
+        for value in auto_map.values() if isinstance(auto_map, dict) else [auto_map] if auto_map else []:
+            for name in value if isinstance(value, list) else [value]:
+                if name is not None:
+                    yield asset.name, asset.source, name if isinstance(name, str) else repr(name)[:100]

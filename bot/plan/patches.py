@@ -47,21 +47,16 @@ def patches_of(pair: LoraPair, placement: Placement, weights: Mapping[str, Store
         placement = resized
     _check_shapes(pair, placement, weights, rank)
     swapped = is_swapped(pair, placement, how.version)
-    found: PlacedPatches = []
+    patches: PlacedPatches = []
     for rectangle in placement.rectangles:
-        left, right = (
-            _swapped(pair, rectangle, placement.experts, rank)
-            if swapped
-            else _factors(pair, rectangle, placement.experts, rank)
-        )
-        turned = rectangle.transposed
-        term = Term(
-            module=pair.module, left=right if turned else left, right=left if turned else right,
-            rank=rank, alpha=how.alpha, scaling=how.scaling,
-        )  # fmt: skip
+        factors = _swapped if swapped else _factors
+        left, right = factors(pair, rectangle, placement.experts, rank)
+        if rectangle.transposed:
+            left, right = right, left
+        term = Term(module=pair.module, left=left, right=right, rank=rank, alpha=how.alpha, scaling=how.scaling)
         patch = Patch(rows=rectangle.at_rows, columns=rectangle.at_columns, terms=(term,), step=rectangle.step)
-        found.append((rectangle.key, rectangle.view, _with_magnitude(patch, pair, rectangle, placement)))
-    return found
+        patches.append((rectangle.key, rectangle.view, _with_magnitude(patch, pair, rectangle, placement)))
+    return patches
 
 
 def vector_patch(
@@ -69,15 +64,15 @@ def vector_patch(
 ) -> PlacedPatches:
     """s·lora_B.bias, added to the layer's own bias. Raises Misfit."""
     _check_dtypes(weights, bias)
-    found: PlacedPatches = []
+    patches: PlacedPatches = []
     for rectangle in placement.rectangles:
         if rectangle.out[1] > bias.shape[0] or len(bias.shape) != 1:
             raise Misfit("shape", f"{rectangle.key} has another length than the adapter's {bias.key}")
         left = Factor(stored=bias, rows=(*rectangle.out, 1), columns=(0, 1, 1))
         term = Term(module=module, left=left, right=None, rank=1, alpha=alpha, scaling=scaling)
         patch = Patch(rows=rectangle.at_rows, columns=rectangle.at_columns, terms=(term,), step=rectangle.step)
-        found.append((rectangle.key, rectangle.view, patch))
-    return found
+        patches.append((rectangle.key, rectangle.view, patch))
+    return patches
 
 
 def is_swapped(pair: LoraPair, placement: Placement, version: str | None) -> bool:
@@ -90,33 +85,24 @@ def is_swapped(pair: LoraPair, placement: Placement, version: str | None) -> boo
         return (pair.b.shape[0], pair.a.shape[1]) == (inputs, outputs)
     order = order_of(version, placement.transposed)
     if order is None:
-        said = f"peft_version is {version}" if version else "there is no peft_version"
-        raise Misfit("stacked-order", f"{pair.module} is {outputs}×{inputs}, and {said}")
+        known = f"peft_version is {version}" if version else "there is no peft_version"
+        raise Misfit("stacked-order", f"{pair.module} is {outputs}×{inputs}, and {known}")
     return order == "older"
 
 
 def _sizes(placement: Placement) -> tuple[int, int]:
     """(outputs, inputs) of a parameter's logical matrices."""
-    return max(rectangle.out[1] for rectangle in placement.rectangles), max(
-        rectangle.into[1] for rectangle in placement.rectangles
-    )
+    spans = [(rectangle.out[1], rectangle.into[1]) for rectangle in placement.rectangles]
+    return max(out for out, _ in spans), max(into for _, into in spans)
 
 
 def _swapped(pair: LoraPair, rectangle: Rectangle, experts: int, rank: int) -> tuple[Factor, Factor]:
     """(left, right) of Aᵀ·Bᵀ: A_e's columns are the outputs, B_e's rows the inputs."""
     expert = rectangle.expert
-    left = Factor(
-        stored=pair.a,
-        rows=(expert * rank, (expert + 1) * rank, 1),
-        columns=(*rectangle.out, 1),
-        turned=not rectangle.transposed,
-    )
-    right = Factor(
-        stored=pair.b,
-        rows=(*rectangle.into, 1),
-        columns=(expert, rank * experts, experts),
-        turned=not rectangle.transposed,
-    )
+    ranks, every = (expert * rank, (expert + 1) * rank, 1), (expert, rank * experts, experts)
+    transposed = not rectangle.transposed
+    left = Factor(stored=pair.a, rows=ranks, columns=(*rectangle.out, 1), turned=transposed)
+    right = Factor(stored=pair.b, rows=(*rectangle.into, 1), columns=every, turned=transposed)
     return left, right
 
 
@@ -137,12 +123,12 @@ def _with_magnitude(patch: Patch, pair: LoraPair, rectangle: Rectangle, placemen
     """DoRA's magnitudes for this rectangle, and which way its norm runs."""
     if pair.magnitude is None:
         return patch
-    whole_rows = rectangle.into == (0, max(one.into[1] for one in placement.rectangles))
+    whole_rows = rectangle.into == (0, _sizes(placement)[1])
     if placement.experts != 1 or not (whole_rows or pair.kind == "embedding"):
         raise Misfit("dora-in-pieces", pair.module)
     along: Literal["rows", "columns"] = "columns" if rectangle.transposed or pair.kind == "embedding" else "rows"
     span = rectangle.into if pair.kind == "embedding" else rectangle.out
-    if pair.kind == "embedding" and rectangle.out != (0, max(one.out[1] for one in placement.rectangles)):
+    if pair.kind == "embedding" and rectangle.out != (0, _sizes(placement)[0]):
         raise Misfit("dora-in-pieces", pair.module)
     stored = pair.magnitude
     if len(stored.shape) == 1:
@@ -159,10 +145,9 @@ def _resized(placement: Placement, weights: Mapping[str, Stored]) -> Placement |
     if not shape or shape[0] == rectangle.view[0] or rectangle.transposed or math.prod(shape[1:]) != rectangle.view[1]:
         return None
     rows, columns = (0, shape[0]), (0, rectangle.view[1])
-    whole = Rectangle(
-        key=rectangle.key, view=(shape[0], rectangle.view[1]), at_rows=rows, at_columns=columns, expert=0, out=rows, into=columns,
-        transposed=False,
-    )  # fmt: skip
+    view = (shape[0], rectangle.view[1])
+    first = replace(rectangle, expert=0, step=1, transposed_on_load=False)
+    whole = replace(first, view=view, at_rows=rows, at_columns=columns, out=rows, into=columns)
     return Placement(parameter=placement.parameter, rectangles=(whole,), experts=1, transposed=False)
 
 
@@ -180,7 +165,7 @@ def _check_shapes(pair: LoraPair, placement: Placement, weights: Mapping[str, St
     outputs, inputs = _sizes(placement)
     a, b = pair.a.shape, pair.b.shape
     if len(a) < 2 or len(b) < 2:
-        raise Misfit("not-linear", f"{pair.module}: A is {_shape(a)}, B is {_shape(b)}")
+        raise Misfit("not-linear", f"{pair.module}: A is {shape_text(a)}, B is {shape_text(b)}")
     key = placement.rectangles[0].key
     shape = weights[key].shape
     if _is_grouped(shape, a, b):
@@ -195,8 +180,8 @@ def _check_shapes(pair: LoraPair, placement: Placement, weights: Mapping[str, St
         _check_magnitude(pair, outputs, inputs)
         return
     needs = f"{math.prod(a[1:])}×{b[0]}" if pair.kind == "embedding" else f"{b[0]}×{math.prod(a[1:])}"
-    turned = pair.kind == "linear" and (b[0], math.prod(a[1:])) == (inputs, outputs)
-    raise Misfit("transposed" if turned else "shape", f"{key} is {_shape(shape)}, the adapter needs {needs}")
+    transposed = pair.kind == "linear" and (b[0], math.prod(a[1:])) == (inputs, outputs)
+    raise Misfit("transposed" if transposed else "shape", f"{key} is {shape_text(shape)}, the adapter needs {needs}")
 
 
 def _is_grouped(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> bool:
@@ -210,8 +195,10 @@ def _check_magnitude(pair: LoraPair, outputs: int, inputs: int) -> None:
     if pair.magnitude is not None:
         wanted = inputs if pair.kind == "embedding" else outputs
         if math.prod(pair.magnitude.shape) != wanted:
-            raise Misfit("shape", f"{pair.magnitude.key} is {_shape(pair.magnitude.shape)}, it needs {wanted} numbers")
+            shape = shape_text(pair.magnitude.shape)
+            raise Misfit("shape", f"{pair.magnitude.key} is {shape}, it needs {wanted} numbers")
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def shape_text(shape: tuple[int, ...]) -> str:
+    """A shape for a sentence: 64×32."""
     return "×".join(map(str, shape)) or "a single number"

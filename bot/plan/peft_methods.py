@@ -9,10 +9,12 @@ from bot.adapters import methods
 from bot.adapters.lora import read_changes
 from bot.adapters.lora_config import LoraSettings, names_listed
 from bot.checkpoint.locations import Ambiguous, Names
-from bot.plan import tying
-from bot.plan.claims import AdapterClaims, claim, is_empty
+from bot.plan.claim_changes import claim
+from bot.plan.claims import KeyClaims, is_empty
 from bot.plan.layer_replication import LayerReplicas
 from bot.plan.patches import WEIGHTS
+from bot.plan.targets import Targets
+from bot.plan.tying import resolve_tying
 from bot.records import Json, Refusal, Stored
 
 
@@ -20,45 +22,44 @@ from bot.records import Json, Refusal, Stored
 class Layers:
     """`layers`: base key → (module, parameter) that PEFT makes it from; `claims`: whole tensors that come along."""
 
-    claims: AdapterClaims
+    claims: KeyClaims
     layers: dict[str, tuple[str, str]] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     untied: tuple[str, str] | None = None  # (embedding's key, head's key), where the head is written apart
     refusals: list[Refusal] = field(default_factory=list)
 
 
-def claim_layers(said: Json, tensors: Sequence[Stored], names: Names, stored: Mapping[str, Stored]) -> Layers:
+def claim_layers(adapter_config: Json, tensors: Sequence[Stored], names: Names, stored: Mapping[str, Stored]) -> Layers:
     """Claim every adapter tensor: by a module that PEFT merges, as shared, or as a whole tensor."""
-    found = methods.modules_of(said, [tensor.key for tensor in tensors], names.modules())
+    changed = methods.modules_of(adapter_config, [tensor.key for tensor in tensors], names.modules())
     empty = [tensor for tensor in tensors if is_empty(tensor)]
-    settings = LoraSettings(bias=str(said.get("bias", "none")), saved=names_listed(said.get("modules_to_save")))
-    whole = [tensor for tensor in tensors if tensor.key in found.whole]
+    saved = names_listed(adapter_config.get("modules_to_save"))
+    settings = LoraSettings(bias=str(adapter_config.get("bias", "none")), saved=saved)
+    whole = [tensor for tensor in tensors if tensor.key in changed.whole]
     changes = read_changes(whole, settings)
-    layers = Layers(claims=claim(changes, settings, names, stored, LayerReplicas()), refusals=list(found.refusals))
+    layers = Layers(
+        claims=claim(changes, Targets(settings, names, stored, LayerReplicas())), refusals=list(changed.refusals)
+    )
     layers.refusals += changes.refusals
     for tensor in empty:
         layers.claims.refuse("not-gathered", tensor.key, tensor)
     # Weights first: a bias that the base does not have must not lead the search for their prefix astray.
-    asked = [
-        f"{m}.{p}"
-        for m, parameters in found.modules.items()
-        for p in parameters
-        if p == "weight" or len(parameters) == 1
-    ]
+    modules = changed.modules.items()
+    asked = [f"{m}.{p}" for m, own in modules for p in own if p == "weight" or len(own) == 1]
     try:
         placements = dict(names.find(asked).placements)
-        for module, parameters in found.modules.items():
+        for module, parameters in modules:
             if "bias" in parameters and (beside := names.beside(placements.get(f"{module}.weight"), "bias")):
                 placements[f"{module}.bias"] = beside
     except Ambiguous as ambiguity:
         layers.claims.refuse("ambiguous-names", f"{ambiguity.args[0]} and {ambiguity.args[1]}", *tensors)
         return layers
     by_key = {tensor.key: tensor for tensor in tensors}
-    for module, parameters in found.modules.items():
-        own = [by_key[key] for key in found.keys.get(module, ())]
+    for module, parameters in modules:
+        own = [by_key[key] for key in changed.keys.get(module, ())]
         for parameter in parameters:
             placement = placements.get(f"{module}.{parameter}")
-            if placement is None and (parameter == "weight" or (module, parameter) in found.required):
+            if placement is None and (parameter == "weight" or (module, parameter) in changed.required):
                 layers.claims.refuse("not-in-base", f"{module}.{parameter}", *own)
             elif placement is not None and placement.key is None:
                 layers.claims.refuse("in-pieces", f"{module}.{parameter}", *own)
@@ -68,14 +69,10 @@ def claim_layers(said: Json, tensors: Sequence[Stored], names: Names, stored: Ma
             elif placement is not None:
                 layers.layers[placement.rectangles[0].key] = (module, parameter)
         layers.used |= {tensor.key for tensor in own}
-    layers.used |= set(found.shared)
+    layers.used |= set(changed.shared)
     clash = layers.layers.keys() & (layers.claims.patches.keys() | layers.claims.values.keys())
     for key in sorted(clash & {key for key, whole_ in layers.claims.values.items() if whole_.trained}):
         layers.claims.refuse("claimed-twice", key)
-    if (
-        tying.resolve_tying(layers.claims, settings, names, stored, layers.layers.keys())
-        and names.embedding
-        and names.head
-    ):
+    if resolve_tying(layers.claims, settings, names, stored, layers.layers.keys()) and names.embedding and names.head:
         layers.untied = names.embedding, names.head
     return layers

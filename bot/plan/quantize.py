@@ -71,7 +71,7 @@ def _same(ops: tuple[Op, ...], config: Json) -> Quantised:
         return _refused(ops, Refusal(code="quantize-same", reason=reason, remedy="Leave --quantize at none."))
     if any(isinstance(op, PeftMerge) for op in packed):
         return _refused(ops, _by_peft("same"))
-    made = [one for op in ops for one in _as_the_base(op)]
+    made = [new for op in ops for new in _as_the_base(op)]
     plain = [op for op in made if not isinstance(op, Quantize) and op.source and op.source.packed]
     if plain:
         return _refused(ops, _why_not(plain))
@@ -81,18 +81,18 @@ def _same(ops: tuple[Op, ...], config: Json) -> Quantised:
     notes = [f"quantize: {written} merged weights are stored as same."] if written else []
     if len(packed) > written:
         notes.append(f"quantize: {len(packed) - written} weights keep the base's own form, byte for byte.")
-    return Quantised(ops=_in_file_order(made), edits=_said(config), notes=tuple(notes))
+    return Quantised(ops=_in_file_order(made), edits=_quantization_configs(config), notes=tuple(notes))
 
 
-def _said(config: Json, prefix: str = "") -> dict[str, Any]:
+def _quantization_configs(config: Json, prefix: str = "") -> dict[str, Any]:
     """Every quantization_config by its dotted path: as the base has it."""
-    found: dict[str, Any] = {}
+    configs: dict[str, Any] = {}
     for name, value in config.items():
         if name == QUANTIZATION:
-            found[prefix + name] = value
+            configs[prefix + name] = value
         elif isinstance(value, dict):
-            found |= _said(value, f"{prefix}{name}.")
-    return found
+            configs |= _quantization_configs(value, f"{prefix}{name}.")
+    return configs
 
 
 def _why_not(plain: Sequence[Op]) -> Refusal:
@@ -132,10 +132,8 @@ def _in_file_order(made: list[Op]) -> tuple[Op, ...]:
         own = op.source.packed.parts[0][1] if op.source is not None and op.source.packed else op.source
         if own is not None and own.owner == 0 and own.file == op.target.file and own.key in _keys(op):
             last[own.file] = own.start
-        placed.append(
-            (last.get(op.target.file, 0), op)
-        )  # a tensor that the base has not stays behind the one before it
-    return tuple(op for _, op in sorted(placed, key=lambda one: one[0]))
+        placed.append((last.get(op.target.file, 0), op))  # a tensor that the base has not follows the one before it
+    return tuple(op for _, op in sorted(placed, key=lambda entry: entry[0]))
 
 
 def _keys(op: Op) -> tuple[str, ...]:

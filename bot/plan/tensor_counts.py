@@ -26,9 +26,9 @@ def counts(ops: Iterable[Op], stored: Iterable[Op], drops: Iterable[Drop], form:
     """Every kind of KINDS that there is. `ops`: one for each tensor of the model; `stored`: the same as they are stored,
     in `form` (`--quantize`)."""
     written = {op.target.key for op in stored if isinstance(op, Quantize)}
-    found = Counter(_kind(op, op.target.key in written, form) for op in ops)
-    found["dropped"] = len(tuple(drops))
-    return tuple((kind, found[kind]) for kind in KINDS if found[kind])
+    numbers = Counter(_kind(op, op.target.key in written, form) for op in ops)
+    numbers["dropped"] = len(tuple(drops))
+    return tuple((kind, numbers[kind]) for kind in KINDS if numbers[kind])
 
 
 def _kind(op: Op, is_written: bool, form: str) -> str:

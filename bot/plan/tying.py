@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bot.adapters.lora import WholeTensor
+from bot.adapters.lora import FullTensor
 from bot.adapters.lora_config import LoraSettings, is_saved
 from bot.checkpoint.locations import Names
-from bot.plan.claims import AdapterClaims
+from bot.plan.claims import KeyClaims
 from bot.records import Json, Stored
 
 FLAG = "tie_word_embeddings"
@@ -20,11 +20,7 @@ UNTIED = "The adapter unties the head from the embedding: both are written."
 
 
 def resolve_tying(
-    claims: AdapterClaims,
-    settings: LoraSettings,
-    names: Names,
-    stored: Mapping[str, Stored],
-    layers: Collection[str] = (),
+    claims: KeyClaims, settings: LoraSettings, names: Names, stored: Mapping[str, Stored], layers: Collection[str] = ()
 ) -> bool:
     """Whether the head must be written apart from the embedding. Changes the claims so that they say the same.
 
@@ -52,14 +48,14 @@ def resolve_tying(
 
 def edits(config: Json) -> dict[str, Any]:
     """The config of an untied model: the flag, at the top and wherever a nested config says it."""
-    found: dict[str, Any] = {FLAG: False}
+    flags: dict[str, Any] = {FLAG: False}
     for name, value in config.items():
         if isinstance(value, dict) and value.get(FLAG):
-            found[f"{name}.{FLAG}"] = False
-    return found
+            flags[f"{name}.{FLAG}"] = False
+    return flags
 
 
-def _is_shared(claims: AdapterClaims, settings: LoraSettings, embedding: str, head: str) -> bool:
+def _is_shared(claims: KeyClaims, settings: LoraSettings, embedding: str, head: str) -> bool:
     """Whether PEFT trained one tensor for both: with `ensure_weight_tying`, or as tokens of the same rows.
 
     With `ensure_weight_tying` PEFT takes the head out of `modules_to_save`, and saves the shared module under both names:
@@ -71,7 +67,7 @@ def _is_shared(claims: AdapterClaims, settings: LoraSettings, embedding: str, he
     return settings.tying and claims.changes(embedding) and (claims.changes(head) or _is_trained(claims, embedding))
 
 
-def _contradiction(claims: AdapterClaims, settings: LoraSettings, embedding: str, head: str) -> str | None:
+def _contradiction(claims: KeyClaims, settings: LoraSettings, embedding: str, head: str) -> str | None:
     """The code of what PEFT's own unmerged model cannot be, or cannot be told to be."""
     tokens, other = claims.rows.get(embedding), claims.rows.get(head)
     if tokens and not other and (claims.changes(head) or is_saved(settings, head)):
@@ -84,30 +80,29 @@ def _contradiction(claims: AdapterClaims, settings: LoraSettings, embedding: str
     return None
 
 
-def _is_trained(claims: AdapterClaims, key: str) -> bool:
+def _is_trained(claims: KeyClaims, key: str) -> bool:
     """Whether the adapter brings the whole weight, trained."""
     return key in claims.values and claims.values[key].trained
 
 
-def _same(claims: AdapterClaims, embedding: str, head: str) -> None:
+def _same(claims: KeyClaims, embedding: str, head: str) -> None:
     """Both were saved and PEFT kept them equal: the head's tensors must say what the embedding's say."""
-    for one, other in zip(claims.patches.get(embedding, ()), claims.patches.get(head, ()), strict=False):
-        for mine, theirs in zip(one.terms, other.terms, strict=True):
+    equal = claims.must_be_equal
+    for patch, other in zip(claims.patches.get(embedding, ()), claims.patches.get(head, ()), strict=False):
+        for mine, theirs in zip(patch.terms, other.terms, strict=True):
             assert mine.right is not None
             assert theirs.right is not None
-            claims.must_be_equal.append((mine.left.stored, theirs.left.stored, mine.left.turned != theirs.left.turned))
-            claims.must_be_equal.append(
-                (mine.right.stored, theirs.right.stored, mine.right.turned != theirs.right.turned)
-            )
+            equal.append((mine.left.stored, theirs.left.stored, mine.left.turned != theirs.left.turned))
+            equal.append((mine.right.stored, theirs.right.stored, mine.right.turned != theirs.right.turned))
     if embedding in claims.values and head in claims.values:
-        claims.must_be_equal.append((claims.values[embedding].values, claims.values[head].values, False))
+        equal.append((claims.values[embedding].values, claims.values[head].values, False))
     if embedding in claims.rows and head in claims.rows:
-        claims.must_be_equal.append((claims.rows[embedding].values, claims.rows[head].values, False))
+        equal.append((claims.rows[embedding].values, claims.rows[head].values, False))
     claims.move(head)
 
 
-def _share_copy(claims: AdapterClaims, embedding: str, head: str) -> None:
+def _share_copy(claims: KeyClaims, embedding: str, head: str) -> None:
     """A copy of the embedding that PEFT saved along is loaded over the shared tensor: it is the head's W too."""
     brought = claims.values.get(embedding)
     if brought and not brought.trained and head not in claims.values:
-        claims.values[head] = WholeTensor(parameter=head, values=brought.values, trained=False)
+        claims.values[head] = FullTensor(parameter=head, values=brought.values, trained=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from bot.checkpoint.families import ModelFamily, family_of, star
-from bot.plan.claims import AdapterClaims
+from bot.plan.claims import KeyClaims
 from bot.plan.new_heads import modules_of, new_class
 from bot.plan.refusal_texts import SHOWN
 from bot.records import Json, Refusal
@@ -17,9 +17,9 @@ from bot.records import Json, Refusal
 TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
-def unsaved_modules(said: Json, config: Json, keys: Iterable[str], claims: AdapterClaims) -> list[Refusal]:
+def unsaved_modules(adapter_config: Json, config: Json, keys: Iterable[str], claims: KeyClaims) -> list[Refusal]:
     """The refusal of an adapter whose class has modules that are neither among the base's `keys` nor in the adapter."""
-    trained = _trained_class(said, config)
+    trained = _trained_class(adapter_config, config)
     wanted = modules_of(trained) if trained and trained not in (config.get("architectures") or ()) else ()
     if not wanted:
         return []
@@ -38,19 +38,19 @@ def unsaved_modules(said: Json, config: Json, keys: Iterable[str], claims: Adapt
     return [Refusal(code="unsaved-modules", reason=reason, remedy=remedy)]
 
 
-def _trained_class(said: Json, config: Json) -> str | None:
+def _trained_class(adapter_config: Json, config: Json) -> str | None:
     """The class that the adapter was trained with, where its config says it, or its task one with a head of its own."""
-    mapping = said.get("auto_mapping")
+    mapping = adapter_config.get("auto_mapping")
     named = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     if isinstance(named, str):
         return named
-    return new_class(said, config) if said.get("task_type") in TASKS else None
+    return new_class(adapter_config, config) if adapter_config.get("task_type") in TASKS else None
 
 
 def _is_there(module: str, names: Iterable[str], family: ModelFamily) -> bool:
     """Whether a name is the module's or lies below it, with the body's prefix or without it."""
     spelled = {module, module.removeprefix(f"{family.prefix}.")}
-    return any(name == one or name.startswith(f"{one}.") for name in names for one in spelled)
+    return any(name == path or name.startswith(f"{path}.") for name in names for path in spelled)
 
 
 def _lost_body(base: str, trained: str, names: Collection[str]) -> list[str]:

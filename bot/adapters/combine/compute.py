@@ -25,57 +25,49 @@ WORKERS = 2
 
 
 def write_weights(
-    planned: Outline, adapter_inputs: Sequence[AdapterInput], how: Combination, folders: Sequence[Path], target: Path
+    planned: Outline, inputs: Sequence[AdapterInput], how: Combination, folders: Sequence[Path], target: Path
 ) -> None:
     """Write adapter_model.safetensors as the outline lays it out. Raises Refused; see `bot.adapters.combine.combine`."""
     paths = [folder / WEIGHTS for folder in folders]
-    for adapter_input, path in zip(adapter_inputs, paths, strict=True):
-        _require_pinned(adapter_input, path)
+    for adapter, path in zip(inputs, paths, strict=True):
+        _require_pinned(adapter, path)
     with ExitStack() as stack:
         readers = [stack.enter_context(path.open("rb")).fileno() for path in paths]
         out = stack.enter_context(target.open("wb"))
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=WORKERS))
         out.write(planned.header.raw)
         for saved_copy in planned.saved_copies:
-            _copy_saved(saved_copy, adapter_inputs, readers, out)
+            _copy_saved(saved_copy, inputs, readers, out)
         for start in range(0, len(planned.slots), WORKERS):  # in step, so that results do not pile up
             slots = planned.slots[start : start + WORKERS]
-            for slot, made in zip(
-                slots, pool.map(lambda slot: _made(slot, adapter_inputs, how, readers), slots), strict=True
-            ):
+            for slot, made in zip(slots, pool.map(lambda slot: _made(slot, inputs, how, readers), slots), strict=True):
                 for matrix, shape in zip(made, (slot.a, slot.b), strict=True):
                     assert matrix.shape == shape, (slot.module, matrix.shape, shape)
                     out.write(np.ascontiguousarray(matrix, dtype="<f8").data)
 
 
-def _made(
-    slot: Slot, adapter_inputs: Sequence[AdapterInput], how: Combination, readers: Sequence[int]
-) -> tuple[Array, Array]:
-    owners = [owner for owner in adapter_inputs if slot.module in owner.pairs]
+def _made(slot: Slot, inputs: Sequence[AdapterInput], how: Combination, readers: Sequence[int]) -> tuple[Array, Array]:
+    owners = [owner for owner in inputs if slot.module in owner.pairs]
     return combine_module(slot, [_half(owner, slot.module, how, readers[owner.index]) for owner in owners], how)
 
 
-def _require_pinned(adapter_input: AdapterInput, path: Path) -> None:
+def _require_pinned(adapter: AdapterInput, path: Path) -> None:
     """The outline was made from headers; the file that is read now must still have the same tensors."""
     known = {tensor.key: tensor for tensor in read_header(path).tensors}
-    planned = [stored for pair in adapter_input.pairs.values() for stored in (pair.a, pair.b)] + list(
-        adapter_input.copies.values()
-    )
-    for stored in planned:
+    planned = [stored for pair in adapter.pairs.values() for stored in (pair.a, pair.b)]
+    for stored in (*planned, *adapter.copies.values()):
         now = known.get(stored.key)
         if now is None or (now.dtype, now.shape, now.start) != (stored.dtype, stored.shape, stored.start):
-            raise Refused(
-                f"{adapter_input.called} is not the file that was planned for.", remedy="Run the merge again."
-            )
+            raise Refused(f"{adapter.called} is not the file that was planned for.", remedy="Run the merge again.")
 
 
-def _half(adapter_input: AdapterInput, module: str, how: Combination, reader: int) -> Half:
-    pair = adapter_input.pairs[module]
-    a, b = _numbers(pair.a, adapter_input, reader), _numbers(pair.b, adapter_input, reader)
-    return Half(index=adapter_input.index, a=a, b=b, factor=how.weights[adapter_input.index] * pair.scaling)
+def _half(adapter: AdapterInput, module: str, how: Combination, reader: int) -> Half:
+    pair = adapter.pairs[module]
+    a, b = _numbers(pair.a, adapter, reader), _numbers(pair.b, adapter, reader)
+    return Half(index=adapter.index, a=a, b=b, factor=how.weights[adapter.index] * pair.scaling)
 
 
-def _numbers(stored: Stored, adapter_input: AdapterInput, reader: int) -> Array:
+def _numbers(stored: Stored, adapter: AdapterInput, reader: int) -> Array:
     """A tensor in float64, which holds every value of the other formats exactly."""
     read = _bytes(stored, reader)
     if stored.dtype == "BF16":
@@ -84,8 +76,7 @@ def _numbers(stored: Stored, adapter_input: AdapterInput, reader: int) -> Array:
         values = np.frombuffer(read, dtype=DTYPES[stored.dtype]).astype(np.float64)
     if not np.isfinite(values).all():
         raise Refused(
-            f"{adapter_input.called} holds values that are not finite in {stored.key}.",
-            remedy="Train or save it again.",
+            f"{adapter.called} holds values that are not finite in {stored.key}.", remedy="Train or save it again."
         )
     return values.reshape(stored.shape)
 
@@ -102,11 +93,9 @@ def _read(reader: int, start: int, size: int) -> bytes:
     return content
 
 
-def _copy_saved(
-    saved_copy: SavedCopy, adapter_inputs: Sequence[AdapterInput], readers: Sequence[int], out: BinaryIO
-) -> None:
+def _copy_saved(saved_copy: SavedCopy, inputs: Sequence[AdapterInput], readers: Sequence[int], out: BinaryIO) -> None:
     """Copy a weight of the base that adapters hold, piece by piece; all of them must hold the same."""
-    starts = {index: adapter_inputs[index].copies[saved_copy.module].start for index in saved_copy.owners}
+    starts = {index: inputs[index].copies[saved_copy.module].start for index in saved_copy.owners}
     for at in range(0, saved_copy.stored.stop - saved_copy.stored.start, COMPARED):
         size = min(COMPARED, saved_copy.stored.stop - saved_copy.stored.start - at)
         pieces = [_read(readers[index], start + at, size) for index, start in starts.items()]
