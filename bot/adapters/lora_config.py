@@ -7,7 +7,7 @@ override r and alpha for the names whose end they match; the first match wins.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,17 +61,22 @@ class LoraSettings(LoraScaling):
 
 def read_settings(config: Json) -> tuple[LoraSettings, list[Refusal]]:
     """The settings, and the refusals of a config that cannot be read or says what is not known here."""
-    strange = sorted(name for name, value in config.items() if name not in KNOWN_FIELDS and value)
-    refusals = []
-    if strange:
-        reason = f"adapter_config.json has settings that this version does not know: {', '.join(strange)}."
-        remedy = "Use a newer adapter-merge, or remove them if they did not shape the weights."
-        refusals.append(Refusal(code="unknown-setting", reason=reason, remedy=remedy))
+    refusals = unknown_settings(config, KNOWN_FIELDS)
     try:
         return _settings(config), refusals
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"adapter_config.json cannot be read as a LoRA config: {error}."
         return LoraSettings(), [*refusals, Refusal(code="bad-config", reason=reason, remedy=SAVE_AGAIN)]
+
+
+def unknown_settings(config: Json, known: Collection[str]) -> list[Refusal]:
+    """The refusal of fields that are switched on and not known; none where there are none."""
+    strange = sorted(name for name, value in config.items() if name not in known and value)
+    if not strange:
+        return []
+    reason = f"adapter_config.json has settings that this version does not know: {', '.join(strange)}."
+    remedy = "Use a newer adapter-merge, or remove them if they did not shape the weights."
+    return [Refusal(code="unknown-setting", reason=reason, remedy=remedy)]
 
 
 def _settings(config: Json) -> LoraSettings:

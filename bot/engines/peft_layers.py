@@ -21,7 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from bot import formats
-from bot.adapters.methods import METHODS, PREFIX, engine_for, modules_of
+from bot.adapters.lora_keys import PREFIX
+from bot.adapters.method_modules import modules_of
+from bot.adapters.method_rules import engine_for
+from bot.adapters.methods import METHODS
 from bot.checkpoint.header import TORCH_NAMES, read_header
 from bot.engines import in_memory
 from bot.engines.float64_mode import all_widened, casts_widened

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bot.adapters import methods
+from bot.adapters import method_rules
 from bot.adapters.lora import read_changes
 from bot.adapters.lora_config import LoraSettings, read_settings
 from bot.assets import read_json
@@ -38,8 +38,8 @@ def plan_adapter(
     adapter: Source, stored: Mapping[str, Stored], config: Json, wanted: str | None, options: Options
 ) -> AdapterPlan:
     adapter_config = read_json(adapter, "adapter_config.json")
-    method, refusals = methods.find_method(adapter_config)
-    engine = methods.engine_for(adapter_config) if method else None
+    method, refusals = method_rules.find_method(adapter_config)
+    engine = method_rules.engine_for(adapter_config) if method else None
     name = method.name if method else str(adapter_config.get("peft_type"))
     if engine is None or any(refusal.code == "unknown-peft-type" for refusal in refusals):
         # A method that nobody merges: its one refusal stands for every adapter tensor.
@@ -63,7 +63,7 @@ def plan_adapter(
         edits=tying.edits(config) if layers.untied else {},
         used=layers.used,
         refusals=[*refusals, *layers.refusals, *layers.claims.refusals()],
-        notes=(*methods.notes_for(adapter_config), *((tying.UNTIED,) if layers.untied else ())),
+        notes=(*method_rules.notes_for(adapter_config), *((tying.UNTIED,) if layers.untied else ())),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bot.adapters import methods
+from bot.adapters import method_modules
 from bot.adapters.lora import read_changes
 from bot.adapters.lora_config import LoraSettings, names_listed
 from bot.checkpoint.locations import Ambiguous, Names
@@ -31,7 +31,7 @@ class Layers:
 
 def claim_layers(adapter_config: Json, tensors: Sequence[Stored], names: Names, stored: Mapping[str, Stored]) -> Layers:
     """Claim every adapter tensor: by a module that PEFT merges, as shared, or as a whole tensor."""
-    changed = methods.modules_of(adapter_config, [tensor.key for tensor in tensors], names.modules())
+    changed = method_modules.modules_of(adapter_config, [tensor.key for tensor in tensors], names.modules())
     empty = [tensor for tensor in tensors if is_empty(tensor)]
     saved = names_listed(adapter_config.get("modules_to_save"))
     settings = LoraSettings(bias=str(adapter_config.get("bias", "none")), saved=saved)

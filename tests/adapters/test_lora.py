@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bot.adapters import methods
+from bot.adapters import method_rules
 from bot.adapters.lora import read_changes
 from bot.adapters.lora_config import LoraSettings, read_settings, scaling_of
 from bot.records import Stored
@@ -56,7 +56,7 @@ def test_patterns_match_as_they_do_in_peft(module: str, ranks: dict, alphas: dic
 )
 def test_a_setting_that_is_not_merged_is_refused_by_name(field: str, value: object, code: str) -> None:
     config = LORA | {field: value}
-    refusals = [*methods.find_method(config)[1], *read_settings(config)[1]]
+    refusals = [*method_rules.find_method(config)[1], *read_settings(config)[1]]
     assert [refusal.code for refusal in refusals] == [code]
     assert all(refusal.reason.endswith(".") and refusal.remedy.endswith(".") for refusal in refusals)
 
@@ -71,7 +71,7 @@ def test_a_setting_that_is_not_merged_is_refused_by_name(field: str, value: obje
     ],
 )
 def test_a_method_that_nobody_merges_is_refused(config: dict, code: str) -> None:
-    assert [refusal.code for refusal in methods.find_method(config)[1]] == [code]
+    assert [refusal.code for refusal in method_rules.find_method(config)[1]] == [code]
 
 
 @pytest.mark.parametrize(

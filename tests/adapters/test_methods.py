@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from bot.adapters.methods import COMMON, METHODS, engine_for, find_method, is_target, modules_of
+from bot.adapters.method_modules import is_target, modules_of
+from bot.adapters.method_rules import engine_for, find_method
+from bot.adapters.methods import COMMON, METHODS
 
 IN_FRONT = "base_model.model.model.layers.0."
 

@@ -27,7 +27,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from bot.adapters.methods import modules_of
+from bot.adapters.method_modules import modules_of
 from bot.checkpoint.header import read_header
 from bot.records import Json, PeftMerge
 

@@ -145,7 +145,7 @@ def test_every_written_element_is_what_the_unmerged_layer_says_rounded_once(
 
 
 def asking(case: Case, config: Json, folder: Path, adapter_folder: Path) -> ProbedLayers:
-    from bot.adapters.methods import modules_of
+    from bot.adapters.method_modules import modules_of
 
     source = loaded(case, folder)
     with torch.device("meta"):

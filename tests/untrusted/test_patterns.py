@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.adapters.lora_config import ENDING, read_settings, scaling_of
-from bot.adapters.methods import is_target
+from bot.adapters.method_modules import is_target
 from bot.checks.expected.lora import scale
 from bot.errors import Refused
 from bot.formats.bitsandbytes.linears import _is_converted

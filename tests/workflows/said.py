@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bot.adapters.combine.adapter_input import BARRED_FIELDS, BARRED_KEYS
-from bot.adapters.methods import INITS_REFUSED, LORA_REFUSED, METHODS, OTHER_REFUSED
+from bot.adapters.method_rules import INITS_REFUSED, LORA_REFUSED, OTHER_REFUSED
+from bot.adapters.methods import METHODS
 from bot.plan.refusal_texts import SENTENCES
 
 ROOT = Path(__file__).parents[2]
@@ -42,9 +43,10 @@ def everything_said() -> tuple[Said, ...]:
     # Built from tables, not at the place where they are raised.
     found += [Said(text=_plain(s), code=code, where="bot/plan/refusal_texts.py") for code, (s, _) in SENTENCES.items()]
     settings = (*LORA_REFUSED, *(one for many in OTHER_REFUSED.values() for one in many))
-    found += [Said(text=f"{why}.", code=code, where="bot/adapters/methods.py") for _, code, why in settings]
+    found += [Said(text=f"{why}.", code=code, where="bot/adapters/method_rules.py") for _, code, why in settings]
     found += [
-        Said(text=f"{why}.", code="changed-base", where="bot/adapters/methods.py") for why in INITS_REFUSED.values()
+        Said(text=f"{why}.", code="changed-base", where="bot/adapters/method_rules.py")
+        for why in INITS_REFUSED.values()
     ]
     refused = [method.refused for method in METHODS.values() if method.refused]
     found += [Said(text=why, code="no-merged-form", where="bot/adapters/methods.py") for why in refused]
