@@ -130,7 +130,7 @@ def choose_level(
         return "files", tuple((name, "--verify files was asked for") for name in ("weights", "full")), []
     if options.verify == "weights":
         return "weights", (("full", "--verify weights was asked for"),), _too_little_to_prove(machine)
-    if _runs_own_code(config) and not options.trust_remote_code:
+    if config.get("auto_map") and not options.trust_remote_code:
         reason = "The base brings Python code of its own, which the full verification would run (auto_map)."
         remedy = "Read that code, then pass --trust-remote-code; or pass --verify weights, which runs none."
         return "weights", (), [Refusal(code="custom-code", reason=reason, remedy=remedy)]
@@ -215,7 +215,3 @@ def _patch_bytes(patch: Patch) -> int:
             cut = len(range(*factor.rows)) * len(range(*factor.columns))
             total += cut * 16 + (factor.stored.stop - factor.stored.start)
     return total
-
-
-def _runs_own_code(config: Json) -> bool:
-    return bool(config.get("auto_map"))

@@ -142,15 +142,10 @@ class _Reader:
                     self._refuse("half-a-pair", "lack their other half", tensor)
             else:
                 pairs.append(self._pair(kind, module, sides))
-        refusals = [
-            Refusal(
-                code=code,
-                reason=f"{len(keys)} adapter tensors {sentence}, e.g. {keys[0]}.",
-                remedy=remedy,
-                keys=tuple(keys),
-            )
-            for (code, sentence, remedy), keys in self.refused.items()
-        ]
+        refusals = []
+        for (code, sentence, remedy), keys in self.refused.items():
+            reason = f"{len(keys)} adapter tensors {sentence}, e.g. {keys[0]}."
+            refusals.append(Refusal(code=code, reason=reason, remedy=remedy, keys=tuple(keys)))
         if len(self.names) > 1:
             reason = f"The adapter file holds several adapters: {', '.join(sorted(self.names))}."
             refusals.append(Refusal(code="several-adapters", reason=reason, remedy="Save them one by one."))
@@ -168,11 +163,5 @@ class _Reader:
         while module.endswith(".base_layer"):
             module, depth = module.removesuffix(".base_layer"), depth + 1
         magnitude = self.sides.get(("magnitude", module), {}).get("M")
-        return LoraPair(
-            module=module,
-            kind="linear" if kind == "lora" else "embedding",
-            a=sides["A"],
-            b=sides["B"],
-            magnitude=magnitude,
-            depth=depth,
-        )
+        layer: Literal["linear", "embedding"] = "linear" if kind == "lora" else "embedding"
+        return LoraPair(module=module, kind=layer, a=sides["A"], b=sides["B"], magnitude=magnitude, depth=depth)

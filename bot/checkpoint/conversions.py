@@ -133,7 +133,7 @@ class Conversions:
         if template is None:
             marked = list(parts)
             for at in range(1, len(parts), 2):
-                marked[at] = parts[at] if parts[at] in self._spelled else _mark(at)
+                marked[at] = parts[at] if parts[at] in self._spelled else f"77{at:03d}77"
             template = self._templates[key] = _Template.of(self._work_out("".join(marked)))
         return template.fill(parts)
 
@@ -184,11 +184,9 @@ def _starred(source: str, matched: str) -> int | None:
     return int(match["star"]) if match and match["star"].isdigit() else None
 
 
-def _mark(at: int) -> str:
-    return f"77{at:03d}77"  # a number that no checkpoint has
-
-
-MARK = re.compile(r"77(\d{3})77")
+MARK = re.compile(
+    r"77(\d{3})77"
+)  # a number that no checkpoint has, and in it the index of the number that it stands for
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ HEAD_FIELDS = ("architectures", "tie_word_embeddings")  # of config.json: what t
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedModel:
-    """The merged model, whatever machine makes it. `refusals`: what in the inputs and options forbids it."""
+    """The merged model, whichever machine makes it. `refusals`: what in the inputs and options forbids it."""
 
     base: EffectiveBase
     adapter: AdapterPlan
@@ -129,11 +129,7 @@ def fingerprint(base_sha: str, adapter_sha: str, options: Options, how: str) -> 
         "recipe": RECIPE,
         "base": base_sha,
         "adapter": adapter_sha,
-        "options": {
-            "dtype": options.dtype,
-            "base_weights": how,
-            "quantize": options.quantize,
-        },
+        "options": {"dtype": options.dtype, "base_weights": how, "quantize": options.quantize},
     }
     if options.overflow != "refuse":
         decides["overflow"] = options.overflow

@@ -24,14 +24,10 @@ def require_all_claimed(
     dropped = {drop.source.key for drop in plan.drops}
     under = {key for key in adapter_plan.claims.values if key in stored}  # an adapter's copy is W there
     stale = {pair[1] for pair in (adapter_plan.decisions.untied, adapter_plan.decisions.follows) if pair}
-    kept = {key for key, tensor in stored.items() if tensor.packed and _parts(tensor) <= sources}
+    packed = {key: {part.key for _, part in tensor.packed.parts} for key, tensor in stored.items() if tensor.packed}
+    kept = {key for key, parts in packed.items() if parts <= sources}
     unclaimed = stored.keys() - sources - dropped - under - stale - kept
     assert not unclaimed, f"base keys are unclaimed: {sorted(unclaimed)[:SHOWN]}"
     adapter_keys = {tensor.key for header in adapter_headers for tensor in header.tensors}
     unused = adapter_keys - adapter_plan.claims.used - adapter_plan.used
     assert not unused, f"adapter keys are unclaimed: {sorted(unused)[:SHOWN]}"
-
-
-def _parts(tensor: Stored) -> set[str]:
-    """The checkpoint's own keys of a weight that is stored packed."""
-    return {part.key for _, part in tensor.packed.parts} if tensor.packed else set()

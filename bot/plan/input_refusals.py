@@ -21,11 +21,8 @@ def base_refusals(base: Source, config: Json) -> list[Refusal]:
         reason = "The base has no config.json, so it is not a transformers model."
         refusals.append(Refusal(code="no-config", reason=reason, remedy="Name the base with --base owner/name."))
     names = {entry.name for entry in base.files}
-    pickled = [
-        name
-        for name in names
-        if (found := MODULE_PICKLE.fullmatch(name)) and f"{found[1]}model.safetensors" not in names
-    ]
+    pickles = {name: match[1] for name in names if (match := MODULE_PICKLE.fullmatch(name))}
+    pickled = [name for name, folder in pickles.items() if f"{folder}model.safetensors" not in names]
     if pickled and "modules.json" in names:
         reason = (
             f"The base has a module whose weights are a pickle ({min(pickled)}), which can run code when it is read."

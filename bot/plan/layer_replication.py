@@ -83,11 +83,8 @@ def config_edits(replicas: LayerReplicas, config: Json) -> dict[str, Any]:
     count = config[name]
     edits: dict[str, Any] = {name: len(replicas.origin)}
     for field_name, value in config.items():
-        if (
-            isinstance(value, list)
-            and len(value) == count
-            and field_name.startswith(("layer_", "layers_", "mlp_layer"))
-        ):
+        by_layer = field_name.startswith(("layer_", "layers_", "mlp_layer"))
+        if by_layer and isinstance(value, list) and len(value) == count:
             edits[field_name] = [value[layer] for layer in replicas.origin]
     return edits
 

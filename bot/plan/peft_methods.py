@@ -37,12 +37,10 @@ def claim_layers(adapter_config: Json, tensors: Sequence[Stored], names: Names, 
     settings = LoraSettings(bias=str(adapter_config.get("bias", "none")), saved=saved)
     whole = [tensor for tensor in tensors if tensor.key in changed.whole]
     changes = read_changes(whole, settings)
-    layers = Layers(
-        claims=claim(changes, Targets(settings, names, stored, LayerReplicas())), refusals=list(changed.refusals)
-    )
-    layers.refusals += changes.refusals
+    claims = claim(changes, Targets(settings, names, stored, LayerReplicas()))
+    layers = Layers(claims=claims, refusals=[*changed.refusals, *changes.refusals])
     for tensor in empty:
-        layers.claims.refuse("not-gathered", tensor.key, tensor)
+        claims.refuse("not-gathered", tensor.key, tensor)
     # Weights first: a bias that the base does not have must not lead the search for their prefix astray.
     modules = changed.modules.items()
     asked = [f"{m}.{p}" for m, own in modules for p in own if p == "weight" or len(own) == 1]
@@ -52,27 +50,26 @@ def claim_layers(adapter_config: Json, tensors: Sequence[Stored], names: Names, 
             if "bias" in parameters and (beside := names.beside(placements.get(f"{module}.weight"), "bias")):
                 placements[f"{module}.bias"] = beside
     except Ambiguous as ambiguity:
-        layers.claims.refuse("ambiguous-names", f"{ambiguity.args[0]} and {ambiguity.args[1]}", *tensors)
+        claims.refuse("ambiguous-names", f"{ambiguity.args[0]} and {ambiguity.args[1]}", *tensors)
         return layers
     by_key = {tensor.key: tensor for tensor in tensors}
     for module, parameters in modules:
         own = [by_key[key] for key in changed.keys.get(module, ())]
         for parameter in parameters:
             placement = placements.get(f"{module}.{parameter}")
-            if placement is None and (parameter == "weight" or (module, parameter) in changed.required):
-                layers.claims.refuse("not-in-base", f"{module}.{parameter}", *own)
-            elif placement is not None and placement.key is None:
-                layers.claims.refuse("in-pieces", f"{module}.{parameter}", *own)
-            elif placement is not None and stored[placement.rectangles[0].key].dtype not in WEIGHTS:
-                key = placement.rectangles[0].key
-                layers.claims.refuse("weight-dtype", f"{key} is stored as {stored[key].dtype}", *own)
-            elif placement is not None:
-                layers.layers[placement.rectangles[0].key] = (module, parameter)
+            if placement is None:
+                if parameter == "weight" or (module, parameter) in changed.required:
+                    claims.refuse("not-in-base", f"{module}.{parameter}", *own)
+            elif (key := placement.key) is None:
+                claims.refuse("in-pieces", f"{module}.{parameter}", *own)
+            elif stored[key].dtype not in WEIGHTS:
+                claims.refuse("weight-dtype", f"{key} is stored as {stored[key].dtype}", *own)
+            else:
+                layers.layers[key] = (module, parameter)
         layers.used |= {tensor.key for tensor in own}
     layers.used |= set(changed.shared)
-    clash = layers.layers.keys() & (layers.claims.patches.keys() | layers.claims.values.keys())
-    for key in sorted(clash & {key for key, whole_ in layers.claims.values.items() if whole_.trained}):
-        layers.claims.refuse("claimed-twice", key)
-    if resolve_tying(layers.claims, settings, names, stored, layers.layers.keys()) and names.embedding and names.head:
+    for key in sorted(layers.layers.keys() & {key for key, value in claims.values.items() if value.trained}):
+        claims.refuse("claimed-twice", key)
+    if resolve_tying(claims, settings, names, stored, layers.layers.keys()) and names.embedding and names.head:
         layers.untied = names.embedding, names.head
     return layers
