@@ -17,7 +17,7 @@ from bot.records import Asset, ConfigChange, Json, Source
 NAMES = ("eos_token", "pad_token")
 GENERATION = "generation_config.json"
 SETTINGS, VOCABULARY = "tokenizer_config.json", "tokenizer.json"
-NESTED = ("text_config", "decoder", "llm_config", "language_config", "thinker_config")  # where a text model's may lie
+NESTED = ("text_config", "decoder", "llm_config", "language_config", "thinker_config")  # may hold a text model's
 LONGEST = 12  # digits of a token's number
 HEAD = 4 << 20  # bytes of tokenizer.json that are read: `added_tokens` stands before the vocabulary
 # Their positions begin behind the padding token's number (transformers' modeling files): it must stay in config.json.

@@ -1,8 +1,8 @@
 """From a parameter, as an adapter names it, to where its numbers lie in the checkpoint. No model code runs.
 
 An adapter names parameters as transformers did when it was trained; a checkpoint keeps the names that it was published
-with. Both are led forward, by transformers' own load-time rules (conversions.py), to the names of transformers 5, where
-they meet. What meets nothing is missing, and what meets two things is refused; nothing is guessed.
+with. Both are converted by transformers' own load-time rules (conversions.py) to the names of transformers 5, and matched
+there. A parameter without a match is missing, and one with two matches is refused; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -238,14 +238,12 @@ class Names:
             return self._placement_of_key(name, reached[0])
         if scheme == 1:
             return self._named(name, self._placement_of_v5(reached[0]))
-        asked = (
-            name
-            if scheme < len(self._schemes)
-            else self._full(self._family.languages[scheme - len(self._schemes)], name)
-        )
-        if scheme >= len(self._schemes) and reached in ((asked,), (self._family.head,)):
-            return self._named(name, self._placement_of_v5(reached[0]))
-        route = self._family.conversions.route(asked)
+        full = name
+        if scheme >= len(self._schemes):
+            full = self._full(self._family.languages[scheme - len(self._schemes)], name)
+            if reached in ((full,), (self._family.head,)):
+                return self._named(name, self._placement_of_v5(reached[0]))
+        route = self._family.conversions.route(full)
         return self._named(name, placement_of_part(route, [self._placement_of_v5(target) for target in reached]))
 
     def _placement_of_key(self, name: str, key: str) -> Placement:

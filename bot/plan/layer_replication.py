@@ -1,7 +1,7 @@
 """layer_replication: a model whose layers are stacked several times, each copy with an adapter of its own.
 
 The ranges are PEFT's (peft.tuners.lora.model._replicate_layers): half open, in the order in which the new model has
-them; layers of the base that no range names are gone.
+them; layers of the base that are in no range are dropped.
 """
 
 from __future__ import annotations

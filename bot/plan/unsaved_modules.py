@@ -1,7 +1,7 @@
 """Modules that the adapter's class has and that nobody saved: random while it was trained, and lost.
 
-DeBERTa's classifier has a pooler that its base has not, and PEFT saves the classifier only: such an adapter answers otherwise
-at every load, merged or not. Which modules a class has outside of its body is in heads.json (tools/make_heads.py).
+DeBERTa's classifier has a pooler that its base does not have, and PEFT saves the classifier only: such an adapter gives other
+answers at every load, merged or not. Which modules a class has outside of its body is in heads.json (tools/make_heads.py).
 """
 
 from __future__ import annotations

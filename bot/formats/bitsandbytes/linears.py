@@ -2,8 +2,8 @@
 
 transformers converts every Linear and Conv1D but the output head, what is tied to the embedding, and the last module; or,
 where modules to skip are named, all but those; and never what the model keeps in float32 (quantizers/base.py,
-integrations/bitsandbytes.py). What is a Linear, the classes say: linears.json has, for each class of the pinned transformers,
-the matrices that are none. Of an architecture that is not in there, nothing is known, and nothing is guessed.
+integrations/bitsandbytes.py). linears.json (made by tools/make_linears.py) lists, for each class of the pinned transformers,
+the matrices that are no Linear. An architecture that is not in it is refused; nothing is guessed.
 """
 
 from __future__ import annotations
