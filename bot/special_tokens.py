@@ -55,9 +55,8 @@ def follow(base: Source, adapter: Source, config: Json) -> Followed:
     changed = {name: after[name] for name in NAMES if name in after and _differ(before.get(name), after[name])}
     notes = [f"The adapter's tokenizer has another {name} ({token.text!r}), whose number no small file says: what generates keeps "
              "the base's." for name, token in changed.items() if token.number is None]  # fmt: skip
-    known = {
-        name: (_number(before.get(name)), token.number) for name, token in changed.items() if token.number is not None
-    }
+    numbers = {name: token.number for name, token in before.items()}
+    known = {name: (numbers.get(name), new.number) for name, new in changed.items() if new.number is not None}
     asset, changes = _generation(base, adapter, known)
     alone = GENERATION not in {entry.name for entry in (*base.files, *adapter.files)}
     return Followed(asset=asset, edits=_edits(config, known, alone), changes=changes, notes=tuple(notes))
@@ -120,10 +119,6 @@ def _text(value: Any) -> str | None:
 def _json(content: bytes | None) -> Json:
     config = json.loads(content) if content is not None else {}
     return config if isinstance(config, dict) else {}
-
-
-def _number(token: Special | None) -> int | None:
-    return token.number if token is not None else None
 
 
 def _generation(

@@ -114,7 +114,7 @@ class Names:
             return self.find([key]).placements.get(key) if key in self._stored else None
         target = f"{self._targets.get(weight.parameter, '').removesuffix('.weight')}.{other}"
         try:
-            return self._named(target, self._placement_of_v5(target)) if target in self._sources else None
+            return replace(self._placement_of_v5(target), parameter=target) if target in self._sources else None
         except Unmergeable:
             return None
 
@@ -237,14 +237,14 @@ class Names:
         if scheme == 0:
             return self._placement_of_key(name, reached[0])
         if scheme == 1:
-            return self._named(name, self._placement_of_v5(reached[0]))
+            return replace(self._placement_of_v5(reached[0]), parameter=name)
         full = name
         if scheme >= len(self._schemes):
             full = self._full(self._family.languages[scheme - len(self._schemes)], name)
             if reached in ((full,), (self._family.head,)):
-                return self._named(name, self._placement_of_v5(reached[0]))
+                return replace(self._placement_of_v5(reached[0]), parameter=name)
         route = self._family.conversions.route(full)
-        return self._named(name, placement_of_part(route, [self._placement_of_v5(target) for target in reached]))
+        return replace(placement_of_part(route, [self._placement_of_v5(target) for target in reached]), parameter=name)
 
     def _placement_of_key(self, name: str, key: str) -> Placement:
         """A checkpoint tensor under its own name: the logical matrices are those that it has in transformers 5."""
@@ -254,9 +254,9 @@ class Names:
         route = self._family.conversions.route(key)
         target = route.targets[0]
         if len(stored.shape) == 3 and self._matrix_form(target).stacked:
-            return self._named(name, placement_within(key, self._placement_of_v5(target)))
+            return replace(placement_within(key, self._placement_of_v5(target)), parameter=name)
         if route.converter is not None and target == key:
-            return self._named(name, self._placement_of_v5(target))
+            return replace(self._placement_of_v5(target), parameter=name)
         return whole_placement(name, stored, transposed=self._family.is_conv1d(target))
 
     @cached_property
@@ -303,7 +303,3 @@ class Names:
         if stack is None and module.endswith("experts") and not leaf.endswith("bias"):
             return MatrixForm(stacked=True, transposed=False)
         return MatrixForm(stacked=False, transposed=self._family.is_conv1d(target))
-
-    @staticmethod
-    def _named(name: str, placement: Placement) -> Placement:
-        return replace(placement, parameter=name)

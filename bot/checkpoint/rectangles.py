@@ -71,12 +71,8 @@ def placement_of(name: str, layout: TileLayout, form: MatrixForm, stored: Mappin
     else:
         transposed = form.transposed and not form.stacked and len(layout.shape) == 2
         rectangles = [_plain(name, tile, layout, transposed, stored[tile.key].shape) for tile in layout.tiles]
-    return Placement(
-        parameter=name,
-        rectangles=tuple(rectangles),
-        experts=layout.shape[0] if stacked else 1,
-        transposed=stacked and form.transposed,
-    )
+    experts, transposed = (layout.shape[0], form.transposed) if stacked else (1, False)
+    return Placement(parameter=name, rectangles=tuple(rectangles), experts=experts, transposed=transposed)
 
 
 def whole_placement(name: str, stored: Stored, *, transposed: bool) -> Placement:

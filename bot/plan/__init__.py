@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bot import special_tokens, trained_base
 from bot.assets import base_tokenizer_left_out, choose_assets, read_json
@@ -160,7 +159,7 @@ def _left_out(names: list[str]) -> tuple[str, ...]:
 def pin_of(source: Source) -> Json:
     """The source as verification.json names it: {repo, sha}, where an adapter lies deeper the folder, and the revision that was
     asked for, if one was."""
-    pin: dict[str, Any] = {"repo": source.repo, "sha": source.sha}
+    pin: Json = {"repo": source.repo, "sha": source.sha}
     if source.subfolder:
         pin["subfolder"] = source.subfolder
     return {**pin, "revision": source.revision} if source.revision else pin

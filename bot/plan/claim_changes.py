@@ -86,8 +86,6 @@ class _Claimer:
         own = [self.parameters[id(pair)] for pair in self.changes.pairs]
         return all(self.targets.is_head(name) for name in own) and not self.changes.biases and not self.changes.tokens
 
-    # --- one change --------------------------------------------------------------------------------------------------
-
     def _whole(self, whole: FullTensor) -> None:
         placement, new = self.targets.placement_of(whole.parameter)
         if whole.trained and self.targets.is_shared(whole.parameter, placement):
@@ -240,8 +238,6 @@ class _Claimer:
                 brought = shared
             weights[rectangle.key] = brought.values if brought else self.stored[rectangle.key]
         return weights
-
-    # --- refusals ----------------------------------------------------------------------------------------------------
 
     def _missing(self, parameter: str, *tensors: Stored | None) -> None:
         reason = self.targets.locations.unmergeable.get(self.replicas.in_base(parameter)[0])

@@ -35,12 +35,11 @@ def base_refusals(base: Source, config: Json) -> list[Refusal]:
         remedy = "Add the modules.json of sentence-transformers, or remove those folders from the base."
         refusals.append(Refusal(code="module-weights", reason=reason, remedy=remedy))
     seen: set[str] = set()
-    for header in base.headers:
-        for tensor in header.tensors:
-            if tensor.key in seen:
-                reason = f"The base stores {tensor.key} twice."
-                refusals.append(Refusal(code="key-twice", reason=reason, remedy="Take another revision of the base."))
-            seen.add(tensor.key)
+    for tensor in (tensor for header in base.headers for tensor in header.tensors):
+        if tensor.key in seen:
+            reason = f"The base stores {tensor.key} twice."
+            refusals.append(Refusal(code="key-twice", reason=reason, remedy="Take another revision of the base."))
+        seen.add(tensor.key)
     for key, file in (read_json(base, INDEX_NAME).get("weight_map") or {}).items():
         if key not in seen:
             reason = f"The base's index promises {key} in {file}, which does not hold it."

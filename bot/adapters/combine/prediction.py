@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bot.adapters.combine import Predicted, combine, notation, predict
 from bot.budget import machine_refusals
-from bot.records import Budget, Combination, FileEntry, Json, Machine, Plan, Source, Sources, Stored
+from bot.records import Budget, Combination, FileEntry, Json, Machine, Plan, Source, Sources
 
 STARTED = 100 << 20  # bytes of this program with numpy
 COPIES = 8  # of a module's float64 matrices while they are combined: two modules at a time
@@ -92,22 +92,17 @@ def _lock(folder: Path, *, wait: bool = False) -> Iterator[bool]:
 def _budget(plan: Plan, predicted: Predicted) -> Budget:
     """The adapters are downloaded, and the combined one is written to disk."""
     download = sum(entry.size for adapter in predicted.adapters for entry in _weights(adapter) if not entry.here)
-    written = predicted.outline.header.file_size
     by_module = [[adapter.pairs[slot.module] for adapter in predicted.adapter_inputs if slot.module in adapter.pairs]
                  for slot in predicted.outline.slots]  # fmt: skip
-    largest = max((sum(_numbers(pair.a) + _numbers(pair.b) for pair in pairs) for pairs in by_module), default=0)
+    sizes = [sum(math.prod(pair.a.shape) + math.prod(pair.b.shape) for pair in pairs) for pairs in by_module]
     return replace(
         plan.budget,
         download=plan.budget.download + download,
-        disk=plan.budget.disk + download + written,
-        peak_memory=max(plan.budget.peak_memory, STARTED + COPIES * 8 * largest),
+        disk=plan.budget.disk + download + predicted.outline.header.file_size,
+        peak_memory=max(plan.budget.peak_memory, STARTED + COPIES * 8 * max(sizes, default=0)),
     )
 
 
 def _weights(source: Source) -> list[FileEntry]:
     names = {header.file for header in source.headers}
     return [entry for entry in source.files if entry.name in names]
-
-
-def _numbers(stored: Stored) -> int:
-    return math.prod(stored.shape)
