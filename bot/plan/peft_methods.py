@@ -32,14 +32,13 @@ class Layers:
 def claim_layers(adapter_config: Json, tensors: Sequence[Stored], names: Names, stored: Mapping[str, Stored]) -> Layers:
     """Claim every adapter tensor: by a module that PEFT merges, as shared, or as a whole tensor."""
     changed = method_modules.modules_of(adapter_config, [tensor.key for tensor in tensors], names.modules())
-    empty = [tensor for tensor in tensors if is_empty(tensor)]
     saved = names_listed(adapter_config.get("modules_to_save"))
     settings = LoraSettings(bias=str(adapter_config.get("bias", "none")), saved=saved)
     whole = [tensor for tensor in tensors if tensor.key in changed.whole]
     changes = read_changes(whole, settings)
     claims = claim(changes, Targets(settings, names, stored, LayerReplicas()))
     layers = Layers(claims=claims, refusals=[*changed.refusals, *changes.refusals])
-    for tensor in empty:
+    for tensor in filter(is_empty, tensors):
         claims.refuse("not-gathered", tensor.key, tensor)
     # Weights first: a bias that the base does not have must not lead the search for their prefix astray.
     modules = changed.modules.items()

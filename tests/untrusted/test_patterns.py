@@ -113,7 +113,7 @@ def test_the_worker_finds_pythons_libraries_and_no_secret(monkeypatch: pytest.Mo
 def test_limits_that_the_system_has_already_set_are_kept() -> None:
     code = """if True:
         import resource
-        from bot import patterns
+        from bot.untrusted import patterns
         for kind, most in ((resource.RLIMIT_CPU, 6), (resource.RLIMIT_AS, 1 << 29)):
             resource.setrlimit(kind, (most, most))
         print(patterns.first(["a.*"], "abc"))"""
