@@ -9,6 +9,7 @@ import numpy as np
 
 from bot import formats
 from bot.engines.files import Inputs
+from bot.formats.base import Rows
 from bot.numerics.rounding import RAW, Array
 from bot.records import Stored
 
@@ -34,7 +35,7 @@ class TensorReader:
 
     def __init__(self, files: Inputs, buffers: Buffers) -> None:
         self._files, self._buffers = files, buffers
-        self._opened: OrderedDict[Stored, formats.Rows] = OrderedDict()
+        self._opened: OrderedDict[Stored, Rows] = OrderedDict()
         self._lock = Lock()
 
     def rows(self, stored: Stored, first: int, count: int, columns: int, *, name: str = "in") -> Array:
@@ -45,7 +46,7 @@ class TensorReader:
         self._files.read(stored, first * columns * found.itemsize, found.data.cast("B"))
         return found.reshape(count, columns)
 
-    def _open(self, stored: Stored) -> formats.Rows:
+    def _open(self, stored: Stored) -> Rows:
         with self._lock:
             if stored not in self._opened:
                 self._opened[stored] = formats.open_packed(stored, self._range)

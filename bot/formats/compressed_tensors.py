@@ -10,15 +10,12 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
 
+from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
 from bot.formats.logical_tensor import logical, rebuilt, refused, with_activations
 from bot.records import Json, Refusal, Stored
 from bot.untrusted.patterns import BadPattern, first
-
-if TYPE_CHECKING:
-    from bot.formats import Rows, Unpacked
 
 NAME = "compressed-tensors"
 PACKED = "pack-quantized"
@@ -28,8 +25,6 @@ FLOATS = ("F32", "BF16", "F16")
 
 def recognises(config: Json) -> bool:
     """Whether config.json says so."""
-    from bot.formats import quantization_of
-
     return (quantization_of(config) or {}).get("quant_method") == NAME
 
 
@@ -40,8 +35,6 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: weights with their scales, zero points and shapes as one."""
-    from bot.formats import Unpacked, quantization_of
-
     said = quantization_of(config) or {}
     whole = _unreadable(said)
     if whole is not None:
@@ -59,7 +52,7 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
     return Unpacked(tensors=rebuilt(stored, with_activations(found, stored)), refusals=tuple(refusals))
 
 
-def opener(tensor: Stored, read: Callable[[Stored, int, int], Any]) -> Rows:
+def opener(tensor: Stored, read: ReadRange) -> Rows:
     """A logical tensor, ready to be read."""
     from bot.formats.scale_grid import open_grid, read_numbers, read_packed_columns
 

@@ -7,18 +7,17 @@ rectangle (⌊i/b⌋, ⌊j/c⌋), at the ragged edge too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bot.formats.base import ReadRange
 from bot.formats.float8 import E2M1_PAIRS, E4M3, E8M0, NIBBLES, POWERS
 from bot.records import Stored
 
 Array = NDArray[Any]
-ReadRange = Callable[[Stored, int, int], Array]
 RAW: dict[str, Any] = {"F16": np.float16, "F32": np.float32, "I8": np.int8}
 
 

@@ -8,14 +8,12 @@ a kernel (Int4Tensor and its kin), MX and NVFP4 are refused: on a CPU torchao it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
 from bot.formats.logical_tensor import logical, rebuilt, rectangle, refused
 from bot.records import Json, Refusal, Stored
-
-if TYPE_CHECKING:
-    from bot.formats import Rows, Unpacked
 
 NAME = "torchao"
 QDATA = "_qdata"
@@ -27,8 +25,6 @@ LEFT = ("act_quant_scale", "act_quant_zero_point")  # of activations: of no use 
 
 def recognises(config: Json) -> bool:
     """Whether config.json says so."""
-    from bot.formats import quantization_of
-
     return (quantization_of(config) or {}).get("quant_method") == NAME
 
 
@@ -39,8 +35,6 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: codes, scales and zero points as one."""
-    from bot.formats import Unpacked, quantization_of
-
     kind = _kind((quantization_of(config) or {}).get("quant_type"))
     found: list[Stored] = []
     refusals: list[Refusal] = []
@@ -55,7 +49,7 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
     return Unpacked(tensors=rebuilt(stored, found), refusals=tuple(refusals))
 
 
-def opener(tensor: Stored, read: Callable[[Stored, int, int], Any]) -> Rows:
+def opener(tensor: Stored, read: ReadRange) -> Rows:
     """A logical tensor, ready to be read."""
     from bot.formats.scale_grid import open_grid, read_numbers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from bot.formats.base import quantization_of
 from bot.records import Json, Refusal
 
 # quant_method → what people call it
@@ -61,8 +62,6 @@ def parent_of(config: Json, card: Json, repo: str | None = None) -> str | None:
 
 def refusal_of(config: Json, card: Json, repo: str | None = None) -> Refusal:
     """The base's form is read by nobody here: refused by its name, and with that of its 16-bit parent."""
-    from bot.formats import quantization_of
-
     said = quantization_of(config) or {}
     method = str(said.get("quant_method") or _unnamed(said))
     name = NAMES.get(method.lower(), method)

@@ -8,6 +8,7 @@ from typing import Any
 
 from bot import formats
 from bot.checkpoint.shards import FLOATS, torch_name
+from bot.formats.base import Writer
 from bot.records import Cast, Copy, Json, Op, Options, PeftMerge, PlainOp, Quantize, Refusal, Stored
 
 QUANTIZATION = "quantization_config"
@@ -156,7 +157,7 @@ def _refused(ops: tuple[Op, ...], refusal: Refusal) -> Quantised:
     return Quantised(ops=ops, refusals=(refusal,))
 
 
-def _wrapped(op: PlainOp, name: str, writer: formats.Writer) -> Quantize:
+def _wrapped(op: PlainOp, name: str, writer: Writer) -> Quantize:
     target: Stored = replace(op.target, dtype="F32")
     parts = tuple(
         Stored(key=key, file=target.file, dtype=dtype, shape=shape, start=0, stop=0)

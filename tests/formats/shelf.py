@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from bot import formats
 from bot.checkpoint.header import read_header
+from bot.formats.base import Unpacked
 from bot.records import Json, Stored
 
 
@@ -42,7 +43,7 @@ def reader_of(folder: Path) -> Any:
     return read
 
 
-def unpacked(folder: Path, card: Json | None = None) -> formats.Unpacked:
+def unpacked(folder: Path, card: Json | None = None) -> Unpacked:
     """What the reader makes of the folder."""
     config, stored, read = json.loads((folder / "config.json").read_text()), headers(folder), reader_of(folder)
     small = {
@@ -60,7 +61,7 @@ def _main(tensor: Stored) -> str:
     return tensor.packed.parts[0][1].key if tensor.packed else tensor.key
 
 
-def claimed(found: formats.Unpacked) -> set[str]:
+def claimed(found: Unpacked) -> set[str]:
     """The file's tensors that the model's tensors account for."""
     return {
         key

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
 
 from bot.checkpoint.families import ModelFamily, family_of
+from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
 from bot.formats.logical_tensor import logical, rebuilt, refused
 from bot.records import Json, Refusal, Stored
-
-if TYPE_CHECKING:
-    from bot.formats import Rows, Unpacked
 
 NAME = "bnb4"
 TYPES = ("nf4", "fp4")
@@ -35,8 +32,6 @@ def recognises(config: Json) -> bool:
 
 def says(config: Json, flag: str) -> bool:
     """Whether the quantization_config is bitsandbytes', with this flag set. The oldest name no method."""
-    from bot.formats import quantization_of
-
     found = quantization_of(config) or {}
     known = found.get("quant_method", "bitsandbytes") in ("bitsandbytes", None)
     return known and bool(found.get(flag, found.get(f"_{flag}")))
@@ -49,8 +44,6 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: every weight with its statistics as one."""
-    from bot.formats import Unpacked
-
     family = family_of(config)
     found: list[Stored] = []
     refusals: list[Refusal] = []
@@ -65,7 +58,7 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
     return Unpacked(tensors=rebuilt(stored, found), refusals=tuple(refusals))
 
 
-def opener(tensor: Stored, read: Callable[[Stored, int, int], Any]) -> Rows:
+def opener(tensor: Stored, read: ReadRange) -> Rows:
     """A logical tensor, ready to be read."""
     from bot.formats.bitsandbytes.four_bit_rows import open_stored
 

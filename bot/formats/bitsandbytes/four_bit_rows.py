@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bot.formats.base import ReadRange, Rows
 from bot.formats.bitsandbytes import double_quant
 from bot.formats.bitsandbytes.blockwise import CHUNK, KINDS, Kind, dequantise
 from bot.formats.scale_grid import read_numbers
 from bot.records import Stored
-
-if TYPE_CHECKING:
-    from bot.formats import Rows
 
 Array = NDArray[Any]
 
@@ -64,7 +62,7 @@ class TurnedFourBit:
         return found
 
 
-def open_stored(tensor: Stored, read: Callable[[Stored, int, int], Array]) -> Rows:
+def open_stored(tensor: Stored, read: ReadRange) -> Rows:
     """A logical tensor of bnb4; its absmax are read, and where they are quantised themselves, restored."""
     assert tensor.packed is not None
     parts, settings = dict(tensor.packed.parts), dict(tensor.packed.settings)

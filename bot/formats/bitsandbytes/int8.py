@@ -6,16 +6,13 @@ absmax of the weight's output. A Conv1D is stored turned, as out × in; it is se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
 
 from bot.checkpoint.families import family_of
+from bot.formats.base import ReadRange, Rows, Unpacked
 from bot.formats.bitsandbytes.four_bit import FLOATS, is_turned, says
 from bot.formats.logical_tensor import logical, rebuilt, refused
 from bot.records import Json, Refusal, Stored
-
-if TYPE_CHECKING:
-    from bot.formats import Rows, Unpacked
 
 NAME = "bnb8"
 BY_ROW = (b"", b"\0")  # the other formats, of 2023 and before, are reordered for one kind of GPU each
@@ -33,8 +30,6 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: every weight with its scales as one."""
-    from bot.formats import Unpacked
-
     family = family_of(config)
     found: list[Stored] = []
     refusals: list[Refusal] = []
@@ -45,7 +40,7 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
     return Unpacked(tensors=rebuilt(stored, found), refusals=tuple(refusals))
 
 
-def opener(tensor: Stored, read: Callable[[Stored, int, int], Any]) -> Rows:
+def opener(tensor: Stored, read: ReadRange) -> Rows:
     """A logical tensor, ready to be read."""
     from bot.formats.bitsandbytes.int8_rows import open_stored
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bot.formats.base import ReadRange, Rows
 from bot.formats.scale_grid import read_numbers
 from bot.records import Stored
-
-if TYPE_CHECKING:
-    from bot.formats import Rows
 
 Array = NDArray[Any]
 SHARE = np.float32(7.874015718698502e-3)  # 1/127, as bitsandbytes spells it
@@ -67,7 +65,7 @@ def quantise(rows: Array) -> tuple[Array, Array]:
     return wide.astype(np.int8), scale
 
 
-def open_stored(tensor: Stored, read: Callable[[Stored, int, int], Array]) -> Rows:
+def open_stored(tensor: Stored, read: ReadRange) -> Rows:
     """A logical tensor of bnb8."""
     assert tensor.packed is not None
     parts = dict(tensor.packed.parts)

@@ -7,17 +7,15 @@ thousand becomes a neighbouring code there. The numbers that are quantised are t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bot.formats.base import ReadRange, Rows, Unpacked
 from bot.formats.bitsandbytes.four_bit import FLOATS, SIZES, TYPES
 from bot.formats.bitsandbytes.linears import find
 from bot.formats.logical_tensor import logical
 from bot.records import Json, Refusal, Stored
-
-if TYPE_CHECKING:
-    from bot.formats import Rows, Unpacked
 
 NAME = "nf4-simulated"
 SKIP = "llm_int8_skip_modules"
@@ -75,8 +73,6 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 
 def unpack(stored: Mapping[str, Stored], config: Json, settings: Any) -> Unpacked:
     """The base's tensors: logical ones for what would be converted, the others as they are."""
-    from bot.formats import Unpacked
-
     shapes = {key: tensor.shape for key, tensor in stored.items() if tensor.dtype in FLOATS}
     found = find(shapes, config, settings.skip)
     problem = settings.problem
@@ -96,7 +92,7 @@ def unpack(stored: Mapping[str, Stored], config: Json, settings: Any) -> Unpacke
     return Unpacked(tensors=tensors)
 
 
-def opener(tensor: Stored, read: Callable[[Stored, int, int], Any]) -> Rows:
+def opener(tensor: Stored, read: ReadRange) -> Rows:
     """A logical tensor, ready to be read."""
     from bot.formats.bitsandbytes.simulated_rows import open_simulated
 

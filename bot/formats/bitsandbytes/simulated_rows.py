@@ -7,19 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bot.formats.base import ReadRange, Rows
 from bot.formats.bitsandbytes import double_quant
 from bot.formats.bitsandbytes.blockwise import CHUNK, KINDS, Kind, largest, pack, places, round_trip
 from bot.formats.bitsandbytes.four_bit_rows import TurnedFourBit
 from bot.numerics.rounding import RAW, widen
 from bot.records import Stored
-
-if TYPE_CHECKING:
-    from bot.formats import Rows
 
 Array = NDArray[Any]
 SWEEP = 1 << 20  # numbers read at a time when all of a tensor's blocks are measured
@@ -71,7 +69,7 @@ def doubled(absmax: Array) -> Array:
     return double_quant.restore(codes, outer, double_quant.DYNAMIC, offset)
 
 
-def open_simulated(tensor: Stored, read: Callable[[Stored, int, int], Array]) -> Rows:
+def open_simulated(tensor: Stored, read: ReadRange) -> Rows:
     """A logical tensor whose one part is the plain one."""
     assert tensor.packed is not None
     main, settings = dict(tensor.packed.parts)["weight"], dict(tensor.packed.settings)
@@ -88,9 +86,7 @@ def open_simulated(tensor: Stored, read: Callable[[Stored, int, int], Array]) ->
     )
 
 
-def _turned(
-    main: Stored, read: Callable[[Stored, int, int], Array], kind: Kind, size: int, double: bool
-) -> TurnedFourBit:
+def _turned(main: Stored, read: ReadRange, kind: Kind, size: int, double: bool) -> TurnedFourBit:
     """A Conv1D, stored in × out and quantised as out × in: its blocks run down the columns, so that it is quantised whole."""
     into, out = main.shape
     stored = read(main, 0, main.stop - main.start).view(RAW[main.dtype]).reshape(into, out)

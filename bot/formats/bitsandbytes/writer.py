@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bot.errors import Refused
+from bot.formats.base import Take
 from bot.formats.bitsandbytes.four_bit import STATE
 from bot.records import Json
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
-    Take = Callable[[int, int], Array]
 
 SIZE, NESTED = 64, 256  # numbers in a block; absmax in one
 DIGITS = 24  # of a float64 at most

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bot.formats.base import Take
 from bot.formats.float8 import LARGEST, encode_e4m3
 from bot.formats.scale_grid import Grid
 
 Array = NDArray[Any]
-Take = Callable[[int, int], Array]
 STRIP = 1 << 20  # elements of a weight that are held at a time, or one line of rectangles where that is more
 TWICE = 1 << 22  # a line of more elements than this is read twice instead: for its largest values first
 

@@ -8,14 +8,11 @@ kernels do (transformers raises there, or takes a smaller block).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
 
+from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
 from bot.formats.logical_tensor import logical, rebuilt, rectangle, refused, with_activations
 from bot.records import Json, Refusal, Stored
-
-if TYPE_CHECKING:
-    from bot.formats import Rows, Unpacked
 
 NAME = "fp8"
 METHODS = ("fp8", "mxfp8", "fbgemm_fp8")
@@ -27,8 +24,6 @@ OTHER_FLOATS = ("F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 def recognises(config: Json) -> bool:
     """Whether config.json says so."""
-    from bot.formats import quantization_of
-
     said = quantization_of(config) or {}
     if said.get("quant_method") == "modelopt":
         return said.get("quant_algo") in MODELOPT
@@ -42,8 +37,6 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: every weight of eight bits with its scales as one."""
-    from bot.formats import Unpacked, quantization_of
-
     said = quantization_of(config) or {}
     found: list[Stored] = []
     refusals: list[Refusal] = []
@@ -61,7 +54,7 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
     return Unpacked(tensors=rebuilt(stored, with_activations(found, stored)), refusals=tuple(refusals))
 
 
-def opener(tensor: Stored, read: Callable[[Stored, int, int], Any]) -> Rows:
+def opener(tensor: Stored, read: ReadRange) -> Rows:
     """A logical tensor, ready to be read."""
     from bot.formats.scale_grid import open_grid
 

@@ -9,10 +9,11 @@ has too. They are stored as float32. transformers takes them into the model's dt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bot.checkpoint.families import family_of
+from bot.formats.base import Take
 from bot.records import Json
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ def parts(key: str, shape: tuple[int, ...]) -> list[tuple[str, str, tuple[int, .
     return [(key, "F8_E4M3", shape), (f"{key}_scale", "F32", (shape[0], 1))]
 
 
-def quantise(
-    key: str, rows: Callable[[int, int], NDArray[Any]], shape: tuple[int, ...]
-) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
+def quantise(key: str, rows: Take, shape: tuple[int, ...]) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
     """Codes and scales, strip by strip."""
     from bot.formats.fp8.encoding import encode, stored
     from bot.formats.scale_grid import Grid

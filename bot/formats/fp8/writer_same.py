@@ -7,10 +7,11 @@ multiplies by a rounded 448 ÷ max instead, and differs from both in a few codes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bot.formats.base import Take, quantization_of
 from bot.records import Json, Stored
 
 if TYPE_CHECKING:
@@ -44,9 +45,7 @@ class OwnFp8:
         held = self._parts()
         return [(part.key, part.dtype, part.shape) for part in (held["weight"], held["scale"])]
 
-    def quantise(
-        self, key: str, rows: Callable[[int, int], NDArray[Any]], shape: tuple[int, ...]
-    ) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
+    def quantise(self, key: str, rows: Take, shape: tuple[int, ...]) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
         """Codes and scales, strip by strip; a weight with one scale is read twice."""
         from bot.formats.fp8.encoding import encode, stored
         from bot.formats.scale_grid import grid_of
@@ -62,8 +61,6 @@ class OwnFp8:
 
     def quantization_config(self, config: Json, left: Iterable[str] = ()) -> Json:
         """The base's own."""
-        from bot.formats import quantization_of
-
         return dict(quantization_of(config) or {})
 
     def _parts(self) -> dict[str, Stored]:

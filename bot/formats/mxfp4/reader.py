@@ -7,14 +7,11 @@ a bfloat16 number, so that nothing is rounded; the last two scale bytes reach in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
 
+from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
 from bot.formats.logical_tensor import logical, rebuilt, refused
 from bot.records import Json, Refusal, Stored
-
-if TYPE_CHECKING:
-    from bot.formats import Rows, Unpacked
 
 NAME = "mxfp4"
 GROUP = 32
@@ -22,8 +19,6 @@ GROUP = 32
 
 def recognises(config: Json) -> bool:
     """Whether config.json says so."""
-    from bot.formats import quantization_of
-
     return (quantization_of(config) or {}).get("quant_method") == "mxfp4"
 
 
@@ -34,8 +29,6 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: blocks and scales as one weight."""
-    from bot.formats import Unpacked
-
     found: list[Stored] = []
     refusals: list[Refusal] = []
     for key, blocks in stored.items():
@@ -55,7 +48,7 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
     return Unpacked(tensors=rebuilt(stored, found), refusals=tuple(refusals))
 
 
-def opener(tensor: Stored, read: Callable[[Stored, int, int], Any]) -> Rows:
+def opener(tensor: Stored, read: ReadRange) -> Rows:
     """A logical tensor, ready to be read."""
     from bot.formats.mxfp4.transposed import Turned
 

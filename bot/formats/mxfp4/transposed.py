@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from threading import local
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bot.formats.base import ReadRange
 from bot.formats.float8 import HALF_POWERS, TWICE_E2M1_PAIRS
 from bot.records import Stored
 
@@ -27,7 +27,7 @@ class _Held(local):
 class Turned:
     """Rows of (experts · in) × out."""
 
-    def __init__(self, blocks: Stored, scales: Stored, read: Callable[[Stored, int, int], Array]) -> None:
+    def __init__(self, blocks: Stored, scales: Stored, read: ReadRange) -> None:
         self._blocks, self._scales, self._read = blocks, scales, read
         _, self._out, self._groups, _ = blocks.shape
         self._held = _Held()
