@@ -187,7 +187,7 @@ class _Work:
 
 def _files_of(source: Stored | None) -> set[str]:
     """The base's files that a tensor is read from."""
-    if source is None or source.owner:
+    if source is None or source.role == "adapter":
         return set()
     return {part.file for _, part in source.packed.parts} if source.packed else {source.file}
 

@@ -270,5 +270,5 @@ def _factor(factor: Factor) -> Json:
         "key": factor.stored.key,
         "rows": list(factor.rows),
         "columns": list(factor.columns),
-        "turned": factor.turned,
+        "turned": factor.transposed,
     }

@@ -74,7 +74,7 @@ class Held:
 class Stored:
     """One tensor as a safetensors header describes it; `start` and `stop` are absolute byte offsets in `file`.
 
-    `owner`: whose file it is: 0 the base's (or the output's), 1 the adapter's.
+    `role`: whose file it is: the base's (or the output's), or the adapter's.
     """
 
     key: str
@@ -83,7 +83,7 @@ class Stored:
     shape: tuple[int, ...]
     start: int
     stop: int
-    owner: int = 0
+    role: Role = "base"
     packed: Packed | None = None
 
 
@@ -201,13 +201,13 @@ class Cast:
 class Factor:
     """A matrix out of an adapter tensor, which is first viewed as shape[0] × the rest (a vector as one column).
 
-    `rows` and `columns` are (start, stop, step) of that view; `turned`: what they cut out is then transposed.
+    `rows` and `columns` are (start, stop, step) of that view; `transposed`: what they cut out is then transposed.
     """
 
     stored: Stored
     rows: tuple[int, int, int]
     columns: tuple[int, int, int]
-    turned: bool = False
+    transposed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,15 +270,25 @@ class SetRows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WriterChoice:
+    """Who stores a weight: a writer by its name (`same`: the writer of the base's own form), for a model of this dtype
+    (torch's word). `transposed`: the weight comes as in × out and is stored as out × in (Conv1D)."""
+
+    name: str
+    dtype: str = "bfloat16"
+    transposed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quantize:
-    """What `make` gives in float32, correctly rounded, stored by the writer of that name as the tensors `parts`.
+    """What `make` gives in float32, correctly rounded, stored by the chosen writer as the tensors `parts`.
 
     `target` is the logical tensor, without bytes of its own.
     """
 
     make: PlainOp
     target: Stored
-    writer: str
+    writer: WriterChoice
     parts: tuple[Stored, ...]
 
     @property
@@ -376,9 +386,7 @@ class Plan:
     ops: tuple[Op, ...]
     drops: tuple[Drop, ...]
     base_tensors: tuple[Stored, ...]  # all of them, as the headers that were planned from have them
-    must_be_equal: tuple[
-        tuple[Stored, Stored, bool], ...
-    ]  # adapter tensors that must say the same (True: one is transposed)
+    must_be_equal: tuple[tuple[Stored, Stored, bool], ...]  # pairs of adapter tensors (True: one is transposed)
     shards: tuple[Shard, ...]
     index: bytes | None  # model.safetensors.index.json, where there is one
     index_name: str | None

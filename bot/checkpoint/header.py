@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bot.errors import Refused
-from bot.records import Header, Stored
+from bot.records import Header, Role, Stored
 from bot.untrusted import strict_json
 
 PREFIX = 8
@@ -34,7 +34,7 @@ TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "f
 STORED_NAMES = {torch_name: stored for stored, torch_name in TORCH_NAMES.items()}
 
 
-def read_header(path: Path, *, file: str | None = None, owner: int = 0) -> Header:
+def read_header(path: Path, *, file: str | None = None, role: Role = "base") -> Header:
     """The header of a safetensors file on disk, known to the plan as `file` (default: its own name).
 
     Raises Refused when the file is truncated or its header lies.
@@ -43,7 +43,7 @@ def read_header(path: Path, *, file: str | None = None, owner: int = 0) -> Heade
     with path.open("rb") as opened:
         head = opened.read(PREFIX)
         head += opened.read(header_length(head, file=file_name, file_size=size))
-    return parse_header(head, file=file_name, file_size=size, owner=owner)
+    return parse_header(head, file=file_name, file_size=size, role=role)
 
 
 def header_length(head: bytes, *, file: str, file_size: int) -> int:
@@ -56,7 +56,7 @@ def header_length(head: bytes, *, file: str, file_size: int) -> int:
     return length
 
 
-def parse_header(head: bytes, *, file: str, file_size: int, owner: int = 0) -> Header:
+def parse_header(head: bytes, *, file: str, file_size: int, role: Role = "base") -> Header:
     """A header from the first bytes of a file. Raises Refused for anything but a whole, honest one."""
     length = header_length(head, file=file, file_size=file_size)
     if len(head) < PREFIX + length:
@@ -74,7 +74,7 @@ def parse_header(head: bytes, *, file: str, file_size: int, owner: int = 0) -> H
         raise _corrupt(file, f"it claims {len(entries):,} tensors, and {MOST_TENSORS:,} are the most that are read")
     data_start = PREFIX + length
     tensors = sorted(
-        (_tensor(key, entry, file, data_start, owner) for key, entry in entries.items()),
+        (_tensor(key, entry, file, data_start, role) for key, entry in entries.items()),
         key=lambda t: (t.start, t.stop),
     )
     _tile(tensors, file, data_start, file_size)
@@ -107,7 +107,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _tensor(key: str, entry: Any, file: str, data_start: int, owner: int) -> Stored:
+def _tensor(key: str, entry: Any, file: str, data_start: int, role: Role) -> Stored:
     try:
         dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         numbers = (*shape, start, stop)
@@ -125,7 +125,7 @@ def _tensor(key: str, entry: Any, file: str, data_start: int, owner: int) -> Sto
         words = str(needed) if needed < LARGEST else "more than any file has"
         raise _corrupt(file, f"{key!r} has {stop - start} bytes where its shape needs {words}")
     begin = data_start + start
-    return Stored(key=key, file=file, dtype=dtype, shape=shape, start=begin, stop=data_start + stop, owner=owner)
+    return Stored(key=key, file=file, dtype=dtype, shape=shape, start=begin, stop=data_start + stop, role=role)
 
 
 def _tile(tensors: list[Stored], file: str, data_start: int, file_size: int) -> None:

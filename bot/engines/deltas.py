@@ -83,7 +83,7 @@ class Deltas:
             raise Refused(
                 f"The adapter's {factor.stored.key} holds a NaN or Inf.", remedy="Train or save the adapter again."
             )
-        return wide.T if factor.turned else wide
+        return wide.T if factor.transposed else wide
 
     def _cut_out(self, factor: Factor) -> Array:
         """The numbers as stored. Of whole rows only those are read; a tensor that is cut by columns (the B of stacked

@@ -105,7 +105,7 @@ def _is_another(op: Op) -> bool:
     if made.source is None or made.source.shape != made.target.shape:
         return True
     key, target = made.source.key, made.target.key
-    return not made.source.owner and key != target and NUMBER.sub("#", key) == NUMBER.sub("#", target)
+    return made.source.role == "base" and key != target and NUMBER.sub("#", key) == NUMBER.sub("#", target)
 
 
 class _Look:
@@ -165,7 +165,7 @@ class _Look:
 
     def _before(self, op: PlainOp) -> Stored | None:
         """The base's own tensor, also where the adapter brings a copy to add to; None where the base has none such."""
-        if op.source is not None and not op.source.owner:
+        if op.source is not None and op.source.role == "base":
             return op.source
         found = self.base.get(op.target.key)
         return found if found is not None and found.shape == op.target.shape else None
@@ -180,7 +180,7 @@ class _Look:
     def _is_idle(self, op: AddDelta) -> bool:
         """Whether each of its products has a factor that is zero, and W is not the adapter's own copy, which may itself
         be another one: then the base need not be read."""
-        return not op.source.owner and not any(
+        return op.source.role == "base" and not any(
             patch.magnitude or self._factors(op, at) for at, patch in enumerate(op.patches)
         )
 

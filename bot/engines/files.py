@@ -13,7 +13,7 @@ from threading import Lock
 
 from bot.errors import Refused
 from bot.input_files import identity_of, look
-from bot.records import Identity, Local, Stored
+from bot.records import Identity, Local, Role, Stored
 
 COPY_RUN = 4 << 20  # bytes per copy call: they are still in the processor's cache when they are hashed
 HASHED = 1 << 20  # bytes read at a time to be hashed
@@ -25,8 +25,8 @@ class Inputs:
     """The input files, opened once each and shared by all threads. Notices files that change while they are open."""
 
     def __init__(self, inputs: Local) -> None:
-        self._folders = {0: inputs.base, 1: inputs.adapter}  # by owner
-        self._open: dict[tuple[int, str], tuple[int, Identity]] = {}  # descriptor, and what it was when it was opened
+        self._folders: dict[Role, Path] = {"base": inputs.base, "adapter": inputs.adapter}
+        self._open: dict[tuple[Role, str], tuple[int, Identity]] = {}  # descriptor, and what it was when it was opened
         self._lock = Lock()
 
     def __enter__(self) -> Inputs:
@@ -36,22 +36,22 @@ class Inputs:
         for descriptor, _ in self._open.values():
             os.close(descriptor)
 
-    def descriptor(self, owner: int, file: str) -> int:
+    def descriptor(self, role: Role, file: str) -> int:
         """The open file; opened when it is first asked for."""
         with self._lock:
-            if (owner, file) not in self._open:
-                descriptor = os.open(self._folders[owner] / file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-                self._open[owner, file] = descriptor, identity_of(os.fstat(descriptor))
-            return self._open[owner, file][0]
+            if (role, file) not in self._open:
+                descriptor = os.open(self._folders[role] / file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                self._open[role, file] = descriptor, identity_of(os.fstat(descriptor))
+            return self._open[role, file][0]
 
     def read(self, stored: Stored, start: int, buffer: memoryview) -> None:
         """Fill the buffer with the tensor's bytes from its byte `start` on."""
-        read_all(self.descriptor(stored.owner, stored.file), buffer, stored.start + start)
+        read_all(self.descriptor(stored.role, stored.file), buffer, stored.start + start)
 
     def unchanged(self) -> None:
         """Raises Refused when a file is not what it was when it was opened."""
-        for (owner, file), (descriptor, before) in self._open.items():
-            if not identity_of(os.fstat(descriptor)) == before == look(self._folders[owner] / file):
+        for (role, file), (descriptor, before) in self._open.items():
+            if not identity_of(os.fstat(descriptor)) == before == look(self._folders[role] / file):
                 raise Refused(f"{file} changed while it was read.", remedy=AGAIN)
 
 

@@ -9,11 +9,11 @@ from bot.numerics.rounding import RAW, Array, widen
 from bot.records import Local, Stored
 
 
-def differ(one: Stored, other: Stored, turned: bool, inputs: Local) -> bool:
-    """Whether the numbers differ; `turned`: the other one is stored transposed."""
+def differ(first: Stored, second: Stored, transposed: bool, inputs: Local) -> bool:
+    """Whether the numbers differ; `transposed`: the second tensor is stored transposed."""
     with Inputs(inputs) as files:
-        first, second = _numbers(one, files), _numbers(other, files)
-    return not np.array_equal(first, second.T if turned else second)
+        numbers, others = _numbers(first, files), _numbers(second, files)
+    return not np.array_equal(numbers, others.T if transposed else others)
 
 
 def says_something(stored: Stored, inputs: Local) -> bool:

@@ -125,7 +125,7 @@ class PeftLayers:
     def _bytes(self, stored: Stored, start: int, count: int) -> Array:
         """`count` bytes of a stored tensor, from its byte `start` on."""
         raw = np.empty(count, np.uint8)
-        folder = self._adapter if stored.owner else self._base
+        folder = self._adapter if stored.role == "adapter" else self._base
         with (folder / stored.file).open("rb", buffering=0) as file:
             view, offset = raw.data, stored.start + start
             while view.nbytes:

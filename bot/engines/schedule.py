@@ -119,7 +119,7 @@ def cut_run(source: Stored, start: int, position: int, length: int) -> Iterator[
 
 
 def _joins(source: Stored, run: list[int], op: Copy) -> bool:
-    same_file = (source.owner, source.file) == (op.source.owner, op.source.file)
+    same_file = (source.role, source.file) == (op.source.role, op.source.file)
     return same_file and (run[0] + run[2], run[1] + run[2]) == (op.source.start, op.target.start)
 
 

@@ -140,7 +140,7 @@ class _Run:
     def _piece(self, piece: Piece) -> None:
         if piece.op is None:
             assert piece.source is not None
-            source = self.files.descriptor(piece.source.owner, piece.source.file)
+            source = self.files.descriptor(piece.source.role, piece.source.file)
             self.out.copy(source, piece.first, piece.start, piece.length)
             return
         tally, make = self.rows.worker.rounder.tally, piece.op.make if isinstance(piece.op, Quantize) else piece.op
@@ -241,7 +241,7 @@ class Made:
 
     def _cast(self, source: Stored, target: Stored, first: int, block: Array) -> None:
         values = self.reader.rows(source, first, *block.shape)
-        self._convert(values, source, block, target, finite=source.owner != 0)
+        self._convert(values, source, block, target, finite=source.role == "adapter")
 
     def _convert(self, values: Array, source: Stored, out: Array, target: Stored, *, finite: bool = False) -> None:
         """out ← values, rounded once. `finite`: the source may hold no NaN or Inf. Raises Refused."""
@@ -270,7 +270,7 @@ def _unusable(stored: Stored, error: ValueError) -> Refused:
             f"{stored.key} has a row or column of zeros, which DoRA would divide by.",
             remedy="Keep the adapter separate.",
         )
-    if stored.owner:
+    if stored.role == "adapter":
         return Refused(f"The adapter's {stored.key} holds a NaN or Inf.", remedy="Train or save the adapter again.")
     return Refused(f"The base's {stored.key} holds a NaN or Inf.", remedy="Take another base.")
 

@@ -17,7 +17,7 @@ from bot.formats.fp8 import writer_channel, writer_same
 from bot.formats.mxfp4 import reader as mxfp4
 from bot.formats.unsupported import parent_of as parent_of
 from bot.formats.unsupported import refusal_of
-from bot.records import Json, Quantize, Stored
+from bot.records import Json, Quantize, Stored, WriterChoice
 
 READERS: tuple[Reader, ...] = (four_bit, int8, fp8, mxfp4, compressed_tensors, torchao, simulated)
 WRITERS: dict[str, Writer] = {
@@ -51,23 +51,20 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
 
 def writer_of(op: Quantize) -> Writer:
     """Who stores what this op makes."""
-    if op.writer != "same":
-        return writer_named(op.writer)
-    assert op.make.source is not None
-    return writer_same.OwnFp8(tensor=op.make.source)
+    if op.writer.name == "same":
+        assert op.make.source is not None
+        return writer_same.SameFp8Writer(tensor=op.make.source)
+    chosen = writer_for(op.writer)
+    assert chosen is not None
+    return chosen
 
 
-def writer_named(name: str) -> Writer:
-    """A writer by its name, or by that with words behind it (see `adapted`)."""
-    return writer.adapted(name) if " " in name else WRITERS[name]
-
-
-def adapted(name: str, dtype: str, turned: bool) -> str | None:
-    """The name of this writer for weights of this dtype (torch's word), `turned`: stored in × out. None where it does not take
-    such weights."""
-    if not isinstance(WRITERS[name], writer.Bnb):
-        return None if turned else name
-    return f"{name} {dtype}{' turned' if turned else ''}"
+def writer_for(choice: WriterChoice) -> Writer | None:
+    """The writer for such weights; None where it does not take transposed ones."""
+    named = WRITERS[choice.name]
+    if isinstance(named, writer.BitsAndBytesWriter):
+        return named.for_model(dtype=choice.dtype, transposed=choice.transposed)
+    return None if choice.transposed else named
 
 
 def _reader_of(config: Json) -> Reader | None:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable, Mapping
 
 from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
-from bot.formats.logical_tensor import logical, rebuilt, refused, with_activations
+from bot.formats.logical_tensor import logical, refused, with_activations, with_logical_tensors
 from bot.records import Json, Refusal, Stored
 from bot.untrusted.patterns import BadPattern, first
 
@@ -49,7 +49,7 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
             except (TypeError, ValueError, KeyError, AttributeError):  # a config that somebody wrote by hand
                 made = refused(f"The config group of {module} is malformed.", key)
             (refusals if isinstance(made, Refusal) else found).append(made)  # type: ignore[arg-type]
-    return Unpacked(tensors=rebuilt(stored, with_activations(found, stored)), refusals=tuple(refusals))
+    return Unpacked(tensors=with_logical_tensors(stored, with_activations(found, stored)), refusals=tuple(refusals))
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:

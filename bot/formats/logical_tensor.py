@@ -23,10 +23,10 @@ def logical(
     held = tuple(parts)
     main = held[0][1]
     packed = Packed(format=name, parts=held, settings=tuple(sorted(settings.items())))
-    return Stored(key=key, file=main.file, dtype="F32", shape=shape, start=0, stop=0, owner=main.owner, packed=packed)
+    return Stored(key=key, file=main.file, dtype="F32", shape=shape, start=0, stop=0, role=main.role, packed=packed)
 
 
-def rebuilt(stored: Mapping[str, Stored], found: Iterable[Stored]) -> dict[str, Stored]:
+def with_logical_tensors(stored: Mapping[str, Stored], found: Iterable[Stored]) -> dict[str, Stored]:
     """All tensors in file order: a logical one where its main part stands, and none of its parts."""
     by_main: dict[str, Stored] = {}
     used: set[str] = set()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
-from bot.formats.logical_tensor import logical, rebuilt, rectangle, refused
+from bot.formats.logical_tensor import logical, rectangle, refused, with_logical_tensors
 from bot.records import Json, Refusal, Stored
 
 NAME = "torchao"
@@ -46,7 +46,7 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
     if not found and not refusals:
         reason = f"The base's weights are stored by torchao ({kind}), but not as safetensors that name their parts."
         refusals.append(refused(reason))
-    return Unpacked(tensors=rebuilt(stored, found), refusals=tuple(refusals))
+    return Unpacked(tensors=with_logical_tensors(stored, found), refusals=tuple(refusals))
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:

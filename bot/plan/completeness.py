@@ -19,7 +19,7 @@ def require_all_claimed(
     targets = [target.key for op in plan.ops for target in stored_targets(op)]
     assert len(targets) == len(set(targets)), "a tensor would be written twice"
     made = [op.make if isinstance(op, Quantize) else op for op in plan.ops]
-    sources = {op.source.key for op in made if op.source is not None and op.source.owner == 0}
+    sources = {op.source.key for op in made if op.source is not None and op.source.role == "base"}
     dropped = {drop.source.key for drop in plan.drops}
     under = {key for key in adapter_plan.claims.values if key in stored}  # an adapter's copy is W there
     stale = {pair[1] for pair in (adapter_plan.decisions.untied, adapter_plan.decisions.follows) if pair}

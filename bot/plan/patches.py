@@ -101,21 +101,21 @@ def _swapped(pair: LoraPair, rectangle: Rectangle, experts: int, rank: int) -> t
     expert = rectangle.expert
     ranks, every = (expert * rank, (expert + 1) * rank, 1), (expert, rank * experts, experts)
     transposed = not rectangle.transposed
-    left = Factor(stored=pair.a, rows=ranks, columns=(*rectangle.out, 1), turned=transposed)
-    right = Factor(stored=pair.b, rows=(*rectangle.into, 1), columns=every, turned=transposed)
+    left = Factor(stored=pair.a, rows=ranks, columns=(*rectangle.out, 1), transposed=transposed)
+    right = Factor(stored=pair.b, rows=(*rectangle.into, 1), columns=every, transposed=transposed)
     return left, right
 
 
 def _factors(pair: LoraPair, rectangle: Rectangle, experts: int, rank: int) -> tuple[Factor, Factor]:
     """(left, right) of the logical out × in rectangle: B_e's rows and A_e's columns, or an embedding's two."""
     if pair.kind == "embedding":
-        left = Factor(stored=pair.a, rows=(0, rank, 1), columns=(*rectangle.out, 1), turned=True)
-        return left, Factor(stored=pair.b, rows=(*rectangle.into, 1), columns=(0, rank, 1), turned=True)
+        left = Factor(stored=pair.a, rows=(0, rank, 1), columns=(*rectangle.out, 1), transposed=True)
+        return left, Factor(stored=pair.b, rows=(*rectangle.into, 1), columns=(0, rank, 1), transposed=True)
     expert = rectangle.expert
     left = Factor(stored=pair.b, rows=(*rectangle.out, 1), columns=(expert, rank * experts, experts))
     right = Factor(stored=pair.a, rows=(expert * rank, (expert + 1) * rank, 1), columns=(*rectangle.into, 1))
     if rectangle.transposed:  # stored in × out: Aᵀ·Bᵀ
-        left, right = (Factor(stored=f.stored, rows=f.rows, columns=f.columns, turned=True) for f in (left, right))
+        left, right = (Factor(stored=f.stored, rows=f.rows, columns=f.columns, transposed=True) for f in (left, right))
     return left, right
 
 
@@ -153,7 +153,7 @@ def _resized(placement: Placement, weights: Mapping[str, Stored]) -> Placement |
 
 def _check_dtypes(weights: Mapping[str, Stored], *adapter: Stored | None) -> None:
     for weight in weights.values():
-        if weight.dtype not in (ADAPTERS if weight.owner else WEIGHTS):
+        if weight.dtype not in (ADAPTERS if weight.role == "adapter" else WEIGHTS):
             raise Misfit("weight-dtype", f"{weight.key} is stored as {weight.dtype}")
     for tensor in adapter:
         if tensor is not None and tensor.dtype not in ADAPTERS:

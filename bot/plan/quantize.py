@@ -9,7 +9,7 @@ from typing import Any
 from bot import formats
 from bot.checkpoint.shards import FLOATS, torch_name
 from bot.formats.base import Writer
-from bot.records import Cast, Copy, Json, Op, Options, PeftMerge, PlainOp, Quantize, Refusal, Stored
+from bot.records import Cast, Copy, Json, Op, Options, PeftMerge, PlainOp, Quantize, Refusal, Stored, WriterChoice
 
 QUANTIZATION = "quantization_config"
 
@@ -55,13 +55,13 @@ def _in_form(ops: tuple[Op, ...], name: str, config: Json) -> Quantised:
     )
 
 
-def _stored_as(op: Op, name: str, turned: bool) -> Op:
+def _stored_as(op: Op, name: str, transposed: bool) -> Op:
     """The op, wrapped where the writer takes such weights."""
-    writer_name = formats.adapted(name, torch_name(op.target.dtype), turned)
-    if writer_name is None or isinstance(op, Quantize | PeftMerge) or op.target.dtype not in FLOATS:
+    if isinstance(op, Quantize | PeftMerge) or op.target.dtype not in FLOATS:
         return op
-    writer = formats.writer_named(writer_name)
-    return _wrapped(op, writer_name, writer) if writer.applies(op.target.key, op.target.shape) else op
+    choice = WriterChoice(name=name, dtype=torch_name(op.target.dtype), transposed=transposed)
+    writer = formats.writer_for(choice)
+    return _wrapped(op, choice, writer) if writer and writer.applies(op.target.key, op.target.shape) else op
 
 
 def _same(ops: tuple[Op, ...], config: Json) -> Quantised:
@@ -113,10 +113,10 @@ def _as_the_base(op: Op) -> Iterator[Op]:
         yield op
     elif isinstance(op, Cast):
         yield from (Copy(source=part, target=replace(part, start=0, stop=0)) for _, part in source.packed.parts)
-    elif not isinstance(op, Copy) and (own := formats.writer_same.OwnFp8(tensor=source)).applies(
+    elif not isinstance(op, Copy) and (own := formats.writer_same.SameFp8Writer(tensor=source)).applies(
         op.target.key, op.target.shape
     ):
-        wrapped = _wrapped(op, "same", own)
+        wrapped = _wrapped(op, WriterChoice(name="same"), own)
         yield wrapped
         written = {part.key for part in wrapped.parts}
         others = [part for _, part in source.packed.parts if part.key not in written]
@@ -131,7 +131,7 @@ def _in_file_order(made: list[Op]) -> tuple[Op, ...]:
     placed = []
     for op in made:
         own = op.source.packed.parts[0][1] if op.source is not None and op.source.packed else op.source
-        if own is not None and own.owner == 0 and own.file == op.target.file and own.key in _keys(op):
+        if own is not None and own.role == "base" and own.file == op.target.file and own.key in _keys(op):
             last[own.file] = own.start
         placed.append((last.get(op.target.file, 0), op))  # a tensor that the base has not follows the one before it
     return tuple(op for _, op in sorted(placed, key=lambda entry: entry[0]))
@@ -157,13 +157,13 @@ def _refused(ops: tuple[Op, ...], refusal: Refusal) -> Quantised:
     return Quantised(ops=ops, refusals=(refusal,))
 
 
-def _wrapped(op: PlainOp, name: str, writer: Writer) -> Quantize:
+def _wrapped(op: PlainOp, choice: WriterChoice, writer: Writer) -> Quantize:
     target: Stored = replace(op.target, dtype="F32")
     parts = tuple(
         Stored(key=key, file=target.file, dtype=dtype, shape=shape, start=0, stop=0)
         for key, dtype, shape in writer.parts(target.key, target.shape)
     )
-    return Quantize(make=_in_float32(op, target), target=target, writer=name, parts=parts)
+    return Quantize(make=_in_float32(op, target), target=target, writer=choice, parts=parts)
 
 
 def _in_float32(op: PlainOp, target: Stored) -> PlainOp:

@@ -92,8 +92,8 @@ def _same(claims: KeyClaims, embedding: str, head: str) -> None:
         for mine, theirs in zip(patch.terms, other.terms, strict=True):
             assert mine.right is not None
             assert theirs.right is not None
-            equal.append((mine.left.stored, theirs.left.stored, mine.left.turned != theirs.left.turned))
-            equal.append((mine.right.stored, theirs.right.stored, mine.right.turned != theirs.right.turned))
+            equal.append((mine.left.stored, theirs.left.stored, mine.left.transposed != theirs.left.transposed))
+            equal.append((mine.right.stored, theirs.right.stored, mine.right.transposed != theirs.right.transposed))
     if embedding in claims.values and head in claims.values:
         equal.append((claims.values[embedding].values, claims.values[head].values, False))
     if embedding in claims.rows and head in claims.rows:

@@ -48,7 +48,7 @@ def convert(source: Source, hub: Hub, emit: Emit) -> Source:
         with_sound_files(lambda: _make(source, made, hub), hub, emit)
         digest = _sha256(made)
     entry = FileEntry(name=ADAPTER, size=made.stat().st_size, sha256=digest, here=True)
-    return replace(source, files=(*source.files, entry), headers=(read_header(made, file=ADAPTER, owner=1),))
+    return replace(source, files=(*source.files, entry), headers=(read_header(made, file=ADAPTER, role="adapter"),))
 
 
 def _make(source: Source, made: Path, hub: Hub) -> None:

@@ -148,14 +148,13 @@ def read_headers(source: Source, names: Sequence[str], hub: Hub, emit: Emit) -> 
 
 
 def _header(source: Source, name: str, size: int, hub: Hub, emit: Emit) -> Header:
-    owner = 0 if source.role == "base" else 1
 
     def read() -> Header:
         head = read_span(source, name, 0, min(FIRST_READ, size), hub)
         needed = PREFIX + header_length(head, file=name, file_size=size)
         if needed > len(head):
             head += read_span(source, name, len(head), needed, hub)
-        return parse_header(head[:needed], file=name, file_size=size, owner=owner)
+        return parse_header(head[:needed], file=name, file_size=size, role=source.role)
 
     try:
         return read()

@@ -100,7 +100,7 @@ def test_a_file_with_a_hole_has_no_hash(output) -> None:
 
 @pytest.mark.parametrize(("start", "position", "length"), [(100, 100, 10_000_000), (0, 4 << 20, 4 << 20), (7, 9, 1)])
 def test_a_copy_is_cut_where_the_targets_blocks_end(start: int, position: int, length: int) -> None:
-    source = Stored(key="k", owner=0, file="f", dtype="U8", shape=(length,), start=start, stop=start + length)
+    source = Stored(key="k", file="f", dtype="U8", shape=(length,), start=start, stop=start + length)
     pieces = list(cut_run(source, start, position, length))
     assert [piece.start for piece in pieces][1:] == [piece.start + piece.length for piece in pieces][:-1]
     assert all(piece.start % files.COPY_RUN == 0 for piece in pieces[1:])

@@ -89,7 +89,7 @@ def test_numbers_are_quantised_as_bitsandbytes_does_it(size: int, kind: str, dty
         numbers = weight.to(dtype).float().numpy().reshape(-1)
         absmax = blockwise.largest(numbers, size)
         alike(absmax, plain.absmax)
-        found = blockwise.places(numbers, absmax, size, blockwise.KINDS[kind])
+        found = blockwise.nearest_level_indices(numbers, absmax, size, blockwise.KINDS[kind])
         alike(blockwise.pack(found, blockwise.KINDS[kind]), codes.reshape(-1))
         inner, outer = double_quant.compress(absmax, np.float32(state.offset.item()))
         alike(inner, state.absmax)
@@ -148,7 +148,7 @@ def test_a_model_that_transformers_saves_is_read(tmp_path: Path, model_type: str
     assert {name: one.shape for name, one in unpacked(tmp_path / "quantised").tensors.items()} == {
         name: one.shape for name, one in plain.items()
     }
-    turned = model_type == "gpt2"
+    transposed = model_type == "gpt2"
     packed = 0
     for name, parameter in quantised.named_parameters():
         if type(parameter) is torch.nn.Parameter:
@@ -158,7 +158,7 @@ def test_a_model_that_transformers_saves_is_read(tmp_path: Path, model_type: str
             wanted = dequantize_bnb_weight(parameter, quantised.get_submodule(name.rpartition(".")[0]).state)
         else:
             wanted = theirs(parameter.data.view(torch.uint8), parameter.quant_state)
-        same(found[name], wanted.T if turned else wanted)
+        same(found[name], wanted.T if transposed else wanted)
     assert packed == len(found) >= 4
 
 

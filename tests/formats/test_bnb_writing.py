@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from bot import formats
 from bot.errors import Refused
 from bot.formats.bitsandbytes import double_quant, linears, simulated
-from bot.records import Json
+from bot.records import Json, WriterChoice
 from tests.formats.shelf import headers, reader_of, rows, save, unpacked, values, written
 from tests.formats.test_bnb import DTYPES, SHAPES, alike, theirs, tiny
 
@@ -156,12 +156,14 @@ def test_int8_is_what_bitsandbytes_would_save(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_conv1d_is_stored_turned(tmp_path: Path, name: str) -> None:
+def test_a_conv1d_is_stored_transposed(tmp_path: Path, name: str) -> None:
     weight = torch.randn(96, 160)
     key = "transformer.h.0.attn.c_attn.weight"
-    writer = formats.writer_named(formats.adapted(name, "float16", True) or "")
+    writer = formats.writer_for(WriterChoice(name=name, dtype="float16", transposed=True))
     found = stored(writer, key, weight)
-    for part, one in stored(formats.writer_named(f"{name} float16"), key, weight.T.contiguous()).items():
+    for part, one in stored(
+        formats.writer_for(WriterChoice(name=name, dtype="float16")), key, weight.T.contiguous()
+    ).items():
         assert torch.equal(found[part], one), part
     config = {"model_type": "gpt2", "quantization_config": writer.quantization_config({}, ())}
     read = values(save(tmp_path, found, config))[key]
@@ -190,8 +192,8 @@ def test_plain_transformers_loads_what_is_written(tmp_path: Path, model_type: st
     dense = load_file(tmp_path / "plain" / "model.safetensors")
     found = linears.find({key: tuple(one.shape) for key, one in dense.items()}, config)
     tensors = {key: one for key, one in dense.items() if key not in found.keys}
-    for key, turned in found.keys.items():
-        writer = formats.writer_named(formats.adapted(name, "bfloat16", turned) or "")
+    for key, transposed in found.keys.items():
+        writer = formats.writer_for(WriterChoice(name=name, transposed=transposed))
         tensors |= stored(writer, key, dense[key].float())
     said = formats.WRITERS[name].quantization_config(config, found.left(found.keys))
     save(tmp_path / "quantised", tensors, {**config, "quantization_config": said})

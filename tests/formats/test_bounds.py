@@ -87,7 +87,7 @@ def test_writing_is_bounded(form: str) -> None:
     tensor = gridded(*FORMS[form])
 
     def work() -> None:
-        for writer in (writer_channel, writer_same.OwnFp8(tensor=tensor)):
+        for writer in (writer_channel, writer_same.SameFp8Writer(tensor=tensor)):
             for _ in writer.quantise("w.weight", take, (ROWS, COLUMNS)):
                 pass
 

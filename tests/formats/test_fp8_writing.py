@@ -122,7 +122,7 @@ def test_plain_transformers_loads_exactly_what_was_measured(tmp_path: Path, dtyp
 def own(folder: Path, key: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     tensor = unpacked(folder).tensors[key]
     assert writer_same.writes(tensor)
-    writer = writer_same.OwnFp8(tensor=tensor)
+    writer = writer_same.SameFp8Writer(tensor=tensor)
     assert writer.applies(key, tuple(weight.shape))
     return written(writer, key, weight)
 

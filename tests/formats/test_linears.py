@@ -91,7 +91,7 @@ def test_the_weights_are_those_that_transformers_converts(name: str, skip: list[
     folder = saved(name, root)
     with torch.device("meta"):
         model = built(name)
-    turned = {path for path, one in model.named_modules() if isinstance(one, Conv1D)}
+    conv1d = {path for path, one in model.named_modules() if isinstance(one, Conv1D)}
     said = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skip)
     before = {path: type(one) for path, one in model.named_modules()}
     Bnb4BitHfQuantizer(said, pre_quantized=False)._process_model_before_weight_loading(model, device_map=None)
@@ -103,7 +103,7 @@ def test_the_weights_are_those_that_transformers_converts(name: str, skip: list[
     assert not found.mixed
     stored = {module for module in converted if f"{module}.weight" in dict(built(name).named_parameters())}
     assert set(found.modules.values()) == stored
-    assert {found.modules[key] for key, is_turned in found.keys.items() if is_turned} == stored & turned
+    assert {found.modules[key] for key, is_conv1d in found.keys.items() if is_conv1d} == stored & conv1d
 
 
 def config_of(folder: Path) -> Json:

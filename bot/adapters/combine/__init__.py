@@ -74,7 +74,7 @@ def combine(predicted: Predicted, folders: Sequence[Path], target: Path) -> Path
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write_weights(predicted.outline, predicted.adapter_inputs, predicted.how, folders, part / WEIGHTS)
-    assert read_header(part / WEIGHTS, owner=1) == predicted.outline.header
+    assert read_header(part / WEIGHTS, role="adapter") == predicted.outline.header
     (part / CONFIG).write_bytes(config_bytes(predicted.outline.config))
     for name, index in predicted.origins.items():
         if (folders[index] / name).is_file():  # only what the merge has a use for was fetched

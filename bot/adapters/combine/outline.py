@@ -79,7 +79,7 @@ def outline(inputs: Sequence[AdapterInput], how: Combination) -> tuple[Outline, 
     entries += [(key, "F64", shape) for slot in slots for key, shape in zip(slot.keys, (slot.a, slot.b), strict=True)]
     raw = write_header(entries, {"format": "pt"})
     size = len(raw) + sum(byte_size(dtype, shape) for _, dtype, shape in entries)
-    header = parse_header(raw, file=WEIGHTS, file_size=size, owner=1)
+    header = parse_header(raw, file=WEIGHTS, file_size=size, role="adapter")
     return Outline(slots=slots, saved_copies=saved_copies, header=header, config=_config(inputs, slots)), refusals
 
 

@@ -103,7 +103,7 @@ def largest(numbers: Array, size: int) -> Array:
     return found
 
 
-def places(numbers: Array, absmax: Array, size: int, kind: Kind) -> Array:
+def nearest_level_indices(numbers: Array, absmax: Array, size: int, kind: Kind) -> Array:
     """Which level is nearest, counted from the lowest (uint8); of two equally near, the lower one."""
     scaled = np.empty(len(numbers), np.float32)
     whole = len(numbers) // size * size
@@ -133,6 +133,6 @@ def pack(found: Array, kind: Kind) -> Array:
 
 def round_trip(numbers: Array, absmax: Array, restored: Array, size: int, kind: Kind) -> Array:
     """What is left of numbers that are quantised by `absmax` and dequantised by `restored`."""
-    found = np.take(kind.levels[kind.order], places(numbers, absmax, size, kind))
+    found = np.take(kind.levels[kind.order], nearest_level_indices(numbers, absmax, size, kind))
     scale(found, restored, size, 0)
     return found

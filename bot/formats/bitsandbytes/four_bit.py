@@ -3,7 +3,7 @@
 Beside `X.weight` (bytes; the dtype it is stored under does not matter) stand `X.weight.absmax`, `.quant_map`,
 `.quant_state.bitsandbytes__nf4` or `__fp4` (JSON), and with double quantisation `.nested_absmax` and `.nested_quant_map`.
 Values are those of bitsandbytes' dequantize_4bit in float32, whatever dtype the quant state names (that would round a second
-time). As there, `quant_map` is not used: the type says which levels there are. A Conv1D is stored turned, as out × in; it is
+time). As there, `quant_map` is not used: the type says which levels there are. A Conv1D is stored transposed, as out × in; it is
 seen as the plain checkpoint has it, in × out.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 
 from bot.checkpoint.families import ModelFamily, family_of
 from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
-from bot.formats.logical_tensor import logical, rebuilt, refused
+from bot.formats.logical_tensor import logical, refused, with_logical_tensors
 from bot.records import Json, Refusal, Stored
 
 NAME = "bnb4"
@@ -49,13 +49,13 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
     refusals: list[Refusal] = []
     states = {key.rpartition(STATE)[0]: key for key in small_keys(stored)}
     for key, state in states.items():
-        made = _weight(key, state, stored, small.get(state, b""), is_turned(key, family))
+        made = _weight(key, state, stored, small.get(state, b""), stored_transposed(key, family))
         (refusals if isinstance(made, Refusal) else found).append(made)  # type: ignore[arg-type]
     for tensor in stored.values():
         packed = tensor.dtype in ("U8", "I8") and tensor.shape[1:] == (1,) and tensor.key.endswith(".weight")
         if packed and tensor.key not in states:
             refusals.append(refused(f"{tensor.key} is stored in four bits without a quant state.", tensor.key))
-    return Unpacked(tensors=rebuilt(stored, found), refusals=tuple(refusals))
+    return Unpacked(tensors=with_logical_tensors(stored, found), refusals=tuple(refusals))
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:
@@ -65,12 +65,12 @@ def opener(tensor: Stored, read: ReadRange) -> Rows:
     return open_stored(tensor, read)
 
 
-def is_turned(key: str, family: ModelFamily) -> bool:
+def stored_transposed(key: str, family: ModelFamily) -> bool:
     """Whether this is a Conv1D's weight, which transformers transposes before bitsandbytes quantises it."""
     return bool(family.conv1d) and family.is_conv1d(family.conversions.route(key).targets[0])
 
 
-def _weight(key: str, state: str, stored: Mapping[str, Stored], content: bytes, turned: bool) -> Stored | Refusal:
+def _weight(key: str, state: str, stored: Mapping[str, Stored], content: bytes, transposed: bool) -> Stored | Refusal:
     said = _parsed(content)
     main = stored.get(key)
     wrong = "has no weight" if main is None else "has no quant state that could be read" if said is None else ""
@@ -78,7 +78,7 @@ def _weight(key: str, state: str, stored: Mapping[str, Stored], content: bytes, 
         return refused(f"{key} {wrong}.", state)
     shape, size = said["shape"], said["blocksize"]
     settings: dict[str, str | int | float | bool] = {
-        "quant_type": state.rpartition("__")[2], "blocksize": size, "turned": turned, "nested_blocksize": 0, "offset": 0.0,
+        "quant_type": state.rpartition("__")[2], "blocksize": size, "transposed": transposed, "nested_blocksize": 0, "offset": 0.0,
     }  # fmt: skip
     if "nested_offset" in said:
         settings |= {"nested_blocksize": said["nested_blocksize"], "offset": float(said["nested_offset"])}
@@ -93,7 +93,7 @@ def _weight(key: str, state: str, stored: Mapping[str, Stored], content: bytes, 
         return refused(f"{key}'s tensors do not have the sizes that its quant state says.", key, state)
     rest = {"quant_map": stored.get(f"{key}.quant_map"), "quant_state": stored[state]}
     every = [*known.items(), *((name, one) for name, one in rest.items() if one is not None)]
-    logical_shape = tuple(reversed(shape)) if turned else tuple(shape)
+    logical_shape = tuple(reversed(shape)) if transposed else tuple(shape)
     return logical(key, logical_shape, NAME, every, settings)
 
 

@@ -1,4 +1,4 @@
-"""Rows of a weight of four bits: by range where it is stored as it is seen, from its packed bytes where it is turned."""
+"""Rows of a weight of four bits: by range where it is stored as it is seen, from its packed bytes where it is transposed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FourBit:
+class FourBitRows:
     """`take`: (first byte, bytes) → what is stored; `absmax`: float32, of every block of `size` numbers."""
 
     take: Callable[[int, int], Array]
@@ -37,7 +37,7 @@ class FourBit:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TurnedFourBit:
+class TransposedFourBitRows:
     """A Conv1D: stored as out × in, seen as in × out. It keeps the packed bytes, since a row needs some of all of them."""
 
     raw: Array
@@ -74,11 +74,11 @@ def open_stored(tensor: Stored, read: ReadRange) -> Rows:
         absmax = double_quant.restore(codes, outer, levels, offset, int(settings["nested_blocksize"]))
     else:
         absmax = read_numbers(parts["absmax"], read).reshape(-1)
-    if settings["turned"]:
+    if settings["transposed"]:
         into, out = tensor.shape
         raw = read(main, 0, main.stop - main.start)
-        return TurnedFourBit(raw=raw, absmax=absmax, size=size, kind=kind, out=out, into=into)
-    return FourBit(
+        return TransposedFourBitRows(raw=raw, absmax=absmax, size=size, kind=kind, out=out, into=into)
+    return FourBitRows(
         take=lambda start, count: read(main, start, count),
         absmax=absmax,
         size=size,

@@ -1,7 +1,7 @@
 """bitsandbytes' int8 checkpoints (LLM.int8()), as transformers saves them: `X.weight` (I8), `X.SCB`, `X.weight_format`.
 
 Values are (code · SCB) · float32(1/127) in float32, as bitsandbytes' int8_vectorwise_dequant multiplies them; SCB is the
-absmax of the weight's output. A Conv1D is stored turned, as out × in; it is seen as the plain checkpoint has it, in × out.
+absmax of the weight's output. A Conv1D is stored transposed, as out × in; it is seen as the plain checkpoint has it, in × out.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 
 from bot.checkpoint.families import family_of
 from bot.formats.base import ReadRange, Rows, Unpacked
-from bot.formats.bitsandbytes.four_bit import FLOATS, is_turned, says
-from bot.formats.logical_tensor import logical, rebuilt, refused
+from bot.formats.bitsandbytes.four_bit import FLOATS, says, stored_transposed
+from bot.formats.logical_tensor import logical, refused, with_logical_tensors
 from bot.records import Json, Refusal, Stored
 
 NAME = "bnb8"
@@ -35,9 +35,9 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
     refusals: list[Refusal] = []
     for key, tensor in stored.items():
         if tensor.dtype == "I8" and key.endswith(".weight"):
-            made = _weight(tensor, stored, small, is_turned(key, family))
+            made = _weight(tensor, stored, small, stored_transposed(key, family))
             (refusals if isinstance(made, Refusal) else found).append(made)  # type: ignore[arg-type]
-    return Unpacked(tensors=rebuilt(stored, found), refusals=tuple(refusals))
+    return Unpacked(tensors=with_logical_tensors(stored, found), refusals=tuple(refusals))
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:
@@ -47,7 +47,9 @@ def opener(tensor: Stored, read: ReadRange) -> Rows:
     return open_stored(tensor, read)
 
 
-def _weight(main: Stored, stored: Mapping[str, Stored], small: Mapping[str, bytes], turned: bool) -> Stored | Refusal:
+def _weight(
+    main: Stored, stored: Mapping[str, Stored], small: Mapping[str, bytes], transposed: bool
+) -> Stored | Refusal:
     module = main.key.removesuffix(".weight")
     scale, form = stored.get(f"{module}.SCB"), stored.get(f"{module}.weight_format")
     if len(main.shape) != 2 or scale is None or scale.dtype not in FLOATS or scale.shape != main.shape[:1]:
@@ -55,5 +57,5 @@ def _weight(main: Stored, stored: Mapping[str, Stored], small: Mapping[str, byte
     if small.get(f"{module}.weight_format", b"") not in BY_ROW:
         return refused(f"{main.key} is stored in an order made for one kind of GPU (weight_format).", main.key)
     parts = [("weight", main), ("scale", scale)] + ([("format", form)] if form else [])
-    shape = (main.shape[1], main.shape[0]) if turned else main.shape
-    return logical(main.key, shape, NAME, parts, {"turned": turned})
+    shape = (main.shape[1], main.shape[0]) if transposed else main.shape
+    return logical(main.key, shape, NAME, parts, {"transposed": transposed})

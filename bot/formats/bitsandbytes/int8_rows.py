@@ -18,7 +18,7 @@ SHARE = np.float32(7.874015718698502e-3)  # 1/127, as bitsandbytes spells it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class EightBit:
+class Int8Rows:
     """`scale`: float32, of every output."""
 
     take: Callable[[int, int], Array]
@@ -32,7 +32,7 @@ class EightBit:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TurnedEightBit:
+class TransposedInt8Rows:
     """A Conv1D: stored as out × in, seen as in × out. It keeps the codes, since a row needs one of each output."""
 
     codes: Array
@@ -70,7 +70,7 @@ def open_stored(tensor: Stored, read: ReadRange) -> Rows:
     assert tensor.packed is not None
     parts = dict(tensor.packed.parts)
     main, scale = parts["weight"], read_numbers(parts["scale"], read)
-    if dict(tensor.packed.settings)["turned"]:
+    if dict(tensor.packed.settings)["transposed"]:
         codes = read(main, 0, main.stop - main.start).view(np.int8).reshape(main.shape)
-        return TurnedEightBit(codes=codes, scale=scale)
-    return EightBit(take=lambda start, count: read(main, start, count), scale=scale, columns=tensor.shape[1])
+        return TransposedInt8Rows(codes=codes, scale=scale)
+    return Int8Rows(take=lambda start, count: read(main, start, count), scale=scale, columns=tensor.shape[1])

@@ -86,8 +86,13 @@ def unpack(stored: Mapping[str, Stored], config: Json, settings: Any) -> Unpacke
         refusal = Refusal(code="simulate-nf4", reason=problem, remedy=remedy)
         return Unpacked(tensors=dict(stored), refusals=(refusal,))
     tensors = dict(stored)
-    for key, turned in found.keys.items():
-        said = {"quant_type": settings.kind, "double": settings.double, "blocksize": settings.size, "turned": turned}
+    for key, transposed in found.keys.items():
+        said = {
+            "quant_type": settings.kind,
+            "double": settings.double,
+            "blocksize": settings.size,
+            "transposed": transposed,
+        }
         tensors[key] = logical(key, stored[key].shape, NAME, [("weight", stored[key])], said)
     return Unpacked(tensors=tensors)
 

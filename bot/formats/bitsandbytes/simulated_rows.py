@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from bot.formats.base import ReadRange, Rows
 from bot.formats.bitsandbytes import double_quant
-from bot.formats.bitsandbytes.blockwise import CHUNK, KINDS, Kind, largest, pack, places, round_trip
-from bot.formats.bitsandbytes.four_bit_rows import TurnedFourBit
+from bot.formats.bitsandbytes.blockwise import CHUNK, KINDS, Kind, largest, nearest_level_indices, pack, round_trip
+from bot.formats.bitsandbytes.four_bit_rows import TransposedFourBitRows
 from bot.numerics.rounding import RAW, widen
 from bot.records import Stored
 
@@ -24,7 +24,7 @@ SWEEP = 1 << 20  # numbers read at a time when all of a tensor's blocks are meas
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Simulated:
+class SimulatedRows:
     """`take`: (first number, numbers) → float32 of the flat tensor, which has `count`."""
 
     take: Callable[[int, int], Array]
@@ -74,19 +74,19 @@ def open_simulated(tensor: Stored, read: ReadRange) -> Rows:
     assert tensor.packed is not None
     main, settings = dict(tensor.packed.parts)["weight"], dict(tensor.packed.settings)
     kind, size, double = KINDS[str(settings["quant_type"])], int(settings["blocksize"]), bool(settings["double"])
-    if settings["turned"]:
-        return _turned(main, read, kind, size, double)
+    if settings["transposed"]:
+        return _open_transposed(main, read, kind, size, double)
     raw = np.dtype(RAW[main.dtype])
 
     def take(first: int, count: int) -> Array:
         return widen(read(main, first * raw.itemsize, count * raw.itemsize).view(raw), main.dtype)
 
-    return Simulated(
+    return SimulatedRows(
         take=take, count=math.prod(tensor.shape), columns=tensor.shape[1], size=size, kind=kind, double=double
     )
 
 
-def _turned(main: Stored, read: ReadRange, kind: Kind, size: int, double: bool) -> TurnedFourBit:
+def _open_transposed(main: Stored, read: ReadRange, kind: Kind, size: int, double: bool) -> TransposedFourBitRows:
     """A Conv1D, stored in × out and quantised as out × in: its blocks run down the columns, so that it is quantised whole."""
     into, out = main.shape
     stored = read(main, 0, main.stop - main.start).view(RAW[main.dtype]).reshape(into, out)
@@ -97,8 +97,8 @@ def _turned(main: Stored, read: ReadRange, kind: Kind, size: int, double: bool) 
     for first in range(0, out, step):
         numbers = widen(np.ascontiguousarray(stored[:, first : first + step].T).reshape(-1), main.dtype)
         absmax.append(largest(numbers, size))
-        packed.append(pack(places(numbers, absmax[-1], size, kind), kind))
+        packed.append(pack(nearest_level_indices(numbers, absmax[-1], size, kind), kind))
     every = np.concatenate(absmax)
-    return TurnedFourBit(
+    return TransposedFourBitRows(
         raw=np.concatenate(packed), absmax=doubled(every) if double else every, size=size, kind=kind, out=out, into=into
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from bot.errors import Refused
 from bot.formats.base import Take
@@ -28,11 +28,15 @@ STRIP = 1 << 18  # numbers asked for at a time
 Parts = list[tuple[str, str, tuple[int, ...]]]
 
 
-class Bnb:
-    """What the writers share. `dtype`: the model's; `turned`: weights come as in × out (Conv1D) and are stored as out × in."""
+class BitsAndBytesWriter:
+    """What the writers share. `dtype`: the model's; `transposed`: weights come as in × out (Conv1D) and are stored as out × in."""
 
-    def __init__(self, name: str, *, dtype: str = "bfloat16", turned: bool = False) -> None:
-        self.NAME, self.dtype, self.turned = name, dtype, turned
+    def __init__(self, name: str, *, dtype: str = "bfloat16", transposed: bool = False) -> None:
+        self.NAME, self.dtype, self.transposed = name, dtype, transposed
+
+    def for_model(self, *, dtype: str, transposed: bool) -> Self:
+        """The same form for a model of another dtype, or for a Conv1D's weights."""
+        return type(self)(self.NAME, dtype=dtype, transposed=transposed)
 
     def applies(self, key: str, shape: tuple[int, ...]) -> bool:
         """Any matrix."""
@@ -59,8 +63,8 @@ class Bnb:
         }
 
     def _seen(self, rows: Take, shape: tuple[int, ...]) -> tuple[Take, int, int]:
-        """(rows, out, in) of the weight as it is stored. A turned one is held whole, in float32: such models are small."""
-        if not self.turned:
+        """(rows, out, in) of the weight as it is stored. A transposed one is held whole, in float32: such models are small."""
+        if not self.transposed:
             return rows, shape[0], shape[1]
         import numpy as np
 
@@ -73,7 +77,7 @@ class Bnb:
         return lambda first, count: whole[first : first + count], out, into
 
 
-class FourBit(Bnb):
+class FourBitWriter(BitsAndBytesWriter):
     """nf4 and fp4."""
 
     def parts(self, key: str, shape: tuple[int, ...]) -> Parts:
@@ -118,7 +122,7 @@ class FourBit(Bnb):
 
     def _strips(self, rows: Take, shape: tuple[int, ...]) -> Iterator[tuple[int, Array, Array]]:
         """(first byte, codes, absmax); every strip but the last is a whole number of blocks."""
-        from bot.formats.bitsandbytes.blockwise import CHUNK, KINDS, largest, pack, places
+        from bot.formats.bitsandbytes.blockwise import CHUNK, KINDS, largest, nearest_level_indices, pack
 
         take, height, columns = self._seen(rows, shape)
         unit = SIZE // math.gcd(columns, SIZE)
@@ -128,7 +132,7 @@ class FourBit(Bnb):
             for at in range(0, len(numbers), CHUNK):
                 some = numbers[at : at + CHUNK]
                 absmax = largest(some, SIZE)
-                codes = pack(places(some, absmax, SIZE, KINDS[self.NAME]), KINDS[self.NAME])
+                codes = pack(nearest_level_indices(some, absmax, SIZE, KINDS[self.NAME]), KINDS[self.NAME])
                 yield (first * columns + at) // 2, codes, absmax
 
     @property
@@ -137,19 +141,19 @@ class FourBit(Bnb):
 
     def _state(self, shape: tuple[int, ...], offset: float) -> bytes:
         """bitsandbytes' quant state, as QuantState.as_dict(packed=True) writes it."""
-        size = list(reversed(shape)) if self.turned else list(shape)
+        size = list(reversed(shape)) if self.transposed else list(shape)
         said: Json = {"quant_type": self.NAME, "blocksize": SIZE, "dtype": self.dtype, "shape": size}
         if self._double:
             said |= {"nested_blocksize": NESTED, "nested_dtype": "float32", "nested_offset": offset}
         return json.dumps(said).encode()
 
 
-class EightBit(Bnb):
+class Int8Writer(BitsAndBytesWriter):
     """int8, one scale for each output."""
 
     def parts(self, key: str, shape: tuple[int, ...]) -> Parts:
         """The scales, the codes, and the byte that says that they stand row by row."""
-        out, into = (shape[1], shape[0]) if self.turned else shape
+        out, into = (shape[1], shape[0]) if self.transposed else shape
         module = key.removesuffix(".weight")
         return [(f"{module}.SCB", "F32", (out,)), (key, "I8", (out, into)), (f"{module}.weight_format", "U8", ())]
 
@@ -172,15 +176,7 @@ class EightBit(Bnb):
         yield f"{module}.weight_format", 0, np.zeros(1, np.uint8)
 
 
-NF4, FP4, INT8 = FourBit("nf4"), FourBit("fp4"), EightBit("int8")
-
-
-def adapted(name: str) -> FourBit | EightBit:
-    """The writer that words behind its name adapt: a dtype (`nf4 float16`), `turned`, or both."""
-    first, *words = name.split()
-    dtype = next((word for word in words if word != "turned"), "bfloat16")
-    turned = "turned" in words
-    return EightBit(first, turned=turned) if first == "int8" else FourBit(first, dtype=dtype, turned=turned)
+NF4, FP4, INT8 = FourBitWriter("nf4"), FourBitWriter("fp4"), Int8Writer("int8")
 
 
 def _dtype_of(config: Json) -> str:

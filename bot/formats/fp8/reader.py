@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
-from bot.formats.logical_tensor import logical, rebuilt, rectangle, refused, with_activations
+from bot.formats.logical_tensor import logical, rectangle, refused, with_activations, with_logical_tensors
 from bot.records import Json, Refusal, Stored
 
 NAME = "fp8"
@@ -51,7 +51,7 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
         elif scale is not None and tensor.dtype in ("F8_E4M3", "I8"):
             made = _weight(tensor, scale, said)
             (refusals if isinstance(made, Refusal) else found).append(made)  # type: ignore[arg-type]
-    return Unpacked(tensors=rebuilt(stored, with_activations(found, stored)), refusals=tuple(refusals))
+    return Unpacked(tensors=with_logical_tensors(stored, with_activations(found, stored)), refusals=tuple(refusals))
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:

@@ -31,7 +31,7 @@ def writes(tensor: Stored) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnFp8:
+class SameFp8Writer:
     """The writer of one weight. `tensor`: the base's logical tensor, whose form it takes (see `writes`)."""
 
     tensor: Stored

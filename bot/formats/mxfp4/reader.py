@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
-from bot.formats.logical_tensor import logical, rebuilt, refused
+from bot.formats.logical_tensor import logical, refused, with_logical_tensors
 from bot.records import Json, Refusal, Stored
 
 NAME = "mxfp4"
@@ -45,16 +45,16 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
         experts, out, groups, _ = blocks.shape
         shape = (experts, groups * GROUP, out)
         found.append(logical(name, shape, NAME, [("blocks", blocks), ("scales", scales)], {}))
-    return Unpacked(tensors=rebuilt(stored, found), refusals=tuple(refusals))
+    return Unpacked(tensors=with_logical_tensors(stored, found), refusals=tuple(refusals))
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:
     """A logical tensor, ready to be read."""
-    from bot.formats.mxfp4.transposed import Turned
+    from bot.formats.mxfp4.rows import TransposedRows
 
     assert tensor.packed is not None
     parts = dict(tensor.packed.parts)
-    return Turned(parts["blocks"], parts["scales"], read)
+    return TransposedRows(parts["blocks"], parts["scales"], read)
 
 
 def _fits(blocks: Stored, scales: Stored) -> bool:

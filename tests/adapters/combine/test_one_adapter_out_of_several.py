@@ -29,7 +29,7 @@ def codes(adapters: list[Path], **how: Any) -> set[str]:
 def test_the_header_and_the_config_are_as_predicted(unlike: list[Path], tmp_path: Path, how: dict[str, Any]) -> None:
     found = predicted(unlike, weights=(0.5, -2.0), **how)
     folder = combine(found, unlike, tmp_path / "sum")
-    assert read_header(folder / "adapter_model.safetensors", owner=1) == found.source.headers[0]
+    assert read_header(folder / "adapter_model.safetensors", role="adapter") == found.source.headers[0]
     assert (folder / "adapter_config.json").read_bytes() == found.source.texts["adapter_config.json"]
     assert {entry.name for entry in found.source.files} == {path.name for path in folder.iterdir()}
 

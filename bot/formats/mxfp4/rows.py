@@ -16,7 +16,7 @@ Array = NDArray[Any]
 GROUP = 32
 
 
-class _Held(local):
+class _HeldExpert(local):
     """The packed bytes of one expert, for each thread: a row needs a few bytes of each of its outputs."""
 
     expert = -1
@@ -24,13 +24,13 @@ class _Held(local):
     scales: Array  # out × groups
 
 
-class Turned:
+class TransposedRows:
     """Rows of (experts · in) × out."""
 
     def __init__(self, blocks: Stored, scales: Stored, read: ReadRange) -> None:
         self._blocks, self._scales, self._read = blocks, scales, read
         _, self._out, self._groups, _ = blocks.shape
-        self._held = _Held()
+        self._held = _HeldExpert()
 
     def rows(self, first: int, count: int) -> Array:
         """float32, count × out."""
