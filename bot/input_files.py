@@ -68,7 +68,7 @@ class Keeper:
             if path in self._files and path not in self._hashed:
                 self._hashed[path] = self._pool.submit(self._examine, self._files[path])
 
-    def found(self, path: Path, sha256: str) -> None:
+    def note_sha256(self, path: Path, sha256: str) -> None:
         """Somebody else has hashed all that was read of this file."""
         held = self._files.get(path)
         if held is not None and held.sha256 is not None and path not in self._hashed:
@@ -88,7 +88,7 @@ class Keeper:
         for held in [self._files[path] for path in paths if path in self._files]:
             _require_same(held)
 
-    def settle(self) -> None:
+    def check_hashes(self) -> None:
         """Wait for all that was begun. Raises Damaged, once every file has been looked at, where one is not as stated."""
         if all(done.result() for done in list(self._hashed.values())):
             return
@@ -98,7 +98,7 @@ class Keeper:
     def finish(self) -> None:
         """All files are as stated, and have been the same all along. Raises Damaged, Refused."""
         self.follow(self._files)
-        self.settle()
+        self.check_hashes()
         self.require(self._files)
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ def holding(files: Iterable[Held]) -> Iterator[Keeper]:
         try:
             yield keeper
         except AdapterMergeError:
-            keeper.settle()
+            keeper.check_hashes()
             raise
         keeper.finish()
     finally:

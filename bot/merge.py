@@ -24,13 +24,13 @@ from bot.errors import MachineTooSmall, Refused
 from bot.events import Emit, Moved, Note, Stage, beating
 from bot.input_files import Keeper, holding
 from bot.partial_folder import left_behind as left_behind
+from bot.partial_folder import locked_partial_dir as locked_partial_dir
 from bot.partial_folder import noted, write_note
-from bot.partial_folder import place as place
 from bot.records import Local, Measured, Merged, Op, PeftMerge, Plan, Shard, Stored
 
 if TYPE_CHECKING:
-    from bot.engines.cuda_product import Product
     from bot.engines.peft_layers import PeftLayers
+    from bot.numerics.delta import Arithmetic
 
 
 def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
@@ -42,13 +42,15 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
     """
     emit(Stage(name="merge", title=f"Merging {plan.method} into {plan.dtype}"))
     started = time.monotonic()
+    # Before numpy is loaded: several workers multiply small matrices, and OpenBLAS's own threads would be in their way.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with holding(inputs.files) as keeper, _full_disk(plan), beating(emit, "merge", "Preparing") as told:
         progress = _Progress(told, total=sum(shard.size for shard in plan.shards))
         keeper.require(held.path for held in inputs.files)
         keeper.follow(held.path for held in inputs.files if held.role == "adapter")
-        work = _Work(plan, inputs, partial, progress, told, keeper)
+        work = _MergeRun(plan, inputs, partial, progress, told, keeper)
         _require_equal(plan, inputs)
-        _see_idle(plan, inputs)
+        _refuse_idle_changes(plan, inputs)
         compare_vocabulary(plan, inputs, told)
         if not plan.forced:
             work.require_change()
@@ -73,7 +75,7 @@ def _full_disk(plan: Plan) -> Iterator[None]:
         ) from error
 
 
-class _Work:
+class _MergeRun:
     """The shards of one merge, one after the other."""
 
     def __init__(
@@ -92,16 +94,16 @@ class _Work:
 
     def require_change(self) -> None:
         """Raise Refused where nothing would be other than the base: before anything is written."""
-        from bot.engines.effect import nothing, refusal  # imports numpy
+        from bot.engines.effect import no_effect, refusal  # imports numpy
 
         files = sorted({file for op in self.plan.ops for file in _files_of(op.source)})
         for file in files:
             self._notice_change(file)
-        found = nothing(self.plan, self.inputs, lambda: self._layers, **self._product)
-        if found is not None:
+        unchanged = no_effect(self.plan, self.inputs, lambda: self._layers, self._arithmetic)
+        if unchanged is not None:
             self.keeper.follow(self.inputs.base / file for file in files)
-            self.keeper.settle()  # zeros may be what is left of a damaged file, which has a remedy of its own
-            raise refusal(found, self.plan)
+            self.keeper.check_hashes()  # zeros may be what is left of a damaged file, which has a remedy of its own
+            raise refusal(unchanged, self.plan)
 
     def shard(self, shard: Shard) -> None:
         """Write one weight file, unless an earlier run has."""
@@ -120,13 +122,12 @@ class _Work:
 
         in_work = finished.with_name(finished.name + ".part")
         in_work.parent.mkdir(parents=True, exist_ok=True)
-        clamps = self.plan.options.clamps
         written = write_shard(
-            shard, ops, self.inputs, in_work, self.progress.add, self._peft, clamps=clamps, **self._product
+            shard, ops, self.inputs, in_work, self.progress.add, self._peft, arithmetic=self._arithmetic
         )
         if shard.same_as_base:  # what was written is what was read
-            self.keeper.found(self.inputs.base / shard.name, written.sha256)
-        self.keeper.settle()  # a shard that has its name is made of sound files
+            self.keeper.note_sha256(self.inputs.base / shard.name, written.sha256)
+        self.keeper.check_hashes()  # a shard that has its name is made of sound files
         self.measured += written.measured
         self.sha256[shard.name] = written.sha256
         write_note(self.partial, self._before | self.sha256)
@@ -156,21 +157,24 @@ class _Work:
         """What PEFT's own layers make, written into the open shard."""
         from bot.engines.peft_layers import write_peft_ops
 
-        clamps = self.plan.options.clamps
+        clamps = self._arithmetic.clamps
         return write_peft_ops(ops, self._layers, lambda _: descriptor, self.progress.add, clamps)
 
     @cached_property
-    def _product(self) -> dict[str, Product]:
-        """Where to multiply, if not here."""
+    def _arithmetic(self) -> Arithmetic:
+        from bot.numerics.delta import Arithmetic
+
+        clamps = self.plan.options.clamps
         if self.plan.device == "cpu":
-            return {}
-        from bot.engines.cuda_product import Product
+            return Arithmetic(clamps=clamps)
+        from bot.engines.cuda_product import CudaProduct
 
         def fall_back(why: str) -> None:
             self.emit(Note(text=f"{why} The merge goes on without it: the bytes are the same."))
 
         insisting = self.plan.options.device == "cuda"
-        return {"product": Product(self.plan.device, None if insisting else fall_back)}
+        multiply = CudaProduct(self.plan.device, None if insisting else fall_back)
+        return Arithmetic(multiply=multiply, clamps=clamps)
 
     @cached_property
     def _layers(self) -> PeftLayers:
@@ -214,14 +218,14 @@ def _require_equal(plan: Plan, inputs: Local) -> None:
             )
 
 
-def _see_idle(plan: Plan, inputs: Local) -> None:
+def _refuse_idle_changes(plan: Plan, inputs: Local) -> None:
     """Raises Refused where the adapter changes a module that the model never calls after all."""
     if not plan.idle:
         return
-    from bot.engines.must_be_equal import says_something
+    from bot.engines.must_be_equal import is_nonzero
 
     for stored in plan.idle:
-        if says_something(stored, inputs):
+        if is_nonzero(stored, inputs):
             raise Refused(
                 f"The adapter changes {stored.key}, which belongs to a layer that shares another's keys and values.",
                 remedy="Name the base that it was trained on with --base: this one has no such weight.",

@@ -23,7 +23,7 @@ from bot.errors import AdapterMergeError, Usage
 
 
 @contextmanager
-def place(output: Path, fingerprint: str) -> Iterator[Path]:
+def locked_partial_dir(output: Path, fingerprint: str) -> Iterator[Path]:
     """The folder beside `output` in which to build, locked for as long as the block runs: also once it is called `output`.
 
     Raises Usage when another run builds in that place, or still publishes what it has built there.

@@ -24,7 +24,7 @@ from bot.errors import AdapterMergeError, Damaged, Usage
 from bot.events import Emit, Note, Show, Stage, beating
 from bot.input_files import holding, unchanging
 from bot.machine import free_beside, look
-from bot.merge import left_behind, merge, place
+from bot.merge import left_behind, locked_partial_dir, merge
 from bot.metadata.licenses import require
 from bot.plan import is_change, make_plan, pin_of
 from bot.plan.card_notes import with_notes_on_cards
@@ -103,7 +103,7 @@ def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Ou
     require_reach(target, request.publish, hub, result)
     inputs = _ready(request, sources, plan, hub, emit)
     # The place stays ours until the merge is published: another run would put its own folder there meanwhile.
-    with place(_output(request, plan, hub), plan.fingerprint) as partial:
+    with locked_partial_dir(_output(request, plan, hub), plan.fingerprint) as partial:
         made = _build(partial, inputs, request, sources, plan, hub, emit)
         if made.status == "not-verified":
             return made
@@ -117,7 +117,7 @@ def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Ou
 def make(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -> Outcome:
     """Fetch, merge, prove, and give the folder its name: `merged`, or `not-verified`. Publishes nothing."""
     inputs = _ready(request, sources, plan, hub, emit)
-    with place(_output(request, plan, hub), plan.fingerprint) as partial:
+    with locked_partial_dir(_output(request, plan, hub), plan.fingerprint) as partial:
         return _build(partial, inputs, request, sources, plan, hub, emit)
 
 
@@ -341,7 +341,7 @@ def _drop_scratch(request: Request, plan: Plan, hub: Hub) -> None:
     """What a run that was killed after its commit left in a folder of our own; not where another run is at work."""
     output = _output(replace(request, output=None), plan, hub)
     if output.is_dir() or left_behind(output):
-        with suppress(Usage), place(output, plan.fingerprint) as partial:
+        with suppress(Usage), locked_partial_dir(output, plan.fingerprint) as partial:
             shutil.rmtree(output, ignore_errors=True)
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -82,7 +82,7 @@ def _verify_again(
         keeper.follow([whole.folder / REPORTED])  # the inputs are those that it names
         report = _prove_again(whole.folder, base, adapters, options, hub, emit, **measuring)
         for name, sha256 in report.document["subject"]["files"].items():
-            keeper.found(whole.folder / name, sha256)
+            keeper.note_sha256(whole.folder / name, sha256)
         return report
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bot.events import silent
 from bot.machine import look
-from bot.merge import merge, place
+from bot.merge import locked_partial_dir, merge
 from bot.plan import make_plan
 from bot.records import Local, Options, Plan, Ref, Request, Sources
 
@@ -29,7 +29,7 @@ def merge_folders(base: Path, adapter: Path, output: Path, options: Options | No
     """Plan and merge two folders, without verification."""
     plan = plan_folders(base, adapter, options)
     assert not plan.refusals, plan.refusals
-    with place(output, plan.fingerprint) as partial:
+    with locked_partial_dir(output, plan.fingerprint) as partial:
         merged = merge(plan, Local(base=base, adapter=adapter), partial, silent)
         merged.folder.rename(output)
     return output

@@ -16,7 +16,7 @@ from bot.errors import MachineTooSmall
 from bot.numerics.rounding import Array
 
 
-class Product:
+class CudaProduct:
     """out ← left @ right, each worker with a stream and the last right factor of its own.
 
     `fall_back` is told, once, why the device is of no use, and the processor multiplies; without it that raises

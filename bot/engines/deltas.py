@@ -9,7 +9,7 @@ from threading import Lock
 
 import numpy as np
 
-from bot.engines.files import Inputs
+from bot.engines.files import OpenInputs
 from bot.errors import Refused
 from bot.numerics.delta import Delta, Rounder, frobenius, make_delta
 from bot.numerics.rounding import RAW, Array, widen
@@ -24,7 +24,7 @@ Read = Callable[[Stored, int, int, int], Array]
 class Deltas:
     """Shared by the workers of one shard."""
 
-    def __init__(self, files: Inputs) -> None:
+    def __init__(self, files: OpenInputs) -> None:
         self._files = files
         self._kept: OrderedDict[int, Delta] = OrderedDict()
         self._whole: OrderedDict[Stored, Array] = OrderedDict()

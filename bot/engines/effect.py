@@ -19,11 +19,11 @@ import numpy as np
 
 from bot import formats
 from bot.checkpoint.header import STORED_NAMES, TORCH_NAMES
-from bot.engines.files import Inputs
+from bot.engines.files import OpenInputs
 from bot.engines.schedule import blocks, view_of, whole
-from bot.engines.streaming import Made
+from bot.engines.streaming import RowMaker
 from bot.errors import Refused
-from bot.numerics.delta import Product
+from bot.numerics.delta import Arithmetic
 from bot.numerics.rounding import RAW, Array, clamp, narrow
 from bot.records import AddDelta, Cast, Local, Op, PeftMerge, PlainOp, Plan, Quantize, Replace, SetRows, Stored
 
@@ -35,7 +35,7 @@ NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nothing:
+class NoEffect:
     """A merge whose every number is the base's. `zero`: every delta is exactly zero; else `kept_by`: the options that would
     keep some of it, "" where there are none."""
 
@@ -43,9 +43,7 @@ class Nothing:
     kept_by: str = ""
 
 
-def nothing(
-    plan: Plan, inputs: Local, layers: Callable[[], PeftLayers], product: Product = np.matmul
-) -> Nothing | None:
+def no_effect(plan: Plan, inputs: Local, layers: Callable[[], PeftLayers], arithmetic: Arithmetic) -> NoEffect | None:
     """None where the merge changes something: a number, or which tensors there are. `layers`: PEFT's, for what they merge.
 
     Raises Refused for a NaN or Inf on the way, as the merge itself would.
@@ -54,36 +52,36 @@ def nothing(
         return None
     changes = sorted((op for op in plan.ops if isinstance(_made(op), _CHANGES)), key=_size)
     base = {tensor.key: tensor for tensor in plan.base_tensors}
-    with Inputs(inputs) as files:
-        look = _Look(Made(files, product, plan.options.clamps), layers, base, plan.options.clamps)
-        if any(look.alters(op) for op in changes):
+    with OpenInputs(inputs) as files:
+        comparison = _Comparison(RowMaker(files, arithmetic), layers, base)
+        if any(comparison.alters(op) for op in changes):
             return None
-        if not any(look.is_not_zero(op) for op in changes):
-            return Nothing(zero=True)
-        return Nothing(zero=False, kept_by=_kept_by(look, changes, plan))
+        if not any(comparison.is_not_zero(op) for op in changes):
+            return NoEffect(zero=True)
+        return NoEffect(zero=False, kept_by=_kept_by(comparison, changes, plan))
 
 
-def _kept_by(look: _Look, changes: list[Op], plan: Plan) -> str:
+def _kept_by(comparison: _Comparison, changes: list[Op], plan: Plan) -> str:
     """The options that would keep something: without quantisation first, then in the widest dtype."""
     plain = "--quantize none" if any(isinstance(op, Quantize) for op in changes) else ""
-    if plain and any(look.alters_in(_made(op), STORED_NAMES.get(plan.dtype, WIDEST)) for op in changes):
+    if plain and any(comparison.alters_in(_made(op), STORED_NAMES.get(plan.dtype, WIDEST)) for op in changes):
         return plain
-    if not any(look.alters_in(_made(op), WIDEST) for op in changes) or plan.dtype == TORCH_NAMES[WIDEST]:
+    if not any(comparison.alters_in(_made(op), WIDEST) for op in changes) or plan.dtype == TORCH_NAMES[WIDEST]:
         return ""
     return f"{plain} and --dtype float32" if plain else "--dtype float32"
 
 
-def refusal(found: Nothing, plan: Plan) -> Refused:
+def refusal(effect: NoEffect, plan: Plan) -> Refused:
     """What happened, and what to do."""
     code = "changes-nothing"
     trained = "Merge the trained checkpoint"
-    if found.zero:
+    if effect.zero:
         what = "The adapter changes nothing: every delta is exactly zero."
         return Refused(what, remedy=f"{trained}; before training, PEFT's B is zero.", code=code)
     form = plan.dtype if plan.options.quantize == "none" else plan.options.quantize
     what = f"The adapter changes nothing: none of its deltas survives {form}."
     other = (
-        f", or choose {found.kept_by}, which would keep them" if found.kept_by else "; no other dtype would keep them"
+        f", or choose {effect.kept_by}, which would keep them" if effect.kept_by else "; no other dtype would keep them"
     )
     return Refused(what, remedy=f"{trained}{other}.", code=code)
 
@@ -108,11 +106,11 @@ def _is_another(op: Op) -> bool:
     return made.source.role == "base" and key != target and NUMBER.sub("#", key) == NUMBER.sub("#", target)
 
 
-class _Look:
+class _Comparison:
     """Compares what ops make with what is made of the base alone."""
 
-    def __init__(self, made: Made, layers: Callable[[], PeftLayers], base: dict[str, Stored], clamps: bool) -> None:
-        self.made, self.layers, self.base, self.clamps = made, layers, base, clamps
+    def __init__(self, rows: RowMaker, layers: Callable[[], PeftLayers], base: dict[str, Stored]) -> None:
+        self.rows, self.layers, self.base = rows, layers, base
 
     def alters(self, op: Op) -> bool:
         """Whether any byte of what is stored is another one."""
@@ -158,7 +156,7 @@ class _Look:
             return True
         columns = view_of(op.make)[1]
         writer, key, shape = formats.writer_of(op), op.target.key, op.target.shape
-        takes = [partial(self.made.float32, one, columns) for one in (op.make, Cast(source=before, target=op.target))]
+        takes = [partial(self.rows.float32, one, columns) for one in (op.make, Cast(source=before, target=op.target))]
         # One after the other: a writer may come back to its rows, which lie in one buffer for both.
         mine, theirs = ([_copied(part) for part in writer.quantise(key, take, shape)] for take in takes)
         return any(one != other for one, other in zip_longest(mine, theirs))
@@ -174,7 +172,7 @@ class _Look:
         columns = view_of(op)[1]
         for first, count in blocks(whole(op)):
             block = np.empty((count, columns), RAW[op.target.dtype])
-            self.made.fill(op, first, block)
+            self.rows.fill(op, first, block)
             yield block
 
     def _is_idle(self, op: AddDelta) -> bool:
@@ -185,13 +183,13 @@ class _Look:
         )
 
     def _factors(self, op: AddDelta, at: int) -> bool:
-        delta = self.made.deltas.prepared(op, op.patches[at], self.made.reader.rows)
+        delta = self.rows.deltas.prepared(op, op.patches[at], self.rows.reader.rows)
         return bool(delta.left.any() and delta.right.any() and delta.scale.any())
 
     def _is_product(self, op: AddDelta, at: int) -> bool:
         if not self._factors(op, at):
             return False
-        delta = self.made.deltas.prepared(op, op.patches[at], self.made.reader.rows)
+        delta = self.rows.deltas.prepared(op, op.patches[at], self.rows.reader.rows)
         right = (delta.right * delta.scale).T.astype(np.float64)
         step = max(1, (1 << 19) // max(1, right.shape[1]))
         lefts = (delta.left[low : low + step] for low in range(0, len(delta.left), step))
@@ -199,7 +197,7 @@ class _Look:
 
     def _stored(self, value: Array, dtype: str) -> Array:
         found = narrow(np.ascontiguousarray(value), dtype)
-        if self.clamps:
+        if self.rows.clamps:
             clamp(found, dtype)
         return found
 

@@ -21,7 +21,7 @@ HELD = 16 << 20  # bytes that may wait to be hashed in the buffers that they wer
 AGAIN = "Run the merge again, with nothing else writing there."
 
 
-class Inputs:
+class OpenInputs:
     """The input files, opened once each and shared by all threads. Notices files that change while they are open."""
 
     def __init__(self, inputs: Local) -> None:
@@ -29,7 +29,7 @@ class Inputs:
         self._open: dict[tuple[Role, str], tuple[int, Identity]] = {}  # descriptor, and what it was when it was opened
         self._lock = Lock()
 
-    def __enter__(self) -> Inputs:
+    def __enter__(self) -> OpenInputs:
         return self
 
     def __exit__(self, *error: object) -> None:

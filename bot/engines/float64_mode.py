@@ -33,14 +33,14 @@ def _is_dtype(value: Any) -> bool:
 
 
 @contextmanager
-def casts_widened() -> Iterator[None]:
+def float64_casts() -> Iterator[None]:
     """Every cast to float32 goes to float64; new tensors keep torch's default, so that seeded ones stay what they are."""
     with _Wide():
         yield
 
 
 @contextmanager
-def all_widened() -> Iterator[None]:
+def float64_mode() -> Iterator[None]:
     """New tensors are float64 too: for arithmetic that draws nothing at random."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)

@@ -1,7 +1,7 @@
 """What PEFT's layers read of the base while they are built: the adapted weights, really there, in float32.
 
 PiSSA and OLoRA change the base by its own decomposition, KaSA truncates it, OSF, PSOFT, TinyLoRA, AdaMSS and FRoD take
-their factors from it. The decompositions run in float64 (see `widened`), save for AdaMSS's.
+their factors from it. The decompositions run in float64 (see `float64`), save for AdaMSS's.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from bot.adapters.method_rules import engine_for
 from bot.adapters.methods import METHODS
 from bot.checkpoint.header import TORCH_NAMES, read_header
 from bot.engines import in_memory
-from bot.engines.float64_mode import all_widened, casts_widened
+from bot.engines.float64_mode import float64_casts, float64_mode
 from bot.engines.phantom import is_phantom, phantom_model
 from bot.engines.probing import probe_for, same_output
 from bot.errors import Refused
@@ -68,7 +68,7 @@ class PeftLayers:
             if real:
                 in_memory.fill(model, self._sources(), self.read)
             hold_to_end(adapter_config, (name for name, _ in model.named_modules()))
-            tuned = _injected(model, _peft_config(adapter_config), widened=real and _may_widen(adapter_config))
+            tuned = _injected(model, _peft_config(adapter_config), float64=real and _may_use_float64(adapter_config))
             _load(tuned, self._phantoms.keys(), adapter, adapter_config)
         self._layers = _layers_of(tuned)
         if differ := modules ^ self._layers.keys():
@@ -88,7 +88,7 @@ class PeftLayers:
             held = self.read(op.source) if is_phantom(before[name]) else before[name]
             getattr(owner, name).data = held.to(torch.float64, copy=True)
         try:
-            with torch.no_grad(), all_widened(), _quiet():
+            with torch.no_grad(), float64_mode(), _quiet():
                 probe = probe_for(owner)
                 _stand_in(owner, others, 1.0)
                 unmerged = layer(probe) if probe is not None else None
@@ -207,17 +207,17 @@ def _peft_config(config: Json) -> Any:
         raise Refused(reason, remedy=SAVE_AGAIN) from error
 
 
-def _may_widen(config: Json) -> bool:
+def _may_use_float64(config: Json) -> bool:
     """Not where other digits could mean another result: AdaMSS clusters the rows of a float32 SVD, and PSOFT's R is
     trained between singular vectors whose signs float64's SVD may choose otherwise."""
     return config.get("peft_type") not in ("ADAMSS", "PSOFT")
 
 
-def _injected(model: Any, config: Any, *, widened: bool) -> Any:
+def _injected(model: Any, config: Any, *, float64: bool) -> Any:
     from peft import PeftModel
 
     try:
-        with torch.no_grad(), casts_widened() if widened else _quiet():
+        with torch.no_grad(), float64_casts() if float64 else _quiet():
             return PeftModel(model, config, adapter_name=NAME, autocast_adapter_dtype=False).eval()
     except PEFT_ERRORS as error:
         reason = f"PEFT cannot put the adapter on this base ({type(error).__name__}: {error})."

@@ -8,7 +8,7 @@ from threading import Lock, local
 import numpy as np
 
 from bot import formats
-from bot.engines.files import Inputs
+from bot.engines.files import OpenInputs
 from bot.formats.base import Rows
 from bot.numerics.rounding import RAW, Array
 from bot.records import Stored
@@ -33,7 +33,7 @@ class Buffers(local):
 class TensorReader:
     """Shared by the workers of one shard."""
 
-    def __init__(self, files: Inputs, buffers: Buffers) -> None:
+    def __init__(self, files: OpenInputs, buffers: Buffers) -> None:
         self._files, self._buffers = files, buffers
         self._opened: OrderedDict[Stored, Rows] = OrderedDict()
         self._lock = Lock()

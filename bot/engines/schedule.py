@@ -1,4 +1,4 @@
-"""The work on a shard in pieces, in file order: blocks of rows of what is computed, runs of what is copied."""
+"""The work on a shard in items, in file order: blocks of rows of what is computed, runs of what is copied."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCK = 1 << 19  # elements in a block of rows: 2 MiB of float32; smaller ones c
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class WorkItem:
     """Rows `first` to `stop` of the tensor that `op` makes, seen as rows × columns; for a copy, bytes."""
 
     op: Op | None
@@ -29,7 +29,7 @@ class Piece:
     source: Stored | None = None  # of a run of copies: its first
 
 
-def pieces(ops: Sequence[Op]) -> Iterator[Piece]:
+def work_items(ops: Sequence[Op]) -> Iterator[WorkItem]:
     """All but what PEFT's layers make, in file order; neighbouring copies in one."""
     ordered = sorted((op for op in ops if not isinstance(op, PeftMerge)), key=_start)
     for are_copies, some in groupby(ordered, key=lambda op: isinstance(op, Copy)):
@@ -40,7 +40,7 @@ def pieces(ops: Sequence[Op]) -> Iterator[Piece]:
             yield from [_whole(op)] if isinstance(op, Quantize) else _cut(op)
 
 
-def made(ops: Sequence[Op]) -> Iterator[tuple[int, int]]:
+def computed_ranges(ops: Sequence[Op]) -> Iterator[tuple[int, int]]:
     """(start, stop) of what no copy fills; neighbours in one."""
     run: tuple[int, int] | None = None
     for op in sorted((op for op in ops if not isinstance(op, Copy)), key=_start):
@@ -56,7 +56,7 @@ def _start(op: Op) -> int:
     return op.parts[0].start if isinstance(op, Quantize) else op.target.start
 
 
-def _cut(op: PlainOp) -> Iterator[Piece]:
+def _cut(op: PlainOp) -> Iterator[WorkItem]:
     rows, columns = view_of(op)
     step = _block_rows(columns)
     if isinstance(op, AddDelta) and any(patch.along == "columns" and patch.magnitude for patch in op.patches):
@@ -64,20 +64,20 @@ def _cut(op: PlainOp) -> Iterator[Piece]:
     for first in range(0, rows, step):
         stop = min(rows, first + step)
         start, end = offset_of(op.target, first, columns), offset_of(op.target, stop, columns)
-        yield Piece(op=op, first=first, stop=stop, columns=columns, start=start, length=end - start)
+        yield WorkItem(op=op, first=first, stop=stop, columns=columns, start=start, length=end - start)
 
 
-def _whole(op: Quantize) -> Piece:
+def _whole(op: Quantize) -> WorkItem:
     """A tensor that is stored quantised: its scales are known only when all of it is, so that one worker makes it."""
     rows, columns = view_of(op.make)
     start, stop = op.parts[0].start, op.parts[-1].stop
-    return Piece(op=op, first=0, stop=rows, columns=columns, start=start, length=stop - start)
+    return WorkItem(op=op, first=0, stop=rows, columns=columns, start=start, length=stop - start)
 
 
-def whole(op: PlainOp) -> Piece:
+def whole(op: PlainOp) -> WorkItem:
     """All rows of what an op makes, for somebody who writes them nowhere."""
     rows, columns = view_of(op)
-    return Piece(op=op, first=0, stop=rows, columns=columns, start=0, length=0)
+    return WorkItem(op=op, first=0, stop=rows, columns=columns, start=0, length=0)
 
 
 def view_of(op: PlainOp) -> tuple[int, int]:
@@ -93,8 +93,8 @@ def _view(stored: Stored) -> tuple[int, int]:
     return stored.shape[0], math.prod(stored.shape[1:])
 
 
-def _copy_runs(copies: Iterable[Copy]) -> Iterator[Piece]:
-    """Join neighbouring copies (they come in file order), then cut them into pieces."""
+def _copy_runs(copies: Iterable[Copy]) -> Iterator[WorkItem]:
+    """Join neighbouring copies (they come in file order), then cut them into items."""
     run: list[int] = []  # source offset, target offset, length
     source: Stored | None = None
     for op in [*copies, None]:
@@ -109,12 +109,12 @@ def _copy_runs(copies: Iterable[Copy]) -> Iterator[Piece]:
             source, run = op.source, [op.source.start, op.target.start, op.source.stop - op.source.start]
 
 
-def cut_run(source: Stored, start: int, position: int, length: int) -> Iterator[Piece]:
+def cut_run(source: Stored, start: int, position: int, length: int) -> Iterator[WorkItem]:
     """Pieces that end where the file's blocks do, so that a filesystem can share those."""
     stop = position + length
     while position < stop:
         end = min(stop, (position // COPY_RUN + 1) * COPY_RUN)
-        yield Piece(op=None, first=start, stop=0, columns=0, start=position, length=end - position, source=source)
+        yield WorkItem(op=None, first=start, stop=0, columns=0, start=position, length=end - position, source=source)
         start, position = start + end - position, end
 
 
@@ -123,11 +123,11 @@ def _joins(source: Stored, run: list[int], op: Copy) -> bool:
     return same_file and (run[0] + run[2], run[1] + run[2]) == (op.source.start, op.target.start)
 
 
-def blocks(piece: Piece) -> Iterator[tuple[int, int]]:
+def blocks(item: WorkItem) -> Iterator[tuple[int, int]]:
     """(first row, rows) of a block each."""
-    step = _block_rows(piece.columns)
-    for first in range(piece.first, piece.stop, step):
-        yield first, min(step, piece.stop - first)
+    step = _block_rows(item.columns)
+    for first in range(item.first, item.stop, step):
+        yield first, min(step, item.stop - first)
 
 
 def _block_rows(columns: int) -> int:

@@ -16,19 +16,16 @@ from functools import partial
 from pathlib import Path
 from threading import Lock, local
 
-# Two workers at a time each multiply small matrices: OpenBLAS's own threads would only stand in their way.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import numpy as np
 
 from bot import formats
 from bot.checkpoint.header import TORCH_NAMES
 from bot.engines.deltas import Deltas
-from bot.engines.files import Inputs, Output, opened
+from bot.engines.files import OpenInputs, Output, opened
 from bot.engines.row_reader import Buffers, TensorReader
-from bot.engines.schedule import Piece, blocks, made, offset_of, pieces
+from bot.engines.schedule import WorkItem, blocks, computed_ranges, offset_of, work_items
 from bot.errors import Refused
-from bot.numerics.delta import Delta, Product, Rounder
+from bot.numerics.delta import HERE, Arithmetic, Delta, Rounder
 from bot.numerics.rounding import RAW, Array, clamp, narrow, widen
 from bot.records import (
     AddDelta,
@@ -46,12 +43,12 @@ from bot.records import (
     Stored,
 )
 
-Moved = Callable[[int], None]
-FillLater = Callable[[Sequence[PeftMerge], int], list[Measured]]
+CountBytes = Callable[[int], None]
+FillPeft = Callable[[Sequence[PeftMerge], int], list[Measured]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class WrittenShard:
     """A finished weight file: what was measured of its tensors, and its sha256."""
 
     measured: tuple[Measured, ...]
@@ -61,8 +58,8 @@ class Written:
 class Worker(local):
     """One thread's rounder, and what it needs to make rows for a writer of another form."""
 
-    def __init__(self, product: Product, clamps: bool) -> None:
-        self.rounder = Rounder(product, clamps=clamps)
+    def __init__(self, arithmetic: Arithmetic) -> None:
+        self.rounder = Rounder(arithmetic)
 
 
 def write_shard(
@@ -70,25 +67,23 @@ def write_shard(
     ops: Sequence[Op],
     inputs: Local,
     target: Path,
-    moved: Moved,
-    later: FillLater | None = None,
-    product: Product = np.matmul,
-    clamps: bool = False,
-) -> Written:
+    moved: CountBytes,
+    later: FillPeft | None = None,
+    arithmetic: Arithmetic = HERE,
+) -> WrittenShard:
     """Write one weight file whole. `ops` are the shard's; `moved` is told of bytes written.
 
-    `later` fills in what PEFT's own layers make (PeftMerge ops); `product` multiplies, perhaps on another device. `clamps`:
-    a result too large for its dtype becomes that dtype's largest number. Raises Refused for a NaN or Inf in what is merged,
-    for a result too large for its dtype, or for an input that changes meanwhile, and OSError.
+    `later` fills in what PEFT's own layers make (PeftMerge ops). Raises Refused for a NaN or Inf in what is merged, for a
+    result too large for its dtype (where it is not clamped), or for an input that changes meanwhile, and OSError.
     """
-    with Inputs(inputs) as files, opened(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as descriptor:
+    with OpenInputs(inputs) as files, opened(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as descriptor:
         out = Output(descriptor, shard.size)
-        for start, stop in made(ops):
+        for start, stop in computed_ranges(ops):
             out.reserve(start, stop)
         out.write(shard.header, 0)
         out.written(0, len(shard.header))
         moved(len(shard.header))
-        measured = _Run(files, out, moved, product, clamps).do(ops)
+        measured = _Run(files, out, moved, arithmetic).do(ops)
         peft = [op for op in ops if isinstance(op, PeftMerge)]
         if peft:
             assert later is not None
@@ -96,21 +91,21 @@ def write_shard(
             for op in peft:
                 out.written(op.target.start, op.target.stop)
         files.unchanged()
-        return Written(measured=tuple(measured), sha256=out.digest())
+        return WrittenShard(measured=tuple(measured), sha256=out.digest())
 
 
 class _Run:
     """The work on one shard."""
 
-    def __init__(self, files: Inputs, out: Output, moved: Moved, product: Product, clamps: bool) -> None:
+    def __init__(self, files: OpenInputs, out: Output, moved: CountBytes, arithmetic: Arithmetic) -> None:
         self.files, self.out, self.moved = files, out, moved
-        self.rows = Made(files, product, clamps)
+        self.rows = RowMaker(files, arithmetic)
         self._measured: dict[str, Measured] = {}
         self._lock, self._ended = Lock(), False
 
     def do(self, ops: Sequence[Op]) -> list[Measured]:
         """Run every op; in file order, so that the hash can follow."""
-        todo, workers = pieces(ops), max(1, min(4, _processors()))
+        todo, workers = work_items(ops), max(1, min(4, _processors()))
         pool = ThreadPoolExecutor(max_workers=workers)
         try:
             futures: list[Future[None]] = [pool.submit(self._work, todo) for _ in range(workers)]
@@ -127,66 +122,66 @@ class _Run:
         finally:
             pool.shutdown()
 
-    def _work(self, todo: Iterator[Piece]) -> None:
-        """One worker: takes piece after piece."""
+    def _work(self, todo: Iterator[WorkItem]) -> None:
+        """One worker: takes item after item."""
         while not self._ended:
             with self._lock:
-                piece = next(todo, None)
-            if piece is None:
+                item = next(todo, None)
+            if item is None:
                 return
-            self._piece(piece)
-            self.moved(piece.length)
+            self._do_item(item)
+            self.moved(item.length)
 
-    def _piece(self, piece: Piece) -> None:
-        if piece.op is None:
-            assert piece.source is not None
-            source = self.files.descriptor(piece.source.role, piece.source.file)
-            self.out.copy(source, piece.first, piece.start, piece.length)
+    def _do_item(self, item: WorkItem) -> None:
+        if item.op is None:
+            assert item.source is not None
+            source = self.files.descriptor(item.source.role, item.source.file)
+            self.out.copy(source, item.first, item.start, item.length)
             return
-        tally, make = self.rows.worker.rounder.tally, piece.op.make if isinstance(piece.op, Quantize) else piece.op
+        tally, make = self.rows.worker.rounder.tally, item.op.make if isinstance(item.op, Quantize) else item.op
         before = tally.float64, tally.rational
-        if isinstance(piece.op, Quantize):
-            self._quantize(piece.op, piece)
+        if isinstance(item.op, Quantize):
+            self._quantize(item.op, item)
         else:
-            self._plain(piece.op, piece)
+            self._plain(item.op, item)
         if isinstance(make, AddDelta):
-            self._measure(make, piece, tally.float64 - before[0], tally.rational - before[1])
+            self._measure(make, item, tally.float64 - before[0], tally.rational - before[1])
 
-    def _plain(self, op: PlainOp, piece: Piece) -> None:
-        for first, count in blocks(piece):
-            offset = offset_of(op.target, first, piece.columns)
-            size = offset_of(op.target, first + count, piece.columns) - offset
+    def _plain(self, op: PlainOp, item: WorkItem) -> None:
+        for first, count in blocks(item):
+            offset = offset_of(op.target, first, item.columns)
+            size = offset_of(op.target, first + count, item.columns) - offset
             buffer = self.out.buffer(size)
-            self.rows.fill(op, first, _numbers(buffer, op.target.dtype, count, piece.columns))
+            self.rows.fill(op, first, _numbers(buffer, op.target.dtype, count, item.columns))
             self.out.put(buffer, size, offset)
 
-    def _quantize(self, op: Quantize, piece: Piece) -> None:
+    def _quantize(self, op: Quantize, item: WorkItem) -> None:
         """One whole tensor: its rows are made in float32, for the writer to store."""
         parts = {part.key: part for part in op.parts}
-        take = partial(self.rows.float32, op.make, piece.columns)
+        take = partial(self.rows.float32, op.make, item.columns)
         for key, offset, content in formats.writer_of(op).quantise(op.target.key, take, op.target.shape):
             self.out.write(np.ascontiguousarray(content).data.cast("B"), parts[key].start + offset)
-        self.out.written(piece.start, piece.start + piece.length)
+        self.out.written(item.start, item.start + item.length)
 
-    def _measure(self, op: AddDelta, piece: Piece, float64: int, rational: int) -> None:
+    def _measure(self, op: AddDelta, item: WorkItem, float64: int, rational: int) -> None:
         """Add up what the workers counted of one tensor; its norm is known at the end."""
         with self._lock:
             before = self._measured.get(op.target.key)
             self._measured[op.target.key] = Measured(
                 key=op.target.key,
-                elements=(before.elements if before else 0) + (piece.stop - piece.first) * piece.columns,
+                elements=(before.elements if before else 0) + (item.stop - item.first) * item.columns,
                 delta_norm=0.0,
                 by_float64=(before.by_float64 if before else 0) + float64,
                 by_rational=(before.by_rational if before else 0) + rational,
             )
 
 
-class Made:
+class RowMaker:
     """Rows of what ops make, as a merge stores them. Shared by workers; a shard has one, and who asks for no shard."""
 
-    def __init__(self, files: Inputs, product: Product = np.matmul, clamps: bool = False) -> None:
-        self.clamps = clamps
-        self.worker, self.buffers = Worker(product, clamps), Buffers()
+    def __init__(self, files: OpenInputs, arithmetic: Arithmetic) -> None:
+        self.clamps = arithmetic.clamps
+        self.worker, self.buffers = Worker(arithmetic), Buffers()
         self.reader = TensorReader(files, self.buffers)
         self.deltas = Deltas(files)
 

@@ -44,7 +44,19 @@ SMALL_HALF = np.uint32(113 << 23)  # 2⁻¹⁴, float16's smallest normal number
 HALF_INFINITY = np.uint32(0x7C00)  # as float16's bits
 
 
-Product = Callable[..., object]
+Multiply = Callable[..., object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """How a merge computes. `multiply`: (left, right, out=) → out = left @ right, for instance on another device.
+    `clamps`: a result that is too large for its dtype becomes that dtype's largest number; else it is an error."""
+
+    multiply: Multiply = np.matmul
+    clamps: bool = False
+
+
+HERE = Arithmetic()  # on this processor, without clamping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +82,7 @@ class Delta:
 
 
 @dataclass(kw_only=True)
-class Tally:
+class StepCounts:
     """How many elements each later step decided."""
 
     float64: int = 0
@@ -120,14 +132,11 @@ def frobenius(delta: Delta) -> float:
 class Rounder:
     """Adds deltas to blocks of rows, with buffers that are used again for every block. One per thread."""
 
-    def __init__(
-        self, product: Product = np.matmul, *, clone: str | None = next(iter(CLONES), None), clamps: bool = False
-    ) -> None:
-        """`product`: (left, right, out=) → out = left @ right, for instance on another device. `clone`: one of CLONES; None:
-        numpy alone. `clamps`: a result that is too large for its dtype becomes its largest number."""
-        self._product, self._clone, self._clamps = product, clone, clamps
+    def __init__(self, arithmetic: Arithmetic = HERE, *, clone: str | None = next(iter(CLONES), None)) -> None:
+        """`clone`: one of CLONES; None: numpy alone."""
+        self._multiply, self._clamps, self._clone = arithmetic.multiply, arithmetic.clamps, clone
         self._buffers: dict[tuple[str, np.dtype[np.generic]], Array] = {}
-        self.tally = Tally()
+        self.tally = StepCounts()
 
     def add(self, weight: Array, dtype: str, delta: Delta, first: int, out: Array, out_dtype: str) -> None:
         """out ← round(weight + delta[first : first + rows]), or its DoRA form; both rows × columns, as stored.
@@ -161,7 +170,7 @@ class Rounder:
             largest = _finite(_largest(value), weight, dtype)
             error += relative * largest
         with np.errstate(over="ignore"):
-            places = self._settle(value, error, largest, out, out_dtype)
+            places = self._round_certain(value, error, largest, out, out_dtype)
         for part in _parts(places, delta):
             self._decide(part, weight, dtype, delta, first, (value, error), out, out_dtype)
         self._limit(out, out_dtype, largest + 2 * error)
@@ -170,9 +179,9 @@ class Rounder:
         """bfloat16, no magnitude: the product and steps 1 and 2 in C, whose error bound is each element's own."""
         rows, rank = slice(first, first + weight.shape[0]), delta.left.shape[1]
         product = None
-        if self._product is not np.matmul:  # on another device
+        if self._multiply is not np.matmul:  # on another device
             product = self._buffer("value", weight.shape, delta.compute)
-            self._product(delta.scaled_left[rows], delta.right_cast, out=product)
+            self._multiply(delta.scaled_left[rows], delta.right_cast, out=product)
         weight, bound = np.ascontiguousarray(weight), delta.row_bound[rows]
         rest = self._buffer("rest", (weight.size,), np.dtype(np.uint32))
         unit, least = UNIT[delta.compute], (rank + 8) * SMALLEST[delta.compute]
@@ -220,7 +229,7 @@ class Rounder:
     def _sum(self, weight: Array, dtype: str, delta: Delta, first: int) -> Array:
         """W + D in delta's compute dtype, in a buffer."""
         value = self._buffer("value", weight.shape, delta.compute)
-        self._product(delta.scaled_left[first : first + weight.shape[0]], delta.right_cast, out=value)
+        self._multiply(delta.scaled_left[first : first + weight.shape[0]], delta.right_cast, out=value)
         wide = self._buffer("wide", weight.shape, np.dtype(np.float64 if dtype == "F64" else np.float32))
         with np.errstate(over="ignore", invalid="ignore"):  # _finite tells
             value += widen(weight, dtype, wide)
@@ -251,10 +260,10 @@ class Rounder:
         relative = terms * ((rank + 4) * unit) + largest * (2 * unit)
         return (relative * SAFETY + (rank + 8) * SMALLEST[delta.compute]) if relative else 0.0
 
-    def _settle(self, value: Array, error: float, largest: float, out: Array, dtype: str) -> Array:
+    def _round_certain(self, value: Array, error: float, largest: float, out: Array, dtype: str) -> Array:
         """Step 1: write what is certain into `out`; flat places of the rest. `value` may be float64."""
         if dtype == "F32":
-            return self._settle_float32(value, error, out)
+            return self._round_certain_float32(value, error, out)
         if value.dtype == np.float64:
             narrowed = self._buffer("narrowed", value.shape, np.dtype(np.float32))
             np.copyto(narrowed, value, casting="same_kind")
@@ -272,9 +281,9 @@ class Rounder:
             top >>= np.uint32(16)
             np.copyto(out, top, casting="unsafe")
             return _nonzero(differ)
-        return self._settle_half(value, error, top, differ, out)
+        return self._round_certain_half(value, error, top, differ, out)
 
-    def _settle_half(self, value: Array, error: float, top: Array, differ: Array, out: Array) -> Array:
+    def _round_certain_half(self, value: Array, error: float, top: Array, differ: Array, out: Array) -> Array:
         """float16: normal numbers by their bits; subnormal ones, which have fewer, one by one."""
         size = top & np.uint32(0x7FFFFFFF)
         small = np.flatnonzero(size < SMALL_HALF + np.uint32(0x2000))
@@ -292,7 +301,7 @@ class Rounder:
             differ.reshape(-1)[small] = above.view(np.uint16) != below.view(np.uint16)
         return _nonzero(differ)
 
-    def _settle_float32(self, value: Array, error: float, out: Array) -> Array:
+    def _round_certain_float32(self, value: Array, error: float, out: Array) -> Array:
         wide = self._buffer("wide64", value.shape, np.dtype(np.float64))
         low = self._buffer("low", value.shape, np.dtype(np.float32))
         np.copyto(out, np.add(value, error, out=wide), casting="same_kind")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from bot.engines import files
 from bot.engines.files import Output, opened, reserve
-from bot.engines.schedule import cut_run, made
+from bot.engines.schedule import computed_ranges, cut_run
 from bot.records import Copy, Stored
 from tests.factory import save_adapter, save_base
 from tests.steps import merge_folders, plan_folders
@@ -112,7 +112,7 @@ def test_what_is_computed_is_reserved_and_what_is_copied_is_not(tmp_path: Path) 
     base = save_base("llama", tmp_path / "base")
     plan = plan_folders(base, save_adapter(base, "llama", tmp_path / "adapter", target_modules=["q_proj", "o_proj"]))
     (shard,) = plan.shards
-    computed = list(made(plan.ops))
+    computed = list(computed_ranges(plan.ops))
     copied = [(op.target.start, op.target.stop) for op in plan.ops if isinstance(op, Copy)]
     ranges = sorted([(0, len(shard.header)), *computed, *copied])
     assert [start for start, _ in ranges][1:] == [stop for _, stop in ranges][:-1]

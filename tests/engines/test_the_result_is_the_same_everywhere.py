@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bot.engines import deltas, schedule, streaming
+from bot.numerics.delta import Arithmetic
 from tests.factory import save_adapter, save_base
 from tests.steps import merge_folders
 
@@ -67,10 +68,10 @@ def test_threads_do_not_show(inputs, threads: str, tmp_path: Path) -> None:
 
 def test_torchs_order_of_summation_does_not_show(inputs, tmp_path: Path, monkeypatch) -> None:
     written = streaming.write_shard
-    from bot.engines.cuda_product import Product
+    from bot.engines.cuda_product import CudaProduct
 
     def elsewhere(*given, **named):
-        return written(*given, **named | {"product": Product("cpu")})
+        return written(*given, **named | {"arithmetic": Arithmetic(multiply=CudaProduct("cpu"))})
 
     monkeypatch.setattr(streaming, "write_shard", elsewhere)
     base, adapter, expected = inputs

@@ -21,7 +21,7 @@ from bot.errors import MachineTooSmall, Refused
 from bot.events import Emit, Event, Moved, Note, silent
 from bot.hub import Hub
 from bot.machine import look
-from bot.merge import merge, place
+from bot.merge import locked_partial_dir, merge
 from bot.partial_folder import note_of
 from bot.plan import make_plan
 from bot.pull import fetch
@@ -128,7 +128,7 @@ def test_a_finished_shard_that_a_power_cut_has_emptied_is_written_again(lost: st
     def cut() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), place(output, plan.fingerprint) as partial:
+    with pytest.raises(KeyboardInterrupt), locked_partial_dir(output, plan.fingerprint) as partial:
         merge(plan, given, partial, when_half_is_written(cut))
     first, *kept = sorted(partial.glob("*.safetensors"))
     assert kept
@@ -137,7 +137,7 @@ def test_a_finished_shard_that_a_power_cut_has_emptied_is_written_again(lost: st
     else:  # the name is on the disk, and the bytes are not
         size = first.stat().st_size
         first.write_bytes(bytes(size) if lost == "its bytes" else b"")
-    with place(output, plan.fingerprint) as partial:
+    with locked_partial_dir(output, plan.fingerprint) as partial:
         merged = merge(plan, given, partial, notes.append)
         partial.rename(output)
     said = sorted(event.text for event in notes if isinstance(event, Note))
@@ -174,7 +174,7 @@ def small_disk(tmp_path: Path, request: pytest.FixtureRequest):
 def test_a_disk_that_fills_up_is_told_and_leaves_nothing(inputs, small_disk: Path) -> None:
     plan, output = planned(inputs), small_disk / "merged"
     assert shutil.disk_usage(small_disk).free < plan.budget.output
-    with pytest.raises(MachineTooSmall) as raised, place(output, plan.fingerprint) as partial:
+    with pytest.raises(MachineTooSmall) as raised, locked_partial_dir(output, plan.fingerprint) as partial:
         merge(plan, Local(base=inputs[0], adapter=inputs[1]), partial, silent)
     assert raised.value.exit_code == 6
     assert list(small_disk.iterdir()) == []
@@ -188,7 +188,7 @@ def test_a_full_disk_is_noticed_before_the_work_of_a_shard(inputs, small_disk: P
         if isinstance(event, Moved):
             begun.append(event.done)
 
-    with pytest.raises(MachineTooSmall), place(output, plan.fingerprint) as partial:
+    with pytest.raises(MachineTooSmall), locked_partial_dir(output, plan.fingerprint) as partial:
         merge(plan, Local(base=inputs[0], adapter=inputs[1]), partial, emit)
     finished = 0
     wholes = [finished := finished + shard.size for shard in plan.shards]
@@ -205,7 +205,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(inputs, 
 
 def test_of_two_merges_into_one_folder_one_wins_and_the_other_says_so(inputs, tmp_path: Path) -> None:
     plan = planned(inputs)
-    with place(tmp_path / "out", plan.fingerprint):  # the first is at work
+    with locked_partial_dir(tmp_path / "out", plan.fingerprint):  # the first is at work
         second = subprocess.run(command(inputs, tmp_path / "out"), capture_output=True, text=True)
     assert second.returncode == 2
     assert "Another merge into this folder is running." in second.stderr
@@ -247,7 +247,7 @@ def test_a_base_that_changes_under_the_merge_is_noticed(what: str, inputs, tmp_p
         victim.write_bytes(content[: -4096 if what == "shorter" else len(content)])
 
     said = r"not the file that was planned for|changed while|shorter|whole safetensors"
-    with pytest.raises(Refused, match=said), place(tmp_path / "out", plan.fingerprint) as partial:
+    with pytest.raises(Refused, match=said), locked_partial_dir(tmp_path / "out", plan.fingerprint) as partial:
         merge(plan, given, partial, when_half_is_written(tamper))
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from bot.engines.streaming import write_shard
 from bot.errors import Refused
 from bot.events import silent
+from bot.numerics.delta import Arithmetic
 from bot.numerics.rounding import RAW
 from bot.records import Local, Options, Replace, Report, Shard, Stored
 from bot.verify import Subject, verify
@@ -157,7 +158,14 @@ def test_what_replaces_a_tensor_may_be_stored_wider(stored: str, tmp_path: Path)
     given = Stored(key="v", file="adapter", dtype="F32", shape=(4,), start=0, stop=16, role="adapter")
     op = Replace(source=target, target=target, values=given, module="m")
     shard = Shard(name="base", size=target.stop, header=b"", same_as_base=False)
-    write_shard(shard, [op], Local(base=tmp_path, adapter=tmp_path), tmp_path / "out", lambda _: None, clamps=True)
+    write_shard(
+        shard,
+        [op],
+        Local(base=tmp_path, adapter=tmp_path),
+        tmp_path / "out",
+        lambda _: None,
+        arithmetic=Arithmetic(clamps=True),
+    )
     assert np.fromfile(tmp_path / "out", RAW[stored]).tolist() == values.tolist()
 
 

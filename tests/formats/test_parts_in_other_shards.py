@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from bot.checkpoint.header import write_header
 from bot.events import silent
-from bot.merge import place
+from bot.merge import locked_partial_dir
 from bot.records import Json, Options
 from bot.verify import Subject, table, verify
 from tests.faults import quantised
@@ -286,7 +286,7 @@ def test_a_killed_merge_goes_on_from_a_shard_whose_parts_lie_elsewhere(
     one = known("nf4")
     base = cut(one.base, tmp_path / "base", [[key] for key in sorted(one.base.tensors)])
     whole, plan = merge_folders(base, one.adapter, tmp_path / "whole"), plan_folders(base, one.adapter)
-    with place(tmp_path / "merged", plan.fingerprint) as partial:
+    with locked_partial_dir(tmp_path / "merged", plan.fingerprint) as partial:
         shutil.copy(whole / plan.shards[1].name, partial)
     merged = merge_folders(base, one.adapter, tmp_path / "merged")
     assert bytes_of(merged) == bytes_of(whole) == one.merged["none"]

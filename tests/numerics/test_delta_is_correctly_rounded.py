@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from bot.checks.elementwise.rounding import round_once
-from bot.numerics.delta import CLONES, Delta, Rounder, Tally, frobenius, make_delta
+from bot.numerics.delta import CLONES, Arithmetic, Delta, Rounder, StepCounts, frobenius, make_delta
 from bot.numerics.rounding import narrow, round_rational, widen
 
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
@@ -54,7 +54,7 @@ def merged(
     rows: int = 7,
     *,
     clone: str | None,
-) -> tuple[torch.Tensor, Tally]:
+) -> tuple[torch.Tensor, StepCounts]:
     delta = low_rank(a, b, scaling, out=out)
     rounder, result = Rounder(clone=clone), torch.empty(weight.shape, dtype=out)
     for first in range(0, weight.shape[0], rows):
@@ -223,7 +223,7 @@ def test_a_clamped_result_is_the_largest_number_and_the_rest_is_as_ever(
         weight[2, at] = sign * value
     a, b = torch.cat([a, torch.zeros(1, 70)]), torch.cat([b, torch.zeros(5, 1)], dim=1)
     a[2, columns], b[2, 2] = 1.0, sign * far
-    add(weight, low_rank(a, b, 1.0, out=out_dtype), 0, out, Rounder(clone=clone, clamps=True))
+    add(weight, low_rank(a, b, 1.0, out=out_dtype), 0, out, Rounder(Arithmetic(clamps=True), clone=clone))
     expected[2, columns] = sign * largest
     assert torch.equal(out, expected)
 
@@ -238,7 +238,7 @@ def test_a_sum_beyond_float32_is_clamped_too(sign: int, out_dtype, clone: str | 
     delta, out = low_rank(a, b, 1.0, out=out_dtype), torch.empty(2, 4, dtype=out_dtype)
     with pytest.raises(OverflowError):
         add(weight, delta, 0, out, Rounder(clone=clone))
-    add(weight, delta, 0, out, Rounder(clone=clone, clamps=True))
+    add(weight, delta, 0, out, Rounder(Arithmetic(clamps=True), clone=clone))
     exact = weight.double() + b.double() @ a.double()
     largest = torch.finfo(out_dtype).max
     assert out.double().tolist() == round_once(exact.clamp(-largest, largest), out_dtype).double().tolist()

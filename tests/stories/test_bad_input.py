@@ -421,11 +421,11 @@ def test_a_killed_merge_goes_on_from_its_finished_shards(
 
 
 def test_two_merges_into_one_folder_do_not_meet(folders: Folders, adapter_merge: Command, tmp_path: Path) -> None:
-    from bot.merge import place
+    from bot.merge import locked_partial_dir
     from tests.steps import plan_folders
 
     base, adapter = folders
-    with place(tmp_path / "merged", plan_folders(base, adapter).fingerprint):
+    with locked_partial_dir(tmp_path / "merged", plan_folders(base, adapter).fingerprint):
         ran = adapter_merge("merge", adapter, "--base", base, "-o", tmp_path / "merged", "--verify", "files")
     assert_said(ran, 2, "Another merge into this folder is running")
 

@@ -85,20 +85,20 @@ def test_a_gpu_that_this_torch_cannot_reach_is_left_alone_with_a_word(merge, mon
 def test_a_gpu_that_fails_in_the_middle_is_left_alone_with_a_word(merge, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from bot.engines.cuda_product import Product
+    from bot.engines.cuda_product import CudaProduct
 
     plain, without = merge("plain")
     assert plain.code == 0, plain.err
-    there, calls = Product._there, []
+    there, calls = CudaProduct._there, []
 
-    def run_out(self: Product, *given: object) -> None:
+    def run_out(self: CudaProduct, *given: object) -> None:
         calls.append(None)
         if len(calls) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB")
         there(self, *given)
 
     has(monkeypatch, **HERE, cuda=True)
-    monkeypatch.setattr(Product, "_there", run_out)
+    monkeypatch.setattr(CudaProduct, "_there", run_out)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "device", lambda name, make=torch.device: make("cpu"))
     ran, folder = merge("merged")

@@ -22,7 +22,7 @@ SKIP = "llm_int8_skip_modules"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class SimulationSettings:
     """`kind`: nf4 or fp4; `double`: double quantisation; `size`: numbers in a block; `skip`: modules that stay as they are
     (None: those that transformers chooses). `problem`: why it cannot be done."""
 
@@ -37,7 +37,7 @@ class Settings:
         return f"bitsandbytes ({self.kind}{', double quantisation' if self.double else ''}, blocks of {self.size})"
 
 
-def settings_of(said: Mapping[str, Any]) -> Settings:
+def settings_of(said: Mapping[str, Any]) -> SimulationSettings:
     """From a BitsAndBytesConfig's fields; what they do not say is as QLoRA has it (nf4, double quantisation).
 
     `llm_int8_skip_modules` may be a list or names with commas between them; `blocksize` is no field of theirs, but a number
@@ -45,7 +45,7 @@ def settings_of(said: Mapping[str, Any]) -> Settings:
     """
     skip = said.get(SKIP)
     names = skip.split(",") if isinstance(skip, str) else skip
-    found = Settings(
+    found = SimulationSettings(
         kind=str(said.get("bnb_4bit_quant_type", "nf4")),
         double=bool(said.get("bnb_4bit_use_double_quant", True)),
         size=said.get("blocksize", 64),
@@ -58,7 +58,7 @@ def settings_of(said: Mapping[str, Any]) -> Settings:
         problem = f"bitsandbytes has no four-bit type {found.kind}."
     elif found.size not in SIZES:
         problem = f"bitsandbytes has no blocks of {found.size}."
-    return Settings(kind=found.kind, double=found.double, size=found.size, skip=found.skip, problem=problem)
+    return SimulationSettings(kind=found.kind, double=found.double, size=found.size, skip=found.skip, problem=problem)
 
 
 def recognises(config: Json) -> bool:
