@@ -45,11 +45,11 @@ def git_blob_id(size: int) -> Any:
     return hashlib.sha1(b"blob %d\x00" % size, usedforsecurity=False)
 
 
-def is_stated(pieces: Iterable[bytes | memoryview], size: int, sha256: str | None, oid: str | None) -> bool:
+def is_stated(chunks: Iterable[bytes | memoryview], size: int, sha256: str | None, oid: str | None) -> bool:
     """Whether these `size` bytes are those that a source states; yes where it states nothing."""
     digest = hashlib.sha256() if sha256 is not None else git_blob_id(size)
-    for piece in pieces:
-        digest.update(piece)
+    for chunk in chunks:
+        digest.update(chunk)
     return bool(digest.hexdigest() == (sha256 or oid or digest.hexdigest()))
 
 

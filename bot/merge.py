@@ -44,14 +44,14 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
     started = time.monotonic()
     # Before numpy is loaded: several workers multiply small matrices, and OpenBLAS's own threads would be in their way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    with holding(inputs.files) as keeper, _full_disk(plan), beating(emit, "merge", "Preparing") as told:
-        progress = _Progress(told, total=sum(shard.size for shard in plan.shards))
+    with holding(inputs.files) as keeper, _full_disk(plan), beating(emit, "merge", "Preparing") as listener:
+        progress = _Progress(listener, total=sum(shard.size for shard in plan.shards))
         keeper.require(held.path for held in inputs.files)
         keeper.follow(held.path for held in inputs.files if held.role == "adapter")
-        work = _MergeRun(plan, inputs, partial, progress, told, keeper)
+        work = _MergeRun(plan, inputs, partial, progress, listener, keeper)
         _require_equal(plan, inputs)
         _refuse_idle_changes(plan, inputs)
-        compare_vocabulary(plan, inputs, told)
+        compare_vocabulary(plan, inputs, listener)
         if not plan.forced:
             work.require_change()
         progress.begin()
@@ -198,10 +198,10 @@ def _files_of(source: Stored | None) -> set[str]:
 
 def _planned(plan: Plan) -> dict[str, set[Stored]]:
     """The base's tensors by file, as the plan saw them; files of which it does not name every tensor are left out."""
-    found: dict[str, set[Stored]] = {}
+    by_file: dict[str, set[Stored]] = {}
     for stored in plan.base_tensors:
-        found.setdefault(stored.file, set()).add(stored)
-    return found
+        by_file.setdefault(stored.file, set()).add(stored)
+    return by_file
 
 
 def _require_equal(plan: Plan, inputs: Local) -> None:

@@ -78,12 +78,12 @@ def write_note(partial: Path, sha256: Mapping[str, str]) -> None:
 
 def noted(partial: Path) -> dict[str, str]:
     """What was noted of finished shards; of a folder that was finished, and could not be published, its report's files."""
-    found: dict[str, str] = {}
+    sha256: dict[str, str] = {}
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found |= json.loads((partial / "verification.json").read_bytes())["subject"]["files"]
+        sha256 |= json.loads((partial / "verification.json").read_bytes())["subject"]["files"]
     with suppress(OSError, ValueError, TypeError):
-        found |= json.loads(note_of(partial).read_bytes())
-    return found
+        sha256 |= json.loads(note_of(partial).read_bytes())
+    return sha256
 
 
 def left_behind(output: Path) -> int:

@@ -146,7 +146,8 @@ class _Comparison:
             return not _same(*(self._stored(side, dtype) for side in sides))
         target = replace(op.target, dtype=dtype)
         after, unchanged = replace(op, target=target), Cast(source=before, target=target)
-        return any(not _same(one, other) for one, other in zip(self._rows(after), self._rows(unchanged), strict=True))
+        pairs = zip(self._rows(after), self._rows(unchanged), strict=True)
+        return any(not _same(changed, kept) for changed, kept in pairs)
 
     def _alters_quantised(self, op: Quantize) -> bool:
         if isinstance(op.make, AddDelta) and self._is_idle(op.make):
@@ -156,17 +157,18 @@ class _Comparison:
             return True
         columns = view_of(op.make)[1]
         writer, key, shape = formats.writer_of(op), op.target.key, op.target.shape
-        takes = [partial(self.rows.float32, one, columns) for one in (op.make, Cast(source=before, target=op.target))]
+        makes = op.make, Cast(source=before, target=op.target)
+        takes = [partial(self.rows.float32, make, columns) for make in makes]
         # One after the other: a writer may come back to its rows, which lie in one buffer for both.
         mine, theirs = ([_copied(part) for part in writer.quantise(key, take, shape)] for take in takes)
-        return any(one != other for one, other in zip_longest(mine, theirs))
+        return any(part != other for part, other in zip_longest(mine, theirs))
 
     def _before(self, op: PlainOp) -> Stored | None:
         """The base's own tensor, also where the adapter brings a copy to add to; None where the base has none such."""
         if op.source is not None and op.source.role == "base":
             return op.source
-        found = self.base.get(op.target.key)
-        return found if found is not None and found.shape == op.target.shape else None
+        tensor = self.base.get(op.target.key)
+        return tensor if tensor is not None and tensor.shape == op.target.shape else None
 
     def _rows(self, op: PlainOp) -> Iterator[Array]:
         columns = view_of(op)[1]
@@ -196,15 +198,15 @@ class _Comparison:
         return any(bool((left.astype(np.float64) @ right).any()) for left in lefts)
 
     def _stored(self, value: Array, dtype: str) -> Array:
-        found = narrow(np.ascontiguousarray(value), dtype)
+        stored = narrow(np.ascontiguousarray(value), dtype)
         if self.rows.clamps:
-            clamp(found, dtype)
-        return found
+            clamp(stored, dtype)
+        return stored
 
 
-def _same(one: Array, other: Array) -> bool:
+def _same(first: Array, second: Array) -> bool:
     """The same numbers by their bits, a NaN that stays among them; but −0, to which adding 0 gives 0, is 0."""
-    mine, theirs = (side.view(f"u{side.itemsize}") for side in (one, other))
+    mine, theirs = (side.view(f"u{side.itemsize}") for side in (first, second))
     differs = mine != theirs
     return not bool((differs & ((mine | theirs) << mine.dtype.type(1) != 0)).any())
 

@@ -86,8 +86,8 @@ class Output:
     def buffer(self, size: int) -> bytearray:
         """At least `size` bytes to fill, for `put`."""
         with self._lock:
-            found = self._spare.pop() if self._spare else b""
-        return found if isinstance(found, bytearray) and len(found) >= size else bytearray(size)
+            spare = self._spare.pop() if self._spare else b""
+        return spare if isinstance(spare, bytearray) and len(spare) >= size else bytearray(size)
 
     def put(self, buffer: bytearray, size: int, offset: int) -> None:
         """Write the buffer's first `size` bytes at the offset, as final. The buffer is this object's from now on."""
@@ -133,14 +133,14 @@ class Output:
             if self._is_hashing:
                 return  # whoever does will come to it
             self._is_hashing = True
-        while (found := self._next()) is not None:
-            self._hash(*found)
+        while (final := self._next()) is not None:
+            self._hash(*final)
 
     def _next(self) -> Final | None:
         with self._lock:
-            found = None if self._ended else self._final.pop(self._hashed, None)
-            self._is_hashing = found is not None
-            return found
+            final = None if self._ended else self._final.pop(self._hashed, None)
+            self._is_hashing = final is not None
+            return final
 
     def _hash(self, stop: int, buffer: bytearray | None) -> None:
         start = self._hashed
@@ -191,9 +191,9 @@ def _copy_some(source: int, target: int, count: int, start: int, position: int) 
         # Not between these two filesystems, or not on this kernel: through a buffer then.
         if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
             raise
-    piece = os.pread(source, min(count, 8 << 20), start)
-    write_all(target, piece, position)
-    return len(piece)
+    content = os.pread(source, min(count, 8 << 20), start)
+    write_all(target, content, position)
+    return len(content)
 
 
 def read_all(descriptor: int, buffer: memoryview, offset: int) -> None:

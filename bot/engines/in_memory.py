@@ -61,13 +61,13 @@ def _frod_factor(v: Tensor, weight: Tensor) -> Tensor:
     """The unit columns of W·V⁻ᵀ, float64 (peft.tuners.frod.layer)."""
     wide, projection = weight.double(), v.double()
     try:
-        found = torch.linalg.solve(projection, wide.T).T
+        columns = torch.linalg.solve(projection, wide.T).T
     except RuntimeError:
-        found = wide @ torch.linalg.pinv(projection, rtol=1e-6).T
-    lengths = torch.linalg.norm(found, dim=0)
-    factor = torch.zeros_like(found)
+        columns = wide @ torch.linalg.pinv(projection, rtol=1e-6).T
+    lengths = torch.linalg.norm(columns, dim=0)
+    factor = torch.zeros_like(columns)
     present = lengths > 1e-12
-    factor[:, present] = found[:, present] / lengths[present]
+    factor[:, present] = columns[:, present] / lengths[present]
     return factor
 
 

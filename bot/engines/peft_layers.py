@@ -95,11 +95,11 @@ class PeftLayers:
                 _stand_in(owner, others, math.nan)  # a weight that the plan forgot must not pass for one
                 layer.merge(safe_merge=False)
                 merged = layer.get_base_layer()
-                found = {name: _finite(getattr(merged, name).data, op) for name, op in wanted.items()}
+                values = {name: _finite(getattr(merged, name).data, op) for name, op in wanted.items()}
                 _stand_in(merged, others, 1.0)
                 if unmerged is not None and not same_output(unmerged, layer(probe)):
                     raise _deviates(module)
-            return found
+            return values
         except PEFT_ERRORS as error:
             reason = f"PEFT cannot merge {module} ({type(error).__name__}: {error})."
             raise Refused(reason, remedy="Keep the adapter separate.") from error
@@ -173,14 +173,14 @@ def write_peft_ops(
 
 def _write(op: PeftMerge, value: Tensor, layers: PeftLayers, descriptor: int, clamps: bool) -> Measured:
     change = float(torch.linalg.vector_norm(value - layers.read(op.source).double()))
-    found = narrow(value.contiguous().numpy(), op.target.dtype)
+    rounded = narrow(value.contiguous().numpy(), op.target.dtype)
     is_finite = np.isfinite(value.numpy())
     if clamps:
-        clamp(found, op.target.dtype, where=is_finite)
-    elif bool((is_finite & ~np.isfinite(widen(found, op.target.dtype))).any()):
+        clamp(rounded, op.target.dtype, where=is_finite)
+    elif bool((is_finite & ~np.isfinite(widen(rounded, op.target.dtype))).any()):
         reason = f"{op.target.key} holds values that are too large for {TORCH_NAMES[op.target.dtype]}."
         raise Refused(reason, remedy="Choose --dtype bfloat16 or float32, or --overflow clamp.")
-    content = memoryview(found.tobytes())
+    content = memoryview(rounded.tobytes())
     offset = op.target.start
     while content.nbytes:
         count = os.pwrite(descriptor, content, offset)
@@ -240,16 +240,17 @@ def _load(tuned: Any, base_tensors: Any, adapter: Path, config: Json) -> None:
     own = {name: tensor for name, tensor in tuned.state_dict(keep_vars=True).items() if id(tensor) not in base_tensors}
     try:
         with torch.no_grad():
-            found = set_peft_model_state_dict(tuned, tensors, adapter_name=NAME)
+            loading = set_peft_model_state_dict(tuned, tensors, adapter_name=NAME)
     except PEFT_ERRORS as error:
         reason = f"The adapter's tensors do not fit its config: {' '.join(str(error).split())[:400]}."
         raise Refused(reason, remedy=SAVE_AGAIN) from error
     _widen_own(tuned, base_tensors)  # again: AdaLoRA makes its tensors anew where ranks were cut
-    if found.unexpected_keys:
-        reason = f"{len(found.unexpected_keys)} adapter tensors are used by no layer, e.g. {found.unexpected_keys[0]}."
+    if loading.unexpected_keys:
+        unused = loading.unexpected_keys
+        reason = f"{len(unused)} adapter tensors are used by no layer, e.g. {unused[0]}."
         raise Refused(reason, remedy=SAVE_AGAIN)
     # One shared tensor has a name in every layer; under any of them it is loaded.
-    missing = set(found.missing_keys)
+    missing = set(loading.missing_keys)
     loaded = {id(tensor) for name, tensor in own.items() if name not in missing}
     unsaved = UNSAVED if config.get("save_projection", True) else SEEDED
     lacking = sorted(name for name, tensor in own.items() if id(tensor) not in loaded and not unsaved.search(name))

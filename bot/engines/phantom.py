@@ -74,10 +74,10 @@ def _classes(config: Json, adapter: Json) -> Iterator[Any]:
     names = [*(config.get("architectures") or ()), trained.get("base_model_class") if trained else None]
     names += [HEADS.get(str(adapter.get("task_type"))), "AutoModel"]
     for name in dict.fromkeys(name for name in names if isinstance(name, str)):
-        found = getattr(transformers, name, None)
-        own = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
-        if own or (found is not None and name.startswith("AutoModel")):
-            yield found
+        candidate = getattr(transformers, name, None)
+        own = isinstance(candidate, type) and issubclass(candidate, transformers.PreTrainedModel)
+        if own or (candidate is not None and name.startswith("AutoModel")):
+            yield candidate
 
 
 def _empty(chosen: Any, built: Any) -> Any:

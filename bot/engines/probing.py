@@ -32,9 +32,9 @@ def probe_for(owner: Any) -> Tensor | None:
     return None
 
 
-def same_output(one: Tensor, other: Tensor) -> bool:
+def same_output(first: Tensor, second: Tensor) -> bool:
     """Equal up to float64's own error."""
-    if one.shape != other.shape:
+    if first.shape != second.shape:
         return False
-    largest = float(one.abs().max())
-    return float((one - other).abs().max()) <= AGREE * (largest or 1.0)
+    largest = float(first.abs().max())
+    return float((first - second).abs().max()) <= AGREE * (largest or 1.0)

@@ -42,9 +42,9 @@ class TensorReader:
         """Rows as they are stored (bfloat16 as bits); of a packed tensor, in float32."""
         if stored.packed is not None:
             return self._open(stored).rows(first, count).reshape(count, columns)
-        found = self._buffers.array(name, stored.dtype, count * columns)
-        self._files.read(stored, first * columns * found.itemsize, found.data.cast("B"))
-        return found.reshape(count, columns)
+        numbers = self._buffers.array(name, stored.dtype, count * columns)
+        self._files.read(stored, first * columns * numbers.itemsize, numbers.data.cast("B"))
+        return numbers.reshape(count, columns)
 
     def _open(self, stored: Stored) -> Rows:
         with self._lock:

@@ -114,7 +114,7 @@ class _Run:
                 future.result()  # raises what went wrong
             deltas = [op.make if isinstance(op, Quantize) else op for op in ops]
             norms = {op.target.key: self.rows.deltas.norm(op) for op in deltas if isinstance(op, AddDelta)}
-            return [replace(found, delta_norm=norms[key]) for key, found in self._measured.items()]
+            return [replace(measured, delta_norm=norms[key]) for key, measured in self._measured.items()]
         except BaseException:  # after an error or Ctrl-C, only what is in work is waited for
             self._ended = True
             self.out.stop()
@@ -228,10 +228,10 @@ class RowMaker:
 
     def _set_rows(self, op: SetRows, first: int, block: Array) -> None:
         count, columns = block.shape
-        places = {row: at for at, row in enumerate(op.rows)}
+        indices = {row: at for at, row in enumerate(op.rows)}
         self._convert(self.reader.rows(op.source, first, count, columns), op.source, block, op.target)
-        for row in sorted(places.keys() & set(range(first, first + count))):
-            values = self.reader.rows(op.values, places[row], 1, columns, name="values")
+        for row in sorted(indices.keys() & set(range(first, first + count))):
+            values = self.reader.rows(op.values, indices[row], 1, columns, name="values")
             self._convert(values, op.values, block[row - first : row - first + 1], op.target, finite=True)
 
     def _cast(self, source: Stored, target: Stored, first: int, block: Array) -> None:
@@ -247,12 +247,12 @@ class RowMaker:
         if source.dtype == target.dtype:
             out[...] = values
             return
-        found = narrow(wide, target.dtype)
+        rounded = narrow(wide, target.dtype)
         if self.clamps:
-            clamp(found, target.dtype, where=is_finite)
-        elif bool((is_finite & ~np.isfinite(widen(found, target.dtype))).any()):
+            clamp(rounded, target.dtype, where=is_finite)
+        elif bool((is_finite & ~np.isfinite(widen(rounded, target.dtype))).any()):
             raise _too_large(target)
-        out[...] = found
+        out[...] = rounded
 
 
 def _numbers(buffer: bytearray, dtype: str, rows: int, columns: int) -> Array:

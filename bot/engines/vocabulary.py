@@ -44,17 +44,17 @@ def _config(plan: Plan, base: Path) -> Json:
 def _rows(config: Json) -> int | None:
     """The vocabulary's size, of the text model where there are several."""
     text = config.get("text_config")
-    places = (text if isinstance(text, dict) else {}, config)
-    return next((place["vocab_size"] for place in places if type(place.get("vocab_size")) is int), None)
+    levels = (text if isinstance(text, dict) else {}, config)
+    return next((level["vocab_size"] for level in levels if type(level.get("vocab_size")) is int), None)
 
 
 def _count_ids(path: Path) -> int:
     """One more than the highest id of a tokenizer.json; 0 where there is none that can be read."""
     try:
-        said: Any = json.loads(path.read_bytes())
-        vocabulary = said["model"]["vocab"]
+        tokenizer: Any = json.loads(path.read_bytes())
+        vocabulary = tokenizer["model"]["vocab"]
         ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-        return 1 + max([*ids, *(added["id"] for added in said.get("added_tokens") or ())], default=-1)
+        return 1 + max([*ids, *(added["id"] for added in tokenizer.get("added_tokens") or ())], default=-1)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return 0
 

@@ -35,44 +35,46 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: weights with their scales, zero points and shapes as one."""
-    said = quantization_of(config) or {}
-    whole = _unreadable(said)
+    quantization = quantization_of(config) or {}
+    whole = _unreadable(quantization)
     if whole is not None:
         return Unpacked(tensors=dict(stored), refusals=(whole,))
-    found: list[Stored] = []
+    weights: list[Stored] = []
     refusals: list[Refusal] = []
     for key in stored:
         module, _, name = key.rpartition(".")
         if name == "weight_packed" or (name == "weight" and f"{module}.weight_scale" in stored):
             try:
-                made = _weight(module, stored, said, small)
+                made = _weight(module, stored, quantization, small)
             except (TypeError, ValueError, KeyError, AttributeError):  # a config that somebody wrote by hand
                 made = refused(f"The config group of {module} is malformed.", key)
-            (refusals if isinstance(made, Refusal) else found).append(made)  # type: ignore[arg-type]
-    return Unpacked(tensors=with_logical_tensors(stored, with_activations(found, stored)), refusals=tuple(refusals))
+            (refusals if isinstance(made, Refusal) else weights).append(made)  # type: ignore[arg-type]
+    return Unpacked(tensors=with_logical_tensors(stored, with_activations(weights, stored)), refusals=tuple(refusals))
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:
     """A logical tensor, ready to be read."""
-    from bot.formats.scale_grid import open_grid, read_numbers, read_packed_columns
+    from bot.formats.scale_grid import open_scale_grid, read_numbers, read_packed_columns
 
     assert tensor.packed is not None
     zero = dict(tensor.packed.parts).get("zero")
     if zero is None:
-        return open_grid(tensor, read)
+        return open_scale_grid(tensor, read)
     settings = dict(tensor.packed.settings)
     if zero.dtype == "I32":
-        return open_grid(tensor, read, read_packed_columns(zero, read, int(settings["bits"]), int(settings["rows"])))
-    return open_grid(tensor, read, read_numbers(zero, read))
+        return open_scale_grid(
+            tensor, read, read_packed_columns(zero, read, int(settings["bits"]), int(settings["rows"]))
+        )
+    return open_scale_grid(tensor, read, read_numbers(zero, read))
 
 
-def group_of(module: str, said: Json) -> Json | None:
+def group_of(module: str, quantization: Json) -> Json | None:
     """The config group of a module, as the package matches names: exactly, by a `re:` pattern, then by class.
 
     A checkpoint does not say of what class a module is, but only classes that a group names are packed: of several, the
     one that says Embedding takes the modules with `embed` in their name.
     """
-    groups = [group for group in (said.get("config_groups") or {}).values() if isinstance(group, dict)]
+    groups = [group for group in (quantization.get("config_groups") or {}).values() if isinstance(group, dict)]
     for matches in (_exactly, _by_pattern, _by_class):
         for group in groups:
             if any(matches(module, str(target)) for target in group.get("targets") or []):
@@ -97,15 +99,15 @@ def _by_class(module: str, target: str) -> bool:
     )
 
 
-def _unreadable(said: Json) -> Refusal | None:
+def _unreadable(quantization: Json) -> Refusal | None:
     """What makes the whole checkpoint unreadable."""
-    groups = said.get("config_groups") or {}
-    formats = {said.get("format")} | {group.get("format") for group in groups.values() if isinstance(group, dict)}
-    unknown = sorted(str(one) for one in formats - {PACKED, *PLAIN, "dense", "mixed-precision", None})
-    sparsity = (said.get("sparsity_config") or {}).get("format", "dense")
+    groups = quantization.get("config_groups") or {}
+    formats = {group.get("format") for group in (quantization, *groups.values()) if isinstance(group, dict)}
+    unknown = sorted(str(name) for name in formats - {PACKED, *PLAIN, "dense", "mixed-precision", None})
+    sparsity = (quantization.get("sparsity_config") or {}).get("format", "dense")
     if unknown or sparsity != "dense":
         return refused(f"The base is stored as {NAME} {unknown[0] if unknown else sparsity}, which is not read.")
-    if (said.get("transform_config") or {}).get("config_groups"):
+    if (quantization.get("transform_config") or {}).get("config_groups"):
         return refused(
             f"The base's weights are rotated ({NAME} transform_config), so that an adapter does not fit them."
         )
@@ -113,8 +115,10 @@ def _unreadable(said: Json) -> Refusal | None:
     return refused(f"The base names the preset {preset} instead of how it is stored.") if preset else None
 
 
-def _weight(module: str, stored: Mapping[str, Stored], said: Json, small: Mapping[str, bytes]) -> Stored | Refusal:
-    group = group_of(module, said) or {}
+def _weight(
+    module: str, stored: Mapping[str, Stored], quantization: Json, small: Mapping[str, bytes]
+) -> Stored | Refusal:
+    group = group_of(module, quantization) or {}
     how = group.get("weights") or {}
     packed = stored.get(f"{module}.weight_packed")
     main, scale = packed or stored[f"{module}.weight"], stored.get(f"{module}.weight_scale")
@@ -122,15 +126,15 @@ def _weight(module: str, stored: Mapping[str, Stored], said: Json, small: Mappin
         lacks = "no scales of a known type" if how else "no config group"
         what = "reordered columns (g_idx)" if f"{module}.weight_g_idx" in stored else lacks
         return refused(f"{module} is packed with {what}.", main.key)
-    kind = _kind(main, how, group.get("format") or said.get("format"))
+    kind = _kind(main, how, group.get("format") or quantization.get("format"))
     shape = _shape(module, main, scale, how, small)
-    grid = _grid(shape, scale.shape, how) if shape else None
+    block = _block(shape, scale.shape, how) if shape else None
     zero = stored.get(f"{module}.weight_zero_point")
-    if kind is None or shape is None or grid is None or not _zero_fits(zero, scale, kind, shape, how):
+    if kind is None or shape is None or block is None or not _zero_fits(zero, scale, kind, shape, how):
         words = {name: how.get(name) for name in ("num_bits", "type", "strategy", "group_size", "symmetric")}
         return refused(f"{module} is not stored as its config group says: {words}.", main.key, scale.key)
     settings: dict[str, str | int | float | bool] = {
-        "kind": kind, "experts": 1, "rows": shape[0], "columns": shape[1], "high": grid[0], "wide": grid[1],
+        "kind": kind, "experts": 1, "rows": shape[0], "columns": shape[1], "high": block[0], "wide": block[1],
         "bits": int(how.get("num_bits", 8)),
     }  # fmt: skip
     parts = [("weight", main), ("scale", scale)] + ([("zero", zero)] if zero else [])
@@ -156,11 +160,11 @@ def _shape(module: str, main: Stored, scale: Stored, how: Json, small: Mapping[s
         return None
     if not main.key.endswith("_packed"):
         return main.shape[0], main.shape[1]
-    said = small.get(f"{module}.weight_shape")
-    if said is not None:
-        if len(said) not in (8, 16):
+    content = small.get(f"{module}.weight_shape")
+    if content is not None:
+        if len(content) not in (8, 16):
             return None
-        rows, columns = struct.unpack("<2q" if len(said) == 16 else "<2i", said)
+        rows, columns = struct.unpack("<2q" if len(content) == 16 else "<2i", content)
     elif strategy_of(how) == "group" and len(scale.shape) == 2:
         rows, columns = main.shape[0], scale.shape[1] * int(how["group_size"])
     else:
@@ -176,7 +180,7 @@ def strategy_of(how: Json) -> str:
     return str(named).lower() if named else "tensor" if size is None else "group" if size > 0 else "channel"
 
 
-def _grid(shape: tuple[int, int], scale: tuple[int, ...], how: Json) -> tuple[int, int] | None:
+def _block(shape: tuple[int, int], scale: tuple[int, ...], how: Json) -> tuple[int, int] | None:
     """How high and wide one scale's rectangle is; None where the scales' shape is not that of their strategy."""
     rows, columns = shape
     match strategy_of(how):

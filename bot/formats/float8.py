@@ -59,8 +59,8 @@ def encode_e4m3(values: Array) -> Array:
     is not zero (rounding to odd) it rounds as the whole does, and a table of all upper halves holds the codes.
     """
     halves = np.ascontiguousarray(values).view(np.uint16).reshape(*values.shape, 2)
-    found: Array = _CODES.take(halves[..., 1] | (halves[..., 0] != 0), mode="clip")
-    return found
+    codes: Array = _CODES.take(halves[..., 1] | (halves[..., 0] != 0), mode="clip")
+    return codes
 
 
 def _code(values: Array) -> Array:
@@ -74,8 +74,8 @@ def _code(values: Array) -> Array:
     with np.errstate(invalid="ignore"):
         small = (size + ALIGNER).view(np.uint32) - ALIGNER.view(np.uint32)
     code = np.where(size < SMALLEST_NORMAL, small, normal)
-    found: Array = (np.where(np.isnan(size), np.uint32(0x7F), code) | sign).astype(np.uint8)
-    return found
+    codes: Array = (np.where(np.isnan(size), np.uint32(0x7F), code) | sign).astype(np.uint8)
+    return codes
 
 
 _CODES = _code((np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)).view(np.float32))

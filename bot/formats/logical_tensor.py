@@ -26,11 +26,11 @@ def logical(
     return Stored(key=key, file=main.file, dtype="F32", shape=shape, start=0, stop=0, role=main.role, packed=packed)
 
 
-def with_logical_tensors(stored: Mapping[str, Stored], found: Iterable[Stored]) -> dict[str, Stored]:
+def with_logical_tensors(stored: Mapping[str, Stored], weights: Iterable[Stored]) -> dict[str, Stored]:
     """All tensors in file order: a logical one where its main part stands, and none of its parts."""
     by_main: dict[str, Stored] = {}
     used: set[str] = set()
-    for tensor in found:
+    for tensor in weights:
         assert tensor.packed is not None
         by_main[tensor.packed.parts[0][1].key] = tensor
         used |= {part.key for _, part in tensor.packed.parts}
@@ -38,14 +38,14 @@ def with_logical_tensors(stored: Mapping[str, Stored], found: Iterable[Stored]) 
     return {tensor.key: tensor for tensor in tensors if tensor is not None}
 
 
-def with_activations(found: list[Stored], stored: Mapping[str, Stored]) -> list[Stored]:
+def with_activations(weights: list[Stored], stored: Mapping[str, Stored]) -> list[Stored]:
     """The logical tensors, each with the scales of activations and caches that its module keeps, so that none is lost.
 
     A cache's scale that stands on the attention itself goes with the first packed weight below it.
     """
-    used = {part.key for tensor in found if tensor.packed for _, part in tensor.packed.parts}
+    used = {part.key for tensor in weights if tensor.packed for _, part in tensor.packed.parts}
     owners: dict[str, int] = {}
-    for at, tensor in enumerate(found):
+    for at, tensor in enumerate(weights):
         names = tensor.key.split(".")
         for depth in range(len(names), 0, -1):
             owners.setdefault(".".join(names[:depth]), at)
@@ -54,14 +54,14 @@ def with_activations(found: list[Stored], stored: Mapping[str, Stored]) -> list[
         module, _, name = key.rpartition(".")
         if key in used or not name.endswith(ACTIVATIONS + CACHES):
             continue
-        owner = next((owners[place] for place in (f"{module}.weight", module) if place in owners), None)
+        owner = next((owners[path] for path in (f"{module}.weight", module) if path in owners), None)
         if owner is not None:
             extras.setdefault(owner, []).append((name, tensor))
     for at, more in extras.items():
-        packed = found[at].packed
+        packed = weights[at].packed
         assert packed is not None
-        found[at] = replace(found[at], packed=replace(packed, parts=(*packed.parts, *more)))
-    return found
+        weights[at] = replace(weights[at], packed=replace(packed, parts=(*packed.parts, *more)))
+    return weights
 
 
 def rectangle(rows: int, columns: int, scale: tuple[int, ...], block: tuple[int, int] | None) -> tuple[int, int] | None:

@@ -22,7 +22,7 @@ RAW: dict[str, Any] = {"F16": np.float16, "F32": np.float32, "I8": np.int8}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class ScaleGrid:
     """`rows` × `columns`: one expert's matrix (the whole weight where there are none); `high` × `wide`: a rectangle."""
 
     experts: int = 1
@@ -43,17 +43,17 @@ class Grid:
     def lines(self, first: int, count: int) -> Array:
         """Which line of the grid each row belongs to; the matrices of a stack stand below each other."""
         expert, row = np.divmod(np.arange(first, first + count), self.rows)
-        found: Array = expert * self.down + row // self.high
-        return found
+        lines: Array = expert * self.down + row // self.high
+        return lines
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gridded:
+class ScaleGridRows:
     """One opened weight. `scale` and `zero`: float32, (experts · down) × across."""
 
     main: Stored
     kind: str  # how `main` is coded: e4m3, e2m1, int8, or packN: unsigned numbers of N bits, offset by 2^(N−1)
-    grid: Grid
+    grid: ScaleGrid
     scale: Array
     zero: Array | None
     read: ReadRange
@@ -62,12 +62,12 @@ class Gridded:
         """float32, count × columns."""
         wide = row_bytes(self.kind, self.grid.columns)
         raw = self.read(self.main, first * wide, count * wide).reshape(count, wide)
-        found = decode(raw, self.kind, self.grid.columns)
+        values = decode(raw, self.kind, self.grid.columns)
         lines = self.grid.lines(first, count)
         if self.zero is not None:
-            _apply(np.subtract, found, self.zero[lines], self.grid.wide)
-        _apply(np.multiply, found, self.scale[lines], self.grid.wide)
-        return found
+            _apply(np.subtract, values, self.zero[lines], self.grid.wide)
+        _apply(np.multiply, values, self.scale[lines], self.grid.wide)
+        return values
 
 
 def _apply(operation: np.ufunc, values: Array, each: Array, wide: int) -> None:
@@ -90,8 +90,8 @@ def row_bytes(kind: str, columns: int) -> int:
 def decode(raw: Array, kind: str, columns: int) -> Array:
     """Stored rows (uint8) as float32 codes, rows × columns."""
     if kind == "e4m3":
-        found: Array = E4M3.take(raw, mode="clip")  # of bytes nothing is out of range: the quickest mode
-        return found
+        codes: Array = E4M3.take(raw, mode="clip")  # of bytes nothing is out of range: the quickest mode
+        return codes
     if kind == "int8":
         return raw.view(np.int8).astype(np.float32)
     if kind == "e2m1":
@@ -108,10 +108,10 @@ def unpack_bits(raw: Array, bits: int, count: int) -> Array:
     if bits == 4:
         return np.ascontiguousarray(NIBBLES[raw].view(np.float32)[:, :count])
     single = np.unpackbits(raw, axis=1, count=count * bits, bitorder="little").reshape(len(raw), count, bits)
-    found = np.zeros((len(raw), count), np.float32)
+    numbers = np.zeros((len(raw), count), np.float32)
     for bit in range(bits):
-        found += single[:, :, bit] * np.float32(1 << bit)
-    return found - offset
+        numbers += single[:, :, bit] * np.float32(1 << bit)
+    return numbers - offset
 
 
 def read_numbers(stored: Stored, read: ReadRange, *, bytes_as: Array | None = None) -> Array:
@@ -119,11 +119,11 @@ def read_numbers(stored: Stored, read: ReadRange, *, bytes_as: Array | None = No
     raw = read(stored, 0, stored.stop - stored.start)
     tables = {"F8_E8M0": E8M0, "F8_E4M3": E4M3} | ({} if bytes_as is None else {"U8": bytes_as})
     if stored.dtype in tables:
-        found: Array = tables[stored.dtype][raw].reshape(stored.shape)
-        return found
+        decoded: Array = tables[stored.dtype][raw].reshape(stored.shape)
+        return decoded
     if stored.dtype == "BF16":
-        widened: Array = (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return widened.reshape(stored.shape)
+        numbers: Array = (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return numbers.reshape(stored.shape)
     values: Array = raw.view(RAW[stored.dtype]).astype(np.float32)
     return values.reshape(stored.shape)
 
@@ -132,18 +132,18 @@ def read_packed_columns(stored: Stored, read: ReadRange, bits: int, count: int) 
     """Zero points, which compressed-tensors packs downwards: words × across → count × across, float32."""
     words = read(stored, 0, stored.stop - stored.start).view(np.uint32).reshape(stored.shape)
     lines = np.ascontiguousarray(words.T).view(np.uint8)
-    found: Array = unpack_bits(lines, bits, count).T
-    return found
+    numbers: Array = unpack_bits(lines, bits, count).T
+    return numbers
 
 
-def open_grid(tensor: Stored, read: ReadRange, zero: Array | None = None) -> Gridded:
+def open_scale_grid(tensor: Stored, read: ReadRange, zero: Array | None = None) -> ScaleGridRows:
     """A logical tensor whose settings describe a grid; the scales are read. `zero`: of the grid's shape, or to be spread."""
     assert tensor.packed is not None
     parts, settings = dict(tensor.packed.parts), dict(tensor.packed.settings)
-    grid = grid_of(settings)
+    grid = scale_grid_of(settings)
     shape = (grid.experts * grid.down, grid.across)
     scale = read_numbers(parts["scale"], read, bytes_as=POWERS)
-    return Gridded(
+    return ScaleGridRows(
         main=parts["weight"],
         kind=str(settings["kind"]),
         grid=grid,
@@ -153,9 +153,9 @@ def open_grid(tensor: Stored, read: ReadRange, zero: Array | None = None) -> Gri
     )
 
 
-def grid_of(settings: dict[str, Any]) -> Grid:
+def scale_grid_of(settings: dict[str, Any]) -> ScaleGrid:
     """The grid that a logical tensor's settings spell out."""
-    return Grid(**{name: int(settings[name]) for name in ("experts", "rows", "columns", "high", "wide")})
+    return ScaleGrid(**{name: int(settings[name]) for name in ("experts", "rows", "columns", "high", "wide")})
 
 
 def _spread(values: Array, shape: tuple[int, int]) -> Array:

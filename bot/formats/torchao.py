@@ -36,26 +36,26 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: codes, scales and zero points as one."""
     kind = _kind((quantization_of(config) or {}).get("quant_type"))
-    found: list[Stored] = []
+    weights: list[Stored] = []
     refusals: list[Refusal] = []
     for key, codes in stored.items():
         module, _, name = key.rpartition(".")
         if name.startswith("_") and name.endswith(QDATA):
             made = _weight(f"{module}.{name[1:].removesuffix(QDATA)}", codes, stored, kind)
-            (refusals if isinstance(made, Refusal) else found).append(made)  # type: ignore[arg-type]
-    if not found and not refusals:
+            (refusals if isinstance(made, Refusal) else weights).append(made)  # type: ignore[arg-type]
+    if not weights and not refusals:
         reason = f"The base's weights are stored by torchao ({kind}), but not as safetensors that name their parts."
         refusals.append(refused(reason))
-    return Unpacked(tensors=with_logical_tensors(stored, found), refusals=tuple(refusals))
+    return Unpacked(tensors=with_logical_tensors(stored, weights), refusals=tuple(refusals))
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:
     """A logical tensor, ready to be read."""
-    from bot.formats.scale_grid import open_grid, read_numbers
+    from bot.formats.scale_grid import open_scale_grid, read_numbers
 
     assert tensor.packed is not None
     zero = dict(tensor.packed.parts).get("zero_point")
-    return open_grid(tensor, read, None if zero is None else read_numbers(zero, read))
+    return open_scale_grid(tensor, read, None if zero is None else read_numbers(zero, read))
 
 
 def _kind(quant_type: Any) -> str:
@@ -73,12 +73,12 @@ def _weight(key: str, codes: Stored, stored: Mapping[str, Stored], kind: str) ->
         what = f"together with {unknown[0]}" if unknown else f"as {codes.dtype}"
         return refused(f"{key} is stored by torchao's {kind} {what}, which is not read.", codes.key)
     scale, zero = others.get("scale"), others.get("zero_point")
-    grid = rectangle(*codes.shape, scale.shape, None) if scale and len(codes.shape) == 2 else None
+    block = rectangle(*codes.shape, scale.shape, None) if scale and len(codes.shape) == 2 else None
     fits = zero is None or (zero.dtype in ("I8", *FLOATS) and scale and math.prod(zero.shape) == math.prod(scale.shape))
-    if scale is None or scale.dtype not in FLOATS or grid is None or not fits:
+    if scale is None or scale.dtype not in FLOATS or block is None or not fits:
         return refused(f"{key} has no scales or zero points that fit it (torchao's {kind}).", codes.key)
     settings: dict[str, str | int | float | bool] = {
-        "kind": KINDS[codes.dtype], "experts": 1, "rows": codes.shape[0], "columns": codes.shape[1], "high": grid[0],
-        "wide": grid[1],
+        "kind": KINDS[codes.dtype], "experts": 1, "rows": codes.shape[0], "columns": codes.shape[1], "high": block[0],
+        "wide": block[1],
     }  # fmt: skip
     return logical(key, codes.shape, NAME, [("weight", codes), *sorted(others.items(), reverse=True)], settings)

@@ -47,26 +47,26 @@ def parent_of(config: Json, card: Json, repo: str | None = None) -> str | None:
     if named is not None:
         return named
     plain_own = _without_suffix(repo.partition("/")[2]) if repo else None
-    for place in (config.get("_name_or_path"), repo):
-        if not isinstance(place, str) or not REPO.fullmatch(place):
+    for candidate in (config.get("_name_or_path"), repo):
+        if not isinstance(candidate, str) or not REPO.fullmatch(candidate):
             continue
-        owner, _, name = place.partition("/")
+        owner, _, name = candidate.partition("/")
         plain = _without_suffix(name)
         if plain != name and owner.lower() not in QUANTISERS:
             return f"{owner}/{plain}"
         # A config may name what a finetune began from, which has other weights: only a namesake is believed.
-        if plain == name and place != repo and name == plain_own:
-            return place
+        if plain == name and candidate != repo and name == plain_own:
+            return candidate
     return None
 
 
 def refusal_of(config: Json, card: Json, repo: str | None = None) -> Refusal:
     """The base's form is read by nobody here: refused by its name, and with that of its 16-bit parent."""
-    said = quantization_of(config) or {}
-    method = str(said.get("quant_method") or _unnamed(said))
+    quantization = quantization_of(config) or {}
+    method = str(quantization.get("quant_method") or _unnamed(quantization))
     name = NAMES.get(method.lower(), method)
     if method == "modelopt":
-        name = f"ModelOpt {said.get('quant_algo') or 'without a quant_algo'}"
+        name = f"ModelOpt {quantization.get('quant_algo') or 'without a quant_algo'}"
     parent = parent_of(config, card, repo)
     remedy = (
         f"Merge into {parent}, which it was made from: --base-weights original, or --base {parent}."
@@ -95,8 +95,8 @@ def _without_suffix(name: str) -> str:
     return name
 
 
-def _unnamed(said: Json) -> str:
+def _unnamed(quantization: Json) -> str:
     """Old bitsandbytes configs and others name no method."""
-    if said.get("load_in_4bit") or said.get("load_in_8bit"):
+    if quantization.get("load_in_4bit") or quantization.get("load_in_8bit"):
         return "bitsandbytes"
     return "a form without a name"

@@ -170,8 +170,8 @@ class Rounder:
             largest = _finite(_largest(value), weight, dtype)
             error += relative * largest
         with np.errstate(over="ignore"):
-            places = self._round_certain(value, error, largest, out, out_dtype)
-        for part in _parts(places, delta):
+            undecided = self._round_certain(value, error, largest, out, out_dtype)
+        for part in _parts(undecided, delta):
             self._decide(part, weight, dtype, delta, first, (value, error), out, out_dtype)
         self._limit(out, out_dtype, largest + 2 * error)
 
@@ -261,7 +261,7 @@ class Rounder:
         return (relative * SAFETY + (rank + 8) * SMALLEST[delta.compute]) if relative else 0.0
 
     def _round_certain(self, value: Array, error: float, largest: float, out: Array, dtype: str) -> Array:
-        """Step 1: write what is certain into `out`; flat places of the rest. `value` may be float64."""
+        """Step 1: write what is certain into `out`; flat positions of the rest. `value` may be float64."""
         if dtype == "F32":
             return self._round_certain_float32(value, error, out)
         if value.dtype == np.float64:
@@ -310,7 +310,7 @@ class Rounder:
 
     def _decide(
         self,
-        places: Array,
+        positions: Array,
         weight: Array,
         dtype: str,
         delta: Delta,
@@ -319,28 +319,28 @@ class Rounder:
         out: Array,
         kind: str,
     ) -> None:
-        """Steps 2 and 3 for the elements at `places` (flat). `dora`: DoRA's values, in float64, and their error."""
-        row, column = np.divmod(places, weight.shape[1])
+        """Steps 2 and 3 for the elements at `positions` (flat). `dora`: DoRA's values, in float64, and their error."""
+        row, column = np.divmod(positions, weight.shape[1])
         if delta.magnitude is None:
             w = widen(weight[row, column], dtype).astype(np.float64)
             products = delta.left[row + first].astype(np.float64) * delta.right[column]
-            found = w + products @ delta.scale
+            values = w + products @ delta.scale
             # With float64 adapters the products themselves are rounded too: one unit more, inside the constant.
             error = (np.abs(w) + delta.row_bound[row + first]) * ((delta.scale.size + 6) * UNIT64 * SAFETY)
         else:
             assert dora is not None
-            found, error = dora[0].reshape(-1)[places], np.asarray(dora[1])
-        self.tally.float64 += places.size
+            values, error = dora[0].reshape(-1)[positions], np.asarray(dora[1])
+        self.tally.float64 += positions.size
         if delta.magnitude is None and kind == "BF16":
-            sure, rounded = _surely(found, error)
+            sure, rounded = _surely(values, error)
             out[row[sure], column[sure]] = rounded[sure]
             rest = np.flatnonzero(~sure)
-            row, column, found, error = row[rest], column[rest], found[rest], error[rest]
-        low, high = narrow(found - error, kind), narrow(found + error, kind)
+            row, column, values, error = row[rest], column[rest], values[rest], error[rest]
+        low, high = narrow(values - error, kind), narrow(values + error, kind)
         open_cases = np.flatnonzero(low.view(f"u{low.itemsize}") != high.view(f"u{high.itemsize}"))
         for case in open_cases.tolist():
             exact = self._exactly(int(row[case]), int(column[case]), weight, dtype, delta, first, kind)
-            high[case] = narrow(np.array([exact if exact is not None else found[case]]), kind)[0]
+            high[case] = narrow(np.array([exact if exact is not None else values[case]]), kind)[0]
         out[row, column] = high
         self.tally.rational += len(open_cases)
 
@@ -368,17 +368,17 @@ class Rounder:
         return buffer[:wanted].reshape(shape)
 
 
-def _parts(places: Array, delta: Delta) -> list[Array]:
-    """Places to decide together: as many as SLICE numbers of the factors belong to."""
-    return np.array_split(places, -(-places.size * delta.left.shape[1] // SLICE)) if places.size else []
+def _parts(positions: Array, delta: Delta) -> list[Array]:
+    """Positions to decide together: as many as SLICE numbers of the factors belong to."""
+    return np.array_split(positions, -(-positions.size * delta.left.shape[1] // SLICE)) if positions.size else []
 
 
-def _surely(found: Array, error: Array) -> tuple[Array, Array]:
+def _surely(values: Array, error: Array) -> tuple[Array, Array]:
     """(which float64 values float32's bits decide, their bfloat16 bits): those two of float32's units and more from a
     tie, where a unit is more than the error of the value and of its rounding together. Nearly all that step 2 gets are
     such: step 1's error is a bound, not what happened."""
     with np.errstate(over="ignore"):  # an infinite one is not sure
-        near = found.astype(np.float32)
+        near = values.astype(np.float32)
     bits = near.view(np.uint32)
     from_tie = np.abs((bits & np.uint32(0xFFFF)).astype(np.int32) - 0x8000)
     size = np.abs(near)
@@ -387,12 +387,12 @@ def _surely(found: Array, error: Array) -> tuple[Array, Array]:
 
 
 def _nonzero(flags: Array) -> Array:
-    """Flat places of what is not zero; uint32, contiguous. Two at a time first: finding the few is what costs."""
+    """Flat positions of what is not zero; uint32, contiguous. Two at a time first: finding the few is what costs."""
     flat = flags.reshape(-1)
     even = flat.size // 2 * 2
     pairs = np.flatnonzero(flat[:even].view(np.uint64) != 0)
-    places = np.concatenate([2 * pairs, 2 * pairs + 1, np.arange(even, flat.size)])
-    return np.asarray(places[flat[places] != 0])
+    positions = np.concatenate([2 * pairs, 2 * pairs + 1, np.arange(even, flat.size)])
+    return np.asarray(positions[flat[positions] != 0])
 
 
 def _largest(value: Array) -> float:

@@ -37,21 +37,21 @@ def widen(raw: Array, dtype: str, out: Array | None = None) -> Array:
             return raw
         np.copyto(out, raw)
         return out
-    found: Array = np.empty(raw.shape, np.float32) if out is None else out
-    bits = found.view(np.uint32)
+    wide: Array = np.empty(raw.shape, np.float32) if out is None else out
+    bits = wide.view(np.uint32)
     np.copyto(bits, raw.view(np.uint16))
     if dtype == "BF16":
         bits <<= np.uint32(16)
-        return found
+        return wide
     sign = bits & HALF_SIGN
     sign <<= np.uint32(16)
     bits &= HALF_REST
     bits <<= np.uint32(13)
-    found *= np.float32(2.0**112)  # moves the exponent's bias; exact, for float16's subnormals too
+    wide *= np.float32(2.0**112)  # moves the exponent's bias; exact, for float16's subnormals too
     bits |= sign
-    if bool((found.view(np.uint32) & np.uint32(0x7FFFFFFF) >= np.uint32(0x47800000)).any()):
-        np.copyto(found, raw)  # infinities and NaN, which the short way takes for numbers of 65,536 and more
-    return found
+    if bool((wide.view(np.uint32) & np.uint32(0x7FFFFFFF) >= np.uint32(0x47800000)).any()):
+        np.copyto(wide, raw)  # infinities and NaN, which the short way takes for numbers of 65,536 and more
+    return wide
 
 
 def narrow(values: Array, dtype: str) -> Array:
@@ -67,8 +67,8 @@ def narrow(values: Array, dtype: str) -> Array:
     bits = near.view(np.uint32)
     lost = np.isnan(near)
     rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    found: Array = (rounded >> np.uint32(16)).astype(np.uint16)
-    return np.where(lost, (bits >> np.uint32(16)).astype(np.uint16) | np.uint16(0x40), found) if lost.any() else found
+    bits16: Array = (rounded >> np.uint32(16)).astype(np.uint16)
+    return np.where(lost, (bits >> np.uint32(16)).astype(np.uint16) | np.uint16(0x40), bits16) if lost.any() else bits16
 
 
 def clamp(stored: Array, dtype: str, where: Array | bool = True) -> None:

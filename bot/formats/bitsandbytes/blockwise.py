@@ -64,9 +64,9 @@ KINDS = {
 
 def dequantise(raw: Array, kind: Kind, absmax: Array, size: int, first: int, count: int) -> Array:
     """The numbers `first` to `first + count` of a flat tensor, float32. `raw`: the bytes that hold them."""
-    found = np.empty(2 * len(raw), np.float32)
-    np.take(kind.pairs, raw, out=found.view(np.complex64), mode="wrap")  # wrap: not checked, and no byte is outside
-    numbers: Array = found[first % 2 : first % 2 + count]
+    decoded = np.empty(2 * len(raw), np.float32)
+    np.take(kind.pairs, raw, out=decoded.view(np.complex64), mode="wrap")  # wrap: not checked, and no byte is outside
+    numbers: Array = decoded[first % 2 : first % 2 + count]
     scale(numbers, absmax, size, first)
     return numbers
 
@@ -97,10 +97,10 @@ def _runs(first: int, count: int, size: int) -> Iterator[tuple[int, int, int]]:
 def largest(numbers: Array, size: int) -> Array:
     """The absmax of each block. The numbers begin with a block; a part of one can only be the tensor's last."""
     starts = np.arange(0, len(numbers), size)
-    found: Array = np.maximum.reduceat(np.abs(numbers), starts)
+    absmax: Array = np.maximum.reduceat(np.abs(numbers), starts)
     if len(numbers) % size:
-        found[-1:] = np.maximum(found[-1:], SMALLEST)
-    return found
+        absmax[-1:] = np.maximum(absmax[-1:], SMALLEST)
+    return absmax
 
 
 def nearest_level_indices(numbers: Array, absmax: Array, size: int, kind: Kind) -> Array:
@@ -112,17 +112,17 @@ def nearest_level_indices(numbers: Array, absmax: Array, size: int, kind: Kind) 
         np.multiply(numbers[:whole].reshape(-1, size), inverse[:, None], out=scaled[:whole].reshape(-1, size))
         if whole < len(numbers):
             np.divide(numbers[whole:], absmax[-1], out=scaled[whole:])  # bitsandbytes divides in the last block only
-    found = np.zeros(len(numbers), np.uint8)
+    indices = np.zeros(len(numbers), np.uint8)
     above = np.empty(len(numbers), np.bool_)
     for bound in kind.bounds:
         np.greater(scaled, bound, out=above)
-        found += above.view(np.uint8)
-    return found
+        indices += above.view(np.uint8)
+    return indices
 
 
-def pack(found: Array, kind: Kind) -> Array:
-    """Places as bytes, two in each; an odd last one is followed by a zero of the scaled numbers."""
-    codes = np.take(kind.order, found)
+def pack(indices: Array, kind: Kind) -> Array:
+    """Indices of levels as bytes, two in each; an odd last one is followed by a zero of the scaled numbers."""
+    codes = np.take(kind.order, indices)
     if len(codes) % 2:
         zero = np.count_nonzero(kind.bounds < 0)
         codes = np.append(codes, kind.order[zero])
@@ -133,6 +133,6 @@ def pack(found: Array, kind: Kind) -> Array:
 
 def round_trip(numbers: Array, absmax: Array, restored: Array, size: int, kind: Kind) -> Array:
     """What is left of numbers that are quantised by `absmax` and dequantised by `restored`."""
-    found = np.take(kind.levels[kind.order], nearest_level_indices(numbers, absmax, size, kind))
-    scale(found, restored, size, 0)
-    return found
+    values = np.take(kind.levels[kind.order], nearest_level_indices(numbers, absmax, size, kind))
+    scale(values, restored, size, 0)
+    return values

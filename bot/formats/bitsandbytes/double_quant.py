@@ -25,7 +25,7 @@ F32 = np.float32
 
 def _dynamic_map() -> Array:
     """Code → number: in each of 7 decades, twice as many steps as in the one below; create_dynamic_map, with torch's linspace."""
-    found = [0.0, 1.0]
+    levels = [0.0, 1.0]
     for decade in range(7):
         count = 2**decade + 1
         at = np.arange(count)
@@ -33,8 +33,8 @@ def _dynamic_map() -> Array:
         up, down = np.float64(F32(0.1)) + step * at, 1.0 - step * (count - 1 - at)
         edges = np.where(at < count // 2, up, down).astype(F32)  # rounded once: torch multiplies and adds in one step
         middles = (edges[:-1] + edges[1:]) / F32(2) * F32(10.0 ** (decade - 6))
-        found += [*middles.tolist(), *(-middles).tolist()]
-    return np.sort(np.array(found)).astype(F32)
+        levels += [*middles.tolist(), *(-middles).tolist()]
+    return np.sort(np.array(levels)).astype(F32)
 
 
 def _table() -> Array:
@@ -49,8 +49,8 @@ NEAREST = _table()
 
 def mean(absmax: Array) -> np.float32:
     """The mean of float32 numbers, from their exact sum (math.fsum)."""
-    pieces = (absmax[start : start + MANY].tolist() for start in range(0, len(absmax), MANY))
-    return F32(math.fsum(chain.from_iterable(pieces)) / len(absmax))
+    runs = (absmax[start : start + MANY].tolist() for start in range(0, len(absmax), MANY))
+    return F32(math.fsum(chain.from_iterable(runs)) / len(absmax))
 
 
 def compress(absmax: Array, offset: np.float32) -> tuple[Array, Array]:
@@ -71,7 +71,7 @@ def compress(absmax: Array, offset: np.float32) -> tuple[Array, Array]:
 
 def restore(codes: Array, outer: Array, levels: Array, offset: np.float32, size: int = SIZE) -> Array:
     """The absmax that codes stand for, float32. `levels`: code → number; `outer`: one for each `size` codes."""
-    found: Array = np.take(levels, codes)
-    found *= np.repeat(outer, size)[: len(found)]
-    found += offset
-    return found
+    absmax: Array = np.take(levels, codes)
+    absmax *= np.repeat(outer, size)[: len(absmax)]
+    absmax += offset
+    return absmax

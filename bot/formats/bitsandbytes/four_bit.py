@@ -32,30 +32,30 @@ def recognises(config: Json) -> bool:
 
 def says(config: Json, flag: str) -> bool:
     """Whether the quantization_config is bitsandbytes', with this flag set. The oldest name no method."""
-    found = quantization_of(config) or {}
-    known = found.get("quant_method", "bitsandbytes") in ("bitsandbytes", None)
-    return known and bool(found.get(flag, found.get(f"_{flag}")))
+    quantization = quantization_of(config) or {}
+    known = quantization.get("quant_method", "bitsandbytes") in ("bitsandbytes", None)
+    return known and bool(quantization.get(flag, quantization.get(f"_{flag}")))
 
 
 def small_keys(keys: Iterable[str]) -> list[str]:
     """The quant states: less than 200 bytes of JSON each."""
-    return [key for key in keys if key.endswith(tuple(STATE + one for one in TYPES))]
+    return [key for key in keys if key.endswith(tuple(STATE + name for name in TYPES))]
 
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: every weight with its statistics as one."""
     family = family_of(config)
-    found: list[Stored] = []
+    weights: list[Stored] = []
     refusals: list[Refusal] = []
     states = {key.rpartition(STATE)[0]: key for key in small_keys(stored)}
     for key, state in states.items():
         made = _weight(key, state, stored, small.get(state, b""), stored_transposed(key, family))
-        (refusals if isinstance(made, Refusal) else found).append(made)  # type: ignore[arg-type]
+        (refusals if isinstance(made, Refusal) else weights).append(made)  # type: ignore[arg-type]
     for tensor in stored.values():
         packed = tensor.dtype in ("U8", "I8") and tensor.shape[1:] == (1,) and tensor.key.endswith(".weight")
         if packed and tensor.key not in states:
             refusals.append(refused(f"{tensor.key} is stored in four bits without a quant state.", tensor.key))
-    return Unpacked(tensors=with_logical_tensors(stored, found), refusals=tuple(refusals))
+    return Unpacked(tensors=with_logical_tensors(stored, weights), refusals=tuple(refusals))
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:
@@ -71,28 +71,28 @@ def stored_transposed(key: str, family: ModelFamily) -> bool:
 
 
 def _weight(key: str, state: str, stored: Mapping[str, Stored], content: bytes, transposed: bool) -> Stored | Refusal:
-    said = _parsed(content)
+    quant_state = _parsed(content)
     main = stored.get(key)
-    wrong = "has no weight" if main is None else "has no quant state that could be read" if said is None else ""
-    if main is None or said is None:
+    wrong = "has no weight" if main is None else "has no quant state that could be read" if quant_state is None else ""
+    if main is None or quant_state is None:
         return refused(f"{key} {wrong}.", state)
-    shape, size = said["shape"], said["blocksize"]
+    shape, size = quant_state["shape"], quant_state["blocksize"]
     settings: dict[str, str | int | float | bool] = {
         "quant_type": state.rpartition("__")[2], "blocksize": size, "transposed": transposed, "nested_blocksize": 0, "offset": 0.0,
     }  # fmt: skip
-    if "nested_offset" in said:
-        settings |= {"nested_blocksize": said["nested_blocksize"], "offset": float(said["nested_offset"])}
+    if "nested_offset" in quant_state:
+        settings |= {"nested_blocksize": quant_state["nested_blocksize"], "offset": float(quant_state["nested_offset"])}
     parts = {"weight": main, "absmax": stored.get(f"{key}.absmax")}
-    if "nested_offset" in said:
+    if "nested_offset" in quant_state:
         parts |= {name: stored.get(f"{key}.{name}") for name in ("nested_absmax", "nested_quant_map")}
-    lacks = [name for name, one in parts.items() if one is None]
+    lacks = [name for name, part in parts.items() if part is None]
     if lacks:
         return refused(f"{key} has no {lacks[0]}, without which it cannot be dequantised.", key, state)
-    known = {name: one for name, one in parts.items() if one is not None}
-    if not _fits(known, math.prod(shape), size, said.get("nested_blocksize", 0)):
+    known = {name: part for name, part in parts.items() if part is not None}
+    if not _fits(known, math.prod(shape), size, quant_state.get("nested_blocksize", 0)):
         return refused(f"{key}'s tensors do not have the sizes that its quant state says.", key, state)
     rest = {"quant_map": stored.get(f"{key}.quant_map"), "quant_state": stored[state]}
-    every = [*known.items(), *((name, one) for name, one in rest.items() if one is not None)]
+    every = [*known.items(), *((name, part) for name, part in rest.items() if part is not None)]
     logical_shape = tuple(reversed(shape)) if transposed else tuple(shape)
     return logical(key, logical_shape, NAME, every, settings)
 
@@ -100,12 +100,13 @@ def _weight(key: str, state: str, stored: Mapping[str, Stored], content: bytes, 
 def _parsed(content: bytes) -> Json | None:
     """The quant state, if it is one: its numbers are what they must be."""
     try:
-        said = json.loads(content)
-        offset = said.get("nested_offset", 0.0)
-        fine = said["quant_type"] in TYPES and said["blocksize"] in SIZES and math.isfinite(offset)
-        fine = fine and len(said["shape"]) == 2 and all(isinstance(one, int) and one > 0 for one in said["shape"])
-        nested = "nested_offset" not in said or (said["nested_dtype"] == "float32" and said["nested_blocksize"] > 0)
-        return said if fine and nested else None
+        state = json.loads(content)
+        offset = state.get("nested_offset", 0.0)
+        fine = state["quant_type"] in TYPES and state["blocksize"] in SIZES and math.isfinite(offset)
+        fine = fine and len(state["shape"]) == 2 and all(isinstance(size, int) and size > 0 for size in state["shape"])
+        if "nested_offset" in state:
+            fine = fine and state["nested_dtype"] == "float32" and state["nested_blocksize"] > 0
+        return state if fine else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

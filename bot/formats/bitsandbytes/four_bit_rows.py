@@ -49,17 +49,17 @@ class TransposedFourBitRows:
 
     def rows(self, first: int, count: int) -> Array:
         """float32, count × out."""
-        found = np.empty((count, self.out), np.float32)
+        values = np.empty((count, self.out), np.float32)
         step = max(1, CHUNK // self.out)
         starts = np.arange(self.out) * self.into
         for done in range(0, count, step):
-            part = found[done : done + step]
+            part = values[done : done + step]
             at = starts + np.arange(first + done, first + done + len(part))[:, None]
             byte = self.raw[at >> 1]
             np.multiply(
                 self.kind.levels[np.where(at & 1, byte & 15, byte >> 4)], self.absmax[at // self.size], out=part
             )
-        return found
+        return values
 
 
 def open_stored(tensor: Stored, read: ReadRange) -> Rows:

@@ -31,13 +31,13 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: every weight with its scales as one."""
     family = family_of(config)
-    found: list[Stored] = []
+    weights: list[Stored] = []
     refusals: list[Refusal] = []
     for key, tensor in stored.items():
         if tensor.dtype == "I8" and key.endswith(".weight"):
             made = _weight(tensor, stored, small, stored_transposed(key, family))
-            (refusals if isinstance(made, Refusal) else found).append(made)  # type: ignore[arg-type]
-    return Unpacked(tensors=with_logical_tensors(stored, found), refusals=tuple(refusals))
+            (refusals if isinstance(made, Refusal) else weights).append(made)  # type: ignore[arg-type]
+    return Unpacked(tensors=with_logical_tensors(stored, weights), refusals=tuple(refusals))
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:

@@ -45,10 +45,10 @@ class TransposedInt8Rows:
 
 def dequantise(codes: Array, scale: Array) -> Array:
     """(code · scale) · 1/127, rounded after each."""
-    found = codes.astype(np.float32, order="C")
-    found *= scale
-    found *= SHARE
-    return found
+    values = codes.astype(np.float32, order="C")
+    values *= scale
+    values *= SHARE
+    return values
 
 
 def quantise(rows: Array) -> tuple[Array, Array]:

@@ -58,7 +58,7 @@ def find(shapes: Mapping[str, tuple[int, ...]], config: Json, skip: Iterable[str
     if not rows or rows[0][1] is None:
         return Linears(keys={}, known=False)
     root = rows[0][1]
-    other = {f"{path}.{one}" if path else one for path, row in rows for one in (row or {}).get("other", ())}
+    other = {f"{path}.{suffix}" if path else suffix for path, row in rows for suffix in (row or {}).get("other", ())}
     family = family_of(config)
     routes = {key: family.conversions.route(key) for key in sorted(shapes)}  # some conversions depend on the order
     bare = _is_bare(family, parts, routes)
@@ -72,7 +72,7 @@ def find(shapes: Mapping[str, tuple[int, ...]], config: Json, skip: Iterable[str
         if routes[key].converter is None:
             chosen[key] = f"{family.prefix}.{module}" if bare and f"{module}.weight" != family.head else module
         else:
-            mixed[key] = tuple(one.removesuffix(".weight") for one in routes[key].targets)
+            mixed[key] = tuple(suffix.removesuffix(".weight") for suffix in routes[key].targets)
     kept = {name for name in chosen.values() if not _is_converted(name, patterns)}
     if skip is None:
         kept |= _by_default(chosen.values(), root, family)
@@ -85,15 +85,15 @@ def _by_default(modules: Iterable[str], root: Json, family: ModelFamily) -> set[
     """What transformers chooses to leave alone: the head, what is tied, and the last module."""
     state = root.get("tied" if family.tied else "untied", {})
     whole, some = {*root.get("kept", ()), *state.get("kept", ())}, state.get("last", ())
-    found = {family.head.removesuffix(".weight")} if family.head else set()
+    skipped = {family.head.removesuffix(".weight")} if family.head else set()
     last: dict[str, str] = {}
     for module in modules:
         spelled = family.spellings(module)
-        if any(one in whole for one in spelled):
-            found.add(module)
-        for path in (one for one in spelled if one in some):
-            last[path] = max(last.get(path, module), module, key=lambda one: [int(n) for n in NUMBERS.findall(one)])
-    return found | set(last.values())
+        if any(spelling in whole for spelling in spelled):
+            skipped.add(module)
+        for path in (spelling for spelling in spelled if spelling in some):
+            last[path] = max(last.get(path, module), module, key=lambda name: [int(n) for n in NUMBERS.findall(name)])
+    return skipped | set(last.values())
 
 
 def _row(name: str) -> Json | None:
@@ -104,7 +104,7 @@ def _row(name: str) -> Json | None:
 
 def _is_bare(family: ModelFamily, parts: Iterable[SubModel], routes: Mapping[str, Route]) -> bool:
     """Whether the checkpoint leaves the base model's prefix out, which transformers puts on as it loads."""
-    named = any(one.targets[0].startswith(f"{family.prefix}.") for one in routes.values())
+    named = any(route.targets[0].startswith(f"{family.prefix}.") for route in routes.values())
     return not named and any(part.path and part.path == family.prefix for part in parts)
 
 
@@ -112,7 +112,7 @@ def _is_other(module: str, other: set[str], family: ModelFamily) -> bool:
     """Whether a matrix is no Linear's: an embedding, a router, a part of stacked experts."""
     parent = module.rpartition(".")[0]
     stacked = family.stack(module) is not None or family.stack(parent) is not None
-    return stacked or any(one in other for one in family.spellings(module))
+    return stacked or any(spelling in other for spelling in family.spellings(module))
 
 
 def _is_converted(module: str, patterns: Sequence[str]) -> bool:

@@ -8,7 +8,7 @@ thousand becomes a neighbouring code there. The numbers that are quantised are t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bot.formats.base import ReadRange, Rows, Unpacked
@@ -37,28 +37,28 @@ class SimulationSettings:
         return f"bitsandbytes ({self.kind}{', double quantisation' if self.double else ''}, blocks of {self.size})"
 
 
-def settings_of(said: Mapping[str, Any]) -> SimulationSettings:
+def settings_of(fields: Mapping[str, Any]) -> SimulationSettings:
     """From a BitsAndBytesConfig's fields; what they do not say is as QLoRA has it (nf4, double quantisation).
 
     `llm_int8_skip_modules` may be a list or names with commas between them; `blocksize` is no field of theirs, but a number
     of bitsandbytes'. Fields that do not change the numbers (compute dtype, storage) are not looked at.
     """
-    skip = said.get(SKIP)
+    skip = fields.get(SKIP)
     names = skip.split(",") if isinstance(skip, str) else skip
-    found = SimulationSettings(
-        kind=str(said.get("bnb_4bit_quant_type", "nf4")),
-        double=bool(said.get("bnb_4bit_use_double_quant", True)),
-        size=said.get("blocksize", 64),
-        skip=None if names is None else tuple(str(one).strip() for one in names),
+    chosen = SimulationSettings(
+        kind=str(fields.get("bnb_4bit_quant_type", "nf4")),
+        double=bool(fields.get("bnb_4bit_use_double_quant", True)),
+        size=fields.get("blocksize", 64),
+        skip=None if names is None else tuple(str(name).strip() for name in names),
     )
     problem = ""
-    if said.get("load_in_8bit") or said.get("load_in_4bit") is False:
+    if fields.get("load_in_8bit") or fields.get("load_in_4bit") is False:
         problem = "The quantization config does not load in four bits."
-    elif found.kind not in TYPES:
-        problem = f"bitsandbytes has no four-bit type {found.kind}."
-    elif found.size not in SIZES:
-        problem = f"bitsandbytes has no blocks of {found.size}."
-    return SimulationSettings(kind=found.kind, double=found.double, size=found.size, skip=found.skip, problem=problem)
+    elif chosen.kind not in TYPES:
+        problem = f"bitsandbytes has no four-bit type {chosen.kind}."
+    elif chosen.size not in SIZES:
+        problem = f"bitsandbytes has no blocks of {chosen.size}."
+    return replace(chosen, problem=problem)
 
 
 def recognises(config: Json) -> bool:
@@ -74,26 +74,26 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 def unpack(stored: Mapping[str, Stored], config: Json, settings: Any) -> Unpacked:
     """The base's tensors: logical ones for what would be converted, the others as they are."""
     shapes = {key: tensor.shape for key, tensor in stored.items() if tensor.dtype in FLOATS}
-    found = find(shapes, config, settings.skip)
+    linears = find(shapes, config, settings.skip)
     problem = settings.problem
-    if not problem and not found.known:
+    if not problem and not linears.known:
         name = config.get("model_type") or "a model without a model_type"
         problem = f"Which weights of {name} bitsandbytes would quantise is not known."
-    if not problem and found.mixed:
-        problem = f"transformers rearranges {next(iter(found.mixed))} before bitsandbytes would quantise it."
+    if not problem and linears.mixed:
+        problem = f"transformers rearranges {next(iter(linears.mixed))} before bitsandbytes would quantise it."
     if problem:
         remedy = "Merge into the base as it is stored: --base-weights stored."
         refusal = Refusal(code="simulate-nf4", reason=problem, remedy=remedy)
         return Unpacked(tensors=dict(stored), refusals=(refusal,))
     tensors = dict(stored)
-    for key, transposed in found.keys.items():
-        said = {
+    for key, transposed in linears.keys.items():
+        how = {
             "quant_type": settings.kind,
             "double": settings.double,
             "blocksize": settings.size,
             "transposed": transposed,
         }
-        tensors[key] = logical(key, stored[key].shape, NAME, [("weight", stored[key])], said)
+        tensors[key] = logical(key, stored[key].shape, NAME, [("weight", stored[key])], how)
     return Unpacked(tensors=tensors)
 
 

@@ -41,14 +41,14 @@ class SimulatedRows:
         low = start // self.size * self.size
         high = min(self.count, -(-stop // self.size) * self.size)
         restored = self._restored_once() if self.double else None
-        found = np.empty(high - low, np.float32)
+        values = np.empty(high - low, np.float32)
         for at in range(low, high, CHUNK):
             numbers = self.take(at, min(CHUNK, high - at))
             absmax = largest(numbers, self.size)
             block = at // self.size
             used = absmax if restored is None else restored[block : block + len(absmax)]
-            found[at - low : at - low + len(numbers)] = round_trip(numbers, absmax, used, self.size, self.kind)
-        return found[start - low : stop - low].reshape(count, self.columns)
+            values[at - low : at - low + len(numbers)] = round_trip(numbers, absmax, used, self.size, self.kind)
+        return values[start - low : stop - low].reshape(count, self.columns)
 
     def _restored_once(self) -> Array:
         with self.lock:  # several threads read one tensor, and its mean takes a look at all of it

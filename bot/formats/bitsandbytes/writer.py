@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-SIZE, NESTED = 64, 256  # numbers in a block; absmax in one
+SIZE, DOUBLE_SIZE = 64, 256  # numbers in a block; absmax in one
 DIGITS = 24  # of a float64 at most
 STRIP = 1 << 18  # numbers asked for at a time
 Parts = list[tuple[str, str, tuple[int, ...]]]
@@ -86,14 +86,14 @@ class FourBitWriter(BitsAndBytesWriter):
         blocks = math.ceil(count / SIZE)
         levels: Parts = [(f"{key}.quant_map", "F32", (16,))]
         if self._double:
-            outer = (math.ceil(blocks / NESTED),)
+            outer = (math.ceil(blocks / DOUBLE_SIZE),)
             statistics: Parts = [(f"{key}.nested_absmax", "F32", outer), (f"{key}.nested_quant_map", "F32", (256,))]
-            found = [*levels, *statistics, (key, "U8", (math.ceil(count / 2), 1)), (f"{key}.absmax", "U8", (blocks,))]
+            parts = [*levels, *statistics, (key, "U8", (math.ceil(count / 2), 1)), (f"{key}.absmax", "U8", (blocks,))]
         else:
-            found = [*levels, (f"{key}.absmax", "F32", (blocks,)), (key, "U8", (math.ceil(count / 2), 1))]
-        taken = sum(math.prod(size) * (4 if dtype == "F32" else 1) for _, dtype, size in found)
+            parts = [*levels, (f"{key}.absmax", "F32", (blocks,)), (key, "U8", (math.ceil(count / 2), 1))]
+        taken = sum(math.prod(size) * (4 if dtype == "F32" else 1) for _, dtype, size in parts)
         length = len(self._state(shape, 0.0)) + DIGITS
-        return [*found, (f"{key}{STATE}{self.NAME}", "U8", (length + -(taken + length) % 8,))]
+        return [*parts, (f"{key}{STATE}{self.NAME}", "U8", (length + -(taken + length) % 8,))]
 
     def quantise(self, key: str, rows: Take, shape: tuple[int, ...]) -> Iterator[tuple[str, int, Array]]:
         """The codes strip by strip, and all that belongs to the blocks once they are known; every row is asked for once."""
@@ -142,10 +142,10 @@ class FourBitWriter(BitsAndBytesWriter):
     def _state(self, shape: tuple[int, ...], offset: float) -> bytes:
         """bitsandbytes' quant state, as QuantState.as_dict(packed=True) writes it."""
         size = list(reversed(shape)) if self.transposed else list(shape)
-        said: Json = {"quant_type": self.NAME, "blocksize": SIZE, "dtype": self.dtype, "shape": size}
+        quant_state: Json = {"quant_type": self.NAME, "blocksize": SIZE, "dtype": self.dtype, "shape": size}
         if self._double:
-            said |= {"nested_blocksize": NESTED, "nested_dtype": "float32", "nested_offset": offset}
-        return json.dumps(said).encode()
+            quant_state |= {"nested_blocksize": DOUBLE_SIZE, "nested_dtype": "float32", "nested_offset": offset}
+        return json.dumps(quant_state).encode()
 
 
 class Int8Writer(BitsAndBytesWriter):
@@ -181,8 +181,8 @@ NF4, FP4, INT8 = FourBitWriter("nf4"), FourBitWriter("fp4"), Int8Writer("int8")
 
 def _dtype_of(config: Json) -> str:
     text_config = config.get("text_config")
-    for place in (config, text_config if isinstance(text_config, dict) else {}):
+    for level in (config, text_config if isinstance(text_config, dict) else {}):
         for name in ("dtype", "torch_dtype"):
-            if place.get(name) in ("bfloat16", "float16", "float32"):
-                return str(place[name])
+            if level.get(name) in ("bfloat16", "float16", "float32"):
+                return str(level[name])
     return "bfloat16"

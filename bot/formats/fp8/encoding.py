@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bot.formats.base import Take
 from bot.formats.float8 import LARGEST, encode_e4m3
-from bot.formats.scale_grid import Grid
+from bot.formats.scale_grid import ScaleGrid
 
 Array = NDArray[Any]
 STRIP = 1 << 20  # elements of a weight that are held at a time, or one line of rectangles where that is more
@@ -28,7 +28,7 @@ class Strip:
     scales: Array | None
 
 
-def encode(take: Take, grid: Grid, rounded: Callable[[Array], Array]) -> Iterator[Strip]:
+def encode(take: Take, grid: ScaleGrid, rounded: Callable[[Array], Array]) -> Iterator[Strip]:
     """The weight as codes and scales. `rounded`: largest values → scales, as numbers that can be stored.
 
     A code is e4m3(value ÷ scale), with the quotient in float32 and saturation, as compressed-tensors quantises.
@@ -50,33 +50,33 @@ def encode(take: Take, grid: Grid, rounded: Callable[[Array], Array]) -> Iterato
 
 
 def _twice(
-    take: Take, grid: Grid, rounded: Callable[[Array], Array], rows: tuple[int, int], line: int
+    take: Take, grid: ScaleGrid, rounded: Callable[[Array], Array], rows: tuple[int, int], line: int
 ) -> Iterator[Strip]:
     """One line of rectangles that is too large to be held."""
     step = max(1, STRIP // grid.columns)
-    pieces = [(low, min(step, rows[1] - low)) for low in range(*rows, step)]
-    found = np.zeros((1, grid.across), np.float32)
-    for low, count in pieces:
+    strips = [(low, min(step, rows[1] - low)) for low in range(*rows, step)]
+    largest = np.zeros((1, grid.across), np.float32)
+    for low, count in strips:
         values = take(low, count)
-        found = np.maximum(found, np.max(_across(values, grid), axis=0, keepdims=True))
-    scales = rounded(found)
-    for low, count in pieces:
+        largest = np.maximum(largest, np.max(_across(values, grid), axis=0, keepdims=True))
+    scales = rounded(largest)
+    for low, count in strips:
         codes = _codes(take(low, count), scales, grid)
         yield Strip(first=low, codes=codes, line=line, scales=scales if low == rows[0] else None)
 
 
-def _across(values: Array, grid: Grid) -> Array:
-    found: Array = np.maximum.reduceat(np.abs(values), np.arange(0, values.shape[1], grid.wide), axis=1)
-    return found
+def _across(values: Array, grid: ScaleGrid) -> Array:
+    largest: Array = np.maximum.reduceat(np.abs(values), np.arange(0, values.shape[1], grid.wide), axis=1)
+    return largest
 
 
-def _largest(values: Array, grid: Grid) -> Array:
+def _largest(values: Array, grid: ScaleGrid) -> Array:
     """max |value| of each rectangle: lines × across. The values begin where a line does."""
-    found: Array = np.maximum.reduceat(_across(values, grid), np.arange(0, len(values), grid.high), axis=0)
-    return found
+    largest: Array = np.maximum.reduceat(_across(values, grid), np.arange(0, len(values), grid.high), axis=0)
+    return largest
 
 
-def _codes(values: Array, scales: Array, grid: Grid) -> Array:
+def _codes(values: Array, scales: Array, grid: ScaleGrid) -> Array:
     lines = np.arange(len(values)) // grid.high if len(scales) > 1 else np.zeros(len(values), np.intp)
     each = scales[lines] if grid.wide >= grid.columns else np.repeat(scales[lines], grid.wide, axis=1)
     with np.errstate(over="ignore", under="ignore"):
@@ -85,23 +85,23 @@ def _codes(values: Array, scales: Array, grid: Grid) -> Array:
 
 def over_448(largest: Array) -> Array:
     """The scale that takes the largest value to e4m3's largest, in float32; never 0."""
-    found: Array = np.maximum(largest / np.float32(LARGEST), np.float32(2.0**-126))
-    return found
+    scales: Array = np.maximum(largest / np.float32(LARGEST), np.float32(2.0**-126))
+    return scales
 
 
 def bfloat16(values: Array) -> Array:
     """float32 numbers rounded to bfloat16's, to nearest, ties to even."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     bits = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)) & np.uint32(0xFFFF0000)
-    found: Array = bits.view(np.float32)
-    return found
+    rounded: Array = bits.view(np.float32)
+    return rounded
 
 
 def power_of_two(values: Array) -> Array:
     """The smallest power of two, 2⁻¹²⁷ at the least, that is not below each value (which is not 0)."""
     mantissa, exponent = np.frexp(values)
-    found: Array = np.ldexp(np.float32(1), np.maximum(exponent - (mantissa == 0.5), -127))
-    return found
+    powers: Array = np.ldexp(np.float32(1), np.maximum(exponent - (mantissa == 0.5), -127))
+    return powers
 
 
 def stored(scales: Array, dtype: str) -> Array:

@@ -24,10 +24,10 @@ OTHER_FLOATS = ("F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 def recognises(config: Json) -> bool:
     """Whether config.json says so."""
-    said = quantization_of(config) or {}
-    if said.get("quant_method") == "modelopt":
-        return said.get("quant_algo") in MODELOPT
-    return said.get("quant_method") in METHODS
+    quantization = quantization_of(config) or {}
+    if quantization.get("quant_method") == "modelopt":
+        return quantization.get("quant_algo") in MODELOPT
+    return quantization.get("quant_method") in METHODS
 
 
 def small_keys(keys: Iterable[str]) -> list[str]:
@@ -37,8 +37,8 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: every weight of eight bits with its scales as one."""
-    said = quantization_of(config) or {}
-    found: list[Stored] = []
+    quantization = quantization_of(config) or {}
+    weights: list[Stored] = []
     refusals: list[Refusal] = []
     for tensor in stored.values():
         scale = scale_of(tensor.key, stored)
@@ -49,47 +49,47 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
         elif tensor.dtype == "F8_E4M3" and scale is None:
             refusals.append(refused(f"{tensor.key} is stored in FP8 without a scale.", tensor.key))
         elif scale is not None and tensor.dtype in ("F8_E4M3", "I8"):
-            made = _weight(tensor, scale, said)
-            (refusals if isinstance(made, Refusal) else found).append(made)  # type: ignore[arg-type]
-    return Unpacked(tensors=with_logical_tensors(stored, with_activations(found, stored)), refusals=tuple(refusals))
+            made = _weight(tensor, scale, quantization)
+            (refusals if isinstance(made, Refusal) else weights).append(made)  # type: ignore[arg-type]
+    return Unpacked(tensors=with_logical_tensors(stored, with_activations(weights, stored)), refusals=tuple(refusals))
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:
     """A logical tensor, ready to be read."""
-    from bot.formats.scale_grid import open_grid
+    from bot.formats.scale_grid import open_scale_grid
 
-    return open_grid(tensor, read)
+    return open_scale_grid(tensor, read)
 
 
 def scale_of(key: str, stored: Mapping[str, Stored]) -> Stored | None:
     """The scales that belong to a weight: beside it in its module, or named after it (stacks of experts)."""
     module, _, name = key.rpartition(".")
-    names = [f"{module}.{one}" for one in SCALES] if name == "weight" else [f"{key}_scale_inv", f"{key}_scale"]
-    return next((stored[one] for one in names if one in stored), None)
+    keys = [f"{module}.{scale}" for scale in SCALES] if name == "weight" else [f"{key}_scale_inv", f"{key}_scale"]
+    return next((stored[scale] for scale in keys if scale in stored), None)
 
 
-def _weight(tensor: Stored, scale: Stored, said: Json) -> Stored | Refusal:
+def _weight(tensor: Stored, scale: Stored, quantization: Json) -> Stored | Refusal:
     kind, shape = "e4m3", tensor.shape
     if tensor.dtype == "I8":  # DeepSeek-V4's experts: two e2m1 numbers in a byte
         kind, shape = "e2m1", (*tensor.shape[:-1], tensor.shape[-1] * 2)
     if len(shape) not in (2, 3):
         return refused(f"{tensor.key} is stored in FP8 with {len(shape)} axes.", tensor.key, scale.key)
     experts, (rows, columns) = (shape[0] if len(shape) == 3 else 1), shape[-2:]
-    found = _rectangle(tensor.key, shape, scale.shape, said)
-    if found is None:
+    block = _rectangle(tensor.key, shape, scale.shape, quantization)
+    if block is None:
         reason = f"{scale.key} has the shape {list(scale.shape)}, which does not fit {tensor.key}, {list(shape)}."
         return refused(reason, tensor.key, scale.key)
     if scale.dtype not in ("F32", "BF16", "F16", "F8_E8M0", "U8"):
         return refused(f"{scale.key} is stored as {scale.dtype}, and no such scales are known.", tensor.key, scale.key)
     settings: dict[str, str | int | float | bool] = {
-        "kind": kind, "experts": experts, "rows": rows, "columns": columns, "high": found[0], "wide": found[1],
+        "kind": kind, "experts": experts, "rows": rows, "columns": columns, "high": block[0], "wide": block[1],
     }  # fmt: skip
     return logical(tensor.key, shape, NAME, [("weight", tensor), ("scale", scale)], settings)
 
 
-def _rectangle(key: str, shape: tuple[int, ...], scale: tuple[int, ...], said: Json) -> tuple[int, int] | None:
+def _rectangle(key: str, shape: tuple[int, ...], scale: tuple[int, ...], quantization: Json) -> tuple[int, int] | None:
     rows, columns = shape[-2:]
-    block = block_of(said)
+    block = block_of(quantization)
     if len(shape) == 2:
         # modelopt keeps the axes inside the blocks: (rows, 1, columns, 1).
         return rectangle(rows, columns, scale[::2] if len(scale) == 4 and scale[1] == scale[3] == 1 else scale, block)
@@ -97,20 +97,20 @@ def _rectangle(key: str, shape: tuple[int, ...], scale: tuple[int, ...], said: J
         return rows, columns
     if len(scale) != 3 or scale[0] != shape[0]:
         return None
-    if said.get("quant_method") == "fbgemm_fp8":
+    if quantization.get("quant_method") == "fbgemm_fp8":
         # FbgemmFp8Llama4TextExperts: experts × in × out, a scale for each output; down_proj's stand in a column.
         return (rows, 1) if sorted(scale[1:]) == sorted((1, columns)) else None
-    found = rectangle(rows, columns, scale[1:], block)
-    if found and key.endswith("gate_up_proj") and found[0] < rows and rows // 2 % found[0]:
+    derived = rectangle(rows, columns, scale[1:], block)
+    if derived and key.endswith("gate_up_proj") and derived[0] < rows and rows // 2 % derived[0]:
         return None  # each half may have blocks of its own at the seam: nothing says which
-    return found
+    return derived
 
 
-def block_of(said: Json) -> tuple[int, int] | None:
+def block_of(quantization: Json) -> tuple[int, int] | None:
     """The configured block, rows × columns."""
-    size = said.get("weight_block_size")
-    if size is None and said.get("quant_method") == "fp8":
+    size = quantization.get("weight_block_size")
+    if size is None and quantization.get("quant_method") == "fp8":
         size = (128, 128)
-    if isinstance(size, list | tuple) and len(size) == 2 and all(type(one) is int and one > 0 for one in size):
+    if isinstance(size, list | tuple) and len(size) == 2 and all(type(extent) is int and extent > 0 for extent in size):
         return size[0], size[1]
     return None

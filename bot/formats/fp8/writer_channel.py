@@ -38,9 +38,9 @@ def parts(key: str, shape: tuple[int, ...]) -> list[tuple[str, str, tuple[int, .
 def quantise(key: str, rows: Take, shape: tuple[int, ...]) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
     """Codes and scales, strip by strip."""
     from bot.formats.fp8.encoding import encode, stored
-    from bot.formats.scale_grid import Grid
+    from bot.formats.scale_grid import ScaleGrid
 
-    grid = Grid(rows=shape[0], columns=shape[1], high=1, wide=shape[1])
+    grid = ScaleGrid(rows=shape[0], columns=shape[1], high=1, wide=shape[1])
     for strip in encode(rows, grid, _scales):
         yield key, strip.first * shape[1], strip.codes.reshape(-1)
         assert strip.scales is not None
@@ -87,5 +87,5 @@ def _scales(largest: NDArray[Any]) -> NDArray[Any]:
     exact = over_448(largest)
     near = bfloat16(exact)
     steps = np.ceil(exact * np.float32(2.0**24)) * np.float32(2.0**-24)
-    found = np.where(near < np.float32(2.0**-17), steps, near)
-    return np.where(largest == 0, np.float32(EMPTY), found).astype(np.float32)
+    scales = np.where(near < np.float32(2.0**-17), steps, near)
+    return np.where(largest == 0, np.float32(EMPTY), scales).astype(np.float32)

@@ -48,10 +48,10 @@ class SameFp8Writer:
     def quantise(self, key: str, rows: Take, shape: tuple[int, ...]) -> Iterator[tuple[str, int, NDArray[np.uint8]]]:
         """Codes and scales, strip by strip; a weight with one scale is read twice."""
         from bot.formats.fp8.encoding import encode, stored
-        from bot.formats.scale_grid import grid_of
+        from bot.formats.scale_grid import scale_grid_of
 
         assert self.tensor.packed is not None
-        grid, held = grid_of(dict(self.tensor.packed.settings)), self._parts()
+        grid, held = scale_grid_of(dict(self.tensor.packed.settings)), self._parts()
         scale = held["scale"]
         alone = max(1, (scale.stop - scale.start) // max(1, grid.experts * grid.down * grid.across))
         for strip in encode(rows, grid, lambda largest: _scales(largest, scale.dtype)):

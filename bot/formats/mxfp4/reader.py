@@ -29,7 +29,7 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: blocks and scales as one weight."""
-    found: list[Stored] = []
+    weights: list[Stored] = []
     refusals: list[Refusal] = []
     for key, blocks in stored.items():
         if not key.endswith("_blocks"):
@@ -44,8 +44,8 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
             continue
         experts, out, groups, _ = blocks.shape
         shape = (experts, groups * GROUP, out)
-        found.append(logical(name, shape, NAME, [("blocks", blocks), ("scales", scales)], {}))
-    return Unpacked(tensors=with_logical_tensors(stored, found), refusals=tuple(refusals))
+        weights.append(logical(name, shape, NAME, [("blocks", blocks), ("scales", scales)], {}))
+    return Unpacked(tensors=with_logical_tensors(stored, weights), refusals=tuple(refusals))
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:

@@ -35,15 +35,15 @@ class TransposedRows:
     def rows(self, first: int, count: int) -> Array:
         """float32, count × out."""
         deep = self._groups * GROUP
-        found = np.empty((count, self._out), np.float32)
+        values = np.empty((count, self._out), np.float32)
         done = 0
         while done < count:
             expert, start = divmod(first + done, deep)
             some = min(count - done, deep - start)
             self._expert(expert)
-            found[done : done + some] = self._values(start, start + some).T
+            values[done : done + some] = self._values(start, start + some).T
             done += some
-        return found
+        return values
 
     def _values(self, start: int, stop: int) -> Array:
         """Inputs `start` to `stop` of every output: out × (stop − start)."""
