@@ -20,8 +20,8 @@ import numpy as np
 from bot import formats
 from bot.checkpoint.header import STORED_NAMES, TORCH_NAMES
 from bot.engines.files import OpenInputs
+from bot.engines.row_maker import RowMaker
 from bot.engines.schedule import blocks, view_of, whole
-from bot.engines.streaming import RowMaker
 from bot.errors import Refused
 from bot.numerics.delta import Arithmetic
 from bot.numerics.rounding import RAW, Array, clamp, narrow

@@ -6,43 +6,37 @@ every adapter tensor must be taken up by some layer, and every tensor of a layer
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
-import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bot import formats
-from bot.adapters.lora_keys import PREFIX
-from bot.adapters.method_modules import modules_of
 from bot.adapters.method_rules import engine_for
-from bot.adapters.methods import METHODS
-from bot.checkpoint.header import TORCH_NAMES, read_header
+from bot.checkpoint.header import TORCH_NAMES
 from bot.engines import in_memory
-from bot.engines.float64_mode import float64_casts, float64_mode
+from bot.engines.float64_mode import float64_mode
+from bot.engines.peft_model import (
+    PEFT_ERRORS,
+    SAVE_AGAIN,
+    inject,
+    layers_of,
+    load_adapter,
+    may_use_float64,
+    peft_config,
+    quiet,
+)
 from bot.engines.phantom import is_phantom, phantom_model
 from bot.engines.probing import probe_for, same_output
 from bot.errors import Refused
 from bot.numerics.rounding import RAW, Array, clamp, narrow, widen
 from bot.records import Json, Measured, PeftMerge, Stored
 from bot.untrusted.patterns import hold_to_end
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-NAME = "default"
-SAVE_AGAIN = "Save the adapter again with PEFT."
-# AdaLoRA does not save how many ranks are left, and counts them from its config; TinyLoRA may draw its P from a seed.
-UNSAVED = re.compile(r"\.ranknum\.")
-SEEDED = re.compile(r"\.ranknum\.|\.tinylora_P\.")
-NOT_PEFTS = frozenset({"bias", "modules_to_save", "inference_mode"})  # whole tensors: other ops do those
-PEFT_ERRORS = (TypeError, ValueError, RuntimeError, KeyError, AttributeError, NotImplementedError, ImportError)
 
 
 class PeftLayers:
@@ -61,16 +55,16 @@ class PeftLayers:
         for op in ops:
             self._ops.setdefault(op.module, {})[op.parameter] = op
         modules = set(self._ops)
-        with _quiet():
+        with quiet():
             model = phantom_model(base, config, adapter_config, modules)
             self._phantoms = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
             real = engine_for(adapter_config) == "in-memory"
             if real:
                 in_memory.fill(model, self._sources(), self.read)
             hold_to_end(adapter_config, (name for name, _ in model.named_modules()))
-            tuned = _injected(model, _peft_config(adapter_config), float64=real and _may_use_float64(adapter_config))
-            _load(tuned, self._phantoms.keys(), adapter, adapter_config)
-        self._layers = _layers_of(tuned)
+            tuned = inject(model, peft_config(adapter_config), float64=real and may_use_float64(adapter_config))
+            load_adapter(tuned, self._phantoms.keys(), adapter, adapter_config)
+        self._layers = layers_of(tuned)
         if differ := modules ^ self._layers.keys():
             reason = f"PEFT and the plan disagree about which modules the adapter changes, e.g. {sorted(differ)[0]}."
             raise Refused(reason, remedy=SAVE_AGAIN)
@@ -88,7 +82,7 @@ class PeftLayers:
             held = self.read(op.source) if is_phantom(before[name]) else before[name]
             getattr(owner, name).data = held.to(torch.float64, copy=True)
         try:
-            with torch.no_grad(), float64_mode(), _quiet():
+            with torch.no_grad(), float64_mode(), quiet():
                 probe = probe_for(owner)
                 _stand_in(owner, others, 1.0)
                 unmerged = layer(probe) if probe is not None else None
@@ -190,102 +184,6 @@ def _write(op: PeftMerge, value: Tensor, layers: PeftLayers, descriptor: int, cl
     )
 
 
-# --- building -----------------------------------------------------------------------------------------------------
-
-
-def _peft_config(config: Json) -> Any:
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    peft_type = str(config["peft_type"])
-    kind = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
-    known = {field.name for field in dataclasses.fields(kind)} & METHODS[peft_type].settings
-    given = {name: value for name, value in config.items() if name in known - NOT_PEFTS and value is not None}
-    try:
-        return kind(**given)
-    except PEFT_ERRORS as error:
-        reason = f"adapter_config.json cannot be read as a {METHODS[peft_type].name} config: {error}."
-        raise Refused(reason, remedy=SAVE_AGAIN) from error
-
-
-def _may_use_float64(config: Json) -> bool:
-    """Not where other digits could mean another result: AdaMSS clusters the rows of a float32 SVD, and PSOFT's R is
-    trained between singular vectors whose signs float64's SVD may choose otherwise."""
-    return config.get("peft_type") not in ("ADAMSS", "PSOFT")
-
-
-def _injected(model: Any, config: Any, *, float64: bool) -> Any:
-    from peft import PeftModel
-
-    try:
-        with torch.no_grad(), float64_casts() if float64 else _quiet():
-            return PeftModel(model, config, adapter_name=NAME, autocast_adapter_dtype=False).eval()
-    except PEFT_ERRORS as error:
-        reason = f"PEFT cannot put the adapter on this base ({type(error).__name__}: {error})."
-        raise Refused(reason, remedy="Check that the base is the one the adapter was trained on.") from error
-
-
-def _load(tuned: Any, base_tensors: Any, adapter: Path, config: Json) -> None:
-    """Put the adapter's tensors into the layers, as float64. Every one is used, and none is missing."""
-    from peft import set_peft_model_state_dict
-    from safetensors import safe_open
-
-    _widen_own(tuned, base_tensors)
-    header = read_header(adapter / ADAPTER_WEIGHTS, file=ADAPTER_WEIGHTS)
-    whole = set(modules_of(config, [tensor.key for tensor in header.tensors]).whole)
-    with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys() if key not in whole}  # noqa: SIM118
-    for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise Refused(f"The adapter's {key} holds a NaN or Inf.", remedy="Train or save the adapter again.")
-    own = {name: tensor for name, tensor in tuned.state_dict(keep_vars=True).items() if id(tensor) not in base_tensors}
-    try:
-        with torch.no_grad():
-            loading = set_peft_model_state_dict(tuned, tensors, adapter_name=NAME)
-    except PEFT_ERRORS as error:
-        reason = f"The adapter's tensors do not fit its config: {' '.join(str(error).split())[:400]}."
-        raise Refused(reason, remedy=SAVE_AGAIN) from error
-    _widen_own(tuned, base_tensors)  # again: AdaLoRA makes its tensors anew where ranks were cut
-    if loading.unexpected_keys:
-        unused = loading.unexpected_keys
-        reason = f"{len(unused)} adapter tensors are used by no layer, e.g. {unused[0]}."
-        raise Refused(reason, remedy=SAVE_AGAIN)
-    # One shared tensor has a name in every layer; under any of them it is loaded.
-    missing = set(loading.missing_keys)
-    loaded = {id(tensor) for name, tensor in own.items() if name not in missing}
-    unsaved = UNSAVED if config.get("save_projection", True) else SEEDED
-    lacking = sorted(name for name, tensor in own.items() if id(tensor) not in loaded and not unsaved.search(name))
-    if lacking:
-        reason = f"The adapter lacks {len(lacking)} tensors that its config calls for, e.g. {lacking[0]}."
-        raise Refused(reason, remedy=SAVE_AGAIN)
-
-
-def _widen_own(tuned: nn.Module, base_tensors: Any) -> None:
-    """The layers' own numbers as float64, in place, shared ones once; the base's phantoms stay as they are."""
-    wide: dict[int, Tensor] = {}
-    for module in tuned.modules():
-        for weight in module._parameters.values():
-            if weight is not None and id(weight) not in base_tensors and weight.is_floating_point():
-                weight.data = weight.data.double()
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None and id(buffer) not in base_tensors and buffer.is_floating_point():
-                module._buffers[name] = wide.setdefault(id(buffer), buffer.double())
-        if isinstance(getattr(module, "dtype", None), torch.dtype) and "dtype" in module.__dict__:
-            module.__dict__["dtype"] = torch.float64  # AdaMSS casts its input to what its base was
-
-
-def _layers_of(tuned: nn.Module) -> dict[str, Any]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return {
-        name.removeprefix(PREFIX): module
-        for name, module in tuned.named_modules()
-        if isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer")
-    }
-
-
-# --- one layer ----------------------------------------------------------------------------------------------------
-
-
 def _forget(layer: Any) -> None:
     """Undo what a merge leaves on a layer, without PEFT's own unmerge, whose arithmetic would be wasted."""
     if hasattr(layer, "ln_tuning_layers") and layer.merged_adapters:
@@ -318,11 +216,3 @@ def _finite(value: Tensor, op: PeftMerge) -> Tensor:
         reason = f"Merging {op.module} gives a NaN or Inf in its {op.parameter}."
         raise Refused(reason, remedy="Take another base, or train the adapter again.")
     return value
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """PEFT's warnings are about training and about what is checked here anyway."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -1,0 +1,122 @@
+"""Rows of what ops make, as a merge stores them: read, added to, and rounded once."""
+
+from __future__ import annotations
+
+from functools import partial
+from threading import local
+
+import numpy as np
+
+from bot.checkpoint.header import TORCH_NAMES
+from bot.engines.deltas import Deltas
+from bot.engines.files import OpenInputs
+from bot.engines.row_reader import Buffers, TensorReader
+from bot.errors import Refused
+from bot.numerics.delta import Arithmetic, Delta, Rounder
+from bot.numerics.rounding import Array, clamp, narrow, widen
+from bot.records import AddDelta, Cast, Copy, PlainOp, Replace, SetRows, Stored
+
+
+class Worker(local):
+    """One thread's rounder, and what it needs to make rows for a writer of another form."""
+
+    def __init__(self, arithmetic: Arithmetic) -> None:
+        self.rounder = Rounder(arithmetic)
+
+
+class RowMaker:
+    """Rows of what ops make, as a merge stores them. Shared by workers; a shard has one, and who asks for no shard."""
+
+    def __init__(self, files: OpenInputs, arithmetic: Arithmetic) -> None:
+        self.clamps = arithmetic.clamps
+        self.worker, self.buffers = Worker(arithmetic), Buffers()
+        self.reader = TensorReader(files, self.buffers)
+        self.deltas = Deltas(files)
+
+    def float32(self, op: PlainOp, columns: int, first: int, count: int) -> Array:
+        block = self.buffers.array("out", op.target.dtype, count * columns).reshape(count, columns)
+        self.fill(op, first, block)
+        return block
+
+    def fill(self, op: PlainOp, first: int, block: Array) -> None:
+        """block ← the rows from `first` on of what the op makes, rounded once. Raises Refused."""
+        match op:
+            case AddDelta():
+                self._add_delta(op, first, block)
+            case SetRows():
+                self._set_rows(op, first, block)
+            case Replace():
+                self._cast(op.values, op.target, first, block)
+            case Cast() | Copy():
+                self._cast(op.source, op.target, first, block)
+
+    def _add_delta(self, op: AddDelta, first: int, block: Array) -> None:
+        count, columns = block.shape
+        weight = self.reader.rows(op.source, first, count, columns)
+        patches = self.deltas.between(op, first, first + count)
+        if sum(len(range(low, high, p.step)) * (p.columns[1] - p.columns[0]) for p, low, high in patches) < weight.size:
+            self._convert(weight, op.source, block, op.target)  # no patch covers all of it
+        for patch, low, high in patches:
+            inside = slice(low - first, high - first, patch.step), slice(*patch.columns)
+            # A pass before this one must not read into the buffer that `weight` lies in.
+            delta = self.deltas.prepared(op, patch, partial(self.reader.rows, name="squares"))
+            row = (low - patch.rows[0]) // patch.step
+            self._round(weight[inside], op.source.dtype, delta, row, block[inside], op)
+
+    def _round(self, weight: Array, dtype: str, delta: Delta, first: int, block: Array, op: AddDelta) -> None:
+        result = block if block.flags.c_contiguous else np.empty(block.shape, block.dtype)
+        try:
+            self.worker.rounder.add(weight, dtype, delta, first, result, op.target.dtype)
+        except ValueError as error:
+            raise _unusable(op.source, error) from error
+        except OverflowError as error:
+            raise _too_large(op.target) from error
+        if result is not block:
+            block[...] = result
+
+    def _set_rows(self, op: SetRows, first: int, block: Array) -> None:
+        count, columns = block.shape
+        indices = {row: at for at, row in enumerate(op.rows)}
+        self._convert(self.reader.rows(op.source, first, count, columns), op.source, block, op.target)
+        for row in sorted(indices.keys() & set(range(first, first + count))):
+            values = self.reader.rows(op.values, indices[row], 1, columns, name="values")
+            self._convert(values, op.values, block[row - first : row - first + 1], op.target, finite=True)
+
+    def _cast(self, source: Stored, target: Stored, first: int, block: Array) -> None:
+        values = self.reader.rows(source, first, *block.shape)
+        self._convert(values, source, block, target, finite=source.role == "adapter")
+
+    def _convert(self, values: Array, source: Stored, out: Array, target: Stored, *, finite: bool = False) -> None:
+        """out ← values, rounded once. `finite`: the source may hold no NaN or Inf. Raises Refused."""
+        wide = widen(np.ascontiguousarray(values), source.dtype)
+        is_finite = np.isfinite(wide)
+        if finite and not bool(is_finite.all()):
+            raise _unusable(source, ValueError("NaN or Inf"))
+        if source.dtype == target.dtype:
+            out[...] = values
+            return
+        rounded = narrow(wide, target.dtype)
+        if self.clamps:
+            clamp(rounded, target.dtype, where=is_finite)
+        elif bool((is_finite & ~np.isfinite(widen(rounded, target.dtype))).any()):
+            raise _too_large(target)
+        out[...] = rounded
+
+
+def _unusable(stored: Stored, error: ValueError) -> Refused:
+    if "norm of zero" in str(error):
+        return Refused(
+            f"{stored.key} has a row or column of zeros, which DoRA would divide by.",
+            remedy="Keep the adapter separate.",
+        )
+    if stored.role == "adapter":
+        return Refused(f"The adapter's {stored.key} holds a NaN or Inf.", remedy="Train or save the adapter again.")
+    return Refused(f"The base's {stored.key} holds a NaN or Inf.", remedy="Take another base.")
+
+
+def _too_large(target: Stored) -> Refused:
+    dtype = TORCH_NAMES.get(target.dtype, target.dtype)
+    return Refused(
+        f"{target.key} holds values that are too large for {dtype}.",
+        remedy="Choose --dtype bfloat16 or float32, or --overflow clamp.",
+    )
