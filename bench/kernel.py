@@ -21,7 +21,8 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as in a merge, where two workers mul
 import numpy as np
 import processor
 
-from bot.numerics.delta import CLONES, Delta, Rounder, make_delta
+from bot.numerics.delta import Delta, make_delta
+from bot.numerics.rounder import CLONES, Rounder
 from bot.numerics.rounding import Array
 
 SIZES = {"small": 0.01, "large": 1.0}  # of the delta, against the weights

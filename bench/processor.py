@@ -15,7 +15,7 @@ AVX2_ENVIRONMENT = {
 }
 # Run in place of `-m bot`: our compiled loop as it would be chosen there.
 AVX2_MAIN = (
-    "from bot.checkpoint import _exact; _exact.CLONES = tuple(name for name in _exact.CLONES if name != 'avx512'); "
+    "from bot.numerics import _exact; _exact.CLONES = tuple(name for name in _exact.CLONES if name != 'avx512'); "
     "from bot.cli import main; main()"
 )
 

@@ -30,7 +30,7 @@ from bot.records import Local, Measured, Merged, Op, PeftMerge, Plan, Shard, Sto
 
 if TYPE_CHECKING:
     from bot.engines.peft_layers import PeftLayers
-    from bot.numerics.delta import Arithmetic
+    from bot.numerics.rounder import Arithmetic
 
 
 def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
@@ -162,7 +162,7 @@ class _MergeRun:
 
     @cached_property
     def _arithmetic(self) -> Arithmetic:
-        from bot.numerics.delta import Arithmetic
+        from bot.numerics.rounder import Arithmetic
 
         clamps = self.plan.options.clamps
         if self.plan.device == "cpu":

@@ -11,7 +11,8 @@ import numpy as np
 
 from bot.engines.files import OpenInputs
 from bot.errors import Refused
-from bot.numerics.delta import Delta, Rounder, frobenius, make_delta
+from bot.numerics.delta import Delta, frobenius, make_delta
+from bot.numerics.rounder import Rounder
 from bot.numerics.rounding import RAW, Array, widen
 from bot.records import AddDelta, Factor, Patch, Stored
 

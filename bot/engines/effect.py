@@ -23,7 +23,7 @@ from bot.engines.files import OpenInputs
 from bot.engines.row_maker import RowMaker
 from bot.engines.schedule import blocks, view_of, whole
 from bot.errors import Refused
-from bot.numerics.delta import Arithmetic
+from bot.numerics.rounder import Arithmetic
 from bot.numerics.rounding import RAW, Array, clamp, narrow
 from bot.records import AddDelta, Cast, Local, Op, PeftMerge, PlainOp, Plan, Quantize, Replace, SetRows, Stored
 

@@ -16,7 +16,6 @@ from bot.errors import Refused
 from bot.records import Json, Stored
 
 NOT_THIS_BASE = "Check that the base is the one the adapter was trained on, or name it with --base."
-CLOSE = 1e-2  # how far a float32 SVD of the same weight may lie from another machine's; another weight's is far off
 
 
 def fill(model: Any, sources: Iterable[tuple[str, str, Stored]], read: Callable[[Stored], Tensor]) -> None:
@@ -29,17 +28,6 @@ def fill(model: Any, sources: Iterable[tuple[str, str, Stored]], read: Callable[
             )
             raise Refused(reason, remedy=NOT_THIS_BASE)
         weight.data = read(stored).float()
-
-
-def memory(sources: Iterable[Stored]) -> int:
-    """Bytes that the adapted weights take: float32, and float64 once an initialisation has changed them."""
-    elements = 0
-    for stored in sources:
-        count = 1
-        for extent in stored.shape:
-            count *= extent
-        elements += count
-    return 12 * elements
 
 
 def after_loading(tuned: Any, config: Json, layers: Mapping[str, Any]) -> None:

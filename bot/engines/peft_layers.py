@@ -19,18 +19,9 @@ from torch import Tensor
 from bot import formats
 from bot.adapters.method_rules import engine_for
 from bot.checkpoint.header import TORCH_NAMES
-from bot.engines import in_memory
+from bot.engines import in_memory, peft_model
 from bot.engines.float64_mode import float64_mode
-from bot.engines.peft_model import (
-    PEFT_ERRORS,
-    SAVE_AGAIN,
-    inject,
-    layers_of,
-    load_adapter,
-    may_use_float64,
-    peft_config,
-    quiet,
-)
+from bot.engines.peft_model import PEFT_ERRORS, SAVE_AGAIN
 from bot.engines.phantom import is_phantom, phantom_model
 from bot.engines.probing import probe_for, same_output
 from bot.errors import Refused
@@ -55,16 +46,17 @@ class PeftLayers:
         for op in ops:
             self._ops.setdefault(op.module, {})[op.parameter] = op
         modules = set(self._ops)
-        with quiet():
+        with peft_model.quiet():
             model = phantom_model(base, config, adapter_config, modules)
             self._phantoms = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
             real = engine_for(adapter_config) == "in-memory"
             if real:
                 in_memory.fill(model, self._sources(), self.read)
             hold_to_end(adapter_config, (name for name, _ in model.named_modules()))
-            tuned = inject(model, peft_config(adapter_config), float64=real and may_use_float64(adapter_config))
-            load_adapter(tuned, self._phantoms.keys(), adapter, adapter_config)
-        self._layers = layers_of(tuned)
+            float64 = real and peft_model.may_use_float64(adapter_config)
+            tuned = peft_model.inject(model, peft_model.peft_config(adapter_config), float64=float64)
+            peft_model.load_adapter(tuned, self._phantoms.keys(), adapter, adapter_config)
+        self._layers = peft_model.layers_of(tuned)
         if differ := modules ^ self._layers.keys():
             reason = f"PEFT and the plan disagree about which modules the adapter changes, e.g. {sorted(differ)[0]}."
             raise Refused(reason, remedy=SAVE_AGAIN)
@@ -82,7 +74,7 @@ class PeftLayers:
             held = self.read(op.source) if is_phantom(before[name]) else before[name]
             getattr(owner, name).data = held.to(torch.float64, copy=True)
         try:
-            with torch.no_grad(), float64_mode(), quiet():
+            with torch.no_grad(), float64_mode(), peft_model.quiet():
                 probe = probe_for(owner)
                 _stand_in(owner, others, 1.0)
                 unmerged = layer(probe) if probe is not None else None

@@ -12,7 +12,8 @@ from bot.engines.deltas import Deltas
 from bot.engines.files import OpenInputs
 from bot.engines.row_reader import Buffers, TensorReader
 from bot.errors import Refused
-from bot.numerics.delta import Arithmetic, Delta, Rounder
+from bot.numerics.delta import Delta
+from bot.numerics.rounder import Arithmetic, Rounder
 from bot.numerics.rounding import Array, clamp, narrow, widen
 from bot.records import AddDelta, Cast, Copy, PlainOp, Replace, SetRows, Stored
 

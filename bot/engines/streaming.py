@@ -22,18 +22,9 @@ from bot import formats
 from bot.engines.files import OpenInputs, Output, opened
 from bot.engines.row_maker import RowMaker
 from bot.engines.schedule import WorkItem, blocks, computed_ranges, offset_of, work_items
-from bot.numerics.delta import HERE, Arithmetic
-from bot.numerics.rounding import RAW, Array
-from bot.records import (
-    AddDelta,
-    Local,
-    Measured,
-    Op,
-    PeftMerge,
-    PlainOp,
-    Quantize,
-    Shard,
-)
+from bot.numerics.rounder import HERE, Arithmetic
+from bot.numerics.rounding import RAW
+from bot.records import AddDelta, Local, Measured, Op, PeftMerge, PlainOp, Quantize, Shard
 
 CountBytes = Callable[[int], None]
 FillPeft = Callable[[Sequence[PeftMerge], int], list[Measured]]
@@ -137,7 +128,8 @@ class _Run:
             offset = offset_of(op.target, first, item.columns)
             size = offset_of(op.target, first + count, item.columns) - offset
             buffer = self.out.buffer(size)
-            self.rows.fill(op, first, _numbers(buffer, op.target.dtype, count, item.columns))
+            numbers = np.frombuffer(buffer, dtype=RAW[op.target.dtype], count=count * item.columns)
+            self.rows.fill(op, first, numbers.reshape(count, item.columns))
             self.out.put(buffer, size, offset)
 
     def _quantize(self, op: Quantize, item: WorkItem) -> None:
@@ -159,10 +151,6 @@ class _Run:
                 by_float64=(before.by_float64 if before else 0) + float64,
                 by_rational=(before.by_rational if before else 0) + rational,
             )
-
-
-def _numbers(buffer: bytearray, dtype: str, rows: int, columns: int) -> Array:
-    return np.frombuffer(buffer, dtype=RAW[dtype], count=rows * columns).reshape(rows, columns)
 
 
 def _processors() -> int:

@@ -1,4 +1,4 @@
-/* The first two steps of bot/numerics/delta.py for bfloat16, in one pass over a block: the same bits as numpy's, since both
+/* The first two steps of bot/numerics/rounder.py for bfloat16, in one pass over a block: the same bits as numpy's, since both
  * give the correctly rounded result, and several times as fast. Without a C compiler the package installs without it.
  *
  * v = w + d in float32 lies within e = row_error + |v|·slope of the exact sum; where v-e and v+e round alike, that is the

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bot.engines import deltas, schedule, streaming
-from bot.numerics.delta import Arithmetic
+from bot.numerics.rounder import Arithmetic
 from tests.factory import save_adapter, save_base
 from tests.steps import merge_folders
 

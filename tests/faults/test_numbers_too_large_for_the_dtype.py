@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from bot.engines.streaming import write_shard
 from bot.errors import Refused
 from bot.events import silent
-from bot.numerics.delta import Arithmetic
+from bot.numerics.rounder import Arithmetic
 from bot.numerics.rounding import RAW
 from bot.records import Local, Options, Replace, Report, Shard, Stored
 from bot.verify import Subject, verify

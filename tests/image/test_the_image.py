@@ -117,7 +117,7 @@ def test_what_no_merge_reads_is_left_out(saved: Path) -> None:
 
 
 def test_the_inner_loop_is_compiled(saved: Path) -> None:
-    assert [name for name in layers(saved) if re.search(r"/bot/weights/_exact\.\S+\.so$", name)]
+    assert [name for name in layers(saved) if re.search(r"/bot/numerics/_exact\.\S+\.so$", name)]
 
 
 def test_it_stays_small(engine: Engine, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:

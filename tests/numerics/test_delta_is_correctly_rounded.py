@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from bot.checks.elementwise.rounding import round_once
-from bot.numerics.delta import CLONES, Arithmetic, Delta, Rounder, StepCounts, frobenius, make_delta
+from bot.numerics.delta import Delta, frobenius, make_delta
+from bot.numerics.rounder import CLONES, Arithmetic, Rounder, StepCounts
 from bot.numerics.rounding import narrow, round_rational, widen
 
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}

@@ -8,7 +8,7 @@ import pytest
 
 from bot.devhub import Fault
 from bot.doctor import NEEDED, examine
-from bot.numerics.delta import CLONES
+from bot.numerics.rounder import CLONES
 from bot.project import REPOSITORY
 from bot.records import Machine
 from tests.publish.given import TARGET
