@@ -1,0 +1,140 @@
+"""Works the outbox: resolves a tag again, sends it once, finds what it may have sent, and follows runs to their end.
+
+Sent once: a request is `sending`, on the disk, before anything is sent. Whoever finds it so later (after a kill, or where an answer
+was lost) asks the backend for a run with the request's id, and sends again only when no such run can show up any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
+
+from bot.dispatch.backends import Backend, Busy, Unsure
+from bot.dispatch.records import Request
+from bot.dispatch.resolve import Gone, Resolver
+from bot.dispatch.store import LEASE, Store
+from bot.errors import AdapterMergeError, Outside
+from bot.events import Emit, Note, silent
+
+FIRST, LONGEST = 10.0, 3600.0  # seconds before a further try; each is twice as long as the one before
+TRIES = 12  # about four and a half hours
+FOLLOWED = 15.0  # seconds between two looks at a run
+LOST = 40  # looks at a run that fail, one after the other, until it is given up
+IDLE = 5.0  # seconds between two looks at the outbox where nothing is due: another process may write to it
+
+
+class Dispatcher:
+    """One worker; several, in one process or more, may share a store."""
+
+    def __init__(self, store: Store, backend: Backend, resolve: Resolver, emit: Emit = silent) -> None:
+        self.store, self.backend, self.resolve, self.emit = store, backend, resolve, emit
+
+    def run(self, stop: Event, wake: Event, after: Callable[[], None] = lambda: None) -> None:
+        """Work until `stop`. `wake`: something came in. `after`: done after every round of work, such as telling of it."""
+        while not stop.is_set():
+            wake.clear()
+            while not stop.is_set() and self.step():
+                pass
+            after()
+            due = self.store.next_due()
+            idle = IDLE if due is None else min(IDLE, max(0.05, due - self.store.clock()))
+            wake.wait(idle)
+
+    def step(self) -> bool:
+        """Do the one thing that is due first. Whether there was one."""
+        if request := self.store.claim_stranded():
+            self._adopt(request)
+        elif request := self.store.claim():
+            self._send(request)
+        elif request := self.store.claim_followed(FOLLOWED):
+            self._follow(request)
+        else:
+            return False
+        return True
+
+    def _send(self, request: Request) -> None:
+        try:
+            with self._held(request):
+                answer = self.resolve(request.order)
+                if isinstance(answer, Gone):
+                    self.store.drop(request, answer.reason)
+                elif fresh := self.store.resolved(request, answer.adapter, answer.sha):
+                    self.store.sent(fresh, self.backend.NAME, self.backend.send(fresh))
+        except Unsure as error:
+            self.emit(Note(text=f"{_named(request)}: {error.what}", level="warning"))
+            self.store.keep_looking(request, self.backend.SHOWN_AFTER)
+        except AdapterMergeError as error:
+            self._try_later(request, error)
+
+    def _adopt(self, request: Request) -> None:
+        """Its sender is gone, or does not know: take over the run that he started, or send it (again)."""
+        try:
+            with self._held(request):
+                run = self.backend.find(request)
+        except AdapterMergeError as error:
+            if request.attempts >= TRIES:
+                self._give_up(request, error)
+            else:
+                self.store.keep_looking(request, _pause(request.attempts, error))
+            return
+        shown = request.begun + self.backend.SHOWN_AFTER
+        if run is not None:
+            self.store.sent(request, self.backend.NAME, run)
+        elif self.store.clock() < shown:
+            self.store.keep_looking(request, shown - self.store.clock())
+        else:
+            self.store.begin_again(request)
+            self._send(request)
+
+    @contextmanager
+    def _held(self, request: Request) -> Iterator[None]:
+        """However long a call takes, the request stays ours."""
+        over = Event()
+
+        def renew() -> None:
+            while not over.wait(LEASE / 4):
+                with suppress(AdapterMergeError):
+                    self.store.renew(request.id)
+
+        pulse = Thread(target=renew, name="lease", daemon=True)
+        pulse.start()
+        try:
+            yield
+        finally:
+            over.set()
+            pulse.join()
+
+    def _follow(self, request: Request) -> None:
+        try:
+            fate = self.backend.look(request)
+        except AdapterMergeError as error:
+            if request.attempts >= LOST:
+                self._give_up(request, error)
+            else:
+                self.store.follow_later(request, error, _pause(request.attempts, error))
+            return
+        if fate != request.fate:
+            self.store.follow(request, fate)
+
+    def _try_later(self, request: Request, error: AdapterMergeError) -> None:
+        if not isinstance(error, Outside) or request.attempts + 1 >= TRIES:
+            self._give_up(request, error)
+        else:
+            self.emit(Note(text=f"{_named(request)}: {error.what}", level="warning"))
+            self.store.wait(request, error, _pause(request.attempts, error))
+
+    def _give_up(self, request: Request, error: AdapterMergeError) -> None:
+        self.emit(Note(text=f"{_named(request)} was given up: {error}", level="warning"))
+        self.store.fail(request, error)
+
+
+def _pause(attempts: int, error: AdapterMergeError | None = None) -> float:
+    """Seconds before a further try: longer each time, and at least as long as the service asked for."""
+    stated = error.seconds if isinstance(error, Busy) else 0.0
+    return max(stated, min(LONGEST, FIRST * 2.0 ** min(attempts, 20)))
+
+
+def _named(request: Request) -> str:
+    tag = f"@{request.order.revision}" if request.order.revision else ""
+    return f"{request.order.adapter}{tag}"

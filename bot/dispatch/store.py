@@ -1,0 +1,362 @@
+"""What the bot knows, in one SQLite file: deliveries, and the outbox of requests. What is promised to the Hub is on the disk first.
+
+WAL with synchronous=FULL: a committed transaction survives a kill and a power cut. Several servers of one machine may share the
+file: who works on a request holds it for a limited time (its lease), and every change of it asks whether he still does.
+Sources: https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_synchronous, #pragma_user_version
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import RLock
+from time import time
+from typing import Any
+
+from bot.dispatch.records import Delivery, Fate, Order, Request, Run, State, tag_key
+from bot.errors import AdapterMergeError, MachineTooSmall, Usage
+
+# Each entry leads from the version before it to its own number (its place, from 1); the file says its version as user_version.
+MIGRATIONS = (
+    """
+    CREATE TABLE deliveries (id TEXT PRIMARY KEY, received REAL NOT NULL, event TEXT NOT NULL, repo TEXT NOT NULL,
+        verdict TEXT NOT NULL) WITHOUT ROWID;
+    CREATE INDEX deliveries_by_time ON deliveries (received);
+    CREATE TABLE requests (id TEXT PRIMARY KEY, key TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, adapter TEXT NOT NULL, revision TEXT,
+        sha TEXT, origin TEXT NOT NULL, options TEXT NOT NULL, answer TEXT, state TEXT NOT NULL, created REAL NOT NULL,
+        due REAL NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, backend TEXT NOT NULL DEFAULT '', run TEXT, fate TEXT,
+        reason TEXT NOT NULL DEFAULT '', remedy TEXT NOT NULL DEFAULT '', announced TEXT NOT NULL DEFAULT '',
+        told TEXT NOT NULL DEFAULT '', changed REAL NOT NULL, begun REAL NOT NULL DEFAULT 0, owner TEXT NOT NULL DEFAULT '', lease REAL NOT NULL DEFAULT 0);
+    CREATE INDEX requests_by_state ON requests (state, due);
+    """,
+)
+KEPT = 90 * 86400.0  # seconds that deliveries are remembered; requests stay, as they say what was merged already
+BUSY = 20.0  # seconds that another process's transaction is waited for
+LEASE = 60.0  # seconds that a request stays with its sender after he was last heard of
+FAR = 86400.0  # seconds; nothing is due later than that: the clock was wrong when it was written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """What became of a delivery: whether it was a new one, and the requests that it made."""
+
+    new: bool
+    requests: tuple[str, ...] = ()
+
+
+class Store:
+    """The file, opened. Every method is one transaction, and may be called from any thread. Raises MachineTooSmall where the disk
+    is full or may not be written."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time) -> None:
+        """Opens it, makes it, or brings it up to date. Raises Usage for one of a newer version, and for what is no database."""
+        self.path, self.clock = path, clock
+        self.owner = secrets.token_hex(8)
+        self._lock = RLock()
+        with _translated(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # isolation_level None: transactions begin where we say so.
+            self._rows = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+            self._rows.row_factory = sqlite3.Row
+            self._rows.execute("PRAGMA journal_mode = WAL")
+            self._rows.execute("PRAGMA synchronous = FULL")
+            self._migrate()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            self._rows.close()
+
+    # --- what comes in ------------------------------------------------------------------------------------------------
+
+    def accept(self, batch: Sequence[tuple[Delivery, Sequence[Order]]]) -> list[Accepted]:
+        """Deliveries and the requests that they make, on the disk in one transaction when this returns."""
+        now = self.clock()
+        with self._writing() as rows:
+            answers = [self._accept(rows, delivery, orders, now) for delivery, orders in batch]
+            rows.execute("DELETE FROM deliveries WHERE received < ?", (now - KEPT,))
+        return answers
+
+    def _accept(self, rows: sqlite3.Cursor, delivery: Delivery, orders: Sequence[Order], now: float) -> Accepted:
+        known = rows.execute("SELECT 1 FROM deliveries WHERE id = ?", (delivery.id,)).fetchone()
+        if known:
+            return Accepted(new=False)
+        rows.execute(
+            "INSERT INTO deliveries VALUES (?, ?, ?, ?, ?)",
+            (delivery.id, delivery.received, delivery.event, delivery.repo, delivery.verdict),
+        )
+        made = [self._add(rows, order, now, once_more=("failed", "dropped")) for order in orders]
+        return Accepted(new=True, requests=tuple(request for request in made if request))
+
+    def add(self, order: Order, *, once_more: Iterable[State] = ()) -> Request | None:
+        """A request for this order; None where there is one already, unless that ended in one of the states `once_more`: then it
+        begins anew."""
+        with self._writing() as rows:
+            request = self._add(rows, order, self.clock(), once_more=tuple(once_more))
+            return self._one(rows, request) if request else None
+
+    @staticmethod
+    def _add(rows: sqlite3.Cursor, order: Order, now: float, *, once_more: Sequence[str]) -> str | None:
+        known = rows.execute("SELECT id, state FROM requests WHERE key = ?", (order.key,)).fetchone()
+        if known and known["state"] not in once_more:
+            return None
+        request = secrets.token_hex(8)
+        if known:
+            # A new id: the old one is the name of a run that has ended.
+            rows.execute(
+                "UPDATE requests SET id = ?, state = 'waiting', origin = ?, options = ?, sha = ?, due = ?, attempts = 0, run = NULL, "
+                "fate = NULL, reason = '', remedy = '', changed = ?, owner = '', lease = 0 WHERE id = ?",
+                (request, order.origin, _dumped(order.options), order.sha, now, now, known["id"]),
+            )
+            return request
+        rows.execute(
+            "INSERT INTO requests (id, key, kind, adapter, revision, sha, origin, options, answer, state, created, due, changed) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'waiting', ?, ?, ?)",
+            (request, order.key, order.kind, order.adapter, order.revision, order.sha, order.origin, _dumped(order.options),
+             order.answer, now, now, now),
+        )  # fmt: skip
+        return request
+
+    # --- the outbox ---------------------------------------------------------------------------------------------------
+
+    def claim(self) -> Request | None:
+        """The request that has waited longest and is due, now ours to send for as long as the lease lasts."""
+        change = "state = 'sending', owner = :me, lease = :now + :lease, begun = :now"
+        return self._take("state = 'waiting' AND (due <= :now OR due > :now + :far)", change)
+
+    def claim_stranded(self) -> Request | None:
+        """A request whose sender is gone, and which he may have sent."""
+        which = "state = 'sending' AND (lease <= :now OR lease > :now + :far)"
+        return self._take(which, "owner = :me, lease = :now + :lease")
+
+    def claim_followed(self, again_in: float) -> Request | None:
+        """A request that runs somewhere and is to be looked at; the next look is due in `again_in` seconds."""
+        which = "state = 'sent' AND (due <= :now OR due > :now + :far)"
+        return self._take(which, "due = :now + :again", again=again_in)
+
+    def renew(self, request: str) -> bool:
+        """The lease begins anew; False where somebody else has taken the request over, or it has ended."""
+        with self._writing() as rows:
+            row = rows.execute(
+                "UPDATE requests SET lease = ? WHERE id = ? AND state = 'sending' AND owner = ? RETURNING id",
+                (self.clock() + LEASE, request, self.owner),
+            ).fetchone()
+        return row is not None
+
+    def begin_again(self, request: Request) -> None:
+        """It was not sent, as is sure by now: it is sent once more."""
+        self._change(request, begun=self.clock(), lease=self.clock() + LEASE)
+
+    def _take(self, which: str, change: str, **values: float) -> Request | None:
+        bound = {"now": self.clock(), "me": self.owner, "lease": LEASE, "far": FAR, **values}
+        with self._writing() as rows:
+            taken = rows.execute(
+                f"UPDATE requests SET {change} WHERE id = "
+                f"(SELECT id FROM requests WHERE {which} ORDER BY due, created LIMIT 1) RETURNING *",
+                bound,
+            ).fetchone()
+        return _request(taken) if taken else None
+
+    def resolved(self, request: Request, adapter: str, sha: str) -> Request | None:
+        """Note what the tag means now. None where that is merged by another request (this one is dropped), or is no longer ours."""
+        order = request.order
+        key = tag_key(adapter, order.revision or "", sha) if order.key.startswith("tag ") else order.key
+        with self._writing() as rows:
+            other = rows.execute("SELECT id FROM requests WHERE key = ? AND id != ?", (key, request.id)).fetchone()
+            if other is None:
+                rows.execute(
+                    "UPDATE requests SET key = ?, adapter = ?, sha = ? WHERE id = ? AND state = 'sending' AND owner = ?",
+                    (key, adapter, sha, request.id, self.owner),
+                )
+        if other is not None:
+            self.drop(request, f"Request {other['id']} merges the same commit under this tag.")
+            return None
+        return self.request(request.id) if self.renew(request.id) else None
+
+    def sent(self, request: Request, backend: str, run: Run) -> None:
+        """It runs; look at it soon."""
+        self._change(request, state="sent", backend=backend, run=_dumped(asdict(run)), attempts=0, due=self.clock(), reason="",
+                     remedy="")  # fmt: skip
+
+    def wait(self, request: Request, error: AdapterMergeError, seconds: float) -> None:
+        """It could not be sent: try again in `seconds`. Survives a restart, as it stands in the row."""
+        self._change(request, state="waiting", attempts=request.attempts + 1, due=self.clock() + seconds, reason=error.what,
+                     remedy=error.remedy)  # fmt: skip
+
+    def keep_looking(self, request: Request, seconds: float) -> None:
+        """Nobody knows yet whether it was sent: it stays ours, and is looked for again in `seconds`."""
+        self._change(request, attempts=request.attempts + 1, lease=self.clock() + seconds)
+
+    def fail(self, request: Request, error: AdapterMergeError) -> None:
+        """Give it up, with the reason and the remedy."""
+        fate = Fate(status="failed", reason=error.what, remedy=error.remedy, exit_code=error.exit_code)
+        self._change(request, state="failed", reason=error.what, remedy=error.remedy, fate=_dumped(asdict(fate)))
+
+    def drop(self, request: Request, reason: str) -> None:
+        """There is nothing to do for it."""
+        self._change(request, state="dropped", reason=reason, remedy="")
+
+    def follow(self, request: Request, fate: Fate) -> None:
+        """How its run stands. One that has ended is done, or failed."""
+        state: State = request.state
+        if fate.final:
+            state = "failed" if fate.status == "failed" else "done"
+        self._change(
+            request, state=state, fate=_dumped(asdict(fate)), attempts=0, reason=fate.reason, remedy=fate.remedy
+        )
+
+    def follow_later(self, request: Request, error: AdapterMergeError, seconds: float) -> None:
+        """Its run could not be looked at."""
+        self._change(
+            request, attempts=request.attempts + 1, due=self.clock() + seconds, reason=error.what, remedy=error.remedy
+        )
+
+    def announce(self, request: Request, announced: str, told: str) -> None:
+        """Which comment tells of it, and what that says now."""
+        with self._writing() as rows:
+            rows.execute("UPDATE requests SET announced = ?, told = ? WHERE id = ?", (announced, told, request.id))
+
+    def _change(self, request: Request, **values: Any) -> None:
+        """Change a row, if it is still as we took it: nobody else took it over meanwhile."""
+        values["changed"] = self.clock()
+        named = ", ".join(f"{name} = :{name}" for name in values)
+        held = "AND owner = :me" if request.state == "sending" else ""
+        with self._writing() as rows:
+            rows.execute(
+                f"UPDATE requests SET {named} WHERE id = :request AND state = :was {held}",
+                {**values, "request": request.id, "was": request.state, "me": self.owner},
+            )
+
+    # --- what is asked of it ------------------------------------------------------------------------------------------
+
+    def request(self, request: str) -> Request | None:
+        """One request by its id."""
+        with self._reading() as rows:
+            return self._one(rows, request)
+
+    def by_key(self, key: str) -> Request | None:
+        """One request by its order's key."""
+        with self._reading() as rows:
+            row = rows.execute("SELECT * FROM requests WHERE key = ?", (key,)).fetchone()
+        return _request(row) if row else None
+
+    def requests(self, limit: int = 100) -> list[Request]:
+        """The newest ones first."""
+        with self._reading() as rows:
+            listed = rows.execute("SELECT * FROM requests ORDER BY created DESC LIMIT ?", (limit,)).fetchall()
+        return [_request(row) for row in listed]
+
+    def to_tell(self, limit: int = 20) -> list[Request]:
+        """Those that changed since their comment was last compared with them: the oldest change first."""
+        with self._reading() as rows:
+            listed = rows.execute("SELECT * FROM requests ORDER BY changed DESC LIMIT ?", (limit,)).fetchall()
+        return [_request(row) for row in reversed(listed)]
+
+    def deliveries(self, limit: int = 100) -> list[Delivery]:
+        """The newest ones first."""
+        with self._reading() as rows:
+            listed = rows.execute("SELECT * FROM deliveries ORDER BY received DESC LIMIT ?", (limit,)).fetchall()
+        return [Delivery(**dict(row)) for row in listed]
+
+    def counts(self) -> dict[str, int]:
+        """How many requests are in which state, and how many deliveries are remembered."""
+        with self._reading() as rows:
+            states = rows.execute("SELECT state, count(*) FROM requests GROUP BY state").fetchall()
+            deliveries = rows.execute("SELECT count(*) FROM deliveries").fetchone()[0]
+        return {**dict(states), "deliveries": deliveries}
+
+    def next_due(self) -> float | None:
+        """When something is to be done next, in seconds since the epoch; None where nothing is."""
+        with self._reading() as rows:
+            due: float | None = rows.execute(
+                "SELECT min(CASE state WHEN 'sending' THEN lease ELSE due END) FROM requests "
+                "WHERE state IN ('waiting', 'sending', 'sent')"
+            ).fetchone()[0]
+        return due
+
+    def check(self) -> None:
+        """Raise MachineTooSmall where it cannot be written now."""
+        with self._writing() as rows:
+            rows.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    # --- the file -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _one(rows: sqlite3.Cursor, request: str) -> Request | None:
+        row = rows.execute("SELECT * FROM requests WHERE id = ?", (request,)).fetchone()
+        return _request(row) if row else None
+
+    def _migrate(self) -> None:
+        with self._writing() as rows:
+            version: int = rows.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(MIGRATIONS):
+                raise Usage(
+                    f"{self.path} was written by a newer version of adapter-merge.",
+                    remedy="Install that version, or name another file with --state.",
+                )
+            for migration in MIGRATIONS[version:]:
+                for statement in filter(str.strip, migration.split(";")):
+                    rows.execute(statement)
+            rows.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Cursor]:
+        """A transaction that is on the disk when the block is left; of a block that raises nothing is."""
+        with self._lock, _translated(self.path):
+            cursor = self._rows.cursor()
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                yield cursor
+                cursor.execute("COMMIT")
+            except BaseException:
+                if self._rows.in_transaction:
+                    cursor.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Cursor]:
+        with self._lock, _translated(self.path):
+            yield self._rows.cursor()
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        text = str(error)
+        if "not a database" in text or "malformed" in text or "already exists" in text:
+            raise Usage(f"{path} is not a state file of adapter-merge's, or is damaged ({text}).",
+                        remedy="Name another file with --state, or restore it from a backup.") from error  # fmt: skip
+        if isinstance(error, sqlite3.OperationalError):
+            raise MachineTooSmall(
+                f"{path} cannot be written: {text}.",
+                remedy="Free some space, give this user the right to the file and its folder, or name another one with --state.",
+            ) from error
+        raise
+    except OSError as error:
+        raise MachineTooSmall(
+            f"{path} cannot be written: {error.strerror}.", remedy="Name another file with --state."
+        ) from error
+
+
+def _request(row: sqlite3.Row) -> Request:
+    order = Order(
+        key=row["key"], kind=row["kind"], adapter=row["adapter"], revision=row["revision"], sha=row["sha"], origin=row["origin"],
+        options=tuple((name, value) for name, value in json.loads(row["options"])), answer=row["answer"],
+    )  # fmt: skip
+    return Request(
+        id=row["id"], order=order, state=row["state"], created=row["created"], due=row["due"], attempts=row["attempts"],
+        backend=row["backend"], run=Run(**json.loads(row["run"])) if row["run"] else None,
+        fate=Fate(**json.loads(row["fate"])) if row["fate"] else None, reason=row["reason"], remedy=row["remedy"],
+        begun=row["begun"], announced=row["announced"], told=row["told"], changed=row["changed"],
+    )  # fmt: skip
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
