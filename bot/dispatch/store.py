@@ -31,7 +31,8 @@ MIGRATIONS = (
         sha TEXT, origin TEXT NOT NULL, options TEXT NOT NULL, answer TEXT, state TEXT NOT NULL, created REAL NOT NULL,
         due REAL NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, backend TEXT NOT NULL DEFAULT '', run TEXT, fate TEXT,
         reason TEXT NOT NULL DEFAULT '', remedy TEXT NOT NULL DEFAULT '', announced TEXT NOT NULL DEFAULT '',
-        told TEXT NOT NULL DEFAULT '', changed REAL NOT NULL, begun REAL NOT NULL DEFAULT 0, owner TEXT NOT NULL DEFAULT '', lease REAL NOT NULL DEFAULT 0);
+        told TEXT NOT NULL DEFAULT '', changed REAL NOT NULL, begun REAL NOT NULL DEFAULT 0,
+        owner TEXT NOT NULL DEFAULT '', lease REAL NOT NULL DEFAULT 0);
     CREATE INDEX requests_by_state ON requests (state, due);
     """,
 )

@@ -22,7 +22,7 @@ FLOORS = {
     "adapters": 2, "formats": 2,
     "engines": 3, "checks": 3, "plan_text": 3,
     "pull": 4, "adapters.combine": 4, "plan": 4, "merge": 4, "verify": 4, "card": 4, "publish": 4, "doctor": 4, "compare": 4,
-    "pipeline": 5, "reverify": 6, "run_each": 6,
+    "pipeline": 5, "reverify": 6, "run_each": 6, "dispatch": 6,
     "terminal": 6, "terminal.streams": 5, "terminal.progress": 5, "demo": 6, "cli": 7, "action": 7, "__main__": 8,
 }  # fmt: skip
 
@@ -38,9 +38,11 @@ DOORS = {
     "bitsandbytes": {"checks"},
     "compressed_tensors": {"checks"},
     "click": {"cli", "terminal", "demo"},
-    "starlette": {"devhub"},
-    "uvicorn": {"devhub"},
-    "sqlite3": {"devhub"},
+    "starlette": {"devhub", "dispatch"},
+    "uvicorn": {"devhub", "dispatch"},
+    "sqlite3": {"devhub", "dispatch"},
+    "jinja2": {"dispatch"},
+    "prometheus_client": {"dispatch"},
 }
 
 
