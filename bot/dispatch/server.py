@@ -1,0 +1,121 @@
+"""The server: deliveries in, a page out, and the dispatcher beside it. uvicorn carries it; it ends in order on Ctrl-C and SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from threading import Event, Thread
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from bot.dispatch.allow import Allowed
+from bot.dispatch.dispatcher import Dispatcher
+from bot.dispatch.intake import Commands, Intake
+from bot.dispatch.metrics import CONTENT_TYPE, exposition
+from bot.dispatch.page import render_page
+from bot.dispatch.store import Store
+from bot.errors import AdapterMergeError, Usage
+
+# A page that loads nothing and runs nothing; its style stands in it.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; "
+    "frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+ORDERLY = 10  # seconds that deliveries under way get when the server ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """`secret`: of the webhook. `hub`: the Hub's address, for links. `page`: whether `/` shows anything."""
+
+    secret: str
+    allowed: Allowed
+    hub: str
+    page: bool = True
+
+
+def make_app(store: Store, settings: Settings, commands: Commands, wake: Callable[[], None]) -> Starlette:
+    """The application: `POST /webhook`, and to look at `/`, `/healthz`, `/metrics`."""
+    intake = Intake(store, settings.allowed, settings.secret, commands, wake)
+
+    async def health(request: Request) -> Response:
+        try:
+            await run_in_threadpool(store.check)
+        except AdapterMergeError as error:
+            return JSONResponse({"status": "unavailable", "reason": str(error)}, 503)
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(request: Request) -> Response:
+        return Response(await run_in_threadpool(exposition, store, intake), media_type=CONTENT_TYPE)
+
+    async def page(request: Request) -> Response:
+        return HTMLResponse(await run_in_threadpool(render_page, store, settings.hub), headers=HEADERS)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        writer = asyncio.create_task(intake.run())
+        yield
+        writer.cancel()
+        with suppress(asyncio.CancelledError):
+            await writer
+
+    looked_at = [Route("/healthz", health), Route("/metrics", metrics), *([Route("/", page)] if settings.page else [])]
+    return Starlette(routes=[Route("/webhook", intake.receive, methods=["POST"]), *looked_at], lifespan=lifespan)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound already, so that a port in use is told before anything else. Raises Usage."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise Usage(
+            f"{host}:{port} cannot be listened at: {getattr(error, 'strerror', None) or error}.",
+            remedy="Name another --port or --host, or end the program that has it.",
+        ) from error
+    return listener
+
+
+def serve(
+    store: Store,
+    settings: Settings,
+    dispatcher: Dispatcher,
+    commands: Commands,
+    listener: socket.socket,
+    after: Callable[[], None],
+) -> None:
+    """Serve until Ctrl-C or SIGTERM. `after`: done after every round of the dispatcher, such as telling of runs."""
+    stop, wake = Event(), Event()
+    worker = Thread(target=dispatcher.run, args=(stop, wake, after), name="dispatcher")
+    config = uvicorn.Config(
+        make_app(store, settings, commands, wake.set),
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=ORDERLY,
+        h11_max_incomplete_event_size=16_384,
+        server_header=False,
+    )
+    worker.start()
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        stop.set()
+        wake.set()
+        worker.join()
+        listener.close()
