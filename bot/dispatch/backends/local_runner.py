@@ -1,0 +1,60 @@
+"""The process of one local run: `python -m bot.dispatch.backends.local_runner FOLDER`. It waits for its turn, runs the command, and
+writes down how that ended. See `bot.dispatch.backends.local` for the folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+COMMAND = (sys.executable, "-P", "-m", "bot")
+# A run gets what it needs; what only the server needs stays with it.
+KEPT_BACK = ("ADAPTER_MERGE_WEBHOOK_SECRET", "GITHUB_TOKEN")
+
+
+def run(folder: Path) -> None:
+    """Nothing, where another runner has the request or it has ended."""
+    with (folder / "lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        if (folder / "exit").exists():
+            return
+        with (folder.parent / "one-at-a-time").open("ab") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            with (folder / "starts").open("ab") as starts:
+                starts.write(f"{os.getpid()}\n".encode())
+            _run(folder, (lock.fileno(), turn.fileno()))
+
+
+def _run(folder: Path, locks: tuple[int, ...]) -> None:
+    """`locks` are the command's too: as long as it lives, nobody else starts, even where this process was killed."""
+    arguments = json.loads((folder / "command.json").read_text(encoding="utf-8"))["arguments"]
+    environment = {name: value for name, value in os.environ.items() if name not in KEPT_BACK}
+    if token := environment.pop("ADAPTER_MERGE_HUB_TOKEN", None):
+        environment["HF_TOKEN"] = token
+    with (folder / "output.json").open("wb") as output, (folder / "log").open("ab") as log:
+        ended = subprocess.run(
+            [*COMMAND, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=log,
+            env=environment,
+            pass_fds=locks,
+            check=False,
+        )
+        os.fsync(output.fileno())
+    fresh = folder / "exit.tmp"
+    with fresh.open("w", encoding="ascii") as written:
+        written.write(str(ended.returncode))
+        written.flush()
+        os.fsync(written.fileno())
+    fresh.replace(folder / "exit")
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))
