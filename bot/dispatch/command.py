@@ -8,44 +8,43 @@ from typing import Any
 
 from bot.dispatch.records import Fate, Order
 from bot.errors import Usage
+from bot.options import Option, Options, Request, options_of
 from bot.untrusted import strict_json
 
-# The action's inputs that an order may carry, and the option of the command line that each one is. Nothing else is handed on: what
-# a comment's author may choose stands in `bot.dispatch.comments`.
-OPTIONS = {
-    "base-model": "--base",
-    "target-repo": "--to",
-    "publish": "--publish",
-    "dtype": "--dtype",
-    "base-weights": "--base-weights",
-    "quantize": "--quantize",
-    "overflow": "--overflow",
-    "verify": "--verify",
-    "device": "--device",
-    "private": "--private",
-    "license": "--license",
+# The options of a run by the names that the action's inputs have, those that a run on another machine has no use for left out.
+OPTIONS: dict[str, Option] = {
+    each.input: each
+    for record in (Options, Request)
+    for each in options_of(record)
+    if each.input and each.metavar not in ("FILE", "DIR") and each.field != "adapter"
 }
-FLAGS = {"force": "--force", "trust-remote-code": "--trust-remote-code", "allow-pickle": "--allow-pickle"}
+OF_PUBLISHING = ("target-repo", "publish", "private", "license", "force")
 
 
 def arguments(order: Order) -> list[str]:
     """The arguments of `adapter-merge`, with JSON on standard output. Raises Usage for an option that is none."""
-    # A tag by its full name: a branch may be called the same.
     ref = f"{order.adapter}@{order.revision}" if order.revision else order.adapter
-    if order.kind == "verify":
-        return ["verify", ref, "--json"]
-    command = ["plan" if order.kind == "plan" else "run", ref, "--json"]
-    for name, value in order.options:
-        if name in OPTIONS:
-            command += [f"{OPTIONS[name]}={value}"]
-        elif name in FLAGS and value == "true":
-            command += [FLAGS[name]]
-        elif name not in FLAGS:
-            raise Usage(f"{name} is no option of a run.", remedy=f"There are {', '.join([*OPTIONS, *FLAGS])}.")
-    if order.kind == "plan":
-        unknown = ("--to=", "--publish=", "--private=", "--license=", "--force")
-        command = [part for part in command if not part.startswith(unknown)]
-    return command
+    command = {"merge": "run"}.get(order.kind, order.kind)
+    wanted = [part for name, value in order.options if _concerns(order.kind, name) for part in _argument(name, value)]
+    return [command, ref, "--json", *wanted]
+
+
+def _concerns(kind: str, name: str) -> bool:
+    return kind == "merge" or (kind == "plan" and name not in OF_PUBLISHING)
+
+
+def _argument(name: str, value: str) -> list[str]:
+    """The option as one argument, so that no value is taken for another option."""
+    option = OPTIONS.get(name)
+    if option is None:
+        raise Usage(f"{name!r} is no option of a run.", remedy=f"There are {', '.join(sorted(OPTIONS))}.")
+    if option.type is bool:
+        if value not in ("true", "false"):
+            raise Usage(f"{name} is {value!r}.", remedy="Write true or false.")
+        return [f"--{option.name}"] if value == "true" else []
+    if option.choices and value not in option.choices:
+        raise Usage(f"{name} is {value!r}.", remedy=f"Write one of {', '.join(option.choices)}.")
+    return [f"--{option.name}={value}"]
 
 
 def fate_of(kind: str, exit_code: int, output: bytes, log: Iterable[str] = ()) -> Fate:

@@ -27,8 +27,13 @@ IDLE = 5.0  # seconds between two looks at the outbox where nothing is due: anot
 class Dispatcher:
     """One worker; several, in one process or more, may share a store."""
 
-    def __init__(self, store: Store, backend: Backend, resolve: Resolver, emit: Emit = silent) -> None:
-        self.store, self.backend, self.resolve, self.emit = store, backend, resolve, emit
+    follow_every = FOLLOWED  # seconds
+
+    def __init__(
+        self, store: Store, backend: Backend, resolve: Resolver, emit: Emit = silent, only: str | None = None
+    ) -> None:
+        """`only`: the one request to work on; None: all of them."""
+        self.store, self.backend, self.resolve, self.emit, self.only = store, backend, resolve, emit, only
 
     def run(self, stop: Event, wake: Event, after: Callable[[], None] = lambda: None) -> None:
         """Work until `stop`. `wake`: something came in. `after`: done after every round of work, such as telling of it."""
@@ -43,11 +48,11 @@ class Dispatcher:
 
     def step(self) -> bool:
         """Do the one thing that is due first. Whether there was one."""
-        if request := self.store.claim_stranded():
+        if request := self.store.claim_stranded(self.only):
             self._adopt(request)
-        elif request := self.store.claim():
+        elif request := self.store.claim(self.only):
             self._send(request)
-        elif request := self.store.claim_followed(FOLLOWED):
+        elif request := self.store.claim_followed(self.follow_every, self.only):
             self._follow(request)
         else:
             return False

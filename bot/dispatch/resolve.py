@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bot.dispatch.allow import Allowed
 from bot.dispatch.records import Order
 from bot.errors import NotFound
-from bot.hub import Hub
+
+if TYPE_CHECKING:
+    from bot.hub import Hub
 
 REPORT = "verification.json"
 ADAPTER = "adapter_config.json"

@@ -32,7 +32,9 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-ORDERLY = 10  # seconds that deliveries under way get when the server ends
+ORDERLY = (
+    3  # seconds that deliveries under way get when the server ends; after five the whole process ends, see bot.signals
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,12 @@ def listen(host: str, port: int) -> socket.socket:
             remedy="Name another --port or --host, or end the program that has it.",
         ) from error
     return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """Where it listens, as a URL."""
+    host, port, *_ = listener.getsockname()
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def serve(

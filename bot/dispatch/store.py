@@ -125,20 +125,20 @@ class Store:
 
     # --- the outbox ---------------------------------------------------------------------------------------------------
 
-    def claim(self) -> Request | None:
+    def claim(self, only: str | None = None) -> Request | None:
         """The request that has waited longest and is due, now ours to send for as long as the lease lasts."""
         change = "state = 'sending', owner = :me, lease = :now + :lease, begun = :now"
-        return self._take("state = 'waiting' AND (due <= :now OR due > :now + :far)", change)
+        return self._take("state = 'waiting' AND (due <= :now OR due > :now + :far)", change, only)
 
-    def claim_stranded(self) -> Request | None:
+    def claim_stranded(self, only: str | None = None) -> Request | None:
         """A request whose sender is gone, and which he may have sent."""
         which = "state = 'sending' AND (lease <= :now OR lease > :now + :far)"
-        return self._take(which, "owner = :me, lease = :now + :lease")
+        return self._take(which, "owner = :me, lease = :now + :lease", only)
 
-    def claim_followed(self, again_in: float) -> Request | None:
+    def claim_followed(self, again_in: float, only: str | None = None) -> Request | None:
         """A request that runs somewhere and is to be looked at; the next look is due in `again_in` seconds."""
         which = "state = 'sent' AND (due <= :now OR due > :now + :far)"
-        return self._take(which, "due = :now + :again", again=again_in)
+        return self._take(which, "due = :now + :again", only, again=again_in)
 
     def renew(self, request: str) -> bool:
         """The lease begins anew; False where somebody else has taken the request over, or it has ended."""
@@ -153,12 +153,12 @@ class Store:
         """It was not sent, as is sure by now: it is sent once more."""
         self._change(request, begun=self.clock(), lease=self.clock() + LEASE)
 
-    def _take(self, which: str, change: str, **values: float) -> Request | None:
-        bound = {"now": self.clock(), "me": self.owner, "lease": LEASE, "far": FAR, **values}
+    def _take(self, which: str, change: str, only: str | None, **values: float) -> Request | None:
+        bound = {"now": self.clock(), "me": self.owner, "lease": LEASE, "far": FAR, "only": only, **values}
         with self._writing() as rows:
             taken = rows.execute(
                 f"UPDATE requests SET {change} WHERE id = "
-                f"(SELECT id FROM requests WHERE {which} ORDER BY due, created LIMIT 1) RETURNING *",
+                f"(SELECT id FROM requests WHERE {which} AND (:only IS NULL OR id = :only) ORDER BY due, created LIMIT 1) RETURNING *",
                 bound,
             ).fetchone()
         return _request(taken) if taken else None

@@ -1,0 +1,158 @@
+"""`serve`, `dispatch`: the Hub bot. Nothing is merged in these processes, and torch is not imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bot.cli.click_options import DEBUG, SPEAKING, fields, options
+from bot.cli.option_groups import Command
+from bot.cli.printing import print_json, print_text
+from bot.cli.requests import the_hub
+from bot.dispatch.chosen import BackendOptions, Surroundings, backend_of, state_file
+from bot.errors import Usage
+from bot.terminal.console import Console
+
+SECRET = "ADAPTER_MERGE_WEBHOOK_SECRET"
+STATE = click.option(
+    "--state",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What the bot remembers. Default: adapter-merge/bot.db in the user's state folder.",
+)
+ALLOWED = options(
+    click.option("--allow", metavar="PATTERN", multiple=True, help="An adapter that may start a merge: owner/name, or 'owner/*'."),
+    click.option("--tags", metavar="PATTERN", multiple=True, help="Tags that start one, as 'v*'. Default: every tag."),
+)  # fmt: skip
+RUNNING = options(STATE, fields(BackendOptions))
+
+
+@click.command(cls=Command)
+@ALLOWED
+@RUNNING
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--port", default=8000, show_default=True, help="0 takes any free port.")
+@click.option(
+    "--secret-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help=f"Holds the webhook's secret. Default: the variable {SECRET}.",
+)
+@click.option("--no-page", is_flag=True, help="Show no page at /.")
+@DEBUG
+def serve(
+    allow: tuple[str, ...],
+    tags: tuple[str, ...],
+    state: Path | None,
+    host: str,
+    port: int,
+    secret_file: Path | None,
+    no_page: bool,
+    debug: bool,
+    **chosen: Any,
+) -> int:
+    """Listen to the Hub: a tag pushed to an allowed adapter starts one merge. Stop it with Ctrl-C; nothing is lost."""
+    from bot.dispatch.allow import Allowed
+    from bot.dispatch.dispatcher import Dispatcher
+    from bot.dispatch.resolve import resolver
+    from bot.dispatch.server import Settings, listen
+    from bot.dispatch.server import serve as serve_until_ended
+    from bot.dispatch.store import Store
+
+    allowed, secret = Allowed.of(allow, tags), secret_from(secret_file)
+    listener = listen(host, port)
+    hub, console = the_hub(), Console(quiet=False)
+    path = state or state_file(os.environ)
+    store = Store(path)
+    backend = backend_of(BackendOptions(**chosen), Surroundings(state=path, hub=hub, environment=os.environ))
+    settings = Settings(secret=secret, allowed=allowed, hub=hub.address, page=not no_page)
+    bound = listener.getsockname()
+    print_text(
+        f"Listening at http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}/webhook; merges run: {backend.NAME}."
+    )
+    dispatcher = Dispatcher(store, backend, resolver(hub, allowed), console)
+    try:
+        serve_until_ended(store, settings, dispatcher, lambda comment: (), listener, lambda: None)
+    finally:
+        store.close()
+    return 0
+
+
+@click.command(cls=Command)
+@click.argument("adapter", metavar="ADAPTER")
+@RUNNING
+@click.option(
+    "--option",
+    "wanted",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="An option of the run, by the name of the action's input: dtype=float16.",
+)
+@click.option("--wait", is_flag=True, help="Follow the run, print the end of its log, and end with its exit code.")
+@SPEAKING
+def dispatch(
+    adapter: str,
+    state: Path | None,
+    wanted: tuple[str, ...],
+    wait: bool,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    **chosen: Any,
+) -> int:
+    """Start the merge of ADAPTER (owner/name@tag) where the backend runs it."""
+    from bot.dispatch.by_hand import dispatch_by_hand, order_by_hand
+    from bot.dispatch.store import Store
+
+    hub, console = the_hub(), Console(quiet=quiet)
+    order = order_by_hand(adapter, wanted)
+    path = state or state_file(os.environ)
+    store = Store(path)
+    try:
+        backend = backend_of(BackendOptions(**chosen), Surroundings(state=path, hub=hub, environment=os.environ))
+        request = dispatch_by_hand(order, store, backend, hub, console, wait=wait)
+        if wait and not as_json:
+            for line in backend.log(request, 20):
+                click.echo(f"  {line}", err=True)
+    finally:
+        console.close()
+        store.close()
+    fate, run = request.fate, request.run
+    if as_json:
+        print_json({
+            "request": request.id, "backend": request.backend, "run": run.id if run else None, "run_url": run.url if run else None,
+            "status": fate.status if fate else request.state, "url": fate.url if fate else "", "reason": request.reason,
+            "remedy": request.remedy, "exit_code": fate.exit_code if fate else None,
+        })  # fmt: skip
+    elif not quiet:
+        where = f" {run.url}" if run and run.url else ""
+        status = fate.status if fate and fate.final else "dispatched"
+        print_text(
+            " ".join(
+                filter(
+                    None,
+                    (
+                        f"{status}: request {request.id}{where}",
+                        fate.url if fate else "",
+                        request.reason,
+                        request.remedy,
+                    ),
+                )
+            )
+        )
+    return fate.exit_code or 0 if fate and fate.final and fate.exit_code is not None else 0
+
+
+def secret_from(file: Path | None) -> str:
+    """The webhook's secret. Raises Usage where there is none: a server without one would take orders from everybody."""
+    secret = file.read_text(encoding="utf-8").strip() if file else os.environ.get(SECRET, "")
+    if not secret:
+        source = f"{file} is empty." if file else f"The webhook's secret is missing: {SECRET} is not set."
+        raise Usage(
+            source,
+            remedy=f"Set {SECRET}, or name a file with --secret-file; {secrets.token_hex(16)} would do, also as the webhook's.",
+        )
+    return secret

@@ -1,0 +1,65 @@
+"""A merge started by a person: the same outbox, and on request the same end as if it had run here."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from bot.dispatch.backends import Backend
+from bot.dispatch.command import arguments
+from bot.dispatch.dispatcher import Dispatcher
+from bot.dispatch.records import FINAL, Order, Request
+from bot.dispatch.resolve import resolver
+from bot.dispatch.store import Store
+from bot.errors import Outside, Refused, Usage
+from bot.events import Emit, Moved, Stage
+from bot.hub.names import is_repo_id
+from bot.hub.patience import rest
+
+if TYPE_CHECKING:
+    from bot.hub import Hub
+
+NAP = 0.5  # seconds
+
+
+def order_by_hand(text: str, options: Iterable[str]) -> Order:
+    """`owner/name[@revision]` and NAME=VALUE pairs as an order. Raises Usage."""
+    adapter, _, revision = text.partition("@")
+    if not is_repo_id(adapter):
+        raise Usage(f"{text} is no adapter on the Hub.", remedy="Write owner/name or owner/name@tag.")
+    pairs = []
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise Usage(f"--option {option} has no value.", remedy="Write NAME=VALUE, as dtype=float16.")
+        pairs.append((name, value))
+    order = Order(
+        key=f"hand {secrets.token_hex(8)}", adapter=adapter, revision=revision or None, sha=None, origin="hand", options=tuple(pairs)
+    )  # fmt: skip
+    arguments(order)
+    return order
+
+
+def dispatch_by_hand(order: Order, store: Store, backend: Backend, hub: Hub, emit: Emit, *, wait: bool) -> Request:
+    """Send it now, and with `wait` follow it to its end. Raises Refused where there is nothing to run, Outside where it could not
+    be sent: a person tries again himself."""
+    request = store.add(order)
+    assert request is not None  # its key is a new one
+    dispatcher = Dispatcher(store, backend, resolver(hub, None), emit, only=request.id)
+    emit(Stage(name="dispatch", title=f"Dispatching {order.adapter}"))
+    while True:
+        worked = dispatcher.step()
+        request = store.request(request.id) or request
+        if request.state == "waiting" and request.attempts:
+            store.drop(request, request.reason)
+            raise Outside(request.reason, remedy=request.remedy)
+        if request.state in FINAL or (request.state == "sent" and not wait):
+            break
+        status = request.fate.status if request.fate else request.state
+        emit(Moved(stage="dispatch", done=0, total=0, what=f"Run {status}"))
+        if not worked:
+            rest(NAP)
+    if request.state == "dropped":
+        raise Refused(request.reason, remedy="Name another adapter, or another tag.")
+    return request
