@@ -14,7 +14,6 @@ from bot.cli.printing import print_json, print_text
 from bot.cli.requests import the_hub
 from bot.dispatch.chosen import BackendOptions, Surroundings, backend_of, state_file
 from bot.errors import Usage
-from bot.terminal.console import Console
 
 SECRET = "ADAPTER_MERGE_WEBHOOK_SECRET"
 STATE = click.option(
@@ -61,6 +60,7 @@ def serve(
     from bot.dispatch.server import Settings, listen
     from bot.dispatch.server import serve as serve_until_ended
     from bot.dispatch.store import Store
+    from bot.terminal.console import Console
 
     allowed, secret = Allowed.of(allow, tags), secret_from(secret_file)
     listener = listen(host, port)
@@ -106,6 +106,7 @@ def dispatch(
     """Start the merge of ADAPTER (owner/name@tag) where the backend runs it."""
     from bot.dispatch.by_hand import dispatch_by_hand, order_by_hand
     from bot.dispatch.store import Store
+    from bot.terminal.console import Console
 
     hub, console = the_hub(), Console(quiet=quiet)
     order = order_by_hand(adapter, wanted)
@@ -151,8 +152,5 @@ def secret_from(file: Path | None) -> str:
     secret = file.read_text(encoding="utf-8").strip() if file else os.environ.get(SECRET, "")
     if not secret:
         source = f"{file} is empty." if file else f"The webhook's secret is missing: {SECRET} is not set."
-        raise Usage(
-            source,
-            remedy=f"Set {SECRET}, or name a file with --secret-file; {secrets.token_hex(16)} would do, also as the webhook's.",
-        )
+        raise Usage(source, remedy=f"Set {SECRET} to the webhook's, or name a file that holds it with --secret-file.")
     return secret
