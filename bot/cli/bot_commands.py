@@ -69,10 +69,7 @@ def serve(
     store = Store(path)
     backend = backend_of(BackendOptions(**chosen), Surroundings(state=path, hub=hub, environment=os.environ))
     settings = Settings(secret=secret, allowed=allowed, hub=hub.address, page=not no_page)
-    bound = listener.getsockname()
-    print_text(
-        f"Listening at http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}/webhook; merges run: {backend.NAME}."
-    )
+    print_text(f"Listening at {address_of(listener)}/webhook; merges run by the backend {backend.NAME}.")
     dispatcher = Dispatcher(store, backend, resolver(hub, allowed), console)
     try:
         serve_until_ended(store, settings, dispatcher, lambda comment: (), listener, lambda: None)
@@ -89,7 +86,7 @@ def serve(
     "wanted",
     metavar="NAME=VALUE",
     multiple=True,
-    help="An option of the run, by the name of the action's input: dtype=float16.",
+    help="An option of the run, by its name as an input of the action: dtype=float16.",
 )
 @click.option("--wait", is_flag=True, help="Follow the run, print the end of its log, and end with its exit code.")
 @SPEAKING

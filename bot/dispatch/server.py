@@ -83,6 +83,7 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(1024)  # what comes from now on waits for uvicorn, and is not refused
     except (OSError, OverflowError) as error:
         listener.close()
         raise Usage(
