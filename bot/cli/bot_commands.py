@@ -57,7 +57,7 @@ def serve(
     from bot.dispatch.allow import Allowed
     from bot.dispatch.dispatcher import Dispatcher
     from bot.dispatch.resolve import resolver
-    from bot.dispatch.server import Settings, listen
+    from bot.dispatch.server import Settings, address_of, listen
     from bot.dispatch.server import serve as serve_until_ended
     from bot.dispatch.store import Store
     from bot.terminal.console import Console
