@@ -190,13 +190,6 @@ def test_every_option_named_in_the_text_exists_somewhere(path: Path) -> None:
     assert named <= known | others
 
 
-def test_no_page_promises_a_command_that_is_not_there() -> None:
-    for name in ("serve", "poll", "dispatch"):
-        assert name not in cli.commands, (
-            f"{name} exists now: docs/hub-triggered.md and docs/index.md say that it does not"
-        )
-
-
 # --- messages -----------------------------------------------------------------------------------------------------
 
 
