@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from bot.checks import CHECKS
+from bot.checks.behaviour.answers import Trial
+from bot.checks.behaviour.findings import run_models
 from bot.checks.case import Case
 from bot.checks.finding import Check, finding
-from bot.checks.folder.hashing import REPORT
-from bot.checks.report import Measured, canonical, document
+from bot.checks.folder.hashing import REPORT, hash_files
+from bot.checks.report import Measurements, canonical, document
 from bot.checks.subject import Subject
 from bot.checks.table import table
 from bot.events import Emit, Moved, Note, Stage, beating
@@ -32,47 +34,50 @@ def verify(subject: Subject, emit: Emit) -> Report:
     models cannot be run by this installation, it is that of the level `weights`.
     """
     emit(Stage(name="verify", title=f"Verifying ({subject.level})"))
-    with beating(emit, "verify") as told:
-        case = Case(subject, told)
+    with beating(emit, "verify") as emit:
+        case = Case(subject, emit)
         findings: dict[str, Finding] = {}
-        for check in _asked(subject):
-            told(Moved(stage="verify", done=0, total=0, what=f"Check {check.id}"))
+        for check in _selected_checks(subject):
+            emit(Moved(stage="verify", done=0, total=0, what=f"Check {check.id}"))
             findings[check.id] = _run(check, case, findings)
-            _tell(findings[check.id], told)
-    found = tuple(findings.values())
-    floor = case.noise_floor
-    excused = _excused(case)
-    verdict: str = "not-verified" if any(_stands_against(one, excused) for one in found) else "verified"
+            _emit_finding(findings[check.id], emit)
+    results = tuple(findings.values())
+    trial = case.known(run_models)  # None where the models were not run
+    floor = None if trial is None else trial.noise_floor
+    rows = None if trial is None else trial.comparison
+    comparison = rows if isinstance(rows, list) else None
+    excused = _excused(subject, trial)
+    verdict: str = "not-verified" if any(_prevents_verified(finding, excused) for finding in results) else "verified"
     return Report(
-        level="weights" if any(one.id in excused for one in found) else subject.level,
-        findings=found,
+        level="weights" if any(finding.id in excused for finding in results) else subject.level,
+        findings=results,
         not_run=subject.not_run,
         noise_floor=floor,
         verdict="verified" if verdict == "verified" else "not-verified",
         document=document(
-            subject, case.sha256, found, Measured(noise_floor=floor, comparison=case.comparison), verdict
+            subject, case.once(hash_files), results, Measurements(noise_floor=floor, comparison=comparison), verdict
         ),
     )
 
 
-def _asked(subject: Subject) -> Iterator[Check]:
+def _selected_checks(subject: Subject) -> Iterator[Check]:
     """The checks up to the subject's level that concern a merge of its kind."""
     for check in CHECKS:
-        other = check.quantised is not None and check.quantised == (subject.quantize == "none")
-        alone = check.combined and subject.combination is None
-        if DEPTH[check.level] <= DEPTH[subject.level] and not other and not alone:
+        wrong_storage = check.quantised is not None and check.quantised == (subject.quantize == "none")
+        lacks_others = check.combined and subject.combination is None
+        if DEPTH[check.level] <= DEPTH[subject.level] and not wrong_storage and not lacks_others:
             yield check
 
 
-def _excused(case: Case) -> frozenset[str]:
+def _excused(subject: Subject, trial: Trial | None) -> frozenset[str]:
     """The checks that may be skipped: those of the level `full`, where nobody asked for it by name and it cannot be had."""
-    if case.subject.required or case.beyond is None:
+    if subject.required or trial is None or trial.beyond is None:
         return frozenset()
     return frozenset(check.id for check in CHECKS if check.level == "full")
 
 
-def _stands_against(found: Finding, excused: frozenset[str]) -> bool:
-    return found.status == "fail" or (found.status == "skip" and found.id not in excused)
+def _prevents_verified(finding: Finding, excused: frozenset[str]) -> bool:
+    return finding.status == "fail" or (finding.status == "skip" and finding.id not in excused)
 
 
 def write(report: Report, folder: Path) -> Path:
@@ -89,10 +94,10 @@ def _run(check: Check, case: Case, earlier: dict[str, Finding]) -> Finding:
     if failed:
         why = f"Not run: {' and '.join(failed)} did not pass."
         return finding(check.id, "skip", "not run", "", why)
-    found = check.run(case)
-    return replace(found, seconds=round(time.perf_counter() - began, 3))
+    finished = check.run(case)
+    return replace(finished, seconds=round(time.perf_counter() - began, 3))
 
 
-def _tell(found: Finding, emit: Emit) -> None:
-    if found.status != "pass":
-        emit(Note(text=f"{found.id}: {found.why}", level="note" if found.status == "warn" else "warning"))
+def _emit_finding(finding: Finding, emit: Emit) -> None:
+    if finding.status != "pass":
+        emit(Note(text=f"{finding.id}: {finding.why}", level="note" if finding.status == "warn" else "warning"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bot.checks.behaviour.findings import behaviour, loads
+from bot.checks.behaviour.findings import behaviour, loads, requantised
 from bot.checks.case import Case
 from bot.checks.elementwise import weights
 from bot.checks.expected.combined import combined
@@ -14,9 +14,7 @@ from bot.records import Finding
 
 
 def _quantised(case: Case) -> Finding:
-    from bot.checks.elementwise.quantised_result import (
-        quantised,  # torch, and what else it takes, is for those who need it
-    )
+    from bot.checks.elementwise.quantised_result import quantised  # torch is for those who need it
 
     return quantised(case)
 
@@ -25,12 +23,6 @@ def _effect(case: Case) -> Finding:
     from bot.checks.elementwise.effect import effect
 
     return effect(case)
-
-
-def _requantised(case: Case) -> Finding:
-    from bot.checks.behaviour.quality import requantised
-
-    return requantised(case)
 
 
 CHECKS: tuple[Check, ...] = (
@@ -62,5 +54,5 @@ CHECKS: tuple[Check, ...] = (
     Check(id="vocabulary", level="weights", run=vocabulary, needs=("headers", "method")),
     Check(id="loads", level="full", run=loads, needs=("headers",)),
     Check(id="behaviour", level="full", run=behaviour, needs=("headers", "method", "loads"), quantised=False),
-    Check(id="requantised", level="full", run=_requantised, needs=("headers", "method", "quantised"), quantised=True),
+    Check(id="requantised", level="full", run=requantised, needs=("headers", "method", "quantised"), quantised=True),
 )

@@ -44,8 +44,9 @@ def graded(
     if not fails and not warns:
         return finding(id, "pass", right[0], allowed, right[1])
     status: Status = "fail" if fails else "warn"
-    said = fails + warns
-    return finding(id, status, counted(len(said), "fault" if fails else "remark"), allowed, said[0], said[1:])
+    sentences = fails + warns
+    measured = counted(len(sentences), "fault" if fails else "remark")
+    return finding(id, status, measured, allowed, sentences[0], sentences[1:])
 
 
 def counted(number: int, noun: str) -> str:

@@ -20,7 +20,7 @@ DIGITS = 6  # significant digits of every float: more would differ from machine 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measurements:
     """What was measured of the models as they run. `comparison`: one entry for each way to use a quantised base or result."""
 
     noise_floor: Json | None
@@ -31,7 +31,7 @@ def document(
     subject: Subject,
     files: dict[str, str],
     findings: Iterable[Finding],
-    measured: Measured,
+    measured: Measurements,
     verdict: str,
 ) -> Json:
     """The report as the folder's verification.json; no host names, no paths, no user names."""
@@ -42,7 +42,7 @@ def document(
         "inputs": subject.inputs,
         "environment": environment(),
         "merge": subject.merge,
-        "checks": [_entry(one) for one in findings],
+        "checks": [{**vars(finding), "worst": list(finding.worst)} for finding in findings],
         "noise_floor": measured.noise_floor,
         **compared,
         "not_run": [{"id": id, "reason": reason} for id, reason in subject.not_run],
@@ -78,15 +78,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _entry(found: Finding) -> Json:
-    return {
-        "id": found.id,
-        "status": found.status,
-        "measured": found.measured,
-        "allowed": found.allowed,
-        "why": found.why,
-        "worst": list(found.worst),
-        "seconds": found.seconds,
-    }

@@ -15,18 +15,18 @@ HEADING = Finding(id="check", status="pass", measured="measured", allowed="allow
 
 def table(report: Report) -> str:
     """One line per check, the reasons wrapped beside it, examples below what did not pass; then the verdict."""
-    found = [*report.findings, *(_not_run(id, reason) for id, reason in report.not_run)]
+    findings = [*report.findings, *(_not_run(id, reason) for id, reason in report.not_run)]
     widths = (
-        max(len(one.id) for one in (HEADING, *found)),
+        max(len(finding.id) for finding in (HEADING, *findings)),
         len("pass"),
         *(
-            min(longest, max(len(getattr(one, column)) for one in (HEADING, *found)))
+            min(longest, max(len(getattr(finding, column)) for finding in (HEADING, *findings)))
             for column, longest in LONGEST.items()
         ),
     )
     lines = [_row(widths, ("check", "", "measured", "allowed"), "why")]
-    for one in found:
-        lines += _lines(widths, one)
+    for finding in findings:
+        lines += _lines(widths, finding)
     compared = comparison_lines(report.document.get("comparison") or [])
     return "\n".join([*lines, *compared, "", f"{report.verdict} at level {report.level}"])
 
@@ -37,12 +37,8 @@ def comparison_lines(rows: list[Json]) -> list[str]:
         return []
     cells = [("way", *COLUMNS), *comparison_cells(rows)]
     widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))]
-    lines = [
-        GAP.join(
-            [f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in cells
-    ]
+    aligned = [[f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)] for row in cells]
+    lines = [GAP.join([f"{row[0]:<{widths[0]}}", *rest]) for row, rest in zip(cells, aligned, strict=True)]
     notes = [f"{row['id']}: not run, {row['not_run']}" for row in rows if row.get("not_run")]
     return ["", *(line.rstrip() for line in lines), *notes]
 
@@ -80,14 +76,14 @@ def _not_run(id: str, reason: str) -> Finding:
     return Finding(id=id, status="skip", measured="not run", allowed="", why=reason)
 
 
-def _lines(widths: tuple[int, ...], one: Finding) -> list[str]:
+def _lines(widths: tuple[int, ...], finding: Finding) -> list[str]:
     before = sum(widths) + len(GAP) * len(widths)
-    why = textwrap.wrap(one.why, WIDTH - before) or [""]
-    rows = [_row(widths, (one.id, one.status, one.measured, one.allowed), why[0])]
+    why = textwrap.wrap(finding.why, WIDTH - before) or [""]
+    rows = [_row(widths, (finding.id, finding.status, finding.measured, finding.allowed), why[0])]
     rows += [" " * before + more for more in why[1:]]
-    if one.status != "pass":
+    if finding.status != "pass":
         indent = " " * (widths[0] + len(GAP))
-        for example in one.worst:
+        for example in finding.worst:
             rows += textwrap.wrap(example, WIDTH, initial_indent=indent, subsequent_indent=indent + GAP)
     return rows
 

@@ -56,8 +56,8 @@ def test_every_parameter_is_put_together_from_the_checkpoint_by_both(model_type:
     skeleton = Skeleton(empty(model_type), shapes)
     assert not skeleton.unfollowed
     held = model.state_dict()
-    for path, traced in skeleton.traces.items():
-        assert torch.equal(gathered(traced, checkpoint.tensors), held[path]), path
+    for path, symbolic in skeleton.symbolic.items():
+        assert torch.equal(gathered(symbolic, checkpoint.tensors), held[path]), path
 
 
 def test_every_operation_of_transformers_is_followed_or_refused_by_name() -> None:

@@ -184,7 +184,6 @@ def test_blocks_that_end_inside_a_row_are_taken_in_order(tmp_path: Path):
     from bitsandbytes import functional
 
     from bot.checks.reading.checkpoint import read_checkpoint
-    from bot.checks.reading.packed import SHELF
     from bot.checks.reading.quantised import as_model
 
     torch.manual_seed(0)
@@ -194,7 +193,7 @@ def test_blocks_that_end_inside_a_row_are_taken_in_order(tmp_path: Path):
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     place = as_model(read_checkpoint(tmp_path), {"quantization_config": quantised.NF4}, "base").tensors["a.weight"]
     assert place.packed is not None
-    found = SHELF.take(place.packed).view(6, 96)
+    found = place.packed.slab().view(6, 96)
     levels = state.code[torch.stack([codes.view(-1) >> 4, codes.view(-1) & 15], 1).view(-1).int()]
     assert torch.equal(found.view(-1), (levels.view(-1, 64) * state.absmax[:, None]).view(-1))
 
@@ -234,13 +233,12 @@ def test_weights_of_torchao_are_what_torchao_made_of_them(name: str):
     import hashlib
 
     from bot.checks.reading.checkpoint import read_checkpoint
-    from bot.checks.reading.packed import SHELF
     from bot.checks.reading.quantised import as_model
 
     folder = TORCHAO / name
     model = as_model(read_checkpoint(folder), json.loads((folder / "config.json").read_text()), "base")
     found = {
-        key: hashlib.sha256(SHELF.take(place.packed).numpy().tobytes()).hexdigest()
+        key: hashlib.sha256(place.packed.slab().numpy().tobytes()).hexdigest()
         for key, place in model.tensors.items()
         if place.packed
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bot.checks.folder.special_tokens import PADDED, speaks
+from bot.checks.folder.special_tokens import PADDED, special_tokens_of
 from bot.events import silent
 from bot.records import Plan, Report
 from bot.special_tokens import COUNTS_FROM_PADDING
@@ -155,7 +155,7 @@ def test_settings_alone_keep_the_bases_vocabulary_and_win_over_its_older_map(wor
     world.merge()
     assert (world.merged / "tokenizer.json").read_bytes() == (world.base / "tokenizer.json").read_bytes()
     assert not (world.merged / "special_tokens_map.json").exists()
-    assert speaks(world.merged).texts["eos_token"] == "<end>"
+    assert special_tokens_of(world.merged).texts["eos_token"] == "<end>"
     report = world.prove()
     assert report.verdict == "verified", table(report)
 

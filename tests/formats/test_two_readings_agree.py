@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from bot.checks.reading.checkpoint import read_checkpoint
-from bot.checks.reading.packed import SHELF
 from bot.checks.reading.quantised import as_model
 from tests.faults import quantised
 from tests.formats.shelf import same, save, unpacked, values
@@ -22,12 +21,12 @@ E4M3 = torch.float8_e4m3fn
 def agree(folder: Path) -> None:
     ours = values(folder)
     model = as_model(read_checkpoint(folder), json.loads((folder / "config.json").read_text()), "base")
-    theirs = {key: SHELF.take(place.packed, 0) for key, place in model.tensors.items() if place.packed}
+    theirs = {key: place.packed.slab() for key, place in model.tensors.items() if place.packed}
     assert ours.keys() == theirs.keys()
     assert unpacked(folder).tensors.keys() == model.tensors.keys()
     for key, place in model.tensors.items():
         if place.packed:
-            whole = torch.cat([SHELF.take(place.packed, slab) for slab in range(place.packed.slabs)])
+            whole = torch.cat([place.packed.slab(slab) for slab in range(place.packed.slabs)])
             same(ours[key], whole.view(place.stored.shape))
 
 

@@ -6,16 +6,26 @@ from bot.checks.behaviour.answers import NOISE, Trial
 from bot.checks.behaviour.job import Stopped
 from bot.checks.behaviour.noise import more_flips
 from bot.checks.case import Case
-from bot.checks.finding import counted, finding, graded
+from bot.checks.finding import Status, counted, finding, graded
 from bot.records import Finding, Json
 
 ALLOWED = "K ≤ 1 + 3 errors"
 SHARE = 1e-4  # of the adapter's effect, in KL or squares: one hundredth of what it moves. Exact models: below 1e-9
 
+LARGEST_KL_RATIO = 0.2  # KL, as a share of what the adapter moves: beyond it the tune is on its way out
+REMEDY = "Keep the adapter separate, beside the base that it was trained on, or publish the merge in 16 bits (--quantize none)"
+
+
+def run_models(case: Case) -> Trial:
+    """The models, loaded and run in processes of their own."""
+    from bot.checks.behaviour.trial import hold_trial
+
+    return hold_trial(case)
+
 
 def loads(case: Case) -> Finding:
     """The plain class loads the folder, without peft and without network: nothing missing, extra, or made up."""
-    reference, merged = case.trial.reference, case.trial.merged
+    reference, merged = case.once(run_models).reference, case.once(run_models).merged
     if isinstance(merged, Stopped):
         if merged.raised and isinstance(reference, Stopped) and reference.beyond:
             merged = reference  # what fails with the base fails with whatever is made of it
@@ -41,7 +51,7 @@ def behaviour(case: Case) -> Finding:
     is clamped in all three. Whatever K says, the exact merge must answer as the unmerged model does: it does not where a
     model reads a weight itself, past PEFT's layer.
     """
-    trial = case.trial
+    trial = case.once(run_models)
     reference = trial.reference
     if isinstance(reference, Stopped):
         return _stopped("behaviour", ALLOWED, reference)
@@ -63,6 +73,27 @@ def behaviour(case: Case) -> Finding:
     if more_flips(*trial.flips):
         return finding("behaviour", "fail", measured, allowed, _other_experts(trial))
     return finding("behaviour", "pass", measured, allowed, _right(trial, floor))
+
+
+def requantised(case: Case) -> Finding:
+    """A result that is stored quantised still does what the adapter taught."""
+    id, allowed = "requantised", f"KL ratio ≤ {LARGEST_KL_RATIO:g}"
+    compared = case.once(run_models).comparison
+    if compared is None or isinstance(compared, Stopped):
+        status: Status = "fail" if compared and compared.status == "error" else "skip"
+        why = compared.why if compared else "the unmerged model could not be run"
+        return finding(id, status, "not run", allowed, f"Not run: {why[:400]}.")
+    row = next(row for row in compared if row["published"])
+    if "kl_ratio" not in row:
+        return finding(id, "skip", "not run", allowed, f"Not run: {row['not_run']}.")
+    ratio = row["kl_ratio"]
+    status = "pass" if ratio <= LARGEST_KL_RATIO else "warn" if case.subject.force else "fail"
+    why = f"Its distance from the model as trained is {ratio:.2g} of what the adapter moves."
+    if ratio > LARGEST_KL_RATIO:
+        lost = "has lost the adapter's effect" if ratio > 0.8 else "has lost much of the adapter's effect"
+        forced = " Published because --force was given." if case.subject.force else ""
+        why = f"Stored as {case.subject.quantize}, the merge {lost}: {why[0].lower()}{why[1:]} {REMEDY}.{forced}"
+    return finding(id, status, f"KL ratio {ratio:.3g}", allowed, why)
 
 
 def _other_layers(pefts: frozenset[str], ours: frozenset[str]) -> str | None:

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from bot.checks.behaviour.adapter_for_peft import adapter_for_peft
 from bot.checks.behaviour.job import Stopped, WorkerJob
-from bot.checks.case import read_json
 from bot.checks.expected.float64_mode import loading, mend
+from bot.checks.reading.folders import read_json
 from bot.checks.reading.model_skeleton import NEEDS_CODE, Skeleton, model_class
 from bot.records import Json
 from bot.untrusted.patterns import hold_to_end

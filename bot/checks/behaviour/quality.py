@@ -12,18 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bot.checks.behaviour.job import OutputSums, Stopped, Usage
-from bot.checks.finding import Status, finding
+from bot.checks.behaviour.job import OutputSums, Usage
 from bot.checks.reading.checkpoint import Checkpoint, quantization_of, read_input
 from bot.checks.reading.simulated import settings_of
-from bot.records import Finding, Json
+from bot.records import Json
 
 if TYPE_CHECKING:
     from bot.checks.case import Case
 
-ALLOWED = 0.2  # KL, as a share of what the adapter moves: beyond it the tune is on its way out
 ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
-REMEDY = "Keep the adapter separate, beside the base that it was trained on, or publish the merge in 16 bits (--quantize none)"
 NOT_HERE = "the 16-bit model that the base was made from is not at hand"
 
 
@@ -126,27 +123,6 @@ def _entry(row: Row, measured: Mapping[str, OutputSums]) -> Json:
     return entry
 
 
-def requantised(case: Case) -> Finding:
-    """A result that is stored quantised still does what the adapter taught."""
-    id, allowed = "requantised", f"KL ratio ≤ {ALLOWED:g}"
-    compared = case.trial.comparison
-    if compared is None or isinstance(compared, Stopped):
-        status: Status = "fail" if compared and compared.status == "error" else "skip"
-        why = compared.why if compared else "the unmerged model could not be run"
-        return finding(id, status, "not run", allowed, f"Not run: {why[:400]}.")
-    row = next(row for row in compared if row["published"])
-    if "kl_ratio" not in row:
-        return finding(id, "skip", "not run", allowed, f"Not run: {row['not_run']}.")
-    ratio = row["kl_ratio"]
-    status = "pass" if ratio <= ALLOWED else "warn" if case.subject.force else "fail"
-    why = f"Its distance from the model as trained is {ratio:.2g} of what the adapter moves."
-    if ratio > ALLOWED:
-        lost = "has lost the adapter's effect" if ratio > 0.8 else "has lost much of the adapter's effect"
-        forced = " Published because --force was given." if case.subject.force else ""
-        why = f"Stored as {case.subject.quantize}, the merge {lost}: {why[0].lower()}{why[1:]} {REMEDY}.{forced}"
-    return finding(id, status, f"KL ratio {ratio:.3g}", allowed, why)
-
-
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +140,7 @@ def _stored_bytes(checkpoint: Checkpoint) -> int:
     """Of the weights as they are stored; of simulated ones, as bitsandbytes would hold them."""
     total = 0
     for place in checkpoint.tensors.values():
-        parts = place.packed.parts.values() if place.packed else (place,)
+        parts = place.packed.components.values() if place.packed else (place,)
         held = sum(part.stored.stop - part.stored.start for part in parts)
         total += place.packed.settings.get("held", held) if place.packed else held
     return total

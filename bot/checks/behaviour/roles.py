@@ -40,7 +40,7 @@ from bot.checks.behaviour.nearest import merge_to_nearest, quantised_again
 from bot.checks.behaviour.probe_inputs import build_inputs, has_tokenizer, load_tokenizer, text_windows
 from bot.checks.behaviour.saved_outputs import TEXT, compare, save_again, save_reference, sums
 from bot.checks.behaviour.tokenizer import compare_tokenizers
-from bot.checks.case import read_json
+from bot.checks.reading.folders import read_json
 from bot.checks.reading.model_skeleton import build, model_class
 
 COMPLAINTS = ("newly initialized", "not initialized from", "MISSING", "UNEXPECTED", "MISMATCH")

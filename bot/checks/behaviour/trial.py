@@ -25,8 +25,9 @@ from bot.checks.behaviour.job import (
     WorkerJob,
     read_answer,
 )  # fmt: skip
+from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.folder.own_code import changed_since, foreign_code, state_of
-from bot.checks.reading.checkpoint import FLOATS
+from bot.checks.reading.checkpoint import FLOATS, TORCH_NAMES
 from bot.events import Moved, Note
 from bot.machine import bare_environment
 from bot.records import Json
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from bot.checks.case import Case
     from bot.checks.subject import Subject
 
-TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 TITLES = {
     "reference": "Running the unmerged model",
     "merged": "Running the merged model",
@@ -65,26 +65,26 @@ def hold_trial(case: Case) -> Trial:
 
 def _hold(case: Case, job: WorkerJob) -> Trial:
     reference: Answer = Stopped(status="skip", why="not understood")
-    if not case.claims.problems:
+    if not case.once(adapter_claims).problems:
         reference = _work(case, replace(job, role="reference"))
     if isinstance(reference, Stopped):
         (job.work / "reference.json").unlink(missing_ok=True)
     merged = _work(case, replace(job, role="merged"))
     assert isinstance(reference, ReferenceAnswer | Stopped)
     assert isinstance(merged, MergedAnswer | Stopped)
-    return Trial(reference=reference, merged=merged, expected=case.claims.layers)
+    return Trial(reference=reference, merged=merged, expected=case.once(adapter_claims).layers)
 
 
 def _parent_of_work(case: Case) -> Path | None:
     """Plain copies of quantised weights are large: they go where the merge has room. None: the system's own place."""
     beside = case.subject.folder.resolve().parent
-    large = not case.claims.problems and quality.applies(case)
+    large = not case.once(adapter_claims).problems and quality.applies(case)
     return beside if large and os.access(beside, os.W_OK) else None
 
 
 def _rows(case: Case, base: Path, job: WorkerJob) -> list[quality.Row] | None:
     """The ways to compare; None where nothing is quantised, or nothing that can be read."""
-    if case.claims.problems or case.unreadable or not quality.applies(case):
+    if case.once(adapter_claims).problems or case.unreadable or not quality.applies(case):
         return None
     return quality.rows(case, base, job.work, job.storage)
 
@@ -147,7 +147,7 @@ def _run(case: Case, job: WorkerJob) -> int:
 
 def _base(case: Case, work: Path) -> Path:
     """The base as plain numbers: its own folder, or what its quantised weights mean in a folder of the work's own."""
-    if case.claims.problems or not any(place.packed for place in case.base.tensors.values()):
+    if case.once(adapter_claims).problems or not any(place.packed for place in case.base.tensors.values()):
         return case.subject.base
     from bot.checks.reading.plain_copy import write_plain
 
@@ -156,13 +156,14 @@ def _base(case: Case, work: Path) -> Path:
 
 def _job(case: Case, base: Path, work: Path) -> WorkerJob:
     subject, merged = case.subject, case.model.tensors
-    stored = [merged[key].stored.dtype for key in case.claims.changes if key in merged and merged[key].packed is None]
+    changed = [merged[key] for key in case.once(adapter_claims).changes if key in merged]
+    stored = [ref.stored.dtype for ref in changed if ref.packed is None]
     dtypes = Counter(dtype for dtype in stored if dtype in FLOATS)
     storage = TORCH_NAMES[dtypes.most_common(1)[0][0]] if dtypes else "float32"
     quantised = subject.quantize != "none"
     if quantised:
         storage = subject.dtype if subject.dtype != "auto" else TORCH_NAMES[case.base.main]
-    declared = {change.path.rsplit(".", 1)[-1]: change.value for change in case.claims.declared}
+    declared = {change.path.rsplit(".", 1)[-1]: change.value for change in case.once(adapter_claims).declared}
     return WorkerJob(
         base=base.resolve(),
         adapter=subject.adapter.resolve(),
@@ -177,7 +178,7 @@ def _job(case: Case, base: Path, work: Path) -> WorkerJob:
         cast_all=any(_cast(case, key) for key in merged),
         trust=subject.trust_remote_code,
         distrusted=_distrusted(subject) if subject.trust_remote_code else {},
-        whole=case.claims.whole,
+        whole=case.once(adapter_claims).whole,
         model_class=declared.get("architectures", [None])[0],
         labels=len(declared["id2label"]) if "id2label" in declared else None,
         vocabulary=declared.get("vocab_size"),

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bot.checks.elementwise import arithmetic, effect
+from bot.checks.elementwise import arithmetic
 from bot.checks.elementwise.arithmetic import BoundTerms, Magnitudes
 from bot.checks.elementwise.drift import measure
-from bot.checks.elementwise.rounding import clamp, round_once
+from bot.checks.elementwise.rounding import ANY, STORED, clamp, keeps, round_once
 from bot.checks.elementwise.steps import Parts, Ready
 from bot.checks.elementwise.tally import Tally
 from bot.checks.expected.changes import AddProduct, Expected, TensorStep
-from bot.checks.reading.checkpoint import FLOATS, Place
+from bot.checks.reading.checkpoint import FLOATS, TensorRef
 from bot.checks.reading.rows import TORCH, Opened
 
 LOOKED_AT = 1 << 19  # elements of one tensor that are asked which way they lean: 1 % too much shows in a tenth of that
@@ -32,7 +32,7 @@ class RowRange:
     """
 
     wanted: Expected
-    merged: Place
+    merged: TensorRef
     steps: Steps
     clamps: bool
     foreign: bool
@@ -69,10 +69,10 @@ def compare_touched(rows: RowRange, opened: Opened, tally: Tally) -> None:
             wider = wanted.source.stored.dtype != merged.stored.dtype
             measure(tally.drifts, weight, exact, found, low, wider=wider)
         before = _before(wanted, low, high, opened)
-        if effect.STORED not in tally.keeps:
-            tally.keeps |= effect.keeps(part.exact, _alone(wanted, before, weight, found.dtype, clamps), found.dtype)
+        if STORED not in tally.keeps:
+            tally.keeps |= keeps(part.exact, _alone(wanted, before, weight, found.dtype, clamps), found.dtype)
             if not tally.keeps and bool(_terms(part, steps, opened, found.dtype).delta.any()):
-                tally.keeps.add(effect.ANY)
+                tally.keeps.add(ANY)
         if before is None:
             _count_bad(tally, weight, found)
             tally.changed += found.numel()
@@ -193,7 +193,7 @@ def compare_bytes(rows: RowRange, opened: Opened, tally: Tally) -> None:
             _count_differing_bytes(tally, stored, found, merged)
 
 
-def _count_differing_bytes(tally: Tally, stored: bytearray, found: bytearray, merged: Place) -> None:
+def _count_differing_bytes(tally: Tally, stored: bytearray, found: bytearray, merged: TensorRef) -> None:
     size = max(1, (merged.stored.stop - merged.stored.start) // max(1, merged.elements))
     mine, theirs = torch.frombuffer(found, dtype=torch.uint8), torch.frombuffer(stored, dtype=torch.uint8)
     count = int((mine != theirs).view(-1, size).any(dim=1).sum())
@@ -215,7 +215,7 @@ def compare_cast(rows: RowRange, opened: Opened, tally: Tally) -> None:
         _count_bad(tally, stored, found)
 
 
-def _bytes(place: Place, low: int, high: int, opened: Opened) -> bytearray:
+def _bytes(place: TensorRef, low: int, high: int, opened: Opened) -> bytearray:
     count = place.stored.shape[0] if place.stored.shape else 1
     size = (place.stored.stop - place.stored.start) // max(1, count)
     return opened.read(place.path, place.stored.start + low * size, (high - low) * size)

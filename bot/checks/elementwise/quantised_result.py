@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from bot.checks.elementwise.compare import exact_rows
-from bot.checks.elementwise.effect import ANY, STORED
-from bot.checks.elementwise.rounding import round_once
+from bot.checks.elementwise.rounding import ANY, STORED, round_once
 from bot.checks.elementwise.steps import SourceMatrix, ready
+from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.expected.changes import Expected
 from bot.checks.finding import counted, finding, graded
-from bot.checks.reading.checkpoint import FLOATS, Place, quantization_of, read_input
-from bot.checks.reading.packed import SHELF, Form, Packed, read_part
+from bot.checks.reading.checkpoint import FLOATS, PackedWeight, TensorRef, quantization_of, read_input
+from bot.checks.reading.packed import Form, read_component
 from bot.checks.reading.quantised import FORMS
 from bot.checks.reading.quantised_modules import converted
 from bot.checks.reading.rows import Opened, chunks
@@ -39,7 +39,7 @@ WHAT = "Comparing quantised weights"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class QuantisedResult:
     """`faults`: a sentence for each weight that is not stored as it must be. `shares`: ‖W − W_q‖ ÷ ‖D‖ by key, where
     the adapter changes the weight: its rounding, against what the adapter changes. `keeps`: as a Tally's, of all of them."""
 
@@ -61,13 +61,13 @@ class Written:
         return shares[len(shares) // 2] if shares else None
 
 
-def written(case: Case) -> Written:
+def compare_quantised(case: Case) -> QuantisedResult:
     """Every weight that is stored quantised, and those that should be."""
     said = quantization_of(case.merged_config or {}) or {}
     form = next((one for one in FORMS if one.recognises(said)), None)
     if case.unreadable or form is None:
         what = case.unreadable or "config.json names no form that a merge is written in."
-        return Written(count=0, faults=(what,))
+        return QuantisedResult(count=0, faults=(what,))
     merged = {key: place for key, place in case.model.tensors.items() if place.packed is not None}
     faults = _other_weights(case, form, said, set(merged))
     shares: dict[str, float] = {}
@@ -77,7 +77,7 @@ def written(case: Case) -> Written:
     case.emit(_moved(done, total))
     for key, place in sorted(merged.items()):
         done += place.elements
-        wanted = case.claims.expected.get(key)
+        wanted = case.once(adapter_claims).expected.get(key)
         if wanted is None or place.packed is None or wanted.shape != place.stored.shape:
             continue  # the checks of keys and shapes say so
         if (kept := _kept(case, wanted)) is not None:
@@ -92,8 +92,8 @@ def written(case: Case) -> Written:
             shares[key] = share
         case.emit(_moved(done, total))
     case.emit(_moved(total, total))
-    SHELF.clear()
-    return Written(count=len(merged), kept=left, faults=tuple(faults), shares=shares, keeps=frozenset(keeps))
+    case.slabs.clear()
+    return QuantisedResult(count=len(merged), kept=left, faults=tuple(faults), shares=shares, keeps=frozenset(keeps))
 
 
 def _moved(done: int, total: int) -> Moved:
@@ -102,7 +102,7 @@ def _moved(done: int, total: int) -> Moved:
 
 def quantised(case: Case) -> Finding:
     """Every quantised weight is what its library makes of the exact merge, bit for bit."""
-    found = case.written
+    found = case.once(compare_quantised)
     allowed = "bit for bit"
     if found.faults:
         return graded("quantised", allowed, ("", ""), fails=found.faults)
@@ -114,7 +114,7 @@ def quantised(case: Case) -> Finding:
     return finding("quantised", "pass", measured, allowed, why, worst)
 
 
-def _how_stored(found: Written, name: str) -> str:
+def _how_stored(found: QuantisedResult, name: str) -> str:
     if not found.kept:
         return f"Each is what its library makes of the exact merge in {name}."
     others = "" if found.kept == found.count else " Each of the others is what its library makes of the exact merge."
@@ -122,20 +122,24 @@ def _how_stored(found: Written, name: str) -> str:
     return f"{counted(found.kept, 'weight')} {are} the base's, byte for byte.{others}"
 
 
-def _kept(case: Case, wanted: Expected) -> Packed | None:
+def _kept(case: Case, wanted: Expected) -> PackedWeight | None:
     """The base's own form of a weight that the merge leaves alone, where that is written again."""
     own = wanted.base.packed if wanted.base else None
     return own if case.subject.quantize == SAME and own is not None and not wanted.touched else None
 
 
-def _bytes_of(key: str, before: Packed, after: Packed) -> list[str]:
-    other = [role for role in sorted(before.parts.keys() | after.parts.keys()) if not _same_part(role, before, after)]
+def _bytes_of(key: str, before: PackedWeight, after: PackedWeight) -> list[str]:
+    other = [
+        role
+        for role in sorted(before.components.keys() | after.components.keys())
+        if not _same_part(role, before, after)
+    ]
     return [f"{key}: its {other[0]} is not the base's, and the adapter does not change it."] if other else []
 
 
-def _same_part(role: str, before: Packed, after: Packed) -> bool:
-    one, other = before.parts.get(role), after.parts.get(role)
-    return one is not None and other is not None and _equal(read_part(one), read_part(other))
+def _same_part(role: str, before: PackedWeight, after: PackedWeight) -> bool:
+    one, other = before.components.get(role), after.components.get(role)
+    return one is not None and other is not None and _equal(read_component(one), read_component(other))
 
 
 def _other_weights(case: Case, form: Form, said: Json, found: set[str]) -> list[str]:
@@ -143,7 +147,7 @@ def _other_weights(case: Case, form: Form, said: Json, found: set[str]) -> list[
     if case.subject.quantize == SAME:
         wanted = {key for key, place in case.base.tensors.items() if place.packed is not None}
     else:
-        modules = partial(form.modules, said=said)
+        modules = partial(form.modules, quantization=said)
         try:
             wanted = set(converted(case.model, case.subject.folder, modules))
         except Refused as refused:
@@ -166,10 +170,10 @@ def _beside(case: Case, form: Form) -> list[str]:
     said += [f"{key} is no part of a weight, and the base has it not." for key in sorted(found - wanted)]
     both = sorted(wanted & found)
     return said + [f"{key} is not the base's." for key in both
-                   if not _equal(read_part(before[key]), read_part(case.merged.tensors[key]))]  # fmt: skip
+                   if not _equal(read_component(before[key]), read_component(case.merged.tensors[key]))]  # fmt: skip
 
 
-def _one(wanted: Expected, packed: Packed, form: Form, name: str) -> tuple[list[str], float | None]:
+def _one(wanted: Expected, packed: PackedWeight, form: Form, name: str) -> tuple[list[str], float | None]:
     """(faults, share) of one weight."""
     if form.name_of(packed) != name and name != SAME:
         return [f"it is stored as {form.name_of(packed) or form.NAME}, not as {name}"], None
@@ -180,14 +184,14 @@ def _one(wanted: Expected, packed: Packed, form: Form, name: str) -> tuple[list[
         right = form.quantise(exact32.reshape(packed.shape), packed)
     except ValueError as error:
         return [str(error)], None
-    faults = [f"its {role} is not what {form.NAME} makes of the exact merge{_count(value, packed.parts.get(role))}"
-              for role, value in right.items() if not _equal_part(value, packed.parts.get(role))]  # fmt: skip
-    extra = sorted(packed.parts.keys() - right.keys())
+    faults = [f"its {role} is not what {form.NAME} makes of the exact merge{_count(value, packed.components.get(role))}"
+              for role, value in right.items() if not _equal_part(value, packed.components.get(role))]  # fmt: skip
+    extra = sorted(packed.components.keys() - right.keys())
     faults += [f"its {role} is not a part of {name}" for role in extra]
     return faults, (off / delta if delta else None)
 
 
-def _keeps(wanted: Expected, packed: Packed, form: Form) -> set[str]:
+def _keeps(wanted: Expected, packed: PackedWeight, form: Form) -> set[str]:
     """Whether what is stored of a weight whose delta is not zero is other than what the base alone would be."""
     alone = _made(replace(wanted, steps=()), packed)[0]
     try:
@@ -198,7 +202,7 @@ def _keeps(wanted: Expected, packed: Packed, form: Form) -> set[str]:
     return {ANY} if same else {STORED}
 
 
-def _made(wanted: Expected, packed: Packed) -> tuple[Tensor, float, float]:
+def _made(wanted: Expected, packed: PackedWeight) -> tuple[Tensor, float, float]:
     """(the exact merge in float32, ‖W − W_q‖, ‖D‖)."""
     height, width = wanted.view
     exact32 = torch.empty((height, width), dtype=torch.float32)
@@ -213,15 +217,15 @@ def _made(wanted: Expected, packed: Packed) -> tuple[Tensor, float, float]:
             power += float((exact - weight).square().sum())
             start, stop = low * width, high * width
             pieces = [
-                SHELF.take(packed, slab)[max(0, start - slab * size) : stop - slab * size]
+                packed.slab(slab)[max(0, start - slab * size) : stop - slab * size]
                 for slab in range(start // size, -(-stop // size))
             ]
             off += float((exact.flatten() - torch.cat(pieces).double()).square().sum())
     return exact32, off**0.5, power**0.5
 
 
-def _equal_part(value: Tensor, place: Place | None) -> bool:
-    return place is not None and _equal(value, read_part(place))
+def _equal_part(value: Tensor, place: TensorRef | None) -> bool:
+    return place is not None and _equal(value, read_component(place))
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
@@ -245,10 +249,10 @@ def _json(raw: Tensor) -> Json | None:
     return found if isinstance(found, dict) else None
 
 
-def _count(value: Tensor, place: Place | None) -> str:
+def _count(value: Tensor, place: TensorRef | None) -> str:
     if place is None:
         return " (it is missing)"
-    mine, theirs = _raw(value), _raw(read_part(place))
+    mine, theirs = _raw(value), _raw(read_component(place))
     if mine.shape != theirs.shape:
         return f" ({theirs.numel()} bytes for {mine.numel()})"
     return f" ({int((mine != theirs).sum()):,} of {mine.numel():,} bytes differ)"

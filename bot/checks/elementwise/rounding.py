@@ -15,6 +15,10 @@ UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-1
 EXPONENT = 0x7FF0_0000_0000_0000
 SMALLEST = {torch.float32: 2.0**-149, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}  # the subnormal spacing
 
+# Where a change is not lost: in the dtype that it is stored in, in the widest of those that it could be, or anywhere.
+STORED, ANY = "stored", "any"
+WIDEST = "float32"  # it holds every number that a 16-bit dtype does: what is lost in it is lost in all
+
 
 def round_once(exact: Tensor, dtype: torch.dtype) -> Tensor:
     """float64 → `dtype`, correctly rounded; any shape."""
@@ -57,3 +61,18 @@ def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Gen
     spacing = (power * (2 * UNIT[dtype])).clamp_min_(SMALLEST[dtype])
     drawn = torch.rand(exact.shape, generator=generator, dtype=torch.float64)
     return drawn.add_(exact / spacing).floor_().mul_(spacing)  # dividing by a power of two is exact
+
+
+def keeps(exact: Tensor, alone: Tensor | None, stored: torch.dtype) -> set[str]:
+    """Where float64 `exact` is not `alone`, the base's (None: it has none): {STORED} in the stored dtype already, else
+    WIDEST where it is not in that, and ANY where it is not the same number."""
+    if alone is None or _differ(exact, alone, stored):
+        return {STORED}
+    if torch.equal(exact, alone):
+        return set()
+    return {ANY, WIDEST} if _differ(exact, alone, torch.float32) else {ANY}
+
+
+def _differ(exact: Tensor, alone: Tensor, dtype: torch.dtype) -> bool:
+    one, other = round_once(exact, dtype), round_once(alone, dtype)
+    return not torch.equal(one, other) and bool(((one != other) & ~(one.isnan() & other.isnan())).any())

@@ -17,15 +17,14 @@ from torch import Tensor
 from bot.checks.elementwise.arithmetic import Magnitudes
 from bot.checks.expected.changes import (
     AddProduct,
-    Matrix,
     ProbedParameter,
     SetRectangle,
     SetRows,
     TensorStep,
-    View,
 )
 from bot.checks.expected.probing import NoWeight
-from bot.checks.reading.checkpoint import Place
+from bot.checks.reading.checkpoint import TensorRef
+from bot.checks.reading.matrix import Matrix, View
 from bot.checks.reading.rows import CHUNK, Opened, chunks
 
 WIDE = 1 << 22  # elements of a factor that is kept in float64 (32 MB); a larger one stays in its stored dtype
@@ -35,7 +34,7 @@ WIDE = 1 << 22  # elements of a factor that is kept in float64 (32 MB); a larger
 class SourceMatrix:
     """The tensor that a step works on, before any step, seen as a matrix."""
 
-    place: Place
+    place: TensorRef
     view: View
 
     def block(self, opened: Opened, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:

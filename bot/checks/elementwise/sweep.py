@@ -13,8 +13,7 @@ from bot.checks.elementwise.steps import SourceMatrix, ready
 from bot.checks.elementwise.tally import Swept, Tally
 from bot.checks.expected.changes import AddProduct, Expected
 from bot.checks.expected.claims import Claims
-from bot.checks.reading.checkpoint import FLOATS, Checkpoint, Place
-from bot.checks.reading.packed import SHELF
+from bot.checks.reading.checkpoint import FLOATS, Checkpoint, TensorRef
 from bot.checks.reading.rows import CHUNK, Opened, chunks, flat_view
 from bot.events import Emit, Moved
 
@@ -52,16 +51,15 @@ def sweep(merged: Checkpoint, claims: Claims, clamps: bool, emit: Emit, *, forei
                 emit(Moved(stage=STAGE, done=done, total=total, what=WHAT))
     finally:
         torch.set_num_threads(threads)
-    SHELF.clear()
     return Swept(tallies=tallies, skipped=tuple(key for key in shared if key not in tallies), packed=packed)
 
 
-def _comparable(wanted: Expected, merged: Place) -> bool:
+def _comparable(wanted: Expected, merged: TensorRef) -> bool:
     stored, source = merged.stored, wanted.source.stored
     return stored.shape == wanted.shape and (stored.dtype == source.dtype or {stored.dtype, source.dtype} <= FLOATS)
 
 
-def _row_ranges(wanted: Expected, merged: Place, clamps: bool, foreign: bool) -> Iterable[RowRange]:
+def _row_ranges(wanted: Expected, merged: TensorRef, clamps: bool, foreign: bool) -> Iterable[RowRange]:
     """Rows of the view; bytes and casts are compared in the tensor's own rows."""
     computed = wanted.touched and wanted.source.stored.dtype in FLOATS
     view = wanted.view if computed else flat_view(merged)

@@ -6,24 +6,33 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from bot.checks.case import Case
+from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.expected.changes import AddProduct
 from bot.checks.finding import counted, finding, graded
-from bot.checks.reading.checkpoint import FLOATS
+from bot.checks.reading.checkpoint import FLOATS, STORED_AS
 from bot.records import Finding
 
 if TYPE_CHECKING:
-    from bot.checks.elementwise.tally import Tally
+    from bot.checks.elementwise.tally import Swept, Tally
 
-STORED = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 KEPT_ENOUGH = 0.9  # below this share of the delta, the reader should consider a wider dtype
 HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
+
+
+def sweep_all(case: Case) -> Swept:
+    """Every byte of the merged weights, compared."""
+    from bot.checks.elementwise.sweep import sweep
+
+    swept = sweep(case.model, case.once(adapter_claims), case.subject.clamps, case.emit, foreign=not case.subject.ours)
+    case.slabs.clear()
+    return swept
 
 
 def keys(case: Case) -> Finding:
     """The merged checkpoint holds exactly the base's keys, but for those that the merge adds or drops."""
     merged, base = case.model.tensors, case.base.tensors
     # Of an adapter that is not understood: at least nothing was added to the base and nothing lost.
-    expected = case.claims.expected.keys() or base.keys()
+    expected = case.once(adapter_claims).expected.keys() or base.keys()
     said = {key: f"{key} is missing." for key in expected if key not in merged}
     said |= {key: _extra(key, case) for key in merged if key not in expected}
     # Whether a tied head is stored or not is all the same to a loader; others may have saved it differently.
@@ -41,7 +50,7 @@ def keys(case: Case) -> Finding:
 
 
 def _extra(key: str, case: Case) -> str:
-    if key in case.claims.dropped:
+    if key in case.once(adapter_claims).dropped:
         return f"{key} belongs to a head that the merged model has not."
     if key in case.base.tensors:
         return f"{key} should not be there."
@@ -53,7 +62,7 @@ def _ignored_heads(case: Case) -> tuple[list[str], list[str]]:
     if not _tied(case.merged_config or {}):
         return [], []
     heads = [key for key in case.merged.tensors if key.endswith(HEADS)]
-    expected = case.claims.expected if heads else {}
+    expected = case.once(adapter_claims).expected if heads else {}
     # A head that follows its embedding says the same in either place; one with changes of its own would be lost.
     tied = {one.steps for key, one in expected.items() if not key.endswith(HEADS)}
     lost = [f"{key} carries the adapter's change, and a loader ignores it: config.json ties it to the embeddings."
@@ -69,7 +78,7 @@ def _tied(config: dict[str, object]) -> bool:
 
 def shapes(case: Case) -> Finding:
     """Every tensor has the base's shape, or the one that the adapter gives it."""
-    expected, merged = case.claims.expected, case.model.tensors
+    expected, merged = case.once(adapter_claims).expected, case.model.tensors
     fails = [
         f"{key} is {merged[key].stored.shape}, not {wanted.shape}."
         for key, wanted in expected.items()
@@ -87,14 +96,14 @@ def dtypes(case: Case) -> Finding:
 
     A few tensors that a base keeps in another dtype (float32 routers beside bfloat16) were kept so on purpose.
     """
-    expected, wanted = case.claims.expected, case.subject.dtype
+    expected, wanted = case.once(adapter_claims).expected, case.subject.dtype
     merged = {key: place for key, place in case.model.tensors.items() if place.packed is None}
     main = case.base.main
     fails: list[str] = []
     warns: list[str] = []
     for key in sorted(merged.keys() & expected.keys()):
         was, found = expected[key].dtype, merged[key].stored.dtype
-        right = STORED[wanted] if wanted != "auto" and was == main else was
+        right = STORED_AS[wanted] if wanted != "auto" and was == main else was
         if found != right:
             # Nobody told us which dtype a foreign merge was asked for: another float is its author's choice.
             chosen = not case.subject.ours and wanted == "auto" and {was, found} <= FLOATS
@@ -106,18 +115,19 @@ def dtypes(case: Case) -> Finding:
 
 def method(case: Case) -> Finding:
     """This verifier understands the adapter: each of its tensors, and which weight it changes."""
-    claims = case.claims
+    claims = case.once(adapter_claims)
     right = (f"{claims.method}, {counted(claims.tensors, 'tensor')}", "Every adapter tensor is known.")
     return graded("method", "all understood", right, fails=claims.problems)
 
 
 def touched(case: Case) -> Finding:
     """Every element of every touched tensor equals the float64 re-derivation, correctly rounded."""
-    tallies = case.swept.touched
+    swept, changes = case.once(sweep_all), case.once(adapter_claims).changes
+    tallies = swept.touched
     wrong = _worst(tallies)
     count, undecided = sum(one.elements for one in tallies), sum(one.undecided for one in tallies)
     measured = f"{sum(one.wrong for one in wrong):,} of {count:,} differ"
-    unread = [f"{key} could not be compared." for key in case.swept.skipped if key in case.claims.changes]
+    unread = [f"{key} could not be compared." for key in swept.skipped if key in changes]
     if wrong or unread:
         return _not_exact(case, measured, wrong, unread)
     why = "Each is base plus adapter, rounded once."
@@ -132,7 +142,7 @@ def _not_exact(case: Case, measured: str, wrong: list[Tally], unread: list[str])
     worst = [*unread, *(_describe(tally) for tally in wrong)]
     loosest = max((tally.arithmetic for tally in wrong), default=NONE_FITS)
     if not case.subject.ours and not unread and loosest < NONE_FITS:
-        leaning = _leaning(case.swept.touched)
+        leaning = _leaning(case.once(sweep_all).touched)
         if leaning:
             why = f"Within the error of {name_of(loosest)}, and yet {leaning[0]}: a rounding has no bias."
             return finding("touched", "fail", measured, "no bias", why, [*leaning[1:], *worst])
@@ -169,16 +179,17 @@ def _describe(tally: Tally) -> str:
 
 def untouched(case: Case) -> Finding:
     """Every other tensor is the base's, byte for byte (or correctly rounded, where the dtype changes)."""
-    tallies = case.swept.untouched
+    swept, changes = case.once(sweep_all), case.once(adapter_claims).changes
+    tallies = swept.untouched
     fails = [f"{one.key}: {one.wrong:,} of {one.elements:,} elements are not the base's." for one in _worst(tallies)]
-    fails += [f"{key} could not be compared." for key in case.swept.skipped if key not in case.claims.changes]
+    fails += [f"{key} could not be compared." for key in swept.skipped if key not in changes]
     right = (f"0 of {sum(one.elements for one in tallies):,} differ", "Every other tensor is the base's.")
     return graded("untouched", "0 differ", right, fails=fails)
 
 
 def coverage(case: Case) -> Finding:
     """The tensors that changed are those that the adapter changes, and every adapter tensor was used once."""
-    claims, swept = case.claims, case.swept
+    claims, swept = case.once(adapter_claims), case.once(sweep_all)
     changes = claims.changes
     unmerged = [one for one in swept.touched if one.wrong and one.wanted.base is not None and _same_as_before(one)]
     fails = [f"{one.key} is still the base's: it was not merged." for one in unmerged]
@@ -200,8 +211,8 @@ def _same_as_before(tally: Tally) -> bool:
 
 def bypassed(case: Case) -> Finding:
     """No adapted weight is one that the model reads itself, past PEFT's layer: there the unmerged model has no adapter."""
-    tallies = case.swept.tallies
-    names = sorted(key for key in case.claims.bypassed if key in tallies and tallies[key].power > 0)
+    tallies = case.once(sweep_all).tallies
+    names = sorted(key for key in case.once(adapter_claims).bypassed if key in tallies and tallies[key].power > 0)
     if not names:
         why = "PEFT's layers stand before every weight that the adapter changes."
         return finding("bypassed", "pass", "0 weights", "0 weights", why)
@@ -214,7 +225,7 @@ def bypassed(case: Case) -> Finding:
 
 def finite(case: Case) -> Finding:
     """No NaN in any merged weight, and no infinity that the base has not in the same place; where that took clamping, how often."""
-    tallies = list(case.swept.tallies.values())
+    tallies = list(case.once(sweep_all).tallies.values())
     fails = [f"{one.key} has {counted(one.bad, 'value')} that are NaN or infinite." for one in tallies if one.bad]
     fails += [
         f"{one.key} has {counted(one.unnumbered, 'value')} that are NaN, as the base has."
@@ -238,9 +249,9 @@ def finite(case: Case) -> Finding:
 
 def retention(case: Case) -> Finding:
     """How much of the delta survived rounding: <W'−W, D> / <D, D>. For the reader; never a reason to fail."""
-    tallies = [one for one in case.swept.touched if one.retention is not None]
+    tallies = [one for one in case.once(sweep_all).touched if one.retention is not None]
     power = sum(one.power for one in tallies)
-    if not power and case.swept.packed:
+    if not power and case.once(sweep_all).packed:
         why = "What the adapter changes is stored quantised."
         return finding("retention", "pass", "not plain", f"≥ {KEPT_ENOUGH}", why)
     if not power:

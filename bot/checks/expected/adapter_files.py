@@ -6,16 +6,16 @@ from collections.abc import Collection
 from pathlib import Path
 
 from bot.checkpoint.header import read_header
-from bot.checks.reading.checkpoint import Place
+from bot.checks.reading.checkpoint import TensorRef
 from bot.records import Json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def tensors_of(adapter: Path) -> dict[str, Place]:
+def tensors_of(adapter: Path) -> dict[str, TensorRef]:
     """The tensors of an adapter's folder by their keys; only the header is read."""
     path = adapter / WEIGHTS
-    return {stored.key: Place(path=path, stored=stored) for stored in read_header(path).tensors}
+    return {stored.key: TensorRef(path=path, stored=stored) for stored in read_header(path).tensors}
 
 
 def unknown_settings(config: Json, known: Collection[str]) -> list[str]:

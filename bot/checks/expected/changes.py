@@ -7,39 +7,13 @@ A kind of step is a small frozen dataclass here, with its arithmetic (a `Ready`)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from bot.checks.reading.checkpoint import Place
+from bot.checks.reading.checkpoint import TensorRef
+from bot.checks.reading.matrix import Matrix, View
 
 Span = tuple[int, int]
-View = tuple[int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Matrix:
-    """A matrix out of an adapter tensor, which is first viewed as shape[0] × the rest (a vector as one column).
-
-    `rows` and `columns` say what is cut out of that view; `transposed`: the cut is then transposed.
-    """
-
-    place: Place
-    rows: range
-    columns: range
-    transposed: bool = False
-    view: View | None = None  # where it is not shape[0] × the rest
-
-    @property
-    def shape(self) -> View:
-        """rows × columns, after transposing."""
-        shape = (len(self.rows), len(self.columns))
-        return shape[::-1] if self.transposed else shape
-
-    def between(self, low: int, high: int) -> Matrix:
-        """Its rows from `low` to `high`."""
-        if self.transposed:
-            return replace(self, columns=self.columns[low:high])
-        return replace(self, rows=self.rows[low:high])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +54,7 @@ class SetRows(TensorStep):
     """The rows named in `at` take the rows of `values`, in that order; where a row is named twice, the last counts."""
 
     at: tuple[int, ...]
-    values: Place
+    values: TensorRef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +90,8 @@ class Expected:
     """
 
     key: str
-    base: Place | None
-    source: Place
+    base: TensorRef | None
+    source: TensorRef
     dtype: str
     view: View
     steps: tuple[TensorStep, ...] = ()
@@ -146,11 +120,11 @@ class LowRank:
     """
 
     module: str
-    a: Place
-    b: Place
+    a: TensorRef
+    b: TensorRef
     rank: int
     scaling: float
-    magnitude: Place | None = None
+    magnitude: TensorRef | None = None
     kind: Literal["weight", "embedding", "parameter"] = "weight"
     saved_by: str | None = None  # the PEFT version, where the config says it
 
@@ -166,7 +140,7 @@ class OneTensor:
     """A change that is one adapter tensor, `values`."""
 
     module: str
-    values: Place
+    values: TensorRef
 
     @property
     def uses(self) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from bot.checks.case import read_json
 from bot.checks.expected import lora, peft_methods, trainable_tokens
 from bot.checks.expected.adapter_files import CONFIG, WEIGHTS, tensors_of
 from bot.checks.expected.bypassed import goes_around
@@ -18,13 +17,14 @@ from bot.checks.expected.config_changes import Declared
 from bot.checks.expected.derive import Derivation
 from bot.checks.expected.heads import declare_heads, nobody_saved, trained_skeleton
 from bot.checks.expected.parameter_names import ParameterNames
-from bot.checks.reading.checkpoint import Checkpoint, Place
+from bot.checks.reading.checkpoint import Checkpoint, TensorRef
+from bot.checks.reading.folders import read_json
 from bot.checks.reading.model_skeleton import BUILD_ERRORS, NEEDS_CODE, Skeleton, build, model_class
 from bot.checks.subject import Subject
 from bot.errors import Refused
 from bot.records import Json
 
-Reader = Callable[[Json, dict[str, Place], lora.Parameters], AdapterReading]
+Reader = Callable[[Json, dict[str, TensorRef], lora.Parameters], AdapterReading]
 
 # peft_type → how its config and tensors are read.
 METHODS: dict[str, Reader] = {"LORA": lora.read, "TRAINABLE_TOKENS": trainable_tokens.read}
@@ -148,7 +148,7 @@ def _today(name: str, names: ParameterNames) -> str:
     return name
 
 
-def _read_adapter(subject: Subject) -> tuple[Json, dict[str, Place]]:
+def _read_adapter(subject: Subject) -> tuple[Json, dict[str, TensorRef]]:
     config = read_json(subject.adapter / CONFIG)
     if config is None or not (subject.adapter / WEIGHTS).is_file():
         lacking = WEIGHTS if config else CONFIG

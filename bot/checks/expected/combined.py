@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bot.checks.case import read_json
 from bot.checks.expected import lora
 from bot.checks.expected.adapter_files import CONFIG, tensors_of
 from bot.checks.expected.adapter_keys import bare
 from bot.checks.finding import counted, finding
-from bot.checks.reading.checkpoint import Place
+from bot.checks.reading.checkpoint import TensorRef
+from bot.checks.reading.folders import read_json
 from bot.records import Finding, Json
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ ALLOWED = 1e-12  # relative to a tensor's largest value: some thousand roundings
 class Lora:
     """An adapter's tensors by module: its A and B, and what their product is scaled by; and other weights it holds."""
 
-    halves: dict[str, dict[str, Place]]
+    halves: dict[str, dict[str, TensorRef]]
     scaling: dict[str, float]
-    others: dict[str, Place]
+    others: dict[str, TensorRef]
 
 
 def combined(case: Case) -> Finding:
@@ -64,8 +64,8 @@ def combined(case: Case) -> Finding:
 def read_lora(folder: Path) -> Lora:
     """Headers and the config; no numbers."""
     config = read_json(folder / CONFIG) or {}
-    halves: dict[str, dict[str, Place]] = {}
-    others: dict[str, Place] = {}
+    halves: dict[str, dict[str, TensorRef]] = {}
+    others: dict[str, TensorRef] = {}
     for key, tensor in tensors_of(folder).items():
         module, half, rest = bare(key).rpartition(".lora_")
         if half:
@@ -193,18 +193,16 @@ def _svd_error(halves: list[Tensor], givens: list[list[Tensor]], factors: list[f
     return max(slant, (float(lost[0]) - float(kept[-1])) / size)
 
 
-def _bytes(tensor: Place) -> bytes:
+def _bytes(tensor: TensorRef) -> bytes:
     with tensor.path.open("rb") as opened:
         opened.seek(tensor.stored.start)
         return opened.read(tensor.stored.stop - tensor.stored.start)
 
 
-def _tensor(tensor: Place) -> Tensor:
-    import torch
+def _tensor(tensor: TensorRef) -> Tensor:
+    from bot.checks.reading.packed import read_component
 
-    dtype = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-    values = torch.frombuffer(bytearray(_bytes(tensor)), dtype=dtype[tensor.stored.dtype])
-    return values.to(torch.float64).reshape(tensor.stored.shape)
+    return read_component(tensor).double()
 
 
 def _double(value: Any) -> Tensor:

@@ -15,7 +15,6 @@ from bot.checks.expected.changes import (
     Shift,
     TensorStep,
     TokenRows,
-    View,
     WholeTensor,
 )
 from bot.checks.expected.config_changes import Declared
@@ -32,8 +31,9 @@ from bot.checks.expected.placement import (
     view_of,
 )
 from bot.checks.expected.ties import Changes, Ties, tie
-from bot.checks.reading.checkpoint import FLOATS, Place
-from bot.checks.reading.symbolic import Traced
+from bot.checks.reading.checkpoint import FLOATS, TensorRef
+from bot.checks.reading.matrix import View
+from bot.checks.reading.symbolic import SymbolicTensor
 from bot.records import Json
 
 
@@ -41,8 +41,8 @@ from bot.records import Json
 class TensorDraft:
     """An Expected in the making."""
 
-    base: Place | None
-    source: Place
+    base: TensorRef | None
+    source: TensorRef
     dtype: str
     view: View
     steps: list[TensorStep] = field(default_factory=list)
@@ -190,7 +190,7 @@ class Derivation:
         if shape != before:
             self._resize(located, change, before)
             located = Located(
-                name=name, symbolic=Traced.whole(key, shape), parameter=located.parameter, module=located.module
+                name=name, symbolic=SymbolicTensor.whole(key, shape), parameter=located.parameter, module=located.module
             )
         draft.source, draft.view = change.values, view_of(shape)
         draft.uses = tuple(dict.fromkeys((*draft.uses, *change.uses)))
@@ -206,7 +206,7 @@ class Derivation:
         self.drafts[key] = TensorDraft(
             base=None, source=change.values, dtype=dtype, view=view_of(shape), uses=change.uses
         )
-        return Located(name=name, symbolic=Traced.whole(key, shape), parameter=parameter, module=None)
+        return Located(name=name, symbolic=SymbolicTensor.whole(key, shape), parameter=parameter, module=None)
 
     def _resize(self, located: Located, change: WholeTensor, before: tuple[int, ...]) -> None:
         """Another number of rows: of the vocabulary, or of a head's labels; anything else does not fit."""
@@ -248,10 +248,10 @@ class Derivation:
             return None
         if key not in self.drafts:
             self.drafts[key] = TensorDraft(base=None, source=source, dtype=self.main, view=view_of(source.stored.shape))
-        symbolic = Traced.whole(key, self.drafts[key].source.stored.shape)
+        symbolic = SymbolicTensor.whole(key, self.drafts[key].source.stored.shape)
         return Located(name=name, symbolic=symbolic, parameter=parameter, module=skeleton.owner(parameter))
 
-    def _held(self, group: tuple[str, ...]) -> Place | None:
+    def _held(self, group: tuple[str, ...]) -> TensorRef | None:
         """The base's numbers for a group: the tensor that the base holds for one of its members."""
         skeleton, tensors = self.names.skeleton, self.names.base.tensors
         keys = [skeleton.key_of[parameter] for parameter in group if parameter in skeleton.key_of] if skeleton else []
@@ -263,7 +263,7 @@ class Derivation:
             return
         for group in dict.fromkeys(ties.of.values()):
             for parameter in group:
-                if self.names.skeleton and parameter not in self.names.skeleton.traces:
+                if self.names.skeleton and parameter not in self.names.skeleton.symbolic:
                     self._follow(parameter, parameter, group, loose=True)
         self.declared += config_changes.untied(self.config)
 
@@ -279,7 +279,7 @@ class Derivation:
         return f"{module} names no weight of the base" + (f": {problem}." if problem else ".")
 
 
-def _is_zero(place: Place) -> bool:
+def _is_zero(place: TensorRef) -> bool:
     from bot.checks.reading.rows import Opened
 
     with Opened() as opened:

@@ -55,7 +55,7 @@ def nobody_saved(adapter: Json, names: ParameterNames, given: Collection[str], f
     skeleton = names.skeletons[-1]
     if len(names.skeletons) == 1 and type(skeleton.model) is not trained_class(adapter):
         skeleton = trained_skeleton(folder, adapter, names.stored) or skeleton
-    fed = skeleton.traces.keys() | skeleton.unfollowed.keys() | set(given)
+    fed = skeleton.symbolic.keys() | skeleton.unfollowed.keys() | set(given)
     ignored = [re.compile(pattern) for pattern in skeleton.model._keys_to_ignore_on_load_missing or ()]
     lost = [
         name

@@ -15,7 +15,7 @@ from bot.checks.expected.adapter_files import unknown_settings
 from bot.checks.expected.adapter_keys import names_in, read_key
 from bot.checks.expected.changes import AdapterReading, Change, LowRank, Shift
 from bot.checks.expected.saved_tensors import SavedTensors
-from bot.checks.reading.checkpoint import Place
+from bot.checks.reading.checkpoint import TensorRef
 from bot.records import Json
 from bot.untrusted.patterns import BadPattern, first
 
@@ -38,10 +38,10 @@ CHANGES_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "kasa", "loftq")
 Parameters = Callable[[str], tuple[str, ...]]  # a module's own parameters, in the order of registration
 
 
-def read(config: Json, tensors: dict[str, Place], parameters: Parameters) -> AdapterReading:
+def read(config: Json, tensors: dict[str, TensorRef], parameters: Parameters) -> AdapterReading:
     """Every A with its B, bias and magnitude, and whatever else the file holds; anything unknown is a problem."""
     problems = _unknown_settings(config)
-    layers: dict[tuple[str, int], dict[str, Place]] = {}
+    layers: dict[tuple[str, int], dict[str, TensorRef]] = {}
     saved_tensors = SavedTensors(config=config, indices=config.get("trainable_token_indices"))
     names = names_in(list(tensors))
     for key, tensor in tensors.items():
@@ -78,7 +78,7 @@ def _unknown_settings(config: Json) -> list[str]:
 
 
 def _layers(
-    layers: dict[tuple[str, int], dict[str, Place]], config: Json, parameters: Parameters
+    layers: dict[tuple[str, int], dict[str, TensorRef]], config: Json, parameters: Parameters
 ) -> Iterable[tuple[str, Change] | str]:
     depths: dict[str, int] = {}
     for module, depth in layers:
@@ -112,7 +112,7 @@ def _wrapped(module: str, count: int, config: Json, parameters: Parameters) -> t
 
 
 def _layer(
-    module: str, target: str | None, parts: dict[str, Place], config: Json
+    module: str, target: str | None, parts: dict[str, TensorRef], config: Json
 ) -> Iterable[tuple[str, Change] | str]:
     embedding = any(part.startswith("embedding") for part in parts)
     front = "embedding-" if embedding else ""

@@ -9,7 +9,7 @@ from bot.checks.expected.naming_scheme import by_names
 from bot.checks.expected.placement import Located
 from bot.checks.reading.checkpoint import Checkpoint
 from bot.checks.reading.model_skeleton import IN_BY_OUT, Skeleton
-from bot.checks.reading.symbolic import Traced
+from bot.checks.reading.symbolic import SymbolicTensor
 from bot.records import Json
 
 
@@ -55,9 +55,7 @@ class ParameterNames:
         located = self._direct(self._inner.get(name, name))
         if located is None and name in self._shifted:
             key = self._shifted[name]
-            return Located(
-                name=name, symbolic=Traced.whole(key, self.stored[key]), parameter=None, module=self._module(key)
-            )
+            return Located(name=name, symbolic=self._whole(key), parameter=None, module=self._module(key))
         return located
 
     def is_new(self, name: str) -> str | None:
@@ -67,7 +65,7 @@ class ParameterNames:
             if (
                 pattern is None
                 and own in skeleton.known
-                and own not in skeleton.traces
+                and own not in skeleton.symbolic
                 and own not in skeleton.unfollowed
             ):
                 return own
@@ -96,8 +94,11 @@ class ParameterNames:
                         name=name, symbolic=symbolic, parameter=own, module=skeleton.owner(own) if own else None
                     )
         if name in self.stored and not self.skeletons:
-            return Located(name=name, symbolic=Traced.whole(name, self.stored[name]), parameter=None, module=None)
+            return Located(name=name, symbolic=self._whole(name), parameter=None, module=None)
         return None
+
+    def _whole(self, key: str) -> SymbolicTensor:
+        return SymbolicTensor.whole(key, self.stored[key])
 
     def _module(self, key: str) -> Any:
         return next((skeleton.owner(fed[0]) for skeleton in self.skeletons if (fed := skeleton.feeds.get(key))), None)

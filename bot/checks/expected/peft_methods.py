@@ -15,7 +15,7 @@ from bot.checks.expected.parameter_names import ParameterNames
 from bot.checks.expected.probed_layers import NoUnmerged, ProbedLayers
 from bot.checks.expected.probed_methods import KEPT_OUT, METHODS, MOVES_BIAS
 from bot.checks.expected.saved_tensors import SavedTensors
-from bot.checks.reading.checkpoint import Place
+from bot.checks.reading.checkpoint import TensorRef
 from bot.checks.reading.model_skeleton import BUILD_ERRORS, build
 from bot.checks.reading.rows import Opened
 from bot.checks.subject import Subject
@@ -39,7 +39,7 @@ def is_probed(config: Json) -> bool:
     return any(config.get(name) for name in VARIANTS) or (isinstance(start, str) and start.lower() in MOVES_BASE)
 
 
-def read(config: Json, tensors: Mapping[str, Place], names: ParameterNames, subject: Subject) -> AdapterReading:
+def read(config: Json, tensors: Mapping[str, TensorRef], names: ParameterNames, subject: Subject) -> AdapterReading:
     """Every parameter of every adapted layer, and whatever else came along; what cannot be read is a problem."""
     peft_type = str(config["peft_type"])
     problems = _unknown_settings(config)
@@ -71,10 +71,10 @@ def _unknown_settings(config: Json) -> list[str]:
 def _probed(
     config: Json,
     own: set[str],
-    tensors: Mapping[str, Place],
+    tensors: Mapping[str, TensorRef],
     names: ParameterNames,
     subject: Subject,
-    copies: Mapping[str, Place],
+    copies: Mapping[str, TensorRef],
 ) -> list[tuple[str, ProbedParameter]]:
     skeleton = names.skeleton
     if skeleton is None:

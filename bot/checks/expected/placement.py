@@ -10,7 +10,6 @@ from typing import Any, Literal
 from bot.checks.expected.changes import (
     AddProduct,
     LowRank,
-    Matrix,
     ProbedParameter,
     SetRectangle,
     SetRows,
@@ -18,12 +17,12 @@ from bot.checks.expected.changes import (
     Span,
     TensorStep,
     TokenRows,
-    View,
     WholeTensor,
 )
 from bot.checks.expected.expert_sides import Undated, trades_sides
-from bot.checks.reading.checkpoint import Place
-from bot.checks.reading.symbolic import Block, Traced
+from bot.checks.reading.checkpoint import TensorRef
+from bot.checks.reading.matrix import Matrix, View
+from bot.checks.reading.symbolic import Block, SymbolicTensor
 
 
 class Misplaced(Exception):
@@ -38,7 +37,7 @@ class Located:
     """
 
     name: str
-    symbolic: Traced
+    symbolic: SymbolicTensor
     parameter: str | None
     module: Any
 
@@ -93,7 +92,7 @@ def _plain_convolution(name: str, module: Any) -> None:
         raise Misplaced(f"{name} pads with {module.padding_mode}; a LoRA on it pads with zeros and has no weight.")
 
 
-def flat(place: Place) -> View:
+def flat(place: TensorRef) -> View:
     """An adapter tensor as a matrix: shape[0] × the rest."""
     return view_of(place.stored.shape)
 
@@ -165,7 +164,7 @@ def _transposed(matrix: Matrix) -> Matrix:
     return replace(matrix, transposed=not matrix.transposed)
 
 
-def _magnitude(place: Place, span: Span) -> Matrix:
+def _magnitude(place: TensorRef, span: Span) -> Matrix:
     """A vector, or 1 × out × 1 × 1 as convolutions have it: its numbers as one column, cut to the outputs wanted."""
     if flat(place)[0] == 1 and flat(place)[1] > 1:
         return Matrix(place=place, rows=range(1), columns=range(*span), transposed=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from bot.checks.expected.adapter_keys import Named, names_in, read_key
 from bot.checks.expected.changes import AdapterReading, Change, TokenRows, WholeTensor
-from bot.checks.reading.checkpoint import Place
+from bot.checks.reading.checkpoint import TensorRef
 from bot.records import Json
 
 # PEFT adds these to modules_to_save by itself, and older versions did not write that down.
@@ -24,13 +24,13 @@ class SavedTensors:
     changes: list[tuple[str, Change]] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
-    def take_all(self, tensors: Mapping[str, Place]) -> list[str]:
+    def take_all(self, tensors: Mapping[str, TensorRef]) -> list[str]:
         """Account for tensors none of which is the method's own. Returns what is wrong with them."""
         names = names_in(list(tensors))
         problems = [self.take(read_key(key, names), tensor) for key, tensor in tensors.items()]
         return [problem for problem in problems if problem]
 
-    def take(self, named: Named | None, place: Place) -> str | None:
+    def take(self, named: Named | None, place: TensorRef) -> str | None:
         """Account for one tensor. Returns what is wrong with it, if anything is."""
         if named is None:
             return f"{place.stored.key} is no tensor that this verifier knows."
@@ -82,7 +82,7 @@ class SavedTensors:
         above = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
         return any(path.endswith(name) for path in above for name in saved)
 
-    def _tokens(self, module: str, place: Place) -> str | None:
+    def _tokens(self, module: str, place: TensorRef) -> str | None:
         at = self.indices
         if isinstance(at, dict):
             named = [name for name in at if module.endswith(name)]

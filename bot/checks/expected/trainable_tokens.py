@@ -5,7 +5,7 @@ from __future__ import annotations
 from bot.checks.expected.adapter_files import unknown_settings
 from bot.checks.expected.changes import AdapterReading
 from bot.checks.expected.saved_tensors import SavedTensors
-from bot.checks.reading.checkpoint import Place
+from bot.checks.reading.checkpoint import TensorRef
 from bot.records import Json
 
 HARMLESS = frozenset({
@@ -14,7 +14,7 @@ HARMLESS = frozenset({
 })  # fmt: skip
 
 
-def read(config: Json, tensors: dict[str, Place], parameters: object) -> AdapterReading:
+def read(config: Json, tensors: dict[str, TensorRef], parameters: object) -> AdapterReading:
     """Every trained row, and whatever else came along; anything unknown is a problem."""
     saved_tensors = SavedTensors(config=config, indices=config.get("token_indices"))
     problems = unknown_settings(config, HARMLESS) + saved_tensors.take_all(tensors)

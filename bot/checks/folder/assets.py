@@ -8,16 +8,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from bot.checks.case import Case, list_files, read_json
+from bot.checks.case import Case
 from bot.checks.finding import Check, counted, finding, graded
 from bot.checks.folder import chat_templates
 from bot.checks.folder.special_tokens import GENERATION as GENERATION_CONFIG
 from bot.checks.folder.special_tokens import foreign_to_the_tokenizer, generation_drift, special_tokens
+from bot.checks.reading.folders import list_files, read_json
 from bot.records import Finding
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class AssetFamily:
     """Files that go together: their names, what losing one means, and what a changed one means."""
 
     id: str
@@ -42,12 +43,14 @@ PROGRAMS = (
     ".pth",
     ".pkl",
     ".safetensors",
-)  # no license's text
+)  # no license texts
 
 KEPT = {"first": "the adapter's, else the base's", "never": "the base's", "both": "kept, the base's and the adapter's"}
-GENERATION = Family(id="generation-config", noun="generation config", patterns=("generation_config.json",), lost="warn")
+GENERATION = AssetFamily(
+    id="generation-config", noun="generation config", patterns=("generation_config.json",), lost="warn"
+)
 FAMILIES = (
-    Family(
+    AssetFamily(
         id="tokenizer",
         noun="tokenizer file",
         patterns=(
@@ -59,28 +62,28 @@ FAMILIES = (
             "word_shape.json", "word_pronunciation.json", "question_encoder_tokenizer/*", "generator_tokenizer/*",
         ),
     ),
-    Family(
+    AssetFamily(
         id="processor",
         noun="processor file",
         patterns=("preprocessor_config.json", "processor_config.json", "*_preprocessor_config.json", "*_processor_config.json",
                   "audio_tokenizer_config.json"),
     ),
-    Family(
+    AssetFamily(
         id="beside",
         noun="file that the model reads by name",
         patterns=("spk_dict.pt", "speaker_embeddings_path.json", "speaker_embeddings/*.npy", "decision.json", "judge_config.json",
                   "decision_template.jinja", "decision_config.json", "calibration.json", "head.safetensors", "readout.safetensors"),
         adapters="never",
     ),
-    Family(id="custom-code", noun="code file", patterns=("*.py", "*/*.py"), adapters="never"),
+    AssetFamily(id="custom-code", noun="code file", patterns=("*.py", "*/*.py"), adapters="never"),
     GENERATION,
-    Family(
+    AssetFamily(
         id="modules",
         noun="module file",
         patterns=("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "router_config.json",
                   "[0-9]*_*/*", "*_[0-9]*_*/*"),
     ),
-    Family(
+    AssetFamily(
         id="license",
         noun="license file",
         patterns=("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*", "license*"),
@@ -91,7 +94,7 @@ FAMILIES = (
 )  # fmt: skip
 
 
-def preserved(family: Family) -> Callable[[Case], Finding]:
+def preserved(family: AssetFamily) -> Callable[[Case], Finding]:
     """The check of one family."""
 
     def check(case: Case) -> Finding:
@@ -99,9 +102,9 @@ def preserved(family: Family) -> Callable[[Case], Finding]:
         warns: list[str] = []
         names = _names(case, family)
         for name in names:
-            verdict, said = _compare(case, family, name)
+            verdict, sentence = _compare(case, family, name)
             if verdict:
-                (fails if verdict == "fail" else warns).append(said)
+                (fails if verdict == "fail" else warns).append(sentence)
         if not names:
             return finding(family.id, "pass", "none", "same bytes", f"There is no {family.noun} to keep.")
         right = (counted(len(names), "file"), f"Every {family.noun} is {KEPT[family.adapters]}.")
@@ -113,8 +116,8 @@ def preserved(family: Family) -> Callable[[Case], Finding]:
 def checks() -> tuple[Check, ...]:
     """One check per family; `license` is a remark for the reader, the others carry weight."""
     special = {GENERATION.id: generation_config}
-    found = [Check(id=one.id, level="files", run=special.get(one.id, preserved(one))) for one in FAMILIES]
-    return (*found, Check(id="special-tokens", level="files", run=special_tokens))
+    checks = [Check(id=each.id, level="files", run=special.get(each.id, preserved(each))) for each in FAMILIES]
+    return (*checks, Check(id="special-tokens", level="files", run=special_tokens))
 
 
 def generation_config(case: Case) -> Finding:
@@ -128,28 +131,27 @@ def generation_config(case: Case) -> Finding:
     here, base = case.subject.folder / GENERATION_CONFIG, case.subject.base / GENERATION_CONFIG
     ends = set(drift)
     if not case.subject.ours:  # it may leave the base's as it is
-        ends &= set(chat_templates.other_ends(here, base))
-        drift = {name: said for name, said in drift.items() if name != "transformers_version"}
-    fails = [said for name, said in drift.items() if name in ends]
-    return graded(
-        GENERATION.id, "as declared", right, fails=fails, warns=[one for one in drift.values() if one not in fails]
-    )
+        ends &= set(chat_templates.other_stop_tokens(here, base))
+        drift = {name: sentence for name, sentence in drift.items() if name != "transformers_version"}
+    fails = [sentence for name, sentence in drift.items() if name in ends]
+    warns = [sentence for sentence in drift.values() if sentence not in fails]
+    return graded(GENERATION.id, "as declared", right, fails=fails, warns=warns)
 
 
 def chat_template(case: Case) -> Finding:
     """The template in effect is the adapter's if it ships one, else the base's, wherever it is kept."""
     subject = case.subject
-    adapters, bases = chat_templates.effective(subject.adapter), chat_templates.effective(subject.base)
+    bases, adapters = map(chat_templates.effective_templates, (subject.base, subject.adapter))
     wanted, owner = (adapters, "adapter") if adapters else (bases, "base")
-    found = chat_templates.effective(subject.folder)
-    if not wanted and not found:
+    merged = chat_templates.effective_templates(subject.folder)
+    if not wanted and not merged:
         return finding("chat-template", "pass", "none", "same template", "There is no chat template to keep.")
-    if found == wanted:
+    if merged == wanted:
         why = f"The chat template in effect is the {owner}'s."
-        return finding("chat-template", "pass", counted(len(found), "template"), "same template", why)
+        return finding("chat-template", "pass", counted(len(merged), "template"), "same template", why)
     if not wanted:
         return _changed("A chat template appeared that neither base nor adapter has.")
-    lost = sorted(wanted.keys() - found.keys())
+    lost = sorted(wanted.keys() - merged.keys())
     if lost:
         return _changed(f"The {owner}'s chat template is lost ({', '.join(lost)}).")
     return _changed(f"The chat template in effect is not the {owner}'s.")
@@ -159,7 +161,7 @@ def _changed(why: str) -> Finding:
     return finding("chat-template", "fail", "differs", "same template", why)
 
 
-def _names(case: Case, family: Family) -> list[str]:
+def _names(case: Case, family: AssetFamily) -> list[str]:
     """What base and adapter ship of a family; a file that only the merged folder has is the strays check's business."""
     shipped = set(list_files(case.subject.base))
     if family.id == "tokenizer":  # a tokenizer is taken whole, from one of the two
@@ -176,14 +178,14 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) and ("/" in pattern or "/" not in name)
 
 
-def _originals(case: Case, family: Family, name: str) -> list[tuple[str, Path]]:
+def _originals(case: Case, family: AssetFamily, name: str) -> list[tuple[str, Path]]:
     """(owner, path) of the copies that the merged file may equal; the first is the one it should."""
     adapters, bases = ("adapter", case.subject.adapter / name), ("base", case.subject.base / name)
-    found = [one for one in (adapters, bases) if one[1].is_file()]
-    return {"first": found[:1], "never": [bases], "both": found}[family.adapters]
+    copies = [copy for copy in (adapters, bases) if copy[1].is_file()]
+    return {"first": copies[:1], "never": [bases], "both": copies}[family.adapters]
 
 
-def _compare(case: Case, family: Family, name: str) -> tuple[str | None, str]:
+def _compare(case: Case, family: AssetFamily, name: str) -> tuple[str | None, str]:
     """(verdict, sentence) for one file; verdict None when it is as it should be."""
     if family.adapters == "both":
         return _both_kept(case, family, name)
@@ -198,15 +200,15 @@ def _compare(case: Case, family: Family, name: str) -> tuple[str | None, str]:
     mine = here.read_bytes()
     if any(mine == path.read_bytes() for _, path in originals):
         return None, ""
-    said = f"{name} is not the {owner}'s."
+    sentence = f"{name} is not the {owner}'s."
     if subject.ours:
-        return family.changed, said
-    tokens = chat_templates.tokens_said(here, original)
-    said = f"{name} is not the {owner}'s: {'; '.join(tokens)}." if tokens else said
-    return chat_templates.foreign_verdict(here, original, family.changed), said
+        return family.changed, sentence
+    tokens = chat_templates.token_changes(here, original)
+    sentence = f"{name} is not the {owner}'s: {'; '.join(tokens)}." if tokens else sentence
+    return chat_templates.foreign_verdict(here, original, family.changed), sentence
 
 
-def _both_kept(case: Case, family: Family, name: str) -> tuple[str | None, str]:
+def _both_kept(case: Case, family: AssetFamily, name: str) -> tuple[str | None, str]:
     """Whether the base's file and the adapter's of this name are both in the merged folder, under any of the family's names."""
     folder = case.subject.folder
     alike = [path for path in case.files if any(_matches(path, pattern) for pattern in family.patterns)]

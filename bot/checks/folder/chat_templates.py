@@ -9,40 +9,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from bot.checks.case import read_json
 from bot.checks.folder.same_tokenizer import same_tokenizer
-from bot.checks.folder.special_tokens import CONFIG, speaks
+from bot.checks.folder.special_tokens import CONFIG, listed, special_tokens_of
+from bot.checks.reading.folders import read_json
 from bot.records import Json
 
 # Slow-tokenizer files that transformers 5 no longer writes; a fast tokenizer does without them.
-OPTIONAL_FOR_OTHERS = frozenset(
-    {"special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"}
-)
+OPTIONAL_FOR_OTHERS = frozenset("special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt".split())
 # What generation starts with and stops at: another one is another model. Padding is no more than a remark: many a trainer sets
 # it where the base has none.
 STOPS = ("eos_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id", "eos_token", "bos_token")
 PADS = ("pad_token_id", "pad_token")
 
 
-def effective(folder: Path) -> dict[str, str]:
+def effective_templates(folder: Path) -> dict[str, str]:
     """{name: template} as a loader would see them; empty where there is none."""
     files = _from_files(folder)
     if files:
         return files
     for name in ("tokenizer_config.json", "chat_template.json", "processor_config.json"):
-        found = _named((read_json(folder / name) or {}).get("chat_template"))
-        if found:
-            return found
+        templates = _named((read_json(folder / name) or {}).get("chat_template"))
+        if templates:
+            return templates
     return {}
 
 
 def _from_files(folder: Path) -> dict[str, str]:
-    found = {}
+    templates = {}
     if (folder / "chat_template.jinja").is_file():
-        found["default"] = (folder / "chat_template.jinja").read_text()
+        templates["default"] = (folder / "chat_template.jinja").read_text()
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        found[path.stem] = path.read_text()
-    return found
+        templates[path.stem] = path.read_text()
+    return templates
 
 
 def _named(template: object) -> dict[str, str]:
@@ -51,7 +49,7 @@ def _named(template: object) -> dict[str, str]:
     if isinstance(template, dict):
         return {str(name): str(text) for name, text in template.items()}
     if isinstance(template, list):
-        return {str(one["name"]): str(one["template"]) for one in template if isinstance(one, dict)}
+        return {str(entry["name"]): str(entry["template"]) for entry in template if isinstance(entry, dict)}
     return {}
 
 
@@ -64,17 +62,16 @@ def foreign_verdict(here: Path, original: Path, otherwise: str) -> str | None:
         return None
     if here.name == "tokenizer.json":
         return "warn" if same_tokenizer(mine, theirs) else otherwise
-    return (
-        "fail" if other_ends(here, original) else "warn"
-    )  # transformers adds and drops defaults from version to version
+    # transformers adds and drops defaults from version to version
+    return "fail" if other_stop_tokens(here, original) else "warn"
 
 
-def other_ends(here: Path, original: Path) -> list[str]:
+def other_stop_tokens(here: Path, original: Path) -> list[str]:
     """The tokens that generation starts with or stops at, by their names, which a re-saved settings file has otherwise."""
     return [name for name, _, _ in _other_tokens(here, original) if name in STOPS]
 
 
-def tokens_said(here: Path, original: Path) -> list[str]:
+def token_changes(here: Path, original: Path) -> list[str]:
     """The tokens that a re-saved settings file gives otherwise than the original: `eos_token_id is 7, and was 2`."""
     return [f"{name} is {_shown(now)}, and was {_shown(before)}" for name, now, before in _other_tokens(here, original)]
 
@@ -82,24 +79,23 @@ def tokens_said(here: Path, original: Path) -> list[str]:
 def _other_tokens(here: Path, original: Path) -> Iterator[tuple[str, list[object], list[object]]]:
     """(token, now, before) where they differ. What a tokenizer's own files leave to its class may be written down."""
     mine, theirs = _settings(here), _settings(original)
-    unsaid = speaks(original.parent).unsaid if original.name == CONFIG else frozenset()
+    left_to_class = special_tokens_of(original.parent).left_to_class if original.name == CONFIG else frozenset()
     for name in (*STOPS, *PADS):
         now, before = _tokens(mine, name), _tokens(theirs, name)
-        if now != before and (name not in unsaid or name in PADS):
+        if now != before and (name not in left_to_class or name in PADS):
             yield name, now, before
 
 
 def _settings(path: Path) -> Json:
     """The file's, with the special tokens that an older tokenizer has in another file."""
-    said = read_json(path) or {}
-    return {**said, **speaks(path.parent).texts} if path.name == CONFIG else said
+    settings = read_json(path) or {}
+    return {**settings, **special_tokens_of(path.parent).texts} if path.name == CONFIG else settings
 
 
-def _tokens(said: Json, name: str) -> list[object]:
-    """A token's number or text, or several, as a list: 2 and [2] say the same, and so do null and nothing."""
-    value = said.get(name)
-    several = value if isinstance(value, list) else [] if value is None else [value]
-    return sorted((one.get("content") if isinstance(one, dict) else one for one in several), key=str)
+def _tokens(settings: Json, name: str) -> list[object]:
+    """A token's number or text, or several."""
+    tokens = listed(settings.get(name))
+    return sorted((token.get("content") if isinstance(token, dict) else token for token in tokens), key=str)
 
 
 def _shown(tokens: list[object]) -> str:

@@ -6,14 +6,14 @@ from typing import Any
 
 from bot import trained_base
 from bot.checks.case import Case
+from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.expected.config_changes import Declared, at
 from bot.checks.finding import counted, finding, graded
 from bot.checks.folder.special_tokens import declared_tokens
-from bot.checks.reading.checkpoint import quantization_of
+from bot.checks.reading.checkpoint import TORCH_NAMES, quantization_of
 from bot.errors import Refused
 from bot.records import Finding, Json
 
-TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 DTYPE_NAMES = frozenset({"dtype", "torch_dtype"})  # transformers 5 writes dtype, 4 wrote torch_dtype
 
 # What a foreign merge may rewrite without changing the model, and why. Matched against the last part of the path.
@@ -45,13 +45,13 @@ def config(case: Case) -> Finding:
     changes = _changes(case)
     fails, warns = undeclared(merged, changes), list[str]()
     if foreign:  # the author may have left the base's tokens as they are
-        left_alone = tuple(one for one in declared_tokens(case) if at(merged, one.path) == at(base, one.path))
+        left_alone = tuple(each for each in declared_tokens(case) if at(merged, each.path) == at(base, each.path))
         warns = undeclared(merged, left_alone)
-        fails = [one for one in fails if one not in warns]
-    drift = [one for one in differences(base, merged) if not _is_expected(case, changes, one)]
-    graver = drift if not foreign else _changed_for_transformers(base, merged, [one for one in drift if _matters(one)])
-    fails += [_said(one) for one in drift if one in graver]
-    warns += [_said(one) for one in drift if one not in graver]
+        fails = [sentence for sentence in fails if sentence not in warns]
+    drift = [each for each in differences(base, merged) if not _is_expected(case, changes, each)]
+    changed = _changed_for_transformers(base, merged, [each for each in drift if _matters(each)]) if foreign else drift
+    fails += [_sentence(each) for each in drift if each in changed]
+    warns += [_sentence(each) for each in drift if each not in changed]
     left = quantization_left(merged)
     if left and case.subject.quantize == "none":
         fails.insert(0, f"{left} is left in config.json, and the weights are not quantised: it cannot be loaded.")
@@ -59,56 +59,54 @@ def config(case: Case) -> Finding:
         fails.insert(0, f"config.json has no {QUANTIZATION}, and the weights are quantised: they cannot be loaded.")
     elif case.subject.quantize == "same" and quantization_of(merged) != quantization_of(base):
         fails.insert(0, f"{left} is not the base's, and the weights are stored in the base's own form.")
-    reasons = "; ".join(dict.fromkeys(one.why for one in changes))
+    reasons = "; ".join(dict.fromkeys(change.why for change in changes))
     right = (counted(len(changes), "change"), f"Declared: {reasons}.") if changes else ("no drift", SAME)
     return graded("config", "as declared" if changes else "no drift", right, fails=fails, warns=warns)
 
 
-def _is_expected(case: Case, changes: tuple[Declared, ...], found: Difference) -> bool:
-    path, _, after = found
+def _is_expected(case: Case, changes: tuple[Declared, ...], difference: Difference) -> bool:
+    path, _, after = difference
     if QUANTIZATION in path.split("."):
         return True  # what must stand there, and what must not, is said by itself
-    return declared(path, after, case.subject.dtype) or any(one.covers(path) for one in changes)
+    return declared(path, after, case.subject.dtype) or any(change.covers(path) for change in changes)
 
 
-def _said(found: Difference) -> str:
-    path, before, after = found
+def _sentence(difference: Difference) -> str:
+    path, before, after = difference
     return f"{path}: {show(before)} → {show(after)}"
 
 
-def _matters(found: Difference) -> bool:
+def _matters(difference: Difference) -> bool:
     """Whether a field of a foreign merge may change what the model is: neither a new one, nor one without meaning, nor a
     padding where the base has none."""
-    path, before, _ = found
+    path, before, _ = difference
     name = path.rsplit(".", 1)[-1]
     return before is not ABSENT and name not in TOLERATED and not (name == "pad_token_id" and before is None)
 
 
-def _changed_for_transformers(base: Json, merged: Json, found: list[Difference]) -> list[Difference]:
+def _changed_for_transformers(base: Json, merged: Json, drift: list[Difference]) -> list[Difference]:
     """Those that are still there once transformers has read both: it drops and fills in fields that make no difference (the
     `sliding_window` of a Qwen2 that does not use it)."""
-    if not found:
-        return found
+    if not drift:
+        return drift
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     try:
         kind = CONFIG_MAPPING[base["model_type"]]
         read = differences(kind.from_dict(dict(base)).to_dict(), kind.from_dict(dict(merged)).to_dict())
     except Exception:  # a class raises whatever it likes for a config that it cannot read
-        return found
+        return drift
     still = [f"{path}." for path, _, _ in read]
-    return [
-        one for one in found if any(path.startswith(f"{one[0]}.") or f"{one[0]}.".startswith(path) for path in still)
-    ]
+    return [each for each in drift if any(f.startswith(f"{each[0]}.") or f"{each[0]}.".startswith(f) for f in still)]
 
 
 def base_weights(case: Case) -> Finding:
     """The weights that are merged into are of the kind that the adapter was trained on, as far as its repo tells."""
     four_bits = case.subject.base_weights == "simulate-nf4" or quantization_of(case.base_config) is not None
     measured = "in four bits" if case.subject.base_weights == "simulate-nf4" else "quantised" if four_bits else "plain"
-    said = () if four_bits else case.subject.trained
+    trained_on = () if four_bits else case.subject.trained
     right = (measured, "Nothing says that the adapter was trained on other weights.")
-    return graded("base-weights", "as trained", right, warns=map(trained_base.warning, said))
+    return graded("base-weights", "as trained", right, warns=map(trained_base.warning, trained_on))
 
 
 def _changes(case: Case) -> tuple[Declared, ...]:
@@ -122,7 +120,7 @@ def _changes(case: Case) -> tuple[Declared, ...]:
         return tokens
     plain = (*_plain(case), *tokens)
     try:
-        return (*plain, *case.claims.declared)
+        return (*plain, *case.once(adapter_claims).declared)
     except Refused:
         return plain  # it is no adapter: the checks of the weights say so
 
@@ -140,8 +138,8 @@ def _plain(case: Case) -> tuple[Declared, ...]:
 
 def undeclared(merged: Json, changes: tuple[Declared, ...]) -> list[str]:
     """Changes that the merge makes necessary, and that config.json does not say."""
-    return [f"{one.path} is {show(at(merged, one.path))}, and must be {show(one.value)}: {one.why}."
-            for one in changes if at(merged, one.path) != one.value]  # fmt: skip
+    return [f"{change.path} is {show(at(merged, change.path))}, and must be {show(change.value)}: {change.why}."
+            for change in changes if at(merged, change.path) != change.value]  # fmt: skip
 
 
 class _Absent:
@@ -156,9 +154,9 @@ def differences(before: Any, after: Any, path: str = "") -> list[Difference]:
     """Leaves at which two JSON values differ, as (dotted path, before, after); lists are leaves."""
     if isinstance(before, dict) and isinstance(after, dict):
         return [
-            found
+            difference
             for key in sorted(before.keys() | after.keys())
-            for found in differences(before.get(key, ABSENT), after.get(key, ABSENT), f"{path}.{key}".lstrip("."))
+            for difference in differences(before.get(key, ABSENT), after.get(key, ABSENT), f"{path}.{key}".lstrip("."))
         ]
     same = before == after and isinstance(before, bool) == isinstance(after, bool)  # in JSON, 1 is not true
     return [] if same else [(path, before, after)]
@@ -176,8 +174,8 @@ def quantization_left(config: Json, path: str = "") -> str | None:
         here = f"{path}.{key}".lstrip(".")
         if key == "quantization_config" and value:
             return here
-        if isinstance(value, dict) and (found := quantization_left(value, here)):
-            return found
+        if isinstance(value, dict) and (deeper := quantization_left(value, here)):
+            return deeper
     return None
 
 

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from bot.checks.case import Case
 from bot.checks.finding import counted, finding, graded
-from bot.checks.folder.hashing import REPORT
+from bot.checks.folder.hashing import REPORT, hash_files
 from bot.checks.reading.checkpoint import INDEX, SINGLE, weight_files
 from bot.records import Finding
 from bot.untrusted import strict_json
@@ -37,8 +37,8 @@ def index(case: Case) -> Finding:
         return finding("index", "fail", "unreadable", "exact", f"{INDEX} is not an index.")
     fails: list[str] = _misnamed(case)
     warns: list[str] = []
-    if said := _wrong_size(case):
-        (fails if case.subject.ours and not _size_is_the_bases(case) else warns).append(said)
+    if sentence := _wrong_size(case):
+        (fails if case.subject.ours and not _has_the_bases_size(case) else warns).append(sentence)
     right = (counted(len(merged.tensors), "key"), "Every key lies where it says.")
     return graded("index", "exact", right, fails=fails, warns=warns)
 
@@ -46,28 +46,28 @@ def index(case: Case) -> Finding:
 def _misnamed(case: Case) -> list[str]:
     merged = case.merged
     named = (merged.index or {})["weight_map"]
-    said = [f"{key} lies in two files." for key in merged.doubled]
+    faults = [f"{key} lies in two files." for key in merged.doubled]
     for key, file in named.items():
-        place = merged.tensors.get(key)
-        if place is None:
-            said.append(f"The index names {key}, and {file} does not hold it.")
-        elif place.stored.file != file:
-            said.append(f"The index says that {key} lies in {file}; it lies in {place.stored.file}.")
-    said += [f"{key} lies in {merged.tensors[key].stored.file}, and the index does not name it."
+        ref = merged.tensors.get(key)
+        if ref is None:
+            faults.append(f"The index names {key}, and {file} does not hold it.")
+        elif ref.stored.file != file:
+            faults.append(f"The index says that {key} lies in {file}; it lies in {ref.stored.file}.")
+    faults += [f"{key} lies in {merged.tensors[key].stored.file}, and the index does not name it."
              for key in merged.tensors if key not in named]  # fmt: skip
-    return said
+    return faults
 
 
 def _wrong_size(case: Case) -> str | None:
     merged = case.merged
     claimed = ((merged.index or {}).get("metadata") or {}).get("total_size")
-    actual = sum(place.stored.stop - place.stored.start for place in merged.tensors.values())
+    actual = sum(ref.stored.stop - ref.stored.start for ref in merged.tensors.values())
     if claimed == actual:
         return None
     return f"The index says {claimed} bytes in total; the tensors take {actual}."
 
 
-def _size_is_the_bases(case: Case) -> bool:
+def _has_the_bases_size(case: Case) -> bool:
     """Some bases ship a wrong total (the tensor count); a patch of such a base keeps it, which is worth a remark."""
     sizes = [((index or {}).get("metadata") or {}).get("total_size") for index in (case.merged.index, case.base.index)]
     return sizes[0] == sizes[1] and case.merged.tensors.keys() == case.base.tensors.keys()
@@ -91,7 +91,7 @@ def _is_stray(case: Case, name: str, known: set[str]) -> bool:
         return True
     if path.suffix not in OTHER_WEIGHTS or name in known:
         return False
-    return not _module_weights(case, path) and not (name in BY_NAME and _is_an_inputs(case, path, "base"))
+    return not _module_weights(case, path) and not (name in BY_NAME and _equals_an_input(case, path, "base"))
 
 
 def _stray(name: str) -> str:
@@ -108,22 +108,22 @@ def _module_weights(case: Case, path: PurePosixPath) -> bool:
         names = {module["path"] for module in _modules(case)}
     except (TypeError, KeyError):
         return False
-    return _is_an_inputs(case, path, "adapter", "base") and path.parent.as_posix() in names
+    return _equals_an_input(case, path, "adapter", "base") and path.parent.as_posix() in names
 
 
-def _is_an_inputs(case: Case, path: PurePosixPath, *roles: str) -> bool:
+def _equals_an_input(case: Case, path: PurePosixPath, *roles: str) -> bool:
     """Whether the file is, byte for byte, that of the first of these inputs that has it."""
-    originals = [one for role in roles if (one := getattr(case.subject, role) / path).is_file()]
+    originals = [original for role in roles if (original := getattr(case.subject, role) / path).is_file()]
     return bool(originals) and originals[0].read_bytes() == (case.subject.folder / path).read_bytes()
 
 
 def _modules(case: Case) -> list[dict[str, str]]:
     path = case.subject.folder / "modules.json"
     try:
-        found = strict_json.loads(path.read_bytes()) if path.is_file() else []
+        modules = strict_json.loads(path.read_bytes()) if path.is_file() else []
     except ValueError:
-        found = []
-    return found if isinstance(found, list) else []
+        modules = []
+    return modules if isinstance(modules, list) else []
 
 
 def _unknown(case: Case, known: set[str]) -> list[str]:
@@ -141,14 +141,14 @@ def _unknown(case: Case, known: set[str]) -> list[str]:
 
 def pickles(case: Case) -> Finding:
     """No file that runs code when it is loaded."""
-    found = [name for name in case.files if PurePosixPath(name).suffix in PICKLES]
-    fails = [f"{name} is a pickle." for name in found if not _is_voices(case, name)]
+    pickled = [name for name in case.files if PurePosixPath(name).suffix in PICKLES]
+    fails = [f"{name} is a pickle." for name in pickled if not _is_voice_file(case, name)]
     return graded("pickles", "0 pickles", ("0 pickles", "Nothing runs code when loaded."), fails=fails)
 
 
-def _is_voices(case: Case, name: str) -> bool:
+def _is_voice_file(case: Case, name: str) -> bool:
     """A file of the base's that its model reads by name, and only as tensors."""
-    return name in VOICES and _is_an_inputs(case, PurePosixPath(name), "base")
+    return name in VOICES and _equals_an_input(case, PurePosixPath(name), "base")
 
 
 def leftovers(case: Case) -> Finding:
@@ -167,8 +167,8 @@ def leftovers(case: Case) -> Finding:
 
 def metadata(case: Case) -> Finding:
     """Weight files say `format: pt`, without which older loaders refuse them."""
-    found = case.merged.metadata_by_file
-    warns = [f"{name} does not say its format." for name, said in found.items() if said.get("format") != "pt"]
+    metadata = case.merged.metadata_by_file
+    warns = [f"{name} does not say its format." for name, entries in metadata.items() if entries.get("format") != "pt"]
     return graded("format", "format: pt", ("format: pt", "Every weight file says so."), warns=warns)
 
 
@@ -178,31 +178,31 @@ def pins(case: Case) -> Finding:
     fails = [f"The card names {' and '.join(named)} as its base, which is none of the inputs."] if named else []
     if recorded is not None:
         fails += _other_inputs(recorded.get("inputs"), case.subject.inputs)
-        fails += _other_files((recorded.get("subject") or {}).get("files"), case.sha256)
+        fails += _other_files((recorded.get("subject") or {}).get("files"), case.once(hash_files))
     elif not fails:
         return finding("pins", "pass", "no report", "same pins", "No earlier report to hold it to.")
     return graded("pins", "same pins", ("same pins", "Inputs and files are as reported."), fails=fails)
 
 
-def _other_inputs(recorded: object, given: object, path: str = "") -> list[str]:
+def _other_inputs(recorded: object, actual: object, path: str = "") -> list[str]:
     """Where two input records differ. Names may change (a repo can be renamed); shas and the recipe may not."""
-    if isinstance(recorded, dict) and isinstance(given, dict):
-        keys = sorted((recorded.keys() | given.keys()) - {"repo", "revision"})
-        pairs = [(recorded.get(key), given.get(key), f"{path}.{key}".lstrip(".")) for key in keys]
-        return [said for pair in pairs for said in _other_inputs(*pair)]
-    if isinstance(recorded, list) and isinstance(given, list) and len(recorded) == len(given):
-        numbered = [(*pair, f"{path}.{at}") for at, pair in enumerate(zip(recorded, given, strict=True), 1)]
-        return [said for pair in numbered for said in _other_inputs(*pair)]
-    if recorded == given:
+    if isinstance(recorded, dict) and isinstance(actual, dict):
+        keys = sorted((recorded.keys() | actual.keys()) - {"repo", "revision"})
+        pairs = [(recorded.get(key), actual.get(key), f"{path}.{key}".lstrip(".")) for key in keys]
+        return [sentence for pair in pairs for sentence in _other_inputs(*pair)]
+    if isinstance(recorded, list) and isinstance(actual, list) and len(recorded) == len(actual):
+        numbered = [(*pair, f"{path}.{at}") for at, pair in enumerate(zip(recorded, actual, strict=True), 1)]
+        return [sentence for pair in numbered for sentence in _other_inputs(*pair)]
+    if recorded == actual:
         return []
-    return [f"The report names {path or 'inputs'} {recorded}; it was verified against {given}."]
+    return [f"The report names {path or 'inputs'} {recorded}; it was verified against {actual}."]
 
 
-def _other_files(recorded: object, found: dict[str, str]) -> list[str]:
+def _other_files(recorded: object, actual: dict[str, str]) -> list[str]:
     if not isinstance(recorded, dict):
         return ["The report names no files."]
-    said = [f"{name} is in the report and not in the folder." for name in recorded if name not in found]
-    said += [f"{name} is in the folder and not in the report." for name in found if name not in recorded]
-    said += [f"{name} is not the file that the report names." for name in found if recorded.get(name, "") != found[name]
+    faults = [f"{name} is in the report and not in the folder." for name in recorded if name not in actual]
+    faults += [f"{name} is in the folder and not in the report." for name in actual if name not in recorded]
+    faults += [f"{name} is not the file that the report names." for name in actual if recorded.get(name, "") != actual[name]
              and name in recorded]  # fmt: skip
-    return said
+    return faults

@@ -1,4 +1,4 @@
-"""A repo's own code, named by `auto_map`: whose it is, and that nothing which is judged changed while it ran.
+"""A repo's own code, named by `auto_map`: it must be the base's, and must not have changed any judged file while it ran.
 
 Only the base's code is ever run, and only with --trust-remote-code: what the merged folder has must be the base's files,
 byte for byte. `owner/name--module.Class` names another repo's code, which nobody here has looked at.
@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bot.checks.case import Case, list_files, read_json
+from bot.checks.case import Case
 from bot.checks.finding import counted, graded
+from bot.checks.reading.folders import list_files, read_json
 from bot.records import Finding
 
 SMALL = 64 << 20  # bytes; larger files are told by size and times, of which no program can set ctime back
@@ -25,11 +26,11 @@ def own_code(case: Case) -> Finding:
     named = list(code_named(case.subject.folder))
     for config, reference in named:
         if "--" not in reference:
-            if said := _missing(case.subject.folder, config, reference):
-                fails.append(said)
+            if sentence := _missing(case.subject.folder, config, reference):
+                fails.append(sentence)
         else:
-            said = f"{config} names code of another repo ({reference[:100]})."
-            (warns if case.subject.trust_remote_code else fails).append(said)
+            sentence = f"{config} names code of another repo ({reference[:100]})."
+            (warns if case.subject.trust_remote_code else fails).append(sentence)
     right = (counted(len(named), "class") if named else "none", "Every class that a config names is in the folder.")
     return graded("own-code", "in the folder", right, fails=fails, warns=warns)
 
@@ -42,15 +43,15 @@ def _missing(folder: Path, config: str, reference: str) -> str | None:
 
 
 def code_named(folder: Path) -> Iterator[tuple[str, str]]:
-    """(config, module.Class) of every class that a config of the folder wants to be run; what is no text as its repr."""
+    """(config, module.Class) of every class that a config of the folder wants to be run; a value that is not a string as its repr."""
     for path in sorted(folder.glob("*.json")):
-        found = (read_json(path) or {}).get("auto_map") if path.stat().st_size <= SMALL else None
-        if not found:
+        auto_map = (read_json(path) or {}).get("auto_map") if path.stat().st_size <= SMALL else None
+        if not auto_map:
             continue
-        for value in found.values() if isinstance(found, dict) else [found]:
-            for one in value if isinstance(value, list) else [value]:
-                if one is not None:
-                    yield path.name, one if isinstance(one, str) else repr(one)[:100]
+        for value in auto_map.values() if isinstance(auto_map, dict) else [auto_map]:
+            for reference in value if isinstance(value, list) else [value]:
+                if reference is not None:
+                    yield path.name, reference if isinstance(reference, str) else repr(reference)[:100]
 
 
 def foreign_code(folder: Path, base: Path) -> str | None:
@@ -70,7 +71,7 @@ State = dict[str, Any]
 
 def state_of(*folders: Path) -> State:
     """{path: what its file holds}, for everything that a process could have changed."""
-    return {str(folder / name): _held(folder / name) for folder in folders for name in list_files(folder)}
+    return {str(folder / name): _content_of(folder / name) for folder in folders for name in list_files(folder)}
 
 
 def changed_since(before: State, *folders: Path) -> str | None:
@@ -79,7 +80,7 @@ def changed_since(before: State, *folders: Path) -> str | None:
     return next((Path(p).name for p in sorted(before.keys() | after.keys()) if before.get(p) != after.get(p)), None)
 
 
-def _held(path: Path) -> object:
+def _content_of(path: Path) -> object:
     try:
         status = path.stat()
         if status.st_size <= SMALL:

@@ -31,60 +31,60 @@ TEXTS = (
 )
 
 
-def same_tokenizer(mine: Json, theirs: Json) -> bool:
+def same_tokenizer(first_json: Json, second_json: Json) -> bool:
     """Whether every step is the same, or every text of TEXTS has the same numbers by the same vocabulary, there and back."""
-    one, other = _respelled(mine), _respelled(theirs)
-    if one.get("added_tokens") != other.get("added_tokens") or _vocabulary(one) != _vocabulary(other):
+    first, second = _normalised(first_json), _normalised(second_json)
+    if first.get("added_tokens") != second.get("added_tokens") or _vocabulary(first) != _vocabulary(second):
         return False
-    if all(one.get(part) == other.get(part) for part in (*TABLES, *STEPS)):
+    if all(first.get(part) == second.get(part) for part in (*TABLES, *STEPS)):
         return True
-    numbers = _numbers(mine)
-    return numbers is not None and numbers == _numbers(theirs)
+    numbers = _ids_and_texts(first_json)
+    return numbers is not None and numbers == _ids_and_texts(second_json)
 
 
-def _loaded(said: Json) -> Any:
+def _loaded(tokenizer: Json) -> Any:
     """The library's tokenizer; None where it cannot read this."""
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_str(json.dumps(said))
+        return Tokenizer.from_str(json.dumps(tokenizer))
     except Exception:  # the library raises nothing more special
         return None
 
 
-def _respelled(said: Json) -> Json:
+def _normalised(tokenizer: Json) -> Json:
     """As today's library writes it, without what has no effect; as it stands, where the library cannot read it."""
-    loaded = _loaded(said)
+    loaded = _loaded(tokenizer)
     if loaded is None:
-        return said
-    found: Json = json.loads(loaded.to_str())
+        return tokenizer
+    normalised: Json = json.loads(loaded.to_str())
     for step, idle in IDLE.items():
-        found[step] = _without(found.get(step), idle)
-    after = found["post_processor"] or {}
+        normalised[step] = _without(normalised.get(step), idle)
+    after = normalised["post_processor"] or {}
     if after.get("type") == "ByteLevel" or (after.get("type") == "TemplateProcessing" and not after["special_tokens"]):
-        found["post_processor"] = None  # it adds nothing
-    return found
+        normalised["post_processor"] = None  # it adds nothing
+    return normalised
 
 
 def _without(step: Any, idle: set[str]) -> Any:
     """A step, and those that it is made of, without what its ByteLevels have no use for."""
     if isinstance(step, list):
-        return [_without(one, idle) for one in step]
+        return [_without(part, idle) for part in step]
     if not isinstance(step, dict):
         return step
     dropped = idle if step.get("type") == "ByteLevel" else set()
     return {key: _without(value, idle) for key, value in step.items() if key not in dropped}
 
 
-def _vocabulary(said: Json) -> tuple[Any, Any]:
-    model = said.get("model")
+def _vocabulary(tokenizer: Json) -> tuple[Any, Any]:
+    model = tokenizer.get("model")
     return (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
 
 
-def _numbers(said: Json) -> list[tuple[list[int], str]] | None:
+def _ids_and_texts(tokenizer: Json) -> list[tuple[list[int], str]] | None:
     """Each text's numbers, and what becomes of them when they are read back."""
-    loaded = _loaded(said)
+    loaded = _loaded(tokenizer)
     if loaded is None:
         return None
     numbers = [loaded.encode(text).ids for text in TEXTS]
-    return [(one, loaded.decode(one)) for one in numbers]
+    return [(ids, loaded.decode(ids)) for ids in numbers]

@@ -11,9 +11,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bot.checks.case import Case, list_files, read_json
+from bot.checks.case import Case
 from bot.checks.expected.config_changes import Declared, text_paths
 from bot.checks.finding import counted, graded
+from bot.checks.reading.folders import list_files, read_json
 from bot.records import Finding
 
 TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -39,15 +40,15 @@ WHY = "the adapter's tokenizer has another"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speaks:
+class SpecialTokens:
     """A folder's special tokens as a loader takes them: their texts, and the numbers that its files give to texts.
 
-    `unsaid`: those that no file speaks of, where a loader takes what its class has (GPT-2 and BERT ship like this).
+    `left_to_class`: those that no file speaks of, where a loader takes what its class has (GPT-2 and BERT ship like this).
     """
 
     texts: dict[str, str]
     numbers: dict[str, int]
-    unsaid: frozenset[str] = frozenset()
+    left_to_class: frozenset[str] = frozenset()
 
     def number(self, name: str) -> int | None:
         """The number of a special token, where a file says it."""
@@ -56,9 +57,8 @@ class Speaks:
 
 def vocabulary_files(folder: Path) -> set[str]:
     """The folder's files that hold a vocabulary."""
-    return {
-        name for name in list_files(folder) if any(fnmatchcase(name, one) for one in VOCABULARIES) and "/" not in name
-    }
+    files = [name for name in list_files(folder) if "/" not in name]
+    return {name for name in files if any(fnmatchcase(name, pattern) for pattern in VOCABULARIES)}
 
 
 def foreign_to_the_tokenizer(case: Case) -> set[str]:
@@ -74,22 +74,23 @@ def foreign_to_the_tokenizer(case: Case) -> set[str]:
     return left | (vocabulary_files(base) - mine)
 
 
-def speaks(folder: Path) -> Speaks:
+def special_tokens_of(folder: Path) -> SpecialTokens:
     """What the folder's files say."""
-    said = read_json(folder / CONFIG) or {}
-    decoder = said.get("added_tokens_decoder")
-    texts = {name: text for name in TOKENS if (text := _text(said.get(name))) is not None}
+    config = read_json(folder / CONFIG) or {}
+    decoder = config.get("added_tokens_decoder")
+    texts = {name: text for name in TOKENS if (text := _text(config.get(name))) is not None}
     added = (read_json(folder / WHOLE) or {}).get("added_tokens")
-    given = [(_text(one), one.get("id")) for one in added if isinstance(one, dict)] if isinstance(added, list) else []
+    added = added if isinstance(added, list) else []
+    numbered = [(_text(token), token.get("id")) for token in added if isinstance(token, dict)]
     if isinstance(decoder, dict):
-        given += [(_text(entry), int(at)) for at, entry in decoder.items() if at.isdecimal() and len(at) <= DIGITS]
+        numbered += [(_text(entry), int(at)) for at, entry in decoder.items() if at.isdecimal() and len(at) <= DIGITS]
     else:
         older = read_json(folder / MAP) or {}
         texts |= {name: text for name in TOKENS if (text := _text(older.get(name))) is not None}
-        said = {**older, **said}
-        given += (read_json(folder / ADDED) or {}).items()
-    numbers = {text: number for text, number in given if text is not None and type(number) is int}
-    return Speaks(texts=texts, numbers=numbers, unsaid=frozenset(TOKENS) - said.keys())
+        config = {**older, **config}
+        numbered += (read_json(folder / ADDED) or {}).items()
+    numbers = {text: number for text, number in numbered if text is not None and type(number) is int}
+    return SpecialTokens(texts=texts, numbers=numbers, left_to_class=frozenset(TOKENS) - config.keys())
 
 
 def special_tokens(case: Case) -> Finding:
@@ -98,11 +99,11 @@ def special_tokens(case: Case) -> Finding:
     A foreign merge may have another padding, as trainers set it, and may write down what the files left to the class.
     """
     subject, allowed = case.subject, "same tokens"
-    owner, wanted = _wanted(subject.base, subject.adapter)
-    drift = _token_drift(speaks(subject.folder), wanted, owner)
-    remarked = frozenset() if subject.ours else wanted.unsaid | {"pad_token"}
-    fails = [said for name, said in drift if name not in remarked]
-    warns = [said for name, said in drift if name in remarked]
+    owner, wanted = _expected_tokens(subject.base, subject.adapter)
+    drift = _token_drift(special_tokens_of(subject.folder), wanted, owner)
+    remarked = frozenset() if subject.ours else wanted.left_to_class | {"pad_token"}
+    fails = [sentence for name, sentence in drift if name not in remarked]
+    warns = [sentence for name, sentence in drift if name in remarked]
     if subject.ours:
         mixed = foreign_to_the_tokenizer(case) & set(case.files)
         fails += [f"{name} is the base's, beside the adapter's tokenizer." for name in sorted(mixed)]
@@ -114,24 +115,24 @@ def special_tokens(case: Case) -> Finding:
     return graded("special-tokens", allowed, right, fails=fails, warns=warns)
 
 
-def _wanted(base: Path, adapter: Path) -> tuple[str, Speaks]:
+def _expected_tokens(base: Path, adapter: Path) -> tuple[str, SpecialTokens]:
     """Whose special tokens they are, and which."""
     if not (adapter / CONFIG).is_file():
-        return "base", speaks(base)
-    wanted = speaks(adapter)
+        return "base", special_tokens_of(base)
+    wanted = special_tokens_of(adapter)
     if not vocabulary_files(adapter):
-        wanted = replace(wanted, numbers=speaks(base).numbers | wanted.numbers)
+        wanted = replace(wanted, numbers=special_tokens_of(base).numbers | wanted.numbers)
     return "adapter", wanted
 
 
-def _token_drift(found: Speaks, wanted: Speaks, owner: str) -> list[tuple[str, str]]:
+def _token_drift(actual: SpecialTokens, wanted: SpecialTokens, owner: str) -> list[tuple[str, str]]:
     """(token, sentence) of every one that is another, or has another number."""
-    texts = [(name, f"{name} is {found.texts.get(name)!r}; the {owner}'s is {wanted.texts.get(name)!r}.")
-             for name in TOKENS if found.texts.get(name) != wanted.texts.get(name)]  # fmt: skip
+    texts = [(name, f"{name} is {actual.texts.get(name)!r}; the {owner}'s is {wanted.texts.get(name)!r}.")
+             for name in TOKENS if actual.texts.get(name) != wanted.texts.get(name)]  # fmt: skip
     return texts + [
-        (name, f"{name} is number {found.number(name)}; the {owner}'s is {wanted.number(name)}.")
+        (name, f"{name} is number {actual.number(name)}; the {owner}'s is {wanted.number(name)}.")
         for name in TOKENS
-        if None not in (found.number(name), wanted.number(name)) and found.number(name) != wanted.number(name)
+        if None not in (actual.number(name), wanted.number(name)) and actual.number(name) != wanted.number(name)
     ]
 
 
@@ -140,31 +141,31 @@ def tokens_changed(case: Case) -> dict[str, tuple[int | None, int]]:
     subject = case.subject
     if not (subject.adapter / CONFIG).is_file():
         return {}
-    before, after = speaks(subject.base), speaks(subject.adapter)
-    found = {}
+    before, after = special_tokens_of(subject.base), special_tokens_of(subject.adapter)
+    changes = {}
     for name in FOLLOWED:
         old, new = before.number(name), after.number(name)
         other = after.texts.get(name) != before.texts.get(name) or (old is not None and old != new)
         if name in after.texts and new is not None and other:
-            found[name] = (old, new)
-    return found
+            changes[name] = (old, new)
+    return changes
 
 
 def declared_tokens(case: Case) -> tuple[Declared, ...]:
     """Fields of config.json that name the base's end or padding by its number, and must name the adapter's."""
-    config, found = case.base_config, []
+    config, declared = case.base_config, []
     alone = not any((folder / GENERATION).is_file() for folder in (case.subject.base, case.subject.adapter))
     for name, (old, new) in tokens_changed(case).items():
         for path in text_paths(config, f"{name}_id"):
-            place = config if "." not in path else config[path.split(".")[0]]
-            value = place.get(f"{name}_id")
-            if name == "pad_token" and str(place.get("model_type")) in PADDED:
+            section = config if "." not in path else config[path.split(".")[0]]
+            value = section.get(f"{name}_id")
+            if name == "pad_token" and str(section.get("model_type")) in PADDED:
                 continue
-            follows = old in _listed(value) or (alone and name == "eos_token")
-            if value is not None and follows and new not in _listed(value):
+            follows = old in listed(value) or (alone and name == "eos_token")
+            if value is not None and follows and new not in listed(value):
                 right = _ends(value, old, new) if name == "eos_token" else new
-                found.append(Declared(path=path, value=right, why=f"{WHY} {name}"))
-    return tuple(found)
+                declared.append(Declared(path=path, value=right, why=f"{WHY} {name}"))
+    return tuple(declared)
 
 
 def generation_drift(case: Case) -> dict[str, str] | None:
@@ -177,29 +178,30 @@ def generation_drift(case: Case) -> dict[str, str] | None:
     wanted = dict(base)
     for name, (old, new) in changed.items():
         value = base.get(f"{name}_id")
-        if name == "eos_token" and new not in _listed(value):
+        if name == "eos_token" and new not in listed(value):
             wanted[f"{name}_id"] = _ends(value, old, new)
         elif name != "eos_token":
             wanted[f"{name}_id"] = new
     if wanted == base:
         return None
-    found = read_json(case.subject.folder / GENERATION) or {}
-    other = [key for key in sorted(wanted.keys() | found.keys()) if found.get(key) != wanted.get(key)]
-    return {key: f"{GENERATION}: {key} is {found.get(key)!r}, and must be {wanted.get(key)!r}." for key in other}
+    actual = read_json(case.subject.folder / GENERATION) or {}
+    other = [key for key in sorted(wanted.keys() | actual.keys()) if actual.get(key) != wanted.get(key)]
+    return {key: f"{GENERATION}: {key} is {actual.get(key)!r}, and must be {wanted.get(key)!r}." for key in other}
 
 
 def _ends(value: Any, old: int | None, new: int) -> Any:
-    others = [one for one in _listed(value) if one != old]
+    others = [number for number in listed(value) if number != old]
     return [new, *others] if others or isinstance(value, list) else new
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """One value or several as a list: 2 and [2] say the same, and so do null and nothing."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _text(value: object) -> str | None:
-    found = value.get("content") if isinstance(value, dict) else value
-    return found if isinstance(found, str) else None
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else None
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -30,7 +30,6 @@ def library() -> Any:
 def quantised(weight: Tensor, kind: str, double: bool, size: int, offset: Tensor | None = None) -> tuple[Tensor, Any]:
     """bitsandbytes' quantize_4bit on the CPU: (codes, state). `offset`: the mean that double quantisation takes off."""
     functional = library()
-
     codes, state = functional.quantize_4bit(weight, blocksize=size, quant_type=kind, compress_statistics=False)
     if double:
         offset = exact_mean(state.absmax) if offset is None else offset

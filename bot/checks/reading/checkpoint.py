@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bot.checkpoint.header import read_header
+from bot.checks.reading.slabs import SlabCache
 from bot.errors import Refused
 from bot.records import Header, Json, Stored
 from bot.untrusted import strict_json
 
 if TYPE_CHECKING:
-    from bot.checks.reading.packed import Packed
+    from torch import Tensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})  # what arithmetic is done on; all else is bytes
+# What floating-point dtypes are called in safetensors files, and in torch and in config.json.
+TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+STORED_AS = {name: stored for stored, name in TORCH_NAMES.items() if stored != "F64"}  # what `--dtype` may name
+FLOATS = frozenset(TORCH_NAMES)  # what arithmetic is done on; all else is bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class TensorRef:
     """One tensor's bytes: `stored.start` to `stored.stop` of the file at `path`.
 
     Of a weight that is stored quantised (`packed`), `stored` is what it means: the plain key and shape, F32, no bytes.
@@ -29,7 +34,7 @@ class Place:
 
     path: Path
     stored: Stored
-    packed: Packed | None = None
+    packed: PackedWeight | None = None
 
     @property
     def dtype(self) -> str:
@@ -39,10 +44,36 @@ class Place:
     @property
     def elements(self) -> int:
         """How many elements the shape spans (1 for a scalar)."""
-        count = 1
-        for extent in self.stored.shape:
-            count *= extent
-        return count
+        return math.prod(self.stored.shape)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedWeight:
+    """A weight that is stored quantised. `components`: the checkpoint's tensors by their role; `dtype`: as which a merge
+    stores the weight; `dense`: its form's.
+
+    A weight of several `slabs` (a stack of experts) is dequantised one at a time; `settings` are the form's own. The
+    weights of a case share one `cache`.
+    """
+
+    components: Mapping[str, TensorRef]
+    shape: tuple[int, ...]
+    dtype: str
+    dense: Callable[[PackedWeight, int], Tensor]
+    slabs: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cache: SlabCache = field(default_factory=SlabCache)
+
+    def slab(self, number: int = 0) -> Tensor:
+        """A slab as one row of float32, dequantised once for all who need it at the same time."""
+
+        def make() -> Tensor:
+            dense = self.dense(self, number)
+            assert str(dense.dtype) == "torch.float32"
+            assert dense.numel() == math.prod(self.shape) // self.slabs
+            return dense.reshape(-1)
+
+        return self.cache.take((self, number), make)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +83,7 @@ class Checkpoint:
     folder: Path
     index: Json | None
     headers: tuple[Header, ...]
-    tensors: dict[str, Place]
+    tensors: dict[str, TensorRef]
     broken: dict[str, str] = field(default_factory=dict)
     doubled: tuple[str, ...] = ()  # keys that two files hold
     dense: str = ""  # of a quantised checkpoint: the dtype that its weights have when they are not
@@ -86,7 +117,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         else:
             headers.append(header)
             doubled += [stored.key for stored in header.tensors if stored.key in tensors]
-            tensors.update({stored.key: Place(path=path, stored=stored) for stored in header.tensors})
+            tensors.update({stored.key: TensorRef(path=path, stored=stored) for stored in header.tensors})
     return Checkpoint(
         folder=folder, index=index, headers=tuple(headers), tensors=tensors, broken=broken, doubled=tuple(doubled)
     )
@@ -125,10 +156,10 @@ def weight_files(folder: Path, index: Json | None) -> tuple[str, ...]:
     return (SINGLE,)
 
 
-def main_dtype(places: Iterable[Place]) -> str:
+def main_dtype(refs: Iterable[TensorRef]) -> str:
     """The floating-point dtype that holds the most bytes; "" where there is none."""
     sizes: dict[str, int] = {}
-    for stored in (place.stored for place in places):
+    for stored in (ref.stored for ref in refs):
         if stored.dtype in FLOATS - {"F64"}:
             sizes[stored.dtype] = sizes.get(stored.dtype, 0) + stored.stop - stored.start
     return max(sizes, key=lambda dtype: sizes[dtype], default="")
@@ -137,8 +168,8 @@ def main_dtype(places: Iterable[Place]) -> str:
 def quantization_of(config: Json) -> Json | None:
     """The `quantization_config` of a config.json or of its text config; None for a plain checkpoint."""
     nested = config.get("text_config")
-    for place in (config, nested if isinstance(nested, dict) else {}):
-        found = place.get("quantization_config")
-        if isinstance(found, dict) and found:
-            return found
+    for section in (config, nested if isinstance(nested, dict) else {}):
+        quantization = section.get("quantization_config")
+        if isinstance(quantization, dict) and quantization:
+            return quantization
     return None

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bot.checks.reading.checkpoint import Place
+from bot.checks.reading.checkpoint import PackedWeight, TensorRef
 from bot.checks.reading.fp8 import BESIDE
-from bot.checks.reading.packed import Packed, read_part
+from bot.checks.reading.packed import read_component
 from bot.records import Json
 
 NAME = "compressed-tensors"
@@ -21,27 +21,27 @@ PACKAGE = "compressed-tensors"
 ROLES = ("weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
 
 
-def recognises(said: Json) -> bool:
+def recognises(quantization: Json) -> bool:
     """Whether this `quantization_config` is the package's."""
-    return said.get("quant_method") == NAME
+    return quantization.get("quant_method") == NAME
 
 
-def unpack(tensors: Mapping[str, Place], said: Json, config: Json, dtype: str) -> dict[str, Packed]:
+def unpack(tensors: Mapping[str, TensorRef], quantization: Json, config: Json, dtype: str) -> dict[str, PackedWeight]:
     """Modules with scales beside their weight, each with the scheme of its config group."""
-    whole = configured(said)
-    found = {}
+    whole = configured(quantization)
+    packed = {}
     for key in tensors:
         module, _, name = key.rpartition(".")
         scaled = f"{module}.weight_scale" in tensors
         if name == "weight_packed" or (name == "weight" and scaled):
-            parts = {role: tensors[f"{module}.{role}"] for role in ROLES if f"{module}.{role}" in tensors}
+            components = {role: tensors[f"{module}.{role}"] for role in ROLES if f"{module}.{role}" in tensors}
             scheme = scheme_of(module, whole)
             if scheme is None:
                 raise ValueError(f"{module} is packed, and no config group names it.")
             form = str(scheme.format or whole.format)
-            found[f"{module}.weight"] = Packed(dense=dense, parts=parts, shape=_shape(parts), dtype=dtype,
+            packed[f"{module}.weight"] = PackedWeight(dense=dense, components=components, shape=_shape(components), dtype=dtype,
                                                settings={"scheme": scheme, "format": form})  # fmt: skip
-    return found
+    return packed
 
 
 def extras(keys: Collection[str]) -> set[str]:
@@ -49,33 +49,33 @@ def extras(keys: Collection[str]) -> set[str]:
     return {key for key in keys if key.rpartition(".")[2].endswith(BESIDE)}
 
 
-def dense(packed: Packed, slab: int) -> Tensor:
+def dense(packed: PackedWeight, slab: int) -> Tensor:
     """The package's own decompression."""
     from compressed_tensors.compressors import BaseCompressor
 
-    state = {role: read_part(place) for role, place in packed.parts.items()}
+    state = {role: read_component(ref) for role, ref in packed.components.items()}
     state["weight_scale"] = state["weight_scale"].float()
     compressor = BaseCompressor.get_value_from_registry(packed.settings["format"])
-    found: Tensor = compressor.decompress(state, packed.settings["scheme"])["weight"]
-    return found.float()
+    weight: Tensor = compressor.decompress(state, packed.settings["scheme"])["weight"]
+    return weight.float()
 
 
-def modules(model: Any, said: Json) -> list[str]:
+def modules(model: Any, quantization: Json) -> list[str]:
     """Those that the package's own matching finds for its config groups."""
     from compressed_tensors.utils.match import match_named_modules
 
-    whole = configured(said)
-    found = [match_named_modules(model, scheme.targets, whole.ignore) for scheme in whole.config_groups.values()]
-    return [name for one in found for name, module in one if hasattr(module, "weight")]
+    whole = configured(quantization)
+    matches = [match_named_modules(model, scheme.targets, whole.ignore) for scheme in whole.config_groups.values()]
+    return [name for matched in matches for name, module in matched if hasattr(module, "weight")]
 
 
-def name_of(packed: Packed) -> str:
+def name_of(packed: PackedWeight) -> str:
     """Floats of eight bits with a scale for each channel are what `--quantize fp8` writes."""
     args = packed.settings["scheme"].weights
     return "fp8" if (str(args.type), args.num_bits, str(args.strategy)) == ("float", 8, "channel") else ""
 
 
-def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
+def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
     """The package's own codes, under its own scales rounded to bfloat16; those below 2⁻¹⁷ are rounded up to a multiple
     of 2⁻²⁴ instead, which float16 has too (`bot` writes numbers that every loader takes without a further rounding)."""
     from compressed_tensors.quantization.lifecycle.forward import quantize
@@ -92,12 +92,12 @@ def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
     return {"weight": quantize(exact, scale, zero, args, dtype=torch.float8_e4m3fn), "weight_scale": scale}
 
 
-def configured(said: Json) -> Any:
+def configured(quantization: Json) -> Any:
     """The package's own reading of the `quantization_config`."""
     from compressed_tensors.quantization import QuantizationConfig
 
     known = QuantizationConfig.model_fields.keys()
-    return QuantizationConfig.model_validate({name: value for name, value in said.items() if name in known})
+    return QuantizationConfig.model_validate({name: value for name, value in quantization.items() if name in known})
 
 
 def scheme_of(module: str, whole: Any) -> Any:
@@ -112,9 +112,9 @@ def scheme_of(module: str, whole: Any) -> Any:
     return targets[matched[0]] if matched else None
 
 
-def _shape(parts: Mapping[str, Place]) -> tuple[int, ...]:
-    if "weight_shape" in parts:
-        return tuple(int(extent) for extent in read_part(parts["weight_shape"]))
-    if "weight" not in parts:
-        raise ValueError(f"{parts['weight_packed'].stored.key} has no weight_shape.")
-    return parts["weight"].stored.shape
+def _shape(components: Mapping[str, TensorRef]) -> tuple[int, ...]:
+    if "weight_shape" in components:
+        return tuple(int(extent) for extent in read_component(components["weight_shape"]))
+    if "weight" not in components:
+        raise ValueError(f"{components['weight_packed'].stored.key} has no weight_shape.")
+    return components["weight"].stored.shape

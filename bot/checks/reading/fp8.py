@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bot.checks.reading.checkpoint import Place
-from bot.checks.reading.packed import Packed, read_part
+from bot.checks.reading.checkpoint import PackedWeight, TensorRef
+from bot.checks.reading.packed import read_component
 from bot.records import Json
 
 NAME = "FP8"
@@ -27,27 +27,27 @@ BESIDE = (
 )  # fmt: skip
 
 
-def recognises(said: Json) -> bool:
+def recognises(quantization: Json) -> bool:
     """Whether this `quantization_config` says FP8."""
-    method = said.get("quant_method")
-    return method in METHODS or (method == "modelopt" and said.get("quant_algo") in MODELOPT)
+    method = quantization.get("quant_method")
+    return method in METHODS or (method == "modelopt" and quantization.get("quant_algo") in MODELOPT)
 
 
-def unpack(tensors: Mapping[str, Place], said: Json, config: Json, dtype: str) -> dict[str, Packed]:
+def unpack(tensors: Mapping[str, TensorRef], quantization: Json, config: Json, dtype: str) -> dict[str, PackedWeight]:
     """Weights of eight bits with their scales; DeepSeek-V4's experts hold two e2m1 numbers in a byte."""
-    found = {}
-    for key, place in tensors.items():
+    packed = {}
+    for key, ref in tensors.items():
         scale = _scale_of(key, tensors)
-        if place.stored.dtype == "F8_E4M3" and scale is None:
+        if ref.stored.dtype == "F8_E4M3" and scale is None:
             raise ValueError(f"{key} is stored in FP8, and has no scale.")
-        if scale is None or place.stored.dtype not in ("F8_E4M3", "I8"):
+        if scale is None or ref.stored.dtype not in ("F8_E4M3", "I8"):
             continue
-        shape = place.stored.shape
-        if place.stored.dtype == "I8":
+        shape = ref.stored.shape
+        if ref.stored.dtype == "I8":
             shape = (*shape[:-1], shape[-1] * 2)
-        found[key] = Packed(dense=dense, parts={"weight": place, "scale": scale}, shape=shape, dtype=dtype,
-                            slabs=shape[0] if len(shape) == 3 else 1, settings={"block": _block(said)})  # fmt: skip
-    return found
+        packed[key] = PackedWeight(dense=dense, components={"weight": ref, "scale": scale}, shape=shape, dtype=dtype,
+                            slabs=shape[0] if len(shape) == 3 else 1, settings={"block": _block(quantization)})  # fmt: skip
+    return packed
 
 
 def extras(keys: Collection[str]) -> set[str]:
@@ -55,42 +55,43 @@ def extras(keys: Collection[str]) -> set[str]:
     return {key for key in keys if key.rpartition(".")[2].endswith(BESIDE)}
 
 
-def dense(packed: Packed, slab: int) -> Tensor:
+def dense(packed: PackedWeight, slab: int) -> Tensor:
     """transformers' dequantisation of one matrix."""
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
     several = packed.slabs > 1 or len(packed.shape) == 3
-    weight = read_part(packed.parts["weight"], slab if several else None)
-    grid = _grid(read_part(packed.parts["scale"]), packed, slab if several else None)
+    weight = read_component(packed.components["weight"], slab if several else None)
+    scale_grid = _scale_grid(read_component(packed.components["scale"]), packed, slab if several else None)
     rows, columns = packed.shape[-2:]
-    filled = _filled(weight, grid, packed)
-    found: Tensor = Fp8Dequantize(None)._dequantize_one(filled, grid, output_dtype=torch.float32)
-    return found[:rows, :columns].contiguous()
+    filled = _filled(weight, scale_grid, packed)
+    matrix: Tensor = Fp8Dequantize(None)._dequantize_one(filled, scale_grid, output_dtype=torch.float32)
+    return matrix[:rows, :columns].contiguous()
 
 
-def modules(model: Any, said: Json) -> list[str]:
+def modules(model: Any, quantization: Json) -> list[str]:
     """Nothing: such a form is only written back over a base that has it, which says where."""
     return []
 
 
-def name_of(packed: Packed) -> str:
+def name_of(packed: PackedWeight) -> str:
     """Only the base's own form is written."""
     return "same"
 
 
-def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
+def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
     """Codes are e4m3(w ÷ scale), saturated; scales max |w| ÷ 448 of their block, rounded to their dtype: for float32 what
     compressed-tensors' block strategy gives. Exponents alone are rounded up, and zeros have the scale 1."""
-    scale = read_part(packed.parts["scale"])
+    scale = read_component(packed.components["scale"])
     codes, scales = [], []
     for slab in range(packed.slabs):
-        one = exact[slab] if len(packed.shape) == 3 else exact
-        grid = _grid(scale, packed, slab if len(packed.shape) == 3 else None)
-        high, wide = _high_and_wide(grid, one.shape, packed.settings["block"])
-        made = rounded_scales(_largest(one, grid.shape, high, wide), scale.dtype)
-        each = made.float().repeat_interleave(high, 0)[: one.shape[0]].repeat_interleave(wide, 1)[:, : one.shape[1]]
-        codes.append(e4m3(one / each))
-        scales.append(made)
+        matrix = exact[slab] if len(packed.shape) == 3 else exact
+        scale_grid = _scale_grid(scale, packed, slab if len(packed.shape) == 3 else None)
+        high, wide = _high_and_wide(scale_grid, matrix.shape, packed.settings["block"])
+        rounded = rounded_scales(_largest(matrix, scale_grid.shape, high, wide), scale.dtype)
+        rows, columns = matrix.shape
+        spread = rounded.float().repeat_interleave(high, 0)[:rows].repeat_interleave(wide, 1)[:, :columns]
+        codes.append(e4m3(matrix / spread))
+        scales.append(rounded)
     weight = torch.stack(codes) if len(packed.shape) == 3 else codes[0]
     return {"weight": weight, "scale": torch.stack(scales).reshape(scale.shape)}
 
@@ -112,20 +113,20 @@ def rounded_scales(largest: Tensor, dtype: torch.dtype) -> Tensor:
     return rounded.clamp(min=2.0**-24) if dtype == torch.float16 else rounded
 
 
-def _high_and_wide(grid: Tensor, shape: torch.Size, block: tuple[int, int] | None) -> tuple[int, int]:
+def _high_and_wide(scale_grid: Tensor, shape: torch.Size, block: tuple[int, int] | None) -> tuple[int, int]:
     rows, columns = shape
-    if block and (math.ceil(rows / block[0]), math.ceil(columns / block[1])) == tuple(grid.shape):
+    if block and (math.ceil(rows / block[0]), math.ceil(columns / block[1])) == tuple(scale_grid.shape):
         return block
-    return rows // grid.shape[0], columns // grid.shape[1]
+    return rows // scale_grid.shape[0], columns // scale_grid.shape[1]
 
 
-def _largest(matrix: Tensor, grid: torch.Size, high: int, wide: int) -> Tensor:
-    below, beside = grid[0] * high - matrix.shape[0], grid[1] * wide - matrix.shape[1]
+def _largest(matrix: Tensor, scale_grid: torch.Size, high: int, wide: int) -> Tensor:
+    below, beside = scale_grid[0] * high - matrix.shape[0], scale_grid[1] * wide - matrix.shape[1]
     filled = torch.nn.functional.pad(matrix.abs(), (0, beside, 0, below))
-    return filled.reshape(grid[0], high, grid[1], wide).amax(dim=(1, 3))
+    return filled.reshape(scale_grid[0], high, scale_grid[1], wide).amax(dim=(1, 3))
 
 
-def _grid(scale: Tensor, packed: Packed, slab: int | None) -> Tensor:
+def _scale_grid(scale: Tensor, packed: PackedWeight, slab: int | None) -> Tensor:
     """The scales of one matrix, rows × columns of blocks."""
     rows, columns = packed.shape[-2:]
     if slab is not None and scale.numel() > 1:
@@ -141,25 +142,25 @@ def _grid(scale: Tensor, packed: Packed, slab: int | None) -> Tensor:
     return scale
 
 
-def _filled(weight: Tensor, grid: Tensor, packed: Packed) -> Tensor:
+def _filled(weight: Tensor, scale_grid: Tensor, packed: PackedWeight) -> Tensor:
     """The matrix with zeros up to whole blocks, where the blocks configured end outside it."""
     rows, columns = packed.shape[-2:]
     block = packed.settings["block"]
-    if block is None or (math.ceil(rows / block[0]), math.ceil(columns / block[1])) != tuple(grid.shape):
+    if block is None or (math.ceil(rows / block[0]), math.ceil(columns / block[1])) != tuple(scale_grid.shape):
         return weight
     per_byte = columns // weight.shape[1]
-    below = grid.shape[0] * block[0] - rows
-    beside = (grid.shape[1] * block[1] - columns) // per_byte
+    below = scale_grid.shape[0] * block[0] - rows
+    beside = (scale_grid.shape[1] * block[1] - columns) // per_byte
     filled = torch.nn.functional.pad(weight.view(torch.uint8), (0, beside, 0, below))
     return filled.view(weight.dtype)
 
 
-def _block(said: Json) -> tuple[int, int] | None:
-    size = said.get("weight_block_size", (128, 128) if said.get("quant_method") == "fp8" else None)
+def _block(quantization: Json) -> tuple[int, int] | None:
+    size = quantization.get("weight_block_size", (128, 128) if quantization.get("quant_method") == "fp8" else None)
     return (int(size[0]), int(size[1])) if size else None
 
 
-def _scale_of(key: str, tensors: Mapping[str, Place]) -> Place | None:
+def _scale_of(key: str, tensors: Mapping[str, TensorRef]) -> TensorRef | None:
     module, _, name = key.rpartition(".")
-    names = [f"{module}.{one}" for one in SCALES] if name == "weight" else [f"{key}_scale_inv", f"{key}_scale"]
-    return next((tensors[one] for one in names if one in tensors), None)
+    names = [f"{module}.{scale}" for scale in SCALES] if name == "weight" else [f"{key}_scale_inv", f"{key}_scale"]
+    return next((tensors[scale] for scale in names if scale in tensors), None)

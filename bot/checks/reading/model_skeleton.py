@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bot.checks.reading.row_numbers import Counted
-from bot.checks.reading.symbolic import NotFollowed, Traced, through
+from bot.checks.reading.symbolic import NotFollowed, SymbolicTensor, compose
 from bot.records import Json
 
 # Families that store weights in × out; consulted only where the model itself cannot be built.
@@ -34,9 +34,9 @@ def model_class(config: Json, trust_remote_code: bool = False) -> Any:
     import transformers
 
     for name in config.get("architectures") or ():
-        found = getattr(transformers, name, None)
-        if found is not None:
-            return found
+        named = getattr(transformers, name, None)
+        if named is not None:
+            return named
     own = [name for name in config.get("auto_map") or () if name.startswith("AutoModel")]
     if own and not trust_remote_code:
         return None
@@ -75,29 +75,29 @@ class Skeleton:
         self.modules: dict[str, Any] = dict(model.named_modules())
         self.known: dict[str, Any] = model.state_dict()
         transforms = get_model_conversion_mapping(model)
-        self._renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
-        self._converters = [one for one in transforms if isinstance(one, WeightConverter)]
-        self._by_pattern = {pattern: one for one in self._converters for pattern in one.source_patterns}
-        self._undone: dict[str, dict[str, Traced]] = {}
+        self._renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+        self._converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+        self._by_pattern = {pattern: each for each in self._converters for pattern in each.source_patterns}
+        self._undone: dict[str, dict[str, SymbolicTensor]] = {}
 
     @cached_property
-    def traces(self) -> dict[str, Traced]:
+    def symbolic(self) -> dict[str, SymbolicTensor]:
         """{parameter: the stored boxes it is}; for those that some stored key feeds."""
-        return {name: found for name, found in self._loaded.items() if isinstance(found, Traced)}
+        return {name: origin for name, origin in self._loaded.items() if isinstance(origin, SymbolicTensor)}
 
     @cached_property
     def unfollowed(self) -> dict[str, str]:
         """{parameter: the reason} for those whose stored layout cannot be followed."""
-        return {name: found for name, found in self._loaded.items() if isinstance(found, str)}
+        return {name: origin for name, origin in self._loaded.items() if isinstance(origin, str)}
 
     @cached_property
     def feeds(self) -> dict[str, tuple[str, ...]]:
         """{stored key: the parameters that it goes into}. Keys that the model does not use are absent."""
-        found: dict[str, list[str]] = {}
-        for name, traced in self.traces.items():
-            for key in dict.fromkeys(block.key for block in traced.blocks):
-                found.setdefault(key, []).append(name)
-        return {key: tuple(names) for key, names in found.items()}
+        parameters: dict[str, list[str]] = {}
+        for name, symbolic in self.symbolic.items():
+            for key in dict.fromkeys(block.key for block in symbolic.blocks):
+                parameters.setdefault(key, []).append(name)
+        return {key: tuple(names) for key, names in parameters.items()}
 
     @cached_property
     def used(self) -> frozenset[str]:
@@ -107,18 +107,18 @@ class Skeleton:
     @cached_property
     def key_of(self) -> dict[str, str]:
         """{parameter: key} for parameters that are stored as they are."""
-        return {name: traced.plain for name, traced in self.traces.items() if traced.plain}
+        return {name: symbolic.plain for name, symbolic in self.symbolic.items() if symbolic.plain}
 
     def rename(self, name: str) -> tuple[str, str | None]:
         """The parameter that a stored name (of this checkpoint or an older one) goes into; and the converter's pattern."""
         from transformers.core_model_loading import rename_source_key
 
         prefix = self.model.base_model_prefix
-        found: tuple[str, str | None]
-        found = rename_source_key(name, self._renamings, self._converters, prefix, self.known)
-        if found[0] not in self.known and name in self.known:
-            found = rename_source_key(name, [], [], prefix, self.known)
-        return found
+        renamed: tuple[str, str | None]
+        renamed = rename_source_key(name, self._renamings, self._converters, prefix, self.known)
+        if renamed[0] not in self.known and name in self.known:
+            renamed = rename_source_key(name, [], [], prefix, self.known)
+        return renamed
 
     @cached_property
     def _sources(self) -> dict[str, str]:
@@ -126,32 +126,32 @@ class Skeleton:
         return {key: name for key in self.shapes if (name := self.rename(key)[0]) in self.known}
 
     @cached_property
-    def _loaded(self) -> dict[str, Traced | str]:
+    def _loaded(self) -> dict[str, SymbolicTensor | str]:
         """As transformers loads: renamed keys as they are, the others through their converter."""
         from transformers.core_model_loading import dot_natural_key
 
-        found: dict[str, Traced | str] = {}
+        loaded: dict[str, SymbolicTensor | str] = {}
         running: dict[str, list[tuple[str, str]]] = {}
         for key in sorted(self.shapes, key=dot_natural_key):
             name, pattern = self.rename(key)
             if name not in self.known:
                 continue
             if pattern is None:
-                found[name] = Traced.whole(key, self.shapes[key])
+                loaded[name] = SymbolicTensor.whole(key, self.shapes[key])
             else:
                 running.setdefault(name, []).append((pattern, key))
         for name, fed in running.items():
-            found |= self._converted(self._by_pattern[fed[0][0]], name, fed)
-        return found
+            loaded |= self._converted(self._by_pattern[fed[0][0]], name, fed)
+        return loaded
 
-    def _converted(self, converter: Any, name: str, fed: list[tuple[str, str]]) -> dict[str, Traced | str]:
+    def _converted(self, converter: Any, name: str, fed: list[tuple[str, str]]) -> dict[str, SymbolicTensor | str]:
         """`fed`: (pattern, stored key) of every tensor that the converter takes."""
         shapes = {key: self.shapes[key] for _, key in fed}
         try:
             return {**self._followed(converter, name, fed, shapes)}
         except NotFollowed as error:
-            operations = " and ".join(type(one).__name__ for one in converter.operations)
-            targets = [name.replace(converter.target_patterns[0], one) for one in converter.target_patterns]
+            operations = " and ".join(type(operation).__name__ for operation in converter.operations)
+            targets = [name.replace(converter.target_patterns[0], pattern) for pattern in converter.target_patterns]
             reason = f"it is stored in a layout that cannot be followed ({operations}: {error})"
             return dict.fromkeys(targets, reason)
         except Exception as error:  # transformers' own converters raise what they like on an incomplete set of tensors
@@ -159,14 +159,15 @@ class Skeleton:
 
     def _followed(
         self, converter: Any, name: str, fed: list[tuple[str, str]], shapes: Mapping[str, tuple[int, ...]]
-    ) -> dict[str, Traced]:
+    ) -> dict[str, SymbolicTensor]:
         """What the converter makes: by boxes, or by the numbers of rows. Raises NotFollowed, and what the converter does."""
         try:
-            return self._run(converter, name, [(pattern, key, Traced.whole(key, shapes[key])) for pattern, key in fed])
+            symbols = [(pattern, key, SymbolicTensor.whole(key, shapes[key])) for pattern, key in fed]
+            return self._run(converter, name, symbols)
         except (NotFollowed, AttributeError, TypeError):  # something that stand-ins have not
             counted = Counted(shapes)
         made = self._run(converter, name, [(pattern, key, counted.tensor(key)) for pattern, key in fed])
-        return {key: counted.traced(value) for key, value in made.items()}
+        return {key: counted.symbolic(value) for key, value in made.items()}
 
     def _run(self, converter: Any, name: str, fed: list[tuple[str, str, Any]]) -> dict[str, Any]:
         fresh = deepcopy(converter)
@@ -177,7 +178,7 @@ class Skeleton:
 
     # --- names of an adapter --------------------------------------------------------------------------------------------
 
-    def trace(self, name: str) -> tuple[Traced, str | None] | str | None:
+    def trace(self, name: str) -> tuple[SymbolicTensor, str | None] | str | None:
         """(the stored boxes of a parameter, the model's own name for it or None), by the name that an adapter has for it.
 
         The model's own names come first, then those that transformers renames on load (an older transformers' names, one
@@ -185,16 +186,16 @@ class Skeleton:
         """
         own = name if name in self.known else self.rename(name)[0]
         if own in self.known and self.rename(name)[1] is None:
-            return self.unfollowed.get(own) or ((self.traces[own], own) if own in self.traces else None)
+            return self.unfollowed.get(own) or ((self.symbolic[own], own) if own in self.symbolic else None)
         if own not in self.known:
             return None
         older = self._older(name)
         if older is None:
             return f"{name} has no counterpart in the model of today"
-        traced = through(older, self.traces.get)
-        return (traced, None) if traced else next(iter(self.unfollowed.values()), None)
+        symbolic = compose(older, self.symbolic.get)
+        return (symbolic, None) if symbolic else next(iter(self.unfollowed.values()), None)
 
-    def _older(self, name: str) -> Traced | None:
+    def _older(self, name: str) -> SymbolicTensor | None:
         """A tensor of an older layout, as boxes of today's parameters."""
         from transformers.core_model_loading import apply_renamings
 
@@ -203,16 +204,16 @@ class Skeleton:
             self._undone[own] = self._undo(own, self._by_pattern[pattern or ""])
         wanted = apply_renamings(name, self._renamings)
         made = self._undone[own]
-        return made.get(wanted) or next((one for key, one in made.items() if wanted.endswith(f".{key}")), None)
+        return made.get(wanted) or next((tensor for key, tensor in made.items() if wanted.endswith(f".{key}")), None)
 
-    def _undo(self, own: str, forward: Any) -> dict[str, Traced]:
+    def _undo(self, own: str, forward: Any) -> dict[str, SymbolicTensor]:
         """What the converter makes the parameter from, as boxes of the parameter: the converter, run backwards."""
         backward = forward.reverse_transform()
-        parameters = [own.replace(forward.target_patterns[0], one) for one in forward.target_patterns]
-        if any(one not in self.known for one in parameters):
+        parameters = [own.replace(forward.target_patterns[0], parameter) for parameter in forward.target_patterns]
+        if any(parameter not in self.known for parameter in parameters):
             return {}
         fed = list(zip(backward.source_patterns, parameters, strict=True))
-        shapes = {one: tuple(self.known[one].shape) for one in parameters}
+        shapes = {parameter: tuple(self.known[parameter].shape) for parameter in parameters}
         first = own.replace(forward.target_patterns[0], backward.target_patterns[0])
         try:
             return self._followed(backward, first, fed, shapes)
@@ -229,7 +230,7 @@ class Skeleton:
         """The names of a module's own parameters in the order of registration; () where there is no such module."""
         for name in (module, f"{self.model.base_model_prefix}.{module}"):
             if name in self.modules:
-                return tuple(one for one, _ in self.modules[name].named_parameters(recurse=False))
+                return tuple(parameter for parameter, _ in self.modules[name].named_parameters(recurse=False))
         return ()
 
     @cached_property
@@ -237,13 +238,12 @@ class Skeleton:
         """Where the language model stands in the model: by transformers' own get_decoder, or else by whose config the
         text's is; None where the model is a language model itself, or has none."""
         try:
-            found, config = self.model.get_decoder(), self.model.config.get_text_config(decoder=True)
+            decoder, config = self.model.get_decoder(), self.model.config.get_text_config(decoder=True)
         except (AttributeError, NotImplementedError, TypeError, ValueError):
             return None
-        by_itself = next((name for name, one in self.modules.items() if one is found and name), None)
-        return by_itself or next(
-            (name for name, one in self.modules.items() if name and getattr(one, "config", None) is config), None
-        )
+        by_itself = next((name for name, module in self.modules.items() if module is decoder and name), None)
+        owners = (name for name, module in self.modules.items() if getattr(module, "config", None) is config)
+        return by_itself or next((name for name in owners if name), None)
 
     def in_decoder(self, name: str) -> tuple[str, ...]:
         """What a name may mean that a class made of the language model alone gives: inside it, with the prefix of its
@@ -274,13 +274,13 @@ class Skeleton:
             module = getattr(model, ask)()
         except (AttributeError, NotImplementedError):
             return None
-        return next((f"{name}.weight" for name, one in self.modules.items() if one is module), None)
+        return next((f"{name}.weight" for name, part in self.modules.items() if part is module), None)
 
     def stored_names(self, parameter: str) -> tuple[str, ...]:
         """The names that a checkpoint of this kind may have for a parameter that it does not hold, the likeliest first."""
         from transformers.core_model_loading import apply_renamings
 
-        backward = [one.reverse_transform() for one in reversed(self._renamings)]
+        backward = [renaming.reverse_transform() for renaming in reversed(self._renamings)]
         names = dict.fromkeys((apply_renamings(parameter, backward), *self._siblings(parameter), parameter))
         return tuple(name for name in names if self.rename(name) == (parameter, None))
 
@@ -306,15 +306,15 @@ def layer_list(model: Any) -> str | None:
         model = model.bert
         path.append("bert")
     for tail in (("layers",), ("encoder", "layer"), ("h",)):
-        found = model
+        module = model
         for part in tail:
-            found = getattr(found, part, None)
-        if found is not None and type(found).__name__ == "ModuleList":
+            module = getattr(module, part, None)
+        if module is not None and type(module).__name__ == "ModuleList":
             return ".".join([*path, *tail])
     return None
 
 
 def numbered(name: str, layers: str) -> tuple[str, int, str] | None:
     """(what stands before the number, the number, what stands behind) of a name below a list of layers."""
-    found = re.fullmatch(rf"({re.escape(layers)}\.)(\d+)(\..*)", name)
-    return (found[1], int(found[2]), found[3]) if found else None
+    match = re.fullmatch(rf"({re.escape(layers)}\.)(\d+)(\..*)", name)
+    return (match[1], int(match[2]), match[3]) if match else None

@@ -8,32 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bot.checks.reading.checkpoint import Place
-from bot.checks.reading.packed import Packed, read_part
+from bot.checks.reading.checkpoint import PackedWeight, TensorRef
+from bot.checks.reading.packed import read_component
 from bot.records import Json
 
 NAME = "MXFP4"
 PACKAGE = "transformers"
 
 
-def recognises(said: Json) -> bool:
+def recognises(quantization: Json) -> bool:
     """Whether this `quantization_config` says MXFP4."""
-    return said.get("quant_method") == "mxfp4"
+    return quantization.get("quant_method") == "mxfp4"
 
 
-def unpack(tensors: Mapping[str, Place], said: Json, config: Json, dtype: str) -> dict[str, Packed]:
+def unpack(tensors: Mapping[str, TensorRef], quantization: Json, config: Json, dtype: str) -> dict[str, PackedWeight]:
     """`…_blocks` (experts × out × groups × 16 bytes) with `…_scales`."""
-    found = {}
-    for key, place in tensors.items():
+    packed = {}
+    for key, ref in tensors.items():
         if not key.endswith("_blocks"):
             continue
         name = key.removesuffix("_blocks")
-        experts, out, groups, size = place.stored.shape
-        parts = {"blocks": place, "scales": tensors[f"{name}_scales"]}
-        found[name] = Packed(
-            dense=dense, parts=parts, shape=(experts, groups * size * 2, out), dtype=dtype, slabs=experts
-        )
-    return found
+        experts, out, groups, size = ref.stored.shape
+        components = {"blocks": ref, "scales": tensors[f"{name}_scales"]}
+        shape = (experts, groups * size * 2, out)
+        packed[name] = PackedWeight(dense=dense, components=components, shape=shape, dtype=dtype, slabs=experts)
+    return packed
 
 
 def extras(keys: Collection[str]) -> set[str]:
@@ -41,25 +40,25 @@ def extras(keys: Collection[str]) -> set[str]:
     return set()
 
 
-def dense(packed: Packed, slab: int) -> Tensor:
+def dense(packed: PackedWeight, slab: int) -> Tensor:
     """transformers' conversion of one expert."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-    blocks, scales = (read_part(packed.parts[role], slab)[None] for role in ("blocks", "scales"))
-    found: Tensor = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
-    return found[0]
+    blocks, scales = (read_component(packed.components[role], slab)[None] for role in ("blocks", "scales"))
+    experts: Tensor = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+    return experts[0]
 
 
-def modules(model: Any, said: Json) -> list[str]:
+def modules(model: Any, quantization: Json) -> list[str]:
     """Nothing is written in this form."""
     return []
 
 
-def name_of(packed: Packed) -> str:
+def name_of(packed: PackedWeight) -> str:
     """Read only."""
     return ""
 
 
-def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
+def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
     """Nothing is written in this form."""
     raise ValueError("it is stored as MXFP4, which no merge writes")

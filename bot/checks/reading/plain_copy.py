@@ -9,8 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bot.checks.reading.checkpoint import INDEX, Checkpoint, Place
-from bot.checks.reading.packed import SHELF
+from bot.checks.reading.checkpoint import INDEX, Checkpoint, TensorRef
 from bot.records import Json
 
 BLOCK = 1 << 22  # bytes
@@ -26,14 +25,14 @@ def write_plain(checkpoint: Checkpoint, folder: Path) -> Path:
             (folder / path.name).symlink_to(path.resolve())
     config = without_quantization(json.loads((checkpoint.folder / "config.json").read_bytes()))
     (folder / "config.json").write_text(json.dumps(config))
-    by_file: dict[str, list[Place]] = {}
-    for place in checkpoint.tensors.values():
-        by_file.setdefault(place.stored.file, []).append(place)
-    for file, places in by_file.items():
+    by_file: dict[str, list[TensorRef]] = {}
+    for ref in checkpoint.tensors.values():
+        by_file.setdefault(ref.stored.file, []).append(ref)
+    for file, refs in by_file.items():
         with (folder / file).open("wb") as opened:
-            _write(opened, places)
+            _write(opened, refs)
     if checkpoint.index is not None:
-        where = {key: place.stored.file for key, place in checkpoint.tensors.items()}
+        where = {key: ref.stored.file for key, ref in checkpoint.tensors.items()}
         (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
     return folder
 
@@ -44,32 +43,32 @@ def without_quantization(config: Json) -> Json:
             if key != QUANTIZATION}  # fmt: skip
 
 
-def _write(opened: BinaryIO, places: list[Place]) -> None:
+def _write(opened: BinaryIO, refs: list[TensorRef]) -> None:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for place in places:
-        size = 4 * place.elements if place.packed else place.stored.stop - place.stored.start
-        stored = place.stored
+    for ref in refs:
+        size = 4 * ref.elements if ref.packed else ref.stored.stop - ref.stored.start
+        stored = ref.stored
         entries[stored.key] = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [at, at + size]}
         at += size
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
     opened.write(len(header).to_bytes(8, "little") + header)
-    for place in places:
-        if place.packed is not None:
-            for slab in range(place.packed.slabs):
-                opened.write(SHELF.take(place.packed, slab).numpy().data)
+    for ref in refs:
+        if ref.packed is not None:
+            for slab in range(ref.packed.slabs):
+                opened.write(ref.packed.slab(slab).numpy().data)
+            ref.packed.cache.clear()
         else:
-            _copy(place, opened)
-    SHELF.clear()
+            _copy(ref, opened)
 
 
-def _copy(place: Place, opened: BinaryIO) -> None:
-    left = place.stored.stop - place.stored.start
-    with place.path.open("rb") as source:
-        source.seek(place.stored.start)
+def _copy(ref: TensorRef, opened: BinaryIO) -> None:
+    left = ref.stored.stop - ref.stored.start
+    with ref.path.open("rb") as source:
+        source.seek(ref.stored.start)
         while left and (content := source.read(min(left, BLOCK))):
             opened.write(content)
             left -= len(content)
     if left:
-        raise EOFError(f"{place.path.name} is shorter than its header says")
+        raise EOFError(f"{ref.path.name} is shorter than its header says")

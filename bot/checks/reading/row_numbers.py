@@ -1,6 +1,6 @@
-"""Rows followed by their numbers: transformers' own converter is run on tensors that hold, for a row each, its number.
+"""Rows traced by number: transformers' own converter is run on tensors in which every row holds the row's number.
 
-This serves where boxes do not (`traced`): a converter that deals rows out anew, as for rotary halves or interleaved pairs.
+For converters that boxes (`symbolic`) cannot describe, since they reorder rows: rotary halves, interleaved pairs.
 Columns stay together, so that one number a row is enough, and a tensor of any width costs one number a row.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bot.checks.reading.symbolic import Block, NotFollowed, Source, Traced
+from bot.checks.reading.symbolic import Block, NotFollowed, Source, SymbolicTensor
 
 LARGEST = 1 << 26  # rows of all tensors of one converter
 
@@ -34,10 +34,10 @@ class Counted:
         """A stand-in for a stored tensor: of its shape but for a last dimension of 1, int64, unlike in every row."""
         shape = self.shapes[key]
         start = self.starts[self.keys.index(key)]
-        found = torch.arange(start, start + _rows(shape), dtype=torch.int64)
-        return found.reshape((*shape[:-1], 1)) if len(shape) > 1 else found
+        numbers = torch.arange(start, start + _rows(shape), dtype=torch.int64)
+        return numbers.reshape((*shape[:-1], 1)) if len(shape) > 1 else numbers
 
-    def traced(self, made: Tensor) -> Traced:
+    def symbolic(self, made: Tensor) -> SymbolicTensor:
         """A converter's result, read. Raises NotFollowed where its rows are no rows of the stored tensors."""
         if not isinstance(made, Tensor) or made.dtype != torch.int64 or not made.dim() or not made.numel():
             raise NotFollowed("it makes no tensor of them")
@@ -53,7 +53,7 @@ class Counted:
             for above in itertools.product(*map(range, lines.shape[:-1]))
             for first, run in _runs(lines[above].tolist(), self._room)
         ]
-        return Traced(shape, blocks)
+        return SymbolicTensor(shape, blocks)
 
     def _block(self, above: tuple[int, ...], first: int, run: range, shape: tuple[int, ...]) -> Block:
         """`run`: numbers that lie at `above` of the leading dimensions, from row `first` on."""
@@ -88,8 +88,8 @@ def _leading(stored: tuple[int, ...], slab: int, dims: int) -> Iterator[Source]:
     sizes = stored[:-2]
     for at, extent in enumerate(sizes):
         below = 1
-        for one in sizes[at + 1 :]:
-            below *= one
+        for extent_below in sizes[at + 1 :]:
+            below *= extent_below
         index = slab // below % extent
         yield (at if len(sizes) == dims else None, index, index + 1, 1)
 

@@ -10,11 +10,11 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from bot.checks.expected.changes import Matrix, View
-from bot.checks.reading.checkpoint import Place
-from bot.checks.reading.packed import SHELF, Packed
+from bot.checks.reading.checkpoint import FLOATS, PackedWeight, TensorRef
+from bot.checks.reading.matrix import Matrix, View
+from bot.checks.reading.packed import RAW
 
-TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+TORCH = {name: RAW[name] for name in FLOATS}
 HELD = 2  # slabs of quantised tensors that one reader keeps: a tensor's source and its base may be two
 CHUNK = 1 << 16  # elements: eight float64 arrays of this size stay in a core's cache
 
@@ -24,7 +24,7 @@ class Opened:
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
-        self._slabs: dict[tuple[Packed, int], Tensor] = {}
+        self._slabs: dict[tuple[PackedWeight, int], Tensor] = {}
 
     def __enter__(self) -> Opened:
         return self
@@ -51,47 +51,43 @@ class Opened:
                 raise EOFError(f"{path.name} ended at byte {start + done}")
             done += got
 
-    def rows(self, place: Place, low: int, high: int, view: View | None = None) -> Tensor:
+    def rows(self, ref: TensorRef, low: int, high: int, view: View | None = None) -> Tensor:
         """Rows `low` to `high` of a floating-point tensor seen as a matrix (shape[0] × the rest), in its stored dtype;
         of a quantised one in float32."""
-        height, width = view or (place.stored.shape[0] if place.stored.shape else 1, 0)
-        width = width if view else place.elements // max(1, height)
-        if place.packed is not None:
-            return self._dequantised(place, low * width, high * width).view(high - low, width)
-        dtype = TORCH[place.stored.dtype]
+        _, width = view or flat_view(ref)
+        if ref.packed is not None:
+            return self._dequantised(ref, low * width, high * width).view(high - low, width)
+        dtype = TORCH[ref.stored.dtype]
         size = width * dtype.itemsize
         if not (high - low) * size:
             return torch.empty((high - low, width), dtype=dtype)
-        buffer = self.read(place.path, place.stored.start + low * size, (high - low) * size)
+        buffer = self.read(ref.path, ref.stored.start + low * size, (high - low) * size)
         return torch.frombuffer(buffer, dtype=dtype).view(high - low, width)
 
-    def _dequantised(self, place: Place, start: int, stop: int) -> Tensor:
+    def _dequantised(self, ref: TensorRef, start: int, stop: int) -> Tensor:
         """Elements of a quantised tensor, counted over all of it. What is held is one slab, or two while they change."""
-        assert place.packed is not None
-        size = max(1, place.elements // place.packed.slabs)
-        found = []
+        assert ref.packed is not None
+        size = max(1, ref.elements // ref.packed.slabs)
+        pieces = []
         for slab in range(start // size, -(-stop // size)):
-            self._slabs[place.packed, slab] = dense = SHELF.take(place.packed, slab)
+            self._slabs[ref.packed, slab] = dense = ref.packed.slab(slab)
             while len(self._slabs) > HELD:
                 del self._slabs[next(iter(self._slabs))]
-            found.append(dense[max(0, start - slab * size) : stop - slab * size])
-        return found[0] if len(found) == 1 else torch.cat(found) if found else torch.empty(0)
+            pieces.append(dense[max(0, start - slab * size) : stop - slab * size])
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces) if pieces else torch.empty(0)
 
     def matrix(self, matrix: Matrix) -> Tensor:
         """A matrix out of an adapter tensor, in its stored dtype; only the rows that it needs are read."""
         if not matrix.shape[0] or not matrix.shape[1]:
             return torch.empty(matrix.shape, dtype=TORCH[matrix.place.stored.dtype])
         rows, columns = matrix.rows, matrix.columns
-        height, width = matrix.view or (0, 0)
-        if not width:
-            height = matrix.place.stored.shape[0] if matrix.place.stored.shape else 1
-            width = matrix.place.elements // max(1, height)
+        height, width = matrix.view or flat_view(matrix.place)
         if matrix.transposed and columns.step == 1 and len(columns) * 8 < width and matrix.place.packed is None:
-            found = self._strips(matrix, width)
+            values = self._strips(matrix, width)
         else:
             whole = self.rows(matrix.place, rows.start, rows[-1] + 1, (height, width))
-            found = whole[:: rows.step, columns.start : columns.stop : columns.step]
-        return found.T if matrix.transposed else found
+            values = whole[:: rows.step, columns.start : columns.stop : columns.step]
+        return values.T if matrix.transposed else values
 
     def _strips(self, matrix: Matrix, width: int) -> Tensor:
         """A few columns of many: one read for each row, of these columns only."""
@@ -113,35 +109,31 @@ def chunks(view: View, size: int = CHUNK) -> Iterator[tuple[int, int]]:
         yield low, min(count, low + step)
 
 
-def flat_view(place: Place) -> View:
+def flat_view(ref: TensorRef) -> View:
     """shape[0] × the rest; a scalar is one row."""
-    count = place.stored.shape[0] if place.stored.shape else 1
-    return count, place.elements // max(1, count)
+    count = ref.stored.shape[0] if ref.stored.shape else 1
+    return count, ref.elements // max(1, count)
 
 
-def same_values(one: Place, other: Place) -> bool:
+def same_values(first: TensorRef, second: TensorRef) -> bool:
     """Whether two floating-point tensors hold the same numbers, in whatever dtypes."""
-    if one.stored.shape != other.stored.shape or not {one.stored.dtype, other.stored.dtype} <= TORCH.keys():
+    if first.stored.shape != second.stored.shape or not {first.stored.dtype, second.stored.dtype} <= TORCH.keys():
         return False
     with Opened() as opened:
         return all(
-            torch.equal(opened.rows(one, low, high).double(), opened.rows(other, low, high).double())
-            for low, high in chunks(flat_view(one))
+            torch.equal(opened.rows(first, low, high).double(), opened.rows(second, low, high).double())
+            for low, high in chunks(flat_view(first))
         )
 
 
-def same_transposed(one: Place, other: Place) -> bool:
+def same_transposed(first: TensorRef, second: TensorRef) -> bool:
     """Whether one matrix is the other, transposed."""
-    if one.stored.shape != other.stored.shape[::-1] or not {one.stored.dtype, other.stored.dtype} <= TORCH.keys():
+    if first.stored.shape != second.stored.shape[::-1] or not {first.stored.dtype, second.stored.dtype} <= TORCH.keys():
         return False
-    height, width = flat_view(one)
+    height, width = flat_view(first)
+    columns = Matrix(place=second, rows=range(width), columns=range(height), transposed=True)
     with Opened() as opened:
         return all(
-            torch.equal(
-                opened.rows(one, low, high).double(),
-                opened.matrix(
-                    Matrix(place=other, rows=range(width), columns=range(low, high), transposed=True)
-                ).double(),
-            )
+            torch.equal(opened.rows(first, low, high).double(), opened.matrix(columns.between(low, high)).double())
             for low, high in chunks((height, width))
         )

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from bot.checks.reading import bitsandbytes
 from bot.checks.reading.bitsandbytes_cpu import BLOCK, OUTER, dequantised, quantised
-from bot.checks.reading.checkpoint import Checkpoint
-from bot.checks.reading.packed import Packed, read_part
-from bot.checks.reading.quantised import logical
+from bot.checks.reading.checkpoint import Checkpoint, PackedWeight
+from bot.checks.reading.packed import read_component
+from bot.checks.reading.quantised import logical_tensor
 from bot.checks.reading.quantised_modules import converted
+from bot.checks.reading.slabs import SlabCache
 from bot.checks.subject import Subject
 from bot.records import Json
 
@@ -24,37 +25,38 @@ SKIP = "llm_int8_skip_modules"
 USUAL = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 
 
-def as_simulated(base: Checkpoint, subject: Subject) -> Checkpoint:
+def as_simulated(base: Checkpoint, subject: Subject, cache: SlabCache) -> Checkpoint:
     """The base with every weight that bitsandbytes would convert as it would have it. Raises Refused where the model
     cannot be built: then nobody can say which those are."""
     settings = settings_of(subject.quantization)
-    found = converted(base, subject.base, partial(bitsandbytes.modules, said=settings))
+    quantised_weights = converted(base, subject.base, partial(bitsandbytes.modules, quantization=settings))
     tensors = dict(base.tensors)
-    for key, turned in found.items():
-        place = tensors[key]
-        packed = Packed(dense=dense, parts={"weight": place}, shape=place.stored.shape, dtype=place.stored.dtype,
-                        settings={"turned": turned, "held": held(place.elements, settings), **settings})  # fmt: skip
-        tensors[key] = logical(key, packed, place)
+    for key, transposed in quantised_weights.items():
+        ref = tensors[key]
+        packed = PackedWeight(dense=dense, components={"weight": ref}, shape=ref.stored.shape, dtype=ref.stored.dtype, cache=cache,
+                        settings={"transposed": transposed, "held": held(ref.elements, settings), **settings})  # fmt: skip
+        tensors[key] = logical_tensor(key, packed, ref)
     return replace(base, tensors=tensors, dense=base.main)
 
 
-def settings_of(said: Json) -> Json:
+def settings_of(settings: Json) -> Json:
     """BitsAndBytesConfig's fields; names of modules may stand in one string, with commas between them."""
-    skip = said.get(SKIP)
-    names = [one.strip() for one in skip.split(",")] if isinstance(skip, str) else skip
-    return {**USUAL, **said, SKIP: names}
+    skip = settings.get(SKIP)
+    names = [name.strip() for name in skip.split(",")] if isinstance(skip, str) else skip
+    return {**USUAL, **settings, SKIP: names}
 
 
-def held(numbers: int, said: Json) -> int:
+def held(numbers: int, settings: Json) -> int:
     """The bytes that bitsandbytes would take for so many numbers: half a byte each, and one absmax for each block."""
-    blocks = -(-numbers // int(said.get("blocksize", BLOCK)))
-    return -(-numbers // 2) + (blocks + 4 * -(-blocks // OUTER) if said["bnb_4bit_use_double_quant"] else 4 * blocks)
+    blocks = -(-numbers // int(settings.get("blocksize", BLOCK)))
+    scales = blocks + 4 * -(-blocks // OUTER) if settings["bnb_4bit_use_double_quant"] else 4 * blocks
+    return -(-numbers // 2) + scales
 
 
-def dense(packed: Packed, slab: int) -> Tensor:
+def dense(packed: PackedWeight, slab: int) -> Tensor:
     """There and back, in float32."""
-    weight, said = read_part(packed.parts["weight"]), packed.settings
-    weight = weight.T.contiguous() if said["turned"] else weight
-    kind, double, size = said["bnb_4bit_quant_type"], said["bnb_4bit_use_double_quant"], said.get("blocksize", BLOCK)
-    found = dequantised(*quantised(weight, kind, double, size))
-    return found.T.contiguous() if said["turned"] else found
+    weight, settings = read_component(packed.components["weight"]), packed.settings
+    weight = weight.T.contiguous() if settings["transposed"] else weight
+    kind, double_quant = settings["bnb_4bit_quant_type"], settings["bnb_4bit_use_double_quant"]
+    result = dequantised(*quantised(weight, kind, double_quant, settings.get("blocksize", BLOCK)))
+    return result.T.contiguous() if settings["transposed"] else result

@@ -1,6 +1,6 @@
-"""Where the numbers of a tensor come from: a stand-in that transformers' own converters stack, concatenate, split and turn.
+"""Where the numbers of a tensor come from: a stand-in that transformers' own converters stack, concatenate, split and transpose.
 
-A `Traced` has a shape and no numbers. It says which boxes of it are which boxes of which stored tensors, and keeps that up
+A `SymbolicTensor` has a shape and no numbers. It says which boxes of it are which boxes of which stored tensors, and keeps that up
 while torch functions are called on it (`__torch_function__`). What it cannot follow raises NotFollowed.
 """
 
@@ -59,7 +59,7 @@ class Block:
         return replace(self, box=box, source=source)
 
 
-class Traced:
+class SymbolicTensor:
     """See above. Only what converters use: cat, stack, chunk, split, transpose, contiguous, squeeze, shape, size."""
 
     def __init__(self, shape: Sequence[int], blocks: Sequence[Block]) -> None:
@@ -67,7 +67,7 @@ class Traced:
         self.blocks = tuple(blocks)
 
     @classmethod
-    def whole(cls, key: str, shape: Sequence[int]) -> Traced:
+    def whole(cls, key: str, shape: Sequence[int]) -> SymbolicTensor:
         """The stored tensor itself."""
         source = tuple((at, 0, extent, 1) for at, extent in enumerate(shape))
         return cls(shape, [Block(key=key, box=tuple((0, extent) for extent in shape), source=source)])
@@ -75,7 +75,7 @@ class Traced:
     @property
     def plain(self) -> str | None:
         """The stored tensor that this is, whole and as it is; else None."""
-        if len(self.blocks) == 1 and self.blocks[0] == Traced.whole(self.blocks[0].key, self.shape).blocks[0]:
+        if len(self.blocks) == 1 and self.blocks[0] == SymbolicTensor.whole(self.blocks[0].key, self.shape).blocks[0]:
             return self.blocks[0].key
         return None
 
@@ -85,31 +85,31 @@ class Traced:
     def dim(self) -> int:
         return len(self.shape)
 
-    def contiguous(self) -> Traced:
+    def contiguous(self) -> SymbolicTensor:
         return self
 
-    def window(self, dim: int, low: int, high: int, step: int = 1) -> Traced:
+    def window(self, dim: int, low: int, high: int, step: int = 1) -> SymbolicTensor:
         """A range of one dimension."""
         shape = [len(range(low, high, step)) if at == dim else extent for at, extent in enumerate(self.shape)]
-        return Traced(shape, [left for one in self.blocks if (left := one.window(dim, low, high, step))])
+        return SymbolicTensor(shape, [left for block in self.blocks if (left := block.window(dim, low, high, step))])
 
-    def squeeze(self, dim: int) -> Traced:
+    def squeeze(self, dim: int) -> SymbolicTensor:
         if self.shape[dim] != 1:
             return self
         order = [None if at == dim else at - (at > dim) for at in range(len(self.shape))]
-        blocks = [one.renumbered(order, one.box[:dim] + one.box[dim + 1 :]) for one in self.blocks]
-        return Traced(self.shape[:dim] + self.shape[dim + 1 :], blocks)
+        blocks = [block.renumbered(order, block.box[:dim] + block.box[dim + 1 :]) for block in self.blocks]
+        return SymbolicTensor(self.shape[:dim] + self.shape[dim + 1 :], blocks)
 
-    def unsqueeze(self, dim: int) -> Traced:
+    def unsqueeze(self, dim: int) -> SymbolicTensor:
         order = [at + (at >= dim) for at in range(len(self.shape))]
-        blocks = [one.renumbered(order, (*one.box[:dim], (0, 1), *one.box[dim:])) for one in self.blocks]
-        return Traced((*self.shape[:dim], 1, *self.shape[dim:]), blocks)
+        blocks = [block.renumbered(order, (*block.box[:dim], (0, 1), *block.box[dim:])) for block in self.blocks]
+        return SymbolicTensor((*self.shape[:dim], 1, *self.shape[dim:]), blocks)
 
-    def permute(self, order: Sequence[int]) -> Traced:
+    def permute(self, order: Sequence[int]) -> SymbolicTensor:
         """Dimension `i` of the result is dimension `order[i]` of this."""
         new = [list(order).index(at) for at in range(len(order))]
-        blocks = [one.renumbered(new, tuple(one.box[at] for at in order)) for one in self.blocks]
-        return Traced([self.shape[at] for at in order], blocks)
+        blocks = [block.renumbered(new, tuple(block.box[at] for at in order)) for block in self.blocks]
+        return SymbolicTensor([self.shape[at] for at in order], blocks)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -119,23 +119,23 @@ class Traced:
         return known(*args, **(kwargs or {}))
 
 
-def cat(tensors: Sequence[Traced], dim: int = 0) -> Traced:
+def cat(tensors: Sequence[SymbolicTensor], dim: int = 0) -> SymbolicTensor:
     """One after the other along a dimension."""
     blocks: list[Block] = []
     length = 0
-    for one in tensors:
-        blocks += [block.moved(dim, length) for block in one.blocks]
-        length += one.shape[dim]
+    for tensor in tensors:
+        blocks += [block.moved(dim, length) for block in tensor.blocks]
+        length += tensor.shape[dim]
     shape = [length if at == dim else extent for at, extent in enumerate(tensors[0].shape)]
-    return Traced(shape, blocks)
+    return SymbolicTensor(shape, blocks)
 
 
-def stack(tensors: Sequence[Traced], dim: int = 0) -> Traced:
+def stack(tensors: Sequence[SymbolicTensor], dim: int = 0) -> SymbolicTensor:
     """Side by side along a new dimension."""
-    return cat([one.unsqueeze(dim) for one in tensors], dim)
+    return cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
 
 
-def split(tensor: Traced, sizes: int | Sequence[int], dim: int = 0) -> tuple[Traced, ...]:
+def split(tensor: SymbolicTensor, sizes: int | Sequence[int], dim: int = 0) -> tuple[SymbolicTensor, ...]:
     """Ranges of the sizes given, or of one size."""
     extent = tensor.shape[dim]
     if isinstance(sizes, int):
@@ -144,12 +144,12 @@ def split(tensor: Traced, sizes: int | Sequence[int], dim: int = 0) -> tuple[Tra
     return tuple(tensor.window(dim, end - size, end) for size, end in zip(sizes, ends, strict=True))
 
 
-def chunk(tensor: Traced, chunks: int, dim: int = 0) -> tuple[Traced, ...]:
+def chunk(tensor: SymbolicTensor, chunks: int, dim: int = 0) -> tuple[SymbolicTensor, ...]:
     """So many equal ranges; the last may be shorter, as in torch."""
     return split(tensor, -(-tensor.shape[dim] // chunks), dim)
 
 
-def transpose(tensor: Traced, dim0: int, dim1: int) -> Traced:
+def transpose(tensor: SymbolicTensor, dim0: int, dim1: int) -> SymbolicTensor:
     """Two dimensions exchanged."""
     order = list(range(len(tensor.shape)))
     order[dim0], order[dim1] = order[dim1], order[dim0]
@@ -161,25 +161,25 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def through(outer: Traced, inner: Callable[[str], Traced | None]) -> Traced | None:
+def compose(outer: SymbolicTensor, inner: Callable[[str], SymbolicTensor | None]) -> SymbolicTensor | None:
     """Each block of `outer` is of a tensor that `inner` traces further: the same boxes, of what those are made of."""
     blocks: list[Block] = []
-    for one in outer.blocks:
-        found = inner(one.key)
-        if found is None:
+    for outer_block in outer.blocks:
+        tensor = inner(outer_block.key)
+        if tensor is None:
             return None
-        for dim, (_, low, high, step) in enumerate(one.source):
-            found = found.window(dim, low, high, step)
+        for dim, (_, low, high, step) in enumerate(outer_block.source):
+            tensor = tensor.window(dim, low, high, step)
         # The dimensions of `found` are those of the tensor in between; bring them into the order of the outer box.
-        order: list[int | None] = [at for at, *_ in one.source]
-        for block in found.blocks:
+        order: list[int | None] = [at for at, *_ in outer_block.source]
+        for block in tensor.blocks:
             box: list[Span] = [(0, 1)] * len(outer.shape)
             for dim, at in enumerate(order):
                 if at is not None:
-                    start, (a, b) = one.box[at][0], block.box[dim]
+                    start, (a, b) = outer_block.box[at][0], block.box[dim]
                     box[at] = (start + a, start + b)
-            for at, span in enumerate(one.box):
+            for at, span in enumerate(outer_block.box):
                 if at not in order:
                     box[at] = span
             blocks.append(block.renumbered(order, tuple(box)))
-    return Traced(outer.shape, blocks)
+    return SymbolicTensor(outer.shape, blocks)

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bot.checks.reading.checkpoint import Place
-from bot.checks.reading.packed import Packed, read_part
+from bot.checks.reading.checkpoint import PackedWeight, TensorRef
+from bot.checks.reading.packed import read_component
 from bot.records import Json
 
 NAME = "torchao"
@@ -22,25 +22,25 @@ ROLES = ("qdata", "scale", "zero_point")
 BESIDE = ("act_quant_scale", "act_quant_zero_point")  # of activations
 
 
-def recognises(said: Json) -> bool:
+def recognises(quantization: Json) -> bool:
     """Whether this `quantization_config` is torchao's."""
-    return said.get("quant_method") == NAME
+    return quantization.get("quant_method") == NAME
 
 
-def unpack(tensors: Mapping[str, Place], said: Json, config: Json, dtype: str) -> dict[str, Packed]:
+def unpack(tensors: Mapping[str, TensorRef], quantization: Json, config: Json, dtype: str) -> dict[str, PackedWeight]:
     """`m._weight_qdata` with `m._weight_scale`, and a zero point where there is one."""
-    found = {}
-    for key, place in tensors.items():
+    packed = {}
+    for key, ref in tensors.items():
         module, _, name = key.rpartition(".")
         if not (name.startswith("_") and name.endswith(QDATA)):
             continue
         front = key.removesuffix("qdata")
-        parts = {role: tensors[f"{front}{role}"] for role in (*ROLES, *BESIDE) if f"{front}{role}" in tensors}
-        if place.stored.dtype not in CODES or "scale" not in parts or len(place.stored.shape) != 2:
+        components = {role: tensors[f"{front}{role}"] for role in (*ROLES, *BESIDE) if f"{front}{role}" in tensors}
+        if ref.stored.dtype not in CODES or "scale" not in components or len(ref.stored.shape) != 2:
             raise ValueError(f"{key} is packed in a form of torchao that is not read.")
         weight = f"{module}.{name[1:].removesuffix(QDATA)}"
-        found[weight] = Packed(dense=dense, parts=parts, shape=place.stored.shape, dtype=dtype)
-    return found
+        packed[weight] = PackedWeight(dense=dense, components=components, shape=ref.stored.shape, dtype=dtype)
+    return packed
 
 
 def extras(keys: Collection[str]) -> set[str]:
@@ -48,32 +48,32 @@ def extras(keys: Collection[str]) -> set[str]:
     return set()
 
 
-def dense(packed: Packed, slab: int) -> Tensor:
+def dense(packed: PackedWeight, slab: int) -> Tensor:
     """Rows and groups of columns under one scale each."""
-    codes, scale = read_part(packed.parts["qdata"]).float(), read_part(packed.parts["scale"]).float()
+    codes, scale = (read_component(packed.components[role]).float() for role in ("qdata", "scale"))
     rows, columns = packed.shape
-    grid = scale if scale.dim() == 2 else scale.reshape(rows if scale.numel() > 1 else 1, -1)
-    high, wide = rows // grid.shape[0], columns // grid.shape[1]
-    if "zero_point" in packed.parts:
-        zero = read_part(packed.parts["zero_point"]).float().reshape(grid.shape)
+    scale_grid = scale if scale.dim() == 2 else scale.reshape(rows if scale.numel() > 1 else 1, -1)
+    high, wide = rows // scale_grid.shape[0], columns // scale_grid.shape[1]
+    if "zero_point" in packed.components:
+        zero = read_component(packed.components["zero_point"]).float().reshape(scale_grid.shape)
         codes = codes - _spread(zero, high, wide)
-    return codes * _spread(grid, high, wide)
+    return codes * _spread(scale_grid, high, wide)
 
 
-def _spread(grid: Tensor, high: int, wide: int) -> Tensor:
-    return grid.repeat_interleave(high, 0).repeat_interleave(wide, 1)
+def _spread(scale_grid: Tensor, high: int, wide: int) -> Tensor:
+    return scale_grid.repeat_interleave(high, 0).repeat_interleave(wide, 1)
 
 
-def modules(model: Any, said: Json) -> list[str]:
+def modules(model: Any, quantization: Json) -> list[str]:
     """Nothing is written in this form."""
     return []
 
 
-def name_of(packed: Packed) -> str:
+def name_of(packed: PackedWeight) -> str:
     """Read only."""
     return ""
 
 
-def quantise(exact: Tensor, packed: Packed) -> dict[str, Tensor]:
+def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
     """Nothing is written in this form."""
     raise ValueError("it is stored by torchao, as which no merge is written")

@@ -9,10 +9,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from bot.checks.case import read_json
 from bot.checks.expected.naming_scheme import by_names
+from bot.checks.reading.folders import read_json
 from bot.checks.reading.model_skeleton import Skeleton, build, model_class
-from bot.checks.reading.symbolic import Traced
+from bot.checks.reading.symbolic import SymbolicTensor
 from tests.factory import ARCHITECTURES, save_base
 
 
@@ -26,18 +26,20 @@ def test_every_parameter_is_found_under_the_key_that_it_is_loaded_from(tmp_path:
     skeleton = Skeleton(build(tmp_path, chosen, False), shapes)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     assert not skeleton.unfollowed
-    assert parameters.keys() - skeleton.traces.keys() <= skeleton.tied.keys(), "only what is tied has no key of its own"
-    for path, traced in skeleton.traces.items():
-        assert torch.equal(gathered(traced, stored), model.state_dict()[path]), path
+    assert parameters.keys() - skeleton.symbolic.keys() <= skeleton.tied.keys(), (
+        "only what is tied has no key of its own"
+    )
+    for path, symbolic in skeleton.symbolic.items():
+        assert torch.equal(gathered(symbolic, stored), model.state_dict()[path]), path
     linears = [path.removesuffix(".weight") for path in skeleton.key_of if path.endswith(".weight")]
     guessed = by_names(linears, stored)
     assert guessed is None or all(skeleton.key_of[f"{path}.weight"] == key for path, key in guessed.items())
 
 
-def gathered(traced: Traced, stored: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The numbers that a Traced speaks of, put together."""
-    found = torch.full(tuple(traced.shape), torch.nan, dtype=torch.float32)
-    for block in traced.blocks:
+def gathered(symbolic: SymbolicTensor, stored: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The numbers that a SymbolicTensor speaks of, put together."""
+    found = torch.full(tuple(symbolic.shape), torch.nan, dtype=torch.float32)
+    for block in symbolic.blocks:
         part = stored[block.key][tuple(slice(*span) for _, *span in block.source)]
         order = [at for at, *_ in block.source if at is not None]
         part = part.reshape(
