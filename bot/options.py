@@ -61,9 +61,15 @@ def options_of(record: type) -> tuple[Option, ...]:
     return tuple(options)
 
 
+def every_option() -> tuple[Option, ...]:
+    """All that may be asked for."""
+    return (*options_of(Request), *options_of(Options), *options_of(Combination))
+
+
 def deciding(options: Options) -> dict[str, Any]:
-    """The values that decide the merged bytes, by their fields' names."""
-    return {each.field: getattr(options, each.field) for each in options_of(Options) if each.decides}
+    """The values that decide the merged bytes, as JSON has them."""
+    values = {each.field: getattr(options, each.field) for each in options_of(Options) if each.decides}
+    return values | {"quantization": dict(options.quantization)}
 
 
 @dataclass(frozen=True, kw_only=True)

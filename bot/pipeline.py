@@ -26,6 +26,7 @@ from bot.input_files import holding, unchanging
 from bot.machine import free_beside, look
 from bot.merge import left_behind, locked_partial_dir, merge
 from bot.metadata.licenses import require
+from bot.options import deciding
 from bot.plan import is_change, make_plan, pin_of
 from bot.plan.card_notes import with_notes_on_cards
 from bot.plan_text import merged_terms, plan_table
@@ -273,13 +274,8 @@ def facts(merged: Merged, sources: Sources, target: str | None) -> Json:
         "engine": plan.engine,
         "dtype": plan.dtype,
         "fingerprint": plan.fingerprint,
-        "options": {
-            "dtype": plan.options.dtype,
-            "base_weights": plan.base_weights if plan.options.base_weights != "auto" else "auto",
-            "quantization": dict(plan.options.quantization),
-            "quantize": plan.options.quantize,
-            "overflow": plan.options.overflow,
-        },
+        "options": deciding(plan.options)
+        | ({} if plan.options.base_weights == "auto" else {"base_weights": plan.base_weights}),
         "tensors": dict(plan.tensors),
         "base_weights": plan.base_weights_why,
         "ranks": sorted({term.rank for term in terms}),

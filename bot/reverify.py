@@ -23,6 +23,7 @@ from bot.events import Emit, Stage
 from bot.hub import Hub, is_repo_id
 from bot.input_files import holding
 from bot.machine import look
+from bot.options import deciding
 from bot.pipeline import one_adapter, publish_made, target_of
 from bot.plan import pin_of
 from bot.publish import plain_files
@@ -172,18 +173,13 @@ def _tensors(base: Source, config: Json) -> list[Stored]:
 
 def _form(recorded: Json, options: Options) -> Json:
     """What was merged into, and in what form the result is stored: as the file says, else as given."""
-    said = recorded or {
-        "base_weights": options.base_weights,
-        "quantization": dict(options.quantization),
-        "quantize": options.quantize,
-        "overflow": options.overflow,
-    }
-    simulated = said.get("base_weights") == "simulate-nf4"
+    values = recorded or deciding(options)
+    simulated = values.get("base_weights") == "simulate-nf4"
     return {
         "base_weights": "simulate-nf4" if simulated else "stored",
-        "quantization": said.get("quantization") or {},
-        "quantize": said.get("quantize", "none"),
-        "clamps": said.get("overflow") == "clamp",
+        "quantization": values.get("quantization") or {},
+        "quantize": values.get("quantize", "none"),
+        "clamps": values.get("overflow") == "clamp",
     }
 
 

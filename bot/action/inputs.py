@@ -11,25 +11,15 @@ from bot.adapters.combine import notation
 from bot.errors import Usage
 from bot.hub import is_repo_id
 from bot.metadata.licenses import require
+from bot.options import Combination, Options, Ref, Request, every_option, options_of
 from bot.pipeline import target_of
 from bot.pull import parse_ref
-from bot.records import Combination, Options, Ref, Request
 from bot.terminal.spelling import meant, taken
 
 Number = TypeVar("Number", int, float)
 
-CHOICES = {
-    "publish": ("auto", "pr", "push", "none"),
-    "dtype": ("auto", "bfloat16", "float16", "float32"),
-    "base-weights": ("auto", "stored", "original", "simulate-nf4"),
-    "quantize": ("none", "nf4", "fp4", "int8", "fp8", "same"),
-    "overflow": ("refuse", "clamp"),
-    "verify": ("auto", "files", "weights", "full"),
-    "private": ("auto", "true", "false"),
-    "device": ("auto", "cpu", "cuda"),
-    "combine": notation.KINDS,
-    "majority-sign": ("total", "frequency"),
-}
+OPTIONS = {each.input: each for each in every_option() if each.input}
+CHOICES = {name: option.choices for name, option in OPTIONS.items() if option.choices}
 REPORTS = ("summary", "check-run", "comment", "release", "status", "hub-comment")
 
 
@@ -48,21 +38,21 @@ def variable(name: str) -> str:
 
 def read_inputs(env: Mapping[str, str]) -> Inputs:
     """All inputs, checked. Raises Usage with the input's name and what it takes."""
-    asked = _Asked(env)
-    adapters = asked.several("adapter")
+    variables = _Variables(env)
+    adapters = variables.several("adapter")
     if not adapters:
         raise Usage("The input adapter is empty.", remedy="Name a Hub repo or a folder: `adapter: owner/name`.")
-    revisions = asked.for_each("adapter-revision", len(adapters))
+    revisions = variables.for_each("adapter-revision", len(adapters))
     refs = [_ref("adapter", *pair) for pair in zip(adapters, revisions, strict=True)]
-    how = _combination(asked, len(refs))
+    how = _combination(variables, len(refs))
     if how is None:
-        targets = asked.for_each("target-repo", len(adapters))
-        requests = tuple(_request(asked, (ref,), to) for ref, to in zip(refs, targets, strict=True))
+        targets = variables.for_each("target-repo", len(adapters))
+        requests = tuple(_request(variables, (ref,), to) for ref, to in zip(refs, targets, strict=True))
     else:
-        requests = (replace(_request(asked, tuple(refs), _one_target(asked)), combination=how),)
+        requests = (replace(_request(variables, tuple(refs), _one_target(variables)), combination=how),)
     _require_targets(requests)
-    asked.flag("debug")  # which the door has read already
-    return Inputs(requests=requests, report=_report(asked))
+    variables.flag("debug")  # which the entry has read already
+    return Inputs(requests=requests, report=_report(variables))
 
 
 def adapters_of(request: Request) -> tuple[Ref, ...]:
@@ -75,60 +65,41 @@ def called(request: Request) -> str:
     return " + ".join(ref.text for ref in adapters_of(request))
 
 
-def _combination(asked: _Asked, count: int) -> Combination | None:
+def _combination(variables: _Variables, count: int) -> Combination | None:
     """How the adapters become one; None where each is merged into a model of its own."""
-    settings = {name: asked.text(name) for name in ("weights", "density", "seed", "rank", "majority-sign")}
-    if not asked.text("combine"):
-        given = next((name for name, value in settings.items() if value), None)
-        if given:
+    if not variables.text("combine"):
+        setting = next((each.name for each in options_of(Combination) if variables.text(each.name)), None)
+        if setting:
             raise Usage(
-                f"{given} is given, and combine is empty, so that each adapter becomes a model of its own.",
+                f"{setting} is given, and combine is empty, so that each adapter becomes a model of its own.",
                 remedy="Say how they become one (`combine: cat` is their sum), or leave it empty.",
             )
         return None
-    sign: Any = asked.choice("majority-sign") if settings["majority-sign"] else None
-    kind: Any = asked.choice("combine")
-    how = Combination(
-        kind=kind,
-        weights=tuple(asked.number("weights", float, each) for each in asked.several("weights")),
-        density=asked.number("density", float, settings["density"]) if settings["density"] else None,
-        seed=asked.number("seed", int, settings["seed"]) if settings["seed"] else None,
-        rank=asked.number("rank", int, settings["rank"]) if settings["rank"] else None,
-        majority_sign=sign,
-    )
+    how = Combination(**variables.fields(Combination))
     notation.with_defaults(how, count)  # what cannot be meant is said before the first look
     return how
 
 
-def _one_target(asked: _Asked) -> str | None:
-    found = asked.several("target-repo")
-    if len(found) > 1:
+def _one_target(variables: _Variables) -> str | None:
+    targets = variables.several("target-repo")
+    if len(targets) > 1:
         raise Usage(
-            f"target-repo has {len(found)} entries, and combine makes one model.", remedy="Name one target repo."
+            f"target-repo has {len(targets)} entries, and combine makes one model.", remedy="Name one target repo."
         )
-    return found[0] if found else None
+    return targets[0] if targets else None
 
 
-def _request(asked: _Asked, adapters: tuple[Ref, ...], target: str | None) -> Request:
-    base = asked.text("base-model")
-    if not base and asked.text("base-revision"):
+def _request(variables: _Variables, adapters: tuple[Ref, ...], target: str | None) -> Request:
+    base = variables.text("base-model")
+    if not base and variables.text("base-revision"):
         raise Usage("base-revision is given without base-model.", remedy="Name the base with base-model, too.")
-    choice = asked.choice
-    chosen: dict[str, Any] = {name: choice(name) for name in ("publish", "private")}
-    options: dict[str, Any] = {name: choice(name) for name in ("dtype", "verify", "quantize", "overflow", "device")}
-    options["base_weights"] = choice("base-weights")
-    return Request(
-        adapter=adapters[0],
-        more=adapters[1:],
-        base=_ref("base", base, asked.text("base-revision")) if base else None,
-        target=target,
-        license=require(asked.text("license") or None),
-        force=asked.flag("force"),
-        options=Options(
-            allow_pickle=asked.flag("allow-pickle"), trust_remote_code=asked.flag("trust-remote-code"), **options
-        ),
-        **chosen,
-    )
+    values = variables.fields(Request) | {
+        "options": Options(**variables.fields(Options)),
+        "base": _ref("base", base, variables.text("base-revision")) if base else None,
+        "target": target,
+        "license": require(variables.text("license") or None),
+    }
+    return Request(adapter=adapters[0], more=adapters[1:], **values)
 
 
 def _ref(role: str, text: str, revision: str | None) -> Ref:
@@ -161,17 +132,17 @@ def _require_targets(requests: tuple[Request, ...]) -> None:
         )
 
 
-def _report(asked: _Asked) -> frozenset[str]:
-    found = asked.several("report")
-    unknown = [kind for kind in found if kind not in (*REPORTS, "none")]
+def _report(variables: _Variables) -> frozenset[str]:
+    kinds = variables.several("report")
+    unknown = [kind for kind in kinds if kind not in (*REPORTS, "none")]
     if unknown:
         raise Usage(f"report cannot be {unknown[0]!r}.", remedy=f"It takes {', '.join(REPORTS)}, or none.")
-    if found == ["none"]:
+    if kinds == ["none"]:
         return frozenset()
-    return frozenset({"summary", *found} - {"none"})
+    return frozenset({"summary", *kinds} - {"none"})
 
 
-class _Asked:
+class _Variables:
     """The variables, read by the inputs' names."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
@@ -185,22 +156,39 @@ class _Asked:
         return [entry.strip() for entry in re.split(r"[,\n]", self.text(name)) if entry.strip()]
 
     def for_each(self, name: str, count: int) -> list[str | None]:
-        found = self.several(name)
-        if found and len(found) != count:
+        entries = self.several(name)
+        if entries and len(entries) != count:
             raise Usage(
-                f"{name} has {len(found)} entries for {count} adapter(s).",
+                f"{name} has {len(entries)} entries for {count} adapter(s).",
                 remedy="Give one for each adapter, in their order, or leave it empty.",
             )
-        return list(found) or [None] * count
+        return list(entries) or [None] * count
 
-    def choice(self, name: str) -> str:
-        value, allowed = self.text(name) or CHOICES[name][0], CHOICES[name]
-        found = meant(name, value, allowed)
-        if found is None:
-            raise Usage(f"{name} cannot be {value!r}.", remedy=taken(name, value, allowed))
-        return found
+    def fields(self, record: type) -> dict[str, Any]:
+        """The record's fields whose inputs are not empty, by their names."""
+        return {
+            option.field: self._value(name, option.type, option.choices)
+            for name, option in OPTIONS.items()
+            if option in options_of(record) and self.text(name)
+        }
 
-    def number(self, name: str, kind: type[Number], value: str) -> Number:
+    def _value(self, name: str, kind: type, choices: tuple[str, ...]) -> Any:
+        if name == "weights":
+            return tuple(self._number(name, float, weight) for weight in self.several(name))
+        if kind is bool:
+            return self.flag(name)
+        if kind in (int, float):
+            return self._number(name, kind, self.text(name))
+        return self._choice(name, choices) if choices else self.text(name)
+
+    def _choice(self, name: str, choices: tuple[str, ...]) -> str:
+        value = self.text(name)
+        choice = meant(name, value, choices)
+        if choice is None:
+            raise Usage(f"{name} cannot be {value!r}.", remedy=taken(name, value, choices))
+        return choice
+
+    def _number(self, name: str, kind: type[Number], value: str) -> Number:
         try:
             return kind(value)
         except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from bot.options import Options, options_of
 from bot.project import REPOSITORY
 from bot.records import Json, Source
 from bot.untrusted.markdown import cell, fenced
@@ -91,10 +92,10 @@ def _combination(document: Json) -> Iterator[str]:
 def _options(merge: Json) -> Iterator[str]:
     """The options that differ from their defaults."""
     options = merge.get("options") or {}
-    for key, default in (("dtype", "auto"), ("base_weights", "auto"), ("quantize", "none"), ("overflow", "refuse")):
-        value = str(options.get(key, default))
-        if value != default and re.fullmatch(r"[a-z0-9-]+", value):
-            yield f"--{key.replace('_', '-')} {value}"
+    for each in options_of(Options):
+        value = str(options.get(each.field, each.default))
+        if each.decides and each.choices and value != each.default and re.fullmatch(r"[a-z0-9-]+", value):
+            yield f"--{each.name} {value}"
 
 
 def _versions(document: Json) -> Iterator[str]:

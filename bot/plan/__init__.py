@@ -11,6 +11,7 @@ from bot import special_tokens, trained_base
 from bot.assets import base_tokenizer_left_out, choose_assets, read_json
 from bot.budget import choose_device, choose_level, disk_to_prove, machine_refusals, make_budget
 from bot.checkpoint.shards import INDEX_NAME, OutputLayout, lay_out, torch_name
+from bot.options import Options, deciding
 from bot.plan.adapter_plan import AdapterPlan, plan_adapter
 from bot.plan.base_weights import EffectiveBase, effective_base
 from bot.plan.completeness import require_all_claimed
@@ -21,7 +22,7 @@ from bot.plan.quantize import Quantised, quantize
 from bot.plan.refusal_texts import OTHER_BASE, SHOWN
 from bot.plan.tensor_counts import counts
 from bot.plan.unsaved_modules import unsaved_modules
-from bot.records import RECIPE, Asset, ConfigChange, Json, Machine, Options, Plan, Refusal, Source, Sources
+from bot.records import RECIPE, Asset, ConfigChange, Json, Machine, Plan, Refusal, Source, Sources
 
 HEAD_FIELDS = ("architectures", "tie_word_embeddings")  # of config.json: what they say decides which weight is the head
 

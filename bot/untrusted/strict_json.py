@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from bot.options import Options, options_of
+
 DEEPEST = 100  # lists and objects within each other; real configs have ten
 LARGEST = 10**40  # of a whole number; tokenizers say 10^30 for "no limit"
 Pairs = Callable[[list[tuple[str, Any]]], Any]
@@ -156,10 +158,7 @@ REPORT: dict[str, Any] = {
         "scalings": Each(NUMBER),
         "parameters": dict,
         "options": {
-            "dtype": frozenset({"auto", "bfloat16", "float16", "float32"}),
-            "base_weights": frozenset({"auto", "stored", "original", "simulate-nf4"}),
-            "quantize": frozenset({"none", "nf4", "fp4", "int8", "fp8", "same"}),
-            "overflow": frozenset({"refuse", "clamp"}),
+            **{each.field: frozenset(each.choices) for each in options_of(Options) if each.decides},
             "quantization": Each((str, int, bool), named=True),
         },
     },

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from bot.errors import Usage
-from bot.records import Combination, Json
+from bot.options import Combination, options_of
+from bot.records import Json
 
-KINDS = ("cat", "linear", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune")
+KINDS = next(each.choices for each in options_of(Combination) if each.field == "kind")
 PRUNING = frozenset({"ties", "dare_linear", "dare_ties", "magnitude_prune"})
 RANDOM = frozenset({"dare_linear", "dare_ties"})
 VOTING = frozenset({"ties", "dare_ties"})

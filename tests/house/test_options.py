@@ -1,0 +1,132 @@
+"""One place for an option: its field in bot/options.py. What is typed elsewhere is held to it here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+
+from bot.cli import cli
+from bot.cli.option_groups import GROUPS
+from bot.options import Combination, Option, Options, every_option, options_of
+from bot.plan import fingerprint
+from bot.untrusted.strict_json import REPORT
+
+ROOT = Path(__file__).parents[2]
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text())["inputs"]
+WORKFLOW = yaml.load((ROOT / ".github" / "workflows" / "merge.yml").read_text(), yaml.BaseLoader)["on"]
+COMMAND_LINE = (ROOT / "docs" / "command-line.md").read_text()
+# The action's inputs that are no option: what it merges, tokens, reports, and where it runs.
+OF_THE_ACTION = {
+    *("adapter", "adapter-revision", "base-revision", "hf-token", "hf-read-token", "github-token", "report", "debug"),
+    *("runtime", "gpus", "image", "cache-dir"),
+}
+LEFT_OPEN = {option.field for option in options_of(Combination)}  # nothing is combined unless it is asked for
+# Files that name the option `overflow`: where it is declared, the heading of --help that it stands under, two engines that
+# advise it where they refuse, and the report of an older merge that is read again. Everything else is made from the field.
+NAMING = {
+    "bot/options.py",
+    "bot/cli/option_groups.py",
+    "bot/engines/streaming.py",
+    "bot/engines/peft_layers.py",
+    "bot/reverify.py",
+}
+
+each_option = pytest.mark.parametrize("option", every_option(), ids=lambda option: option.name)
+each_input = pytest.mark.parametrize(
+    "option", [option for option in every_option() if option.input], ids=lambda option: option.name
+)
+
+
+def default_of(option: Option) -> str:
+    """The default as a workflow writes it: empty where it is left open."""
+    if option.field in LEFT_OPEN or option.default is None:
+        return ""
+    return str(option.default).lower() if option.type is bool else option.default
+
+
+def other_than_default(option: Option) -> Any:
+    if option.field == "quantization":
+        return (("bnb_4bit_quant_type", "fp4"),)
+    return not option.default if option.type is bool else option.choices[-1]
+
+
+def test_the_actions_inputs_are_the_options_and_its_own() -> None:
+    assert ACTION.keys() == {option.input for option in every_option() if option.input} | OF_THE_ACTION
+
+
+@each_input
+def test_an_input_has_the_options_default_and_names_its_choices(option: Option) -> None:
+    given = ACTION[option.input]
+    assert given["default"] == default_of(option)
+    for choice in option.choices:
+        assert re.search(rf"\b{choice}\b", given["description"]), choice
+
+
+@each_input
+@pytest.mark.parametrize("event", ["workflow_dispatch", "workflow_call"])
+def test_merge_yml_has_the_options_default_and_choices(option: Option, event: str) -> None:
+    inputs = WORKFLOW[event]["inputs"]
+    if option.input not in inputs:
+        assert event == "workflow_dispatch"  # the form leaves out what is rare
+        assert option.field in LEFT_OPEN
+        return
+    given = inputs[option.input]
+    assert given.get("default", "") == default_of(option)
+    assert given["type"] == "boolean" if option.type is bool else given["type"] in ("choice", "string")
+    if given["type"] == "choice":
+        assert tuple(given["options"]) == option.choices
+
+
+@each_option
+def test_the_command_line_has_the_options_choices_and_default(option: Option) -> None:
+    parameter = next(each for each in cli.commands["run"].params if f"--{option.name}" in each.opts)
+    assert isinstance(parameter, click.Option)
+    assert parameter.help == option.help
+    assert (tuple(parameter.type.choices) if isinstance(parameter.type, click.Choice) else ()) == option.choices
+    if option.choices and option.field not in LEFT_OPEN:
+        assert parameter.default == option.default
+
+
+@each_option
+def test_the_docs_table_has_the_options_choices(option: Option) -> None:
+    choices = " " + r"\|".join(option.choices) if option.choices else ""
+    assert f"| `--{option.name}{choices}" in COMMAND_LINE
+
+
+@each_option
+def test_an_option_stands_under_a_heading_of_the_help(option: Option) -> None:
+    assert [title for title, flags in GROUPS if f"--{option.name}" in flags]
+
+
+@pytest.mark.parametrize("option", options_of(Options), ids=lambda option: option.name)
+def test_the_fingerprint_knows_what_decides_the_bytes_and_nothing_else(option: Option) -> None:
+    def printed(options: Options) -> str:
+        return fingerprint("base", "adapter", options, "simulate-nf4")
+
+    changed = replace(Options(), **{option.field: other_than_default(option)})
+    # Of the weights to merge into, what they turned out to be is in it: `auto` is one of the others.
+    assert (printed(changed) != printed(Options())) == (option.decides and option.field != "base_weights")
+
+
+def test_the_fingerprints_of_earlier_versions_are_still_those() -> None:
+    assert fingerprint("base", "adapter", Options(), "stored").startswith("69bdabf847c40db5")
+    clamped = Options(overflow="clamp", quantization=(("bnb_4bit_quant_type", "fp4"),))
+    assert fingerprint("base", "adapter", clamped, "simulate-nf4").startswith("cb5f39c445cd9abf")
+
+
+def test_the_report_has_the_options_that_decide_the_bytes() -> None:
+    assert REPORT["merge"]["options"].keys() == {option.field for option in options_of(Options) if option.decides}
+
+
+def test_few_files_name_an_option() -> None:
+    """What has to be touched to add one like it. (`clamps`, which the arithmetic and its proof obey, is the feature itself.)"""
+    spelled = re.compile(r"--overflow\b|\boverflow:|\boverflow=|\.overflow\b|[\"']overflow[\"']")
+    naming = {path for path in (ROOT / "bot").rglob("*.py") if spelled.search(path.read_text())}
+    assert {path.relative_to(ROOT).as_posix() for path in naming} == NAMING
+    assert len(NAMING) <= 6
