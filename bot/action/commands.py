@@ -1,4 +1,4 @@
-"""Workflow commands: the only place that writes `::command::` lines, and the one that keeps others from writing them."""
+"""The runner's log as the action writes to it: folds, annotations, masks and ordinary lines."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Literal, TextIO
 
-from bot.terminal.streams import defused, disclose, escape
+from bot.terminal.streams import disclose
+from bot.terminal.workflow_commands import command, defused
 
 MOST = 10  # annotations of one type that GitHub keeps of a step
-
-
-def escape_property(text: str) -> str:
-    """A command's property, where `:` and `,` would end it."""
-    return escape(text).replace(":", "%3A").replace(",", "%2C")
 
 
 class Commands:
@@ -32,13 +28,13 @@ class Commands:
         for secret in secrets:
             for line in filter(None, map(str.strip, secret.splitlines())):
                 if self._on:
-                    disclose(self._stream, f"::add-mask::{escape(line)}\n")
+                    disclose(self._stream, command("add-mask", line) + "\n")
 
     def group(self, title: str) -> None:
         """A fold in the log, which the next one ends."""
         self.end_group()
         if self._on:
-            self._write(f"::group::{escape(title)}")
+            self._write(command("group", title))
             self._grouped = True
         else:
             self._write(f"\n▸ {title}")
@@ -46,7 +42,7 @@ class Commands:
     def end_group(self) -> None:
         """Close the fold."""
         if self._grouped:
-            self._write("::endgroup::")
+            self._write(command("endgroup"))
             self._grouped = False
 
     def annotate(self, kind: Literal["error", "warning", "notice"], text: str, *, title: str, file: str = "") -> None:
@@ -56,8 +52,7 @@ class Commands:
             self.line(f"{kind}: {text}")
             return
         self.end_group()  # inside a fold the annotation's line in the log would be hidden
-        place = f",file={escape_property(file)}" if file else ""
-        self._write(f"::{kind} title={escape_property(title)}{place}::{escape(text)}")
+        self._write(command(kind, text, title=title, file=file))
 
     def line(self, text: str) -> None:
         """Ordinary text."""

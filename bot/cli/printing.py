@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bot.errors import AdapterMergeError
-from bot.terminal.streams import defused
+from bot.terminal.workflow_commands import defused
 
 if TYPE_CHECKING:
     from bot.records import Outcome, Plan

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from bot.events import Event, Moved, Note, Show, Stage
 from bot.terminal.progress import Progress
-from bot.terminal.streams import defused, escape
+from bot.terminal.workflow_commands import command, defused
 
 
 class Console:
@@ -37,13 +37,13 @@ class Console:
                     self._note(event)
                 case Show():
                     if not self._quiet:
-                        self._said(event.text)
+                        self._print(event.text)
 
     def close(self) -> None:
         """End whatever line or group is open."""
         self._end_drawing()
         if self._grouped:
-            self._line("::endgroup::")
+            self._line(command("endgroup"))
             self._grouped = False
 
     def _stage(self, event: Stage) -> None:
@@ -52,7 +52,7 @@ class Console:
         if self._quiet:
             return
         if self._actions:
-            self._line(f"::group::{escape(event.title)}")
+            self._line(command("group", event.title))
             self._grouped = True
         else:
             self._line(f"\n▸ {event.title}")
@@ -62,18 +62,18 @@ class Console:
         if line is None:
             return
         if not self._terminal:
-            self._line(f"  {line.text}")
+            self._print(f"  {line.text}")
             return
         self._write(f"\r\x1b[K  {line.text}{chr(10) if line.finished else ''}")
         self._drawing = not line.finished
 
     def _note(self, event: Note) -> None:
         if event.level == "warning":
-            self._line(f"::warning::{escape(event.text)}" if self._actions else f"  ! {event.text}")
+            self._line(command("warning", event.text) if self._actions else f"  ! {event.text}")
         elif not self._quiet:
-            self._said(f"  {event.text}")
+            self._print(f"  {event.text}")
 
-    def _said(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._line(defused(text) if self._actions else text)
 
     def _line(self, text: str) -> None:

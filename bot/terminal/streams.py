@@ -20,7 +20,6 @@ PLAIN = {
 ERRORS = "adapter-merge"
 # What would move a terminal's cursor, colour it or answer for its user; `\x1b[K` (erase the line) is the progress bar's.
 CONTROL = re.compile(r"(?!\x1b\[K)[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-COMMAND = re.compile(r"^(\s*):(?=:)|##(?=\[)", re.MULTILINE)
 
 
 def guard_streams() -> None:
@@ -30,16 +29,6 @@ def guard_streams() -> None:
     codecs.register_error(ERRORS, spelled)
     sys.stdout = _guarded(sys.stdout, 1, matters=True)
     sys.stderr = _guarded(sys.stderr, 2, matters=False)
-
-
-def escape(text: str) -> str:
-    """The message of a workflow command, as GitHub's runner unescapes it."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def defused(text: str) -> str:
-    """Text for a log: words out of other people's repos must not be taken for commands (`::…`, `##[…]`)."""
-    return COMMAND.sub(lambda found: f"{found[1]}: " if found[1] is not None else "# #", text.replace("\r", ""))
 
 
 def disclose(stream: TextIO, text: str) -> None:

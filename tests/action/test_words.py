@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from bot.action.input_names import as_inputs
 from bot.action.outputs import write_outputs
 from bot.action.summary import MOST as MOST_BYTES
 from bot.action.summary import write_summary
-from bot.terminal.streams import defused
+from bot.terminal.workflow_commands import defused
 from bot.untrusted.markdown import fenced
 from tests.action.conftest import parse_outputs
 
@@ -44,6 +45,12 @@ def test_a_strangers_text_is_no_command(text: str) -> None:
     assert "##[" not in shown
     assert not [line for line in shown.splitlines() if line.strip().startswith("::")]
     assert "\r" not in shown
+
+
+def test_one_module_spells_the_commands() -> None:
+    spelled = re.compile(r"""["']::(?=[a-z{])""")
+    bot = Path(__file__).parents[2] / "bot"
+    assert [path.name for path in bot.rglob("*.py") if spelled.search(path.read_text())] == ["workflow_commands.py"]
 
 
 def test_a_token_of_several_lines_is_masked_line_by_line() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.events import Note
+from bot.events import Moved, Note
 from bot.terminal.console import Console
 from bot.terminal.streams import ERRORS, Guarded, spelled
 from tests.pull.given import write_adapter, write_base
@@ -77,11 +78,14 @@ def test_a_strangers_words_move_no_cursor_and_are_no_workflow_commands(monkeypat
     buffer = io.BytesIO()
     monkeypatch.setattr(sys, "stderr", guarded(buffer))
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    say = Console()
+    say = Console(clock=itertools.count(step=5).__next__)
+    say(Moved(stage="merge", what="::error::z", done=1, total=2))
+    say(Moved(stage="merge", what="::error::z", done=2, total=2))
     say(Note(text="a\n::add-mask::x\x1b]0;title\x07\x1b[2J"))
     say(Note(text="b\n::stop-commands::y", level="warning"))
     lines = buffer.getvalue().decode().splitlines()
     assert "\x1b" not in buffer.getvalue().decode()
+    assert any(line.startswith("  : :error::z") for line in lines)
     assert [line.split("::")[1] for line in lines if line.lstrip().startswith("::")] == ["warning"]
 
 
