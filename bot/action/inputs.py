@@ -19,7 +19,6 @@ from bot.terminal.spelling import meant, taken
 Number = TypeVar("Number", int, float)
 
 OPTIONS = {each.input: each for each in every_option() if each.input}
-CHOICES = {name: option.choices for name, option in OPTIONS.items() if option.choices}
 REPORTS = ("summary", "check-run", "comment", "release", "status", "hub-comment")
 
 

@@ -21,7 +21,6 @@ from bot.records import Json
 NUMBER = re.compile(r"(?<![^.])(\d+)(?![^.])")
 # A number that a pattern spells out (`proj\.0\.`, `[0-9]`): keys with such numbers are not told by their template.
 SPELLED = re.compile(r"(?<![\w\\])\d+(?!\w)")
-ROPE = "PermuteForRope"
 
 
 @cache

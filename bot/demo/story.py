@@ -50,7 +50,7 @@ def tell(keep: Path | None) -> None:
         _upload(hub, BASE, root / "base", tag=None)
         _upload(hub, ADAPTER, root / "v1", tag="v1")
         _heading("3  Merge, prove, publish: a new repo")
-        _command(hub, root, "run", f"{ADAPTER}@v1")
+        _command("run", f"{ADAPTER}@v1")
         _heading("4  The same question, three times")
         _answers(hub, root)
         _heading("5  The adapter gets a v2: the same command opens a pull request")
@@ -58,9 +58,9 @@ def tell(keep: Path | None) -> None:
             root / "base", root / "v2", version=2, base_repo=BASE, start=root / "v1", steps=60, progress=_progress
         )
         _upload(hub, ADAPTER, root / "v2", tag="v2")
-        _command(hub, root, "run", f"{ADAPTER}@v2")
+        _command("run", f"{ADAPTER}@v2")
         _heading("6  Once more: nothing to do")
-        _command(hub, root, "run", f"{ADAPTER}@v2")
+        _command("run", f"{ADAPTER}@v2")
     _ending(kept, time.monotonic() - began)
 
 
@@ -108,7 +108,7 @@ def _upload(hub: DevHub, repo: str, folder: Path, *, tag: str | None) -> None:
     click.echo(f"  uploaded {hub.url}/{repo}{f', tag {tag}' if tag else ''}")
 
 
-def _command(hub: DevHub, root: Path, *arguments: str) -> None:
+def _command(*arguments: str) -> None:
     """The real command, in a process of its own, its output passed through."""
     click.echo(click.style(f"$ adapter-merge {shlex.join(arguments)}", bold=True))
     done = subprocess.run([sys.executable, "-m", "bot", *arguments], check=False)

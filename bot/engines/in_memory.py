@@ -30,7 +30,7 @@ def fill(model: Any, sources: Iterable[tuple[str, str, Stored]], read: Callable[
         weight.data = read(stored).float()
 
 
-def after_loading(tuned: Any, config: Json, layers: Mapping[str, Any]) -> None:
+def after_loading(config: Json, layers: Mapping[str, Any]) -> None:
     """What PEFT would have to do again once the adapter's own tensors are in, and does not."""
     match config.get("peft_type"):
         case "FROD":

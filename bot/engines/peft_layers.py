@@ -60,7 +60,7 @@ class PeftLayers:
         if differ := modules ^ self._layers.keys():
             reason = f"PEFT and the plan disagree about which modules the adapter changes, e.g. {sorted(differ)[0]}."
             raise Refused(reason, remedy=SAVE_AGAIN)
-        in_memory.after_loading(tuned, adapter_config, self._layers)
+        in_memory.after_loading(adapter_config, self._layers)
         self._written_over(real)
 
     def merge(self, module: str) -> dict[str, Tensor]:

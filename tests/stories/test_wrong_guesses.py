@@ -7,7 +7,7 @@ import json
 import click
 import pytest
 
-from bot.action.inputs import CHOICES
+from bot.action.inputs import OPTIONS
 from bot.checks import CHECKS
 from bot.cli import cli
 from bot.cli.option_groups import COMMANDS, GROUPS, MEANT
@@ -93,9 +93,9 @@ def test_no_guess_is_an_option_that_is_there():
 def test_every_hint_is_of_a_value_that_is_not_taken():
     for table in (SAME, NEAR):
         for option, values in table.items():
-            assert not values.keys() & set(CHOICES[option]), option
+            assert not values.keys() & set(OPTIONS[option].choices), option
     for option, values in SAME.items():
-        assert set(values.values()) <= set(CHOICES[option])
+        assert set(values.values()) <= set(OPTIONS[option].choices)
 
 
 @pytest.mark.parametrize("name", ["plan", "merge", "run", "verify", "publish", "compare", "doctor"])
