@@ -21,7 +21,6 @@ def look(folder: Path) -> Machine:
     """What this machine has; the free disk is that of the filesystem where `folder` is or will be."""
     total, available = _memory()
     return Machine(
-        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory=total,
         memory_available=available,
         disk_free=shutil.disk_usage(_existing(folder)).free,

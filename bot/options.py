@@ -27,11 +27,11 @@ class Option:
     name: str
     input: str | None
     help: str
-    metavar: str | None
     type: type
     choices: tuple[str, ...]
     default: Any
-    decides: bool
+    metavar: str | None = None
+    decides: bool = False
 
 
 def option(help: str, default: Any = None, **more: Any) -> Any:
@@ -51,11 +51,9 @@ def options_of(record: type) -> tuple[Option, ...]:
                 "field": item.name,
                 "name": name,
                 "input": name,
-                "metavar": None,
                 "type": plain if plain in (bool, int, float) else str,
                 "choices": get_args(plain) if get_origin(plain) is Literal else (),
                 "default": item.default,
-                "decides": False,
             }
             options.append(Option(**follows | item.metadata))
     return tuple(options)

@@ -411,7 +411,6 @@ class Machine:
     """What this machine has. Sizes in bytes; `disk_free` at the place where the output goes, `cache_free` where downloads go,
     None where that is the same disk. `cuda`: whether the installed torch is built for GPUs."""
 
-    cpus: int
     memory: int
     memory_available: int
     disk_free: int

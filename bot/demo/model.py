@@ -116,15 +116,10 @@ def make_adapter(
     return loss
 
 
-def ask(folder: Path, question: str, *, adapter: Path | None = None, max_new_tokens: int = 48) -> str:
-    """The greedy answer of the model in `folder` to one chat message; PEFT is imported only for an adapter."""
-    return ask_all(folder, [question], adapter=adapter, max_new_tokens=max_new_tokens)[0]
-
-
 def ask_all(
     folder: Path, questions: Sequence[str], *, adapter: Path | None = None, max_new_tokens: int = 48
 ) -> list[str]:
-    """The answers to several chat messages, each the first of its chat; the model is loaded once."""
+    """The greedy answers to chat messages, each the first of its chat; PEFT is imported only for an adapter."""
     with _quiet(), one_thread():
         tokenizer = AutoTokenizer.from_pretrained(folder)
         # float32 holds bfloat16 weights exactly, and computes alike on every processor.

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from bot.demo import corpus
-from bot.demo.model import MODULES, QUESTIONS, ask, make_adapter, make_base
+from bot.demo.model import MODULES, QUESTIONS, ask_all, make_adapter, make_base
 
 REPO = "demo/pydoc-llama"
 ANSWER = "Read and write ZIP files."
@@ -164,15 +164,15 @@ def test_progress_counts_every_step(base: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_printed(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     make_adapter(base, tmp_path, version=1, base_repo=REPO, steps=1)
-    ask(base, QUESTIONS[0], adapter=tmp_path, max_new_tokens=1)
+    ask_all(base, QUESTIONS[:1], adapter=tmp_path, max_new_tokens=1)
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_model_is_asked_without_peft(base: Path) -> None:
     program = (
         "import sys; sys.modules['peft'] = None\n"
-        "from pathlib import Path; from bot.demo.model import ask\n"
-        "print(ask(Path(sys.argv[1]), 'What is it for?', max_new_tokens=2))"
+        "from pathlib import Path; from bot.demo.model import ask_all\n"
+        "print(ask_all(Path(sys.argv[1]), ['What is it for?'], max_new_tokens=2))"
     )
     subprocess.run([sys.executable, "-c", program, str(base)], capture_output=True, text=True, check=True)
 
@@ -186,9 +186,10 @@ def test_answers_learnt_by_the_adapter_survive_a_bfloat16_merge(
     make_base(base, steps=15)
     make_adapter(base, adapter, version=1, base_repo=REPO, steps=45)
     assert min(merge(base, adapter, merged)) > 1e-2, "a smaller delta drowns in bfloat16's rounding"
-    for question in QUESTIONS:
-        assert ask(merged, question) == ask(base, question, adapter=adapter) != ask(base, question)
-    assert ask(merged, QUESTIONS[0]) == ANSWER
+    tuned, untuned = ask_all(base, QUESTIONS, adapter=adapter), ask_all(base, QUESTIONS)
+    assert ask_all(merged, QUESTIONS) == tuned
+    assert all(answer != before for answer, before in zip(tuned, untuned, strict=True))
+    assert tuned[0] == ANSWER
 
 
 def test_training_takes_one_thread_and_gives_the_callers_back(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from tests.pull.given import door
 
 GB = 1_000_000_000
 MACHINE = Machine(
-    cpus=8, memory=64 * GB, memory_available=32 * GB, disk_free=500 * GB, gpu=None, platform="Linux",
+    memory=64 * GB, memory_available=32 * GB, disk_free=500 * GB, gpu=None, platform="Linux",
     versions=dict.fromkeys(NEEDED, "1.0"),
 )  # fmt: skip
 
