@@ -23,7 +23,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moved:
+class StepProgress:
     """`done` of `total` of one step of the current stage is through (`total` 0: unknown).
 
     `what` names the step where a stage has several; a new name, or less done than before, begins a new one. A step says 0
@@ -48,13 +48,13 @@ class Note:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Show:
+class TextBlock:
     """A block of text, ready to print: a table."""
 
     text: str
 
 
-Event = Stage | Moved | Note | Show
+Event = Stage | StepProgress | Note | TextBlock
 Emit = Callable[[Event], None]
 
 
@@ -64,14 +64,14 @@ def silent(event: Event) -> None:
 
 @contextmanager
 def beating(emit: Emit, stage: str, what: str = "", beat: float = BEAT) -> Iterator[Emit]:
-    """An `Emit` for work that may be silent for long: as long as nothing is said, the last `Moved` is said again, so that the
+    """An `Emit` for work that may be silent for long: as long as nothing is said, the last `StepProgress` is said again, so that the
     listener sees that time passes. Begins the step `what`."""
-    last, lock, over = Moved(stage=stage, done=0, total=0, what=what), Lock(), Signal()
+    last, lock, over = StepProgress(stage=stage, done=0, total=0, what=what), Lock(), Signal()
 
     def told(event: Event) -> None:
         nonlocal last
         with lock:
-            if isinstance(event, Moved):
+            if isinstance(event, StepProgress):
                 last = event
             emit(event)
 

@@ -21,7 +21,7 @@ from bot.budget import readable
 from bot.checkpoint.header import read_header
 from bot.engines.vocabulary import compare_vocabulary
 from bot.errors import MachineTooSmall, Refused
-from bot.events import Emit, Moved, Note, Stage, beating
+from bot.events import Emit, Note, Stage, StepProgress, beating
 from bot.input_files import Keeper, holding
 from bot.partial_folder import left_behind as left_behind
 from bot.partial_folder import locked_partial_dir as locked_partial_dir
@@ -255,11 +255,11 @@ class _Progress:
 
     def begin(self) -> None:
         """The first byte is about to be made."""
-        self._emit(Moved(stage="merge", done=0, total=self._total))
+        self._emit(StepProgress(stage="merge", done=0, total=self._total))
 
     def add(self, count: int, *, kept: bool = False) -> None:
         """`kept`: they were there before."""
         with self._lock:
             self._done += count
             self._kept += count if kept else 0
-            self._emit(Moved(stage="merge", done=self._done, total=self._total, kept=self._kept))
+            self._emit(StepProgress(stage="merge", done=self._done, total=self._total, kept=self._kept))

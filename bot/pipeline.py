@@ -21,7 +21,7 @@ from bot.adapters.combine import Predicted, notation
 from bot.adapters.combine.prediction import combined_in, plan_for_all_adapters, predict_combined, with_combined_adapter
 from bot.card import preview, render
 from bot.errors import AdapterMergeError, Damaged, Usage
-from bot.events import Emit, Note, Show, Stage, beating
+from bot.events import Emit, Note, Stage, TextBlock, beating
 from bot.input_files import holding, unchanging
 from bot.machine import free_beside, look
 from bot.merge import left_behind, locked_partial_dir, merge
@@ -197,7 +197,7 @@ def plan_merge(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] 
         sources = pin(request, hub, told, bases)
     plan = planned(sources, request, request.output or hub.scratch, hub)
     emit(Stage(name="plan", title="The plan"))
-    emit(Show(text=plan_table(plan)))
+    emit(TextBlock(text=plan_table(plan)))
     for warning in plan.warnings:
         emit(Note(text=warning, level="warning"))
     return sources, plan
@@ -245,7 +245,7 @@ def prove(merged: Merged, inputs: Local, sources: Sources, request: Request, hub
         combination=plan.combination,
     )
     report = verify(subject, emit)
-    emit(Show(text=table(report)))
+    emit(TextBlock(text=table(report)))
     write(report, merged.folder)
     return report
 

@@ -19,7 +19,7 @@ from bot.checks.folder.hashing import REPORT, hash_files
 from bot.checks.report import Measurements, canonical, document
 from bot.checks.subject import Subject
 from bot.checks.table import table
-from bot.events import Emit, Moved, Note, Stage, beating
+from bot.events import Emit, Note, Stage, StepProgress, beating
 from bot.records import Finding, Level, Report
 
 __all__ = ["Subject", "canonical", "table", "verify", "write"]
@@ -38,7 +38,7 @@ def verify(subject: Subject, emit: Emit) -> Report:
         case = Case(subject, emit)
         findings: dict[str, Finding] = {}
         for check in _selected_checks(subject):
-            emit(Moved(stage="verify", done=0, total=0, what=f"Check {check.id}"))
+            emit(StepProgress(stage="verify", done=0, total=0, what=f"Check {check.id}"))
             findings[check.id] = _run(check, case, findings)
             _emit_finding(findings[check.id], emit)
     results = tuple(findings.values())

@@ -6,7 +6,7 @@ from threading import Lock
 
 from bot.action.commands import Commands
 from bot.action.input_names import as_inputs
-from bot.events import Event, Moved, Note, Show, Stage
+from bot.events import Event, Note, Stage, StepProgress, TextBlock
 from bot.terminal.progress import Progress
 
 
@@ -22,7 +22,7 @@ class Log:
             case Stage():
                 self._commands.group(event.title)
                 self._progress.stage()
-            case Moved():
+            case StepProgress():
                 self._moved(event)
             case Note() if event.level == "warning":
                 self._commands.annotate("warning", as_inputs(event.text), title="adapter-merge", file=self._file)
@@ -30,10 +30,10 @@ class Log:
                 self._commands.annotate("notice", as_inputs(event.text), title="adapter-merge", file=self._file)
             case Note():
                 self._commands.line(f"  {as_inputs(event.text)}")
-            case Show():
+            case TextBlock():
                 self._commands.line(event.text)
 
-    def _moved(self, event: Moved) -> None:
+    def _moved(self, event: StepProgress) -> None:
         with self._lock:
             line = self._progress.take(event)
             if line is not None:

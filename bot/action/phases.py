@@ -21,7 +21,7 @@ from bot.action.state import REPORT, Failure, Job, ReportedFailure, StateStore, 
 from bot.action.tokens import RunTokens
 from bot.card import preview
 from bot.errors import AdapterMergeError, Refused, Usage
-from bot.events import Emit, Note, Show, Stage
+from bot.events import Emit, Note, Stage, TextBlock
 from bot.hub import Hub
 from bot.machine import torch_has_cuda
 from bot.pipeline import inputs_and_base_asked_for, make, planned, target_of
@@ -119,7 +119,7 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
     if target:
         require_not_an_input(target, inputs_and_base_asked_for(request, sources, plan), hub)
     run.emit(Stage(name="plan", title="The plan"))
-    run.emit(Show(text=plan_table(plan)))
+    run.emit(TextBlock(text=plan_table(plan)))
     for warning in plan.warnings:
         run.emit(Note(text=warning, level="warning"))
     found = {"plan": plan_kept(plan), "base": plan.base, "fingerprint": plan.fingerprint}

@@ -11,7 +11,7 @@ from bot.cli.option_groups import Command
 from bot.cli.printing import error_json, print_error, print_json, print_outcome, print_refusals, print_text
 from bot.cli.requests import combination_of, request_of, the_hub
 from bot.errors import AdapterMergeError, Usage
-from bot.events import Event, Show
+from bot.events import Event, TextBlock
 from bot.options import Request
 from bot.terminal.console import Console
 
@@ -29,7 +29,7 @@ def plan(adapters: tuple[str, ...], as_json: bool, quiet: bool, **typed: Any) ->
     console = Console(quiet=quiet)
 
     def emit(event: Event) -> None:
-        if as_json or quiet or not isinstance(event, Show):
+        if as_json or quiet or not isinstance(event, TextBlock):
             console(event)
         else:  # the result, which belongs on standard output
             console.close()

@@ -46,7 +46,7 @@ class Proposal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moved:
+class RefUpdate:
     """A ref that changed; None stands for "did not exist" or "is gone"."""
 
     ref: str

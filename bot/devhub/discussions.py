@@ -190,7 +190,7 @@ def change_status(db: Database, repo: Repo, num: int, author: str, status: str, 
         return add_event(rows, repo, num, "status-change", author, {"status": status})
 
 
-def merge(db: Database, repo: Repo, num: int, author: str, text: str) -> commits.Moved:
+def merge(db: Database, repo: Repo, num: int, author: str, text: str) -> commits.RefUpdate:
     """Merge an open pull request into main; refuses drafts, closed ones and conflicts."""
     with db.write() as rows:
         pull = get(rows, repo, num)
@@ -219,7 +219,7 @@ def merge(db: Database, repo: Repo, num: int, author: str, text: str) -> commits
         if text.strip():
             add_event(rows, repo, num, "comment", author, _comment(text, author))
         add_event(rows, repo, num, "status-change", author, {"status": "merged"})
-    return commits.Moved(ref=repos.MAIN, old=ours.oid, new=commit.oid)
+    return commits.RefUpdate(ref=repos.MAIN, old=ours.oid, new=commit.oid)
 
 
 def _sides(rows: sqlite3.Connection, repo: Repo, pull: Discussion) -> tuple[Commit, Commit, Commit]:

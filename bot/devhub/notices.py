@@ -8,7 +8,7 @@ from typing import Any
 
 from . import repos, webhooks
 from .access import user_may_see
-from .commits import Moved
+from .commits import RefUpdate
 from .discussions import pr_ref
 from .records import Discussion, Event, Repo
 from .site import Site
@@ -41,7 +41,7 @@ def tell(site: Site, origin: str, repo: Repo, action: str, scope: str, **more: A
         site.deliveries.put(webhook, payload)
 
 
-def tell_refs(site: Site, origin: str, repo: Repo, moved: Iterable[Moved]) -> None:
+def tell_refs(site: Site, origin: str, repo: Repo, moved: Iterable[RefUpdate]) -> None:
     """Queue a content event for refs that changed."""
     updated = [{"ref": m.ref, "oldSha": m.old, "newSha": m.new} for m in moved]
     tell(site, origin, repo, "update", "repo.content", updatedRefs=updated)

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bot.errors import AdapterMergeError, Moved
-from bot.events import Moved as BytesMoved
-from bot.events import Note, beating
+from bot.events import Note, StepProgress, beating
 from bot.publish import messages
 from bot.publish.commit import ARRIVED_CHANGED, Parent, PublishJob, commit_verified, holds_a_merge, latest_parent
 from bot.publish.existing import find_existing, model_on_main
@@ -153,7 +152,7 @@ def _upload(job: PublishJob, repo: str, revision: str, *, pull_request: bool) ->
     def sent(amount: int) -> None:
         nonlocal done
         done += amount
-        told(BytesMoved(stage=STAGE, done=done, total=total))
+        told(StepProgress(stage=STAGE, done=done, total=total))
 
     with beating(job.emit, STAGE) as told:
         sent(0)

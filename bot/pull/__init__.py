@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot.errors import NotFound, Refused
-from bot.events import Emit, Moved, Note, Stage
+from bot.events import Emit, Note, Stage, StepProgress
 from bot.hub import is_repo_id
 from bot.pull import other_weights, pickles, quantised_base, subfolders, vocabulary, weights
 from bot.pull.base_of_adapter import vouch as vouch
@@ -212,7 +212,7 @@ class _Meter:
 
     def arrived(self, amount: int) -> None:
         self.done += amount
-        self.emit(Moved(stage=STAGE, done=min(self.done, self.total), total=self.total))
+        self.emit(StepProgress(stage=STAGE, done=min(self.done, self.total), total=self.total))
 
 
 __all__ = ["base_of", "fetch", "needed", "pin"]

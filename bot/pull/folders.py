@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock
 
 from bot.errors import NotFound, Refused
-from bot.events import Emit, Moved
+from bot.events import Emit, StepProgress
 from bot.input_files import is_stated, look, not_its_hash
 from bot.pull import texts
 from bot.pull.hashes import Hashes
@@ -116,9 +116,9 @@ def _hashed(source: Source, emit: Emit, hashes: Hashes) -> tuple[FileEntry, ...]
         nonlocal done
         with lock:
             done += amount
-            emit(Moved(stage="pull", done=done, total=total, what=what))
+            emit(StepProgress(stage="pull", done=done, total=total, what=what))
 
-    emit(Moved(stage="pull", done=0, total=total, what=what))
+    emit(StepProgress(stage="pull", done=0, total=total, what=what))
     with ThreadPoolExecutor(max_workers=2) as pool:
         found = tuple(pool.map(lambda entry: _with_hash(entry, source, hashes, read), source.files))
     hashes.keep()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from threading import RLock
 from typing import TextIO
 
-from bot.events import Event, Moved, Note, Show, Stage
+from bot.events import Event, Note, Stage, StepProgress, TextBlock
 from bot.terminal.progress import Progress
 from bot.terminal.workflow_commands import command, defused
 
@@ -31,11 +31,11 @@ class Console:
             match event:
                 case Stage():
                     self._stage(event)
-                case Moved():
+                case StepProgress():
                     self._moved(event)
                 case Note():
                     self._note(event)
-                case Show():
+                case TextBlock():
                     if not self._quiet:
                         self._print(event.text)
 
@@ -57,7 +57,7 @@ class Console:
         else:
             self._line(f"\n▸ {event.title}")
 
-    def _moved(self, event: Moved) -> None:
+    def _moved(self, event: StepProgress) -> None:
         line = None if self._quiet else self._progress.take(event)
         if line is None:
             return

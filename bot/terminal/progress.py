@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bot.budget import readable
-from bot.events import Moved
+from bot.events import StepProgress
 
 BAR = 24
 REDRAW = 0.1  # seconds between two drawings of the bar
@@ -17,7 +17,7 @@ WORTH_A_LINE = 1.0  # seconds: a named step that took less leaves none, nor is o
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class ProgressLine:
     """What to print. `finished`: the step is over."""
 
     text: str
@@ -29,7 +29,7 @@ class Progress:
 
     def __init__(self, *, terminal: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._terminal, self._clock = terminal, clock
-        self._last: Moved | None = None
+        self._last: StepProgress | None = None
         self._began = self._told = clock()
         self._kept = 0
         self._over = False
@@ -38,7 +38,7 @@ class Progress:
         """Another stage: whatever comes next is a new step."""
         self._last = None
 
-    def take(self, event: Moved) -> Line | None:
+    def take(self, event: StepProgress) -> ProgressLine | None:
         """The line that is due, if one is."""
         now = self._clock()
         last, self._last = self._last, event
@@ -57,16 +57,16 @@ class Progress:
         if not due or (not self._terminal and seconds < WORTH_A_LINE):
             return None
         self._told = now
-        return Line(text=self._under_way(event, seconds), finished=False)
+        return ProgressLine(text=self._under_way(event, seconds), finished=False)
 
-    def _finished(self, event: Moved, seconds: float) -> Line | None:
+    def _finished(self, event: StepProgress, seconds: float) -> ProgressLine | None:
         if event.what and seconds < WORTH_A_LINE:
             return None
         done = _amount(event.done, event.unit)
         took = f" in {seconds:.1f} s{_speed(self._rate(event, seconds), event.unit)}" if seconds > 0.05 else ""
-        return Line(text=f"{_named(event)}{done}{took}", finished=True)
+        return ProgressLine(text=f"{_named(event)}{done}{took}", finished=True)
 
-    def _under_way(self, event: Moved, seconds: float) -> str:
+    def _under_way(self, event: StepProgress, seconds: float) -> str:
         rate = self._rate(event, seconds)
         if not event.total:
             done = f"{_amount(event.done, event.unit)}{_speed(rate, event.unit)}, " if event.done else ""
@@ -78,7 +78,7 @@ class Progress:
         moved = f"{_number(event.done, event.unit)} of {_amount(event.total, event.unit)}"
         return f"{bar}{share:4.0%}  {_named(event)}{moved}{_speed(rate, event.unit)}, {left}"
 
-    def _rate(self, event: Moved, seconds: float) -> float:
+    def _rate(self, event: StepProgress, seconds: float) -> float:
         return max(0, event.done - self._kept) / seconds if seconds > 0.05 else 0.0
 
 
@@ -90,7 +90,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _named(event: Moved) -> str:
+def _named(event: StepProgress) -> str:
     return f"{event.what}: " if event.what else ""
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from bot.errors import MachineTooSmall, Refused
-from bot.events import Emit, Event, Moved, Note, silent
+from bot.events import Emit, Event, Note, StepProgress, silent
 from bot.hub import Hub
 from bot.machine import look
 from bot.merge import locked_partial_dir, merge
@@ -185,7 +185,7 @@ def test_a_full_disk_is_noticed_before_the_work_of_a_shard(inputs, small_disk: P
     plan, begun, output = planned(inputs), [], small_disk / "merged"
 
     def emit(event: Event) -> None:
-        if isinstance(event, Moved):
+        if isinstance(event, StepProgress):
             begun.append(event.done)
 
     with pytest.raises(MachineTooSmall), locked_partial_dir(output, plan.fingerprint) as partial:
@@ -223,7 +223,7 @@ def when_half_is_written(do) -> Emit:
     done = []
 
     def emit(event: Event) -> None:
-        if isinstance(event, Moved) and event.done * 2 > event.total and not done:
+        if isinstance(event, StepProgress) and event.done * 2 > event.total and not done:
             done.append(True)
             do()
 

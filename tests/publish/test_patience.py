@@ -110,7 +110,7 @@ def test_an_upload_that_the_storage_has_not_told_of_is_made_again(dev, patient, 
     lost = []
 
     def lose(event):
-        if type(event).__name__ == "Moved" and event.done and not lost:
+        if type(event).__name__ == "StepProgress" and event.done and not lost:
             with dev.site.db.write() as rows:
                 lost.append(rows.execute("DELETE FROM holding").rowcount)
 

@@ -166,7 +166,7 @@ def test_the_same_merge_pushed_by_a_faster_run_is_unchanged(dev, hub, owner, fol
     twin = finished(tmp_path / "twin")
 
     def emit(event):
-        if type(event).__name__ == "Moved" and not emit.done:
+        if type(event).__name__ == "StepProgress" and not emit.done:
             emit.done = True
             deliver(tmp_path / "twin", twin, door(dev, tmp_path / "other"), how="push")
 
@@ -274,7 +274,7 @@ def test_what_changes_while_it_is_sent_is_not_committed(
 
     def change(event):
         # A note says that the repo was created, after the folder was looked at.
-        if type(event).__name__ == ("Moved" if when == "after it was sent" else "Note"):
+        if type(event).__name__ == ("StepProgress" if when == "after it was sent" else "Note"):
             before = victim.stat()
             victim.write_bytes(victim.read_bytes()[:-1] + b" ")
             os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))

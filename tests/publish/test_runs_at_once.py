@@ -183,7 +183,7 @@ def test_a_pull_request_that_its_owner_is_done_with_meanwhile_is_followed_by_ano
 
     def emit(event):
         notes.append(event)
-        if type(event).__name__ == "Moved" and event.done and not emit.done:
+        if type(event).__name__ == "StepProgress" and event.done and not emit.done:
             emit.done = True
             if what == "merged":
                 owner.api.merge_pull_request(TARGET, 1)

@@ -32,7 +32,7 @@ def during_the_upload(owner, name, content):
     seen = []
 
     def emit(event):
-        if type(event).__name__ == "Moved" and event.done and not seen:
+        if type(event).__name__ == "StepProgress" and event.done and not seen:
             seen.append(owner.put(name, content))
 
     return emit
@@ -103,7 +103,7 @@ def test_a_pull_request_that_others_work_on_is_built_upon(hub, owner, folder, do
     other = finished(tmp_path / "other", seed=2)
 
     def emit(event):
-        if type(event).__name__ == "Moved" and event.done and not emit.done:
+        if type(event).__name__ == "StepProgress" and event.done and not emit.done:
             emit.done = True
             owner.api.upload_file(path_or_fileobj=b"x", path_in_repo="notes.txt", repo_id=TARGET, revision="refs/pr/1")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bot.errors import Refused
-from bot.events import Event, Moved
+from bot.events import Event, StepProgress
 from bot.pull import fetch, hashes, pin
 from bot.records import Ref, Request
 from tests.pull.given import put, write_adapter, write_base
@@ -73,7 +73,7 @@ def test_what_no_merge_reads_is_neither_in_a_folders_sha_nor_opened(hub, tmp_pat
     assert sorted(opened) == sorted(
         [*(path.name for path in base.glob("model*.safetensors")), "adapter_model.safetensors"]
     )
-    moved = [event for event in said if isinstance(event, Moved)]
+    moved = [event for event in said if isinstance(event, StepProgress)]
     assert max(event.total or 0 for event in moved) < 5000
 
 

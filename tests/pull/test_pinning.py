@@ -182,7 +182,7 @@ def test_fetch_brings_exactly_what_is_named_and_counts_the_bytes(dev, hub, pair)
     local = fetch(sources, {"base": [shard], "adapter": ["adapter_model.safetensors"]}, hub, events.append)
     assert (local.base / shard).stat().st_size == sources.base.headers[1].file_size
     assert not (local.base / sources.base.headers[0].file).exists()
-    moved = [e for e in events if type(e).__name__ == "Moved"]
+    moved = [e for e in events if type(e).__name__ == "StepProgress"]
     assert moved[-1].done == moved[-1].total > 0
     again = []
     fetch(sources, {"base": [shard], "adapter": ["adapter_model.safetensors"]}, hub, again.append)

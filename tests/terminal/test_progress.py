@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bot.checks.behaviour.forward_counts import Forwards, read_forwards
-from bot.events import Event, Moved, Note, Stage, beating
+from bot.events import Event, Note, Stage, StepProgress, beating
 from bot.terminal.console import Console
 from bot.terminal.progress import LOG_EVERY, Progress, duration
 
@@ -29,11 +29,11 @@ class Clock:
         return self.now
 
 
-def moved(done: int, total: int = 100 * MB, what: str = "", **more: object) -> Moved:
-    return Moved(stage="merge", done=done, total=total, what=what, **more)  # type: ignore[arg-type]
+def moved(done: int, total: int = 100 * MB, what: str = "", **more: object) -> StepProgress:
+    return StepProgress(stage="merge", done=done, total=total, what=what, **more)  # type: ignore[arg-type]
 
 
-def told(events: list[tuple[float, Moved]], *, terminal: bool = False) -> list[str]:
+def told(events: list[tuple[float, StepProgress]], *, terminal: bool = False) -> list[str]:
     """The lines of events at their seconds."""
     clock = Clock()
     progress = Progress(terminal=terminal, clock=clock)
@@ -130,7 +130,7 @@ def test_work_that_is_silent_for_long_is_still_seen_to_go_on() -> None:
 
     def listen(event: Event) -> None:
         heard.append(event)
-        if len([one for one in heard if isinstance(one, Moved) and one.done == 7]) == 3:
+        if len([one for one in heard if isinstance(one, StepProgress) and one.done == 7]) == 3:
             three.set()
 
     with beating(listen, "merge", "Preparing", beat=0.01) as tell:
@@ -173,9 +173,9 @@ def test_every_long_step_of_a_run_moves_from_nothing_to_all(tmp_path: Path) -> N
         options=Options(verify="full", quantize="nf4"),
     )
     run(request, Hub(), heard.append)
-    steps: dict[tuple[str, str], list[Moved]] = {}
+    steps: dict[tuple[str, str], list[StepProgress]] = {}
     for event in heard:
-        if isinstance(event, Moved):
+        if isinstance(event, StepProgress):
             steps.setdefault((event.stage, event.what), []).append(event)
     measured = [
         ("pull", "Hashing the base"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.events import Moved, Note
+from bot.events import Note, StepProgress
 from bot.terminal.console import Console
 from bot.terminal.streams import ERRORS, Guarded, spelled
 from tests.pull.given import write_adapter, write_base
@@ -79,8 +79,8 @@ def test_a_strangers_words_move_no_cursor_and_are_no_workflow_commands(monkeypat
     monkeypatch.setattr(sys, "stderr", guarded(buffer))
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     say = Console(clock=itertools.count(step=5).__next__)
-    say(Moved(stage="merge", what="::error::z", done=1, total=2))
-    say(Moved(stage="merge", what="::error::z", done=2, total=2))
+    say(StepProgress(stage="merge", what="::error::z", done=1, total=2))
+    say(StepProgress(stage="merge", what="::error::z", done=2, total=2))
     say(Note(text="a\n::add-mask::x\x1b]0;title\x07\x1b[2J"))
     say(Note(text="b\n::stop-commands::y", level="warning"))
     lines = buffer.getvalue().decode().splitlines()

@@ -28,7 +28,7 @@ from bot.checks.behaviour.job import (
 from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.folder.own_code import changed_since, foreign_code, state_of
 from bot.checks.reading.checkpoint import FLOATS, TORCH_NAMES
-from bot.events import Moved, Note
+from bot.events import StepProgress, Note
 from bot.machine import bare_environment
 from bot.records import Json
 
@@ -137,7 +137,7 @@ def _run(case: Case, job: WorkerJob) -> int:
         try:
             while True:
                 done, total = read_forwards(forwards)
-                case.emit(Moved(stage="verify", done=done, total=total, what=title, unit="model runs"))
+                case.emit(StepProgress(stage="verify", done=done, total=total, what=title, unit="model runs"))
                 with suppress(subprocess.TimeoutExpired):
                     return worker.wait(LOOK_EVERY)
         except BaseException:  # a signal, above all: no worker outlives us

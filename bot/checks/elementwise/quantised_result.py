@@ -28,7 +28,7 @@ from bot.checks.reading.quantised import FORMS
 from bot.checks.reading.quantised_modules import converted
 from bot.checks.reading.rows import Opened, chunks
 from bot.errors import Refused
-from bot.events import Moved
+from bot.events import StepProgress
 from bot.records import Finding, Json
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def compare_quantised(case: Case) -> QuantisedResult:
     return QuantisedResult(count=len(merged), kept=left, faults=tuple(faults), shares=shares, keeps=frozenset(keeps))
 
 
-def _moved(done: int, total: int) -> Moved:
-    return Moved(stage="verify", done=done, total=total, what=WHAT, unit="numbers")
+def _moved(done: int, total: int) -> StepProgress:
+    return StepProgress(stage="verify", done=done, total=total, what=WHAT, unit="numbers")
 
 
 def quantised(case: Case) -> Finding:

@@ -15,7 +15,7 @@ from bot.checks.expected.changes import AddProduct, Expected
 from bot.checks.expected.claims import Claims
 from bot.checks.reading.checkpoint import FLOATS, Checkpoint, TensorRef
 from bot.checks.reading.rows import CHUNK, Opened, chunks, flat_view
-from bot.events import Emit, Moved
+from bot.events import Emit, StepProgress
 
 STAGE = "verify"
 WHAT = "Comparing every weight"
@@ -37,7 +37,7 @@ def sweep(merged: Checkpoint, claims: Claims, clamps: bool, emit: Emit, *, forei
         rows for key in comparable for rows in _row_ranges(claims.expected[key], merged.tensors[key], clamps, foreign)
     ]
     total, done = sum(_size(rows) for rows in every), 0
-    emit(Moved(stage=STAGE, done=0, total=total, what=WHAT))
+    emit(StepProgress(stage=STAGE, done=0, total=total, what=WHAT))
     threads = torch.get_num_threads()
     try:
         # One torch thread per worker: the arrays are too small to share, and workers scale better.
@@ -48,7 +48,7 @@ def sweep(merged: Checkpoint, claims: Claims, clamps: bool, emit: Emit, *, forei
                 rows = running.pop(finished)
                 tallies[rows.merged.stored.key].add(finished.result())
                 done += _size(rows)
-                emit(Moved(stage=STAGE, done=done, total=total, what=WHAT))
+                emit(StepProgress(stage=STAGE, done=done, total=total, what=WHAT))
     finally:
         torch.set_num_threads(threads)
     return Swept(tallies=tallies, skipped=tuple(key for key in shared if key not in tallies), packed=packed)

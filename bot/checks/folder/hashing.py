@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 
 from bot.checks.case import Case
-from bot.events import Moved
+from bot.events import StepProgress
 
 REPORT = "verification.json"
 # The card and .gitattributes may be rewritten by the Hub, and the report cannot contain its own hash.
@@ -31,7 +31,7 @@ def hash_files(case: Case) -> dict[str, str]:
         nonlocal done
         with lock:
             done += amount
-            case.emit(Moved(stage="verify", done=done, total=total, what="Hashing the result"))
+            case.emit(StepProgress(stage="verify", done=done, total=total, what="Hashing the result"))
 
     read(0)
     with ThreadPoolExecutor(THREADS) as pool:

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from .. import repos, trees
-from ..commits import Moved
+from ..commits import RefUpdate
 from ..notices import tell_refs
 from ..records import Commit
 from .call import Answer, Call, route
@@ -58,7 +58,7 @@ def create_branch(call: Call) -> Answer:
     start = repos.resolve(call.site.db, repo, call.json.get("startingPoint") or "main")
     ref = f"refs/heads/{call.params['name']}"
     repos.add_ref(call.site.db, repo, ref, start.oid)
-    tell_refs(call.site, call.origin, repo, [Moved(ref=ref, old=None, new=start.oid)])
+    tell_refs(call.site, call.origin, repo, [RefUpdate(ref=ref, old=None, new=start.oid)])
     return Response("OK", status_code=201)
 
 
@@ -74,7 +74,7 @@ def create_tag(call: Call) -> Answer:
     body = call.json
     ref = f"refs/tags/{body.get('tag', '')}"
     repos.add_ref(call.site.db, repo, ref, commit.oid, body.get("message"))
-    tell_refs(call.site, call.origin, repo, [Moved(ref=ref, old=None, new=commit.oid)])
+    tell_refs(call.site, call.origin, repo, [RefUpdate(ref=ref, old=None, new=commit.oid)])
     return Response("OK", status_code=201)
 
 
@@ -86,7 +86,7 @@ def delete_tag(call: Call) -> Answer:
 def _drop(call: Call, ref: str, what: str) -> Answer:
     repo = call.repo_to_write(what)
     old = repos.drop_ref(call.site.db, repo, ref)
-    tell_refs(call.site, call.origin, repo, [Moved(ref=ref, old=old, new=None)])
+    tell_refs(call.site, call.origin, repo, [RefUpdate(ref=ref, old=old, new=None)])
     return Response("OK")
 
 

@@ -104,7 +104,7 @@ def _commit(call: Call, body: Path) -> Answer:
         made = commits.land(rows, repo, ref, target, proposal, call.user)
         if target.startswith("refs/pr/"):
             discussions.add_commit_event(rows, repo, int(target.rpartition("/")[2]), made)
-    moved = commits.Moved(ref=target, old=None if pull else old, new=made.oid)
+    moved = commits.RefUpdate(ref=target, old=None if pull else old, new=made.oid)
     tell_refs(call.site, call.origin, repo, [moved])
     if pull is not None:
         tell_discussion(call.site, call.origin, repo, pull, "create")
