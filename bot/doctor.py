@@ -118,15 +118,15 @@ def _target(target: str, hub: Hub) -> Line:
     if not is_repo_id(target) or "/" not in target:
         return Line("target", "fail", f"{target!r} is not a Hub repo.", "Name the target as owner/name.")
     try:
-        found = hub.target(target)
-        if found is None:
+        existing = hub.target(target)
+        if existing is None:
             return _missing_target(target, hub)
         # By its name of today, which is what a fine-grained token's permissions name.
-        refused = _refusal(lambda: hub.require_write(found.repo))
-        closed = _refusal(lambda: hub.require_pulls(found.repo))
+        refused = _refusal(lambda: hub.require_write(existing.repo))
+        closed = _refusal(lambda: hub.require_pulls(existing.repo))
     except (Outside, Usage) as error:
         return Line("target", "fail", error.what, error.remedy)
-    seen = "private" if found.private else "public"
+    seen = "private" if existing.private else "public"
     if refused and closed:
         return Line("target", "fail", f"{refused.what} {closed.what}", refused.remedy)
     if refused:

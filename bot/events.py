@@ -1,6 +1,6 @@
 """What a run says while it works: a stage begins, work moves, a sentence is worth reading.
 
-Stages call an `Emit`; who listens (a terminal, Actions, a test, nobody) is decided at the door.
+Stages call an `Emit`; who listens (a terminal, Actions, a test, nobody) is the entry point's choice.
 """
 
 from __future__ import annotations
@@ -64,27 +64,27 @@ def silent(event: Event) -> None:
 
 @contextmanager
 def beating(emit: Emit, stage: str, what: str = "", beat: float = BEAT) -> Iterator[Emit]:
-    """An `Emit` for work that may be silent for long: as long as nothing is said, the last `StepProgress` is said again, so that the
+    """An `Emit` for work that may be silent for long: meanwhile the last `StepProgress` is sent again and again, so that the
     listener sees that time passes. Begins the step `what`."""
     last, lock, over = StepProgress(stage=stage, done=0, total=0, what=what), Lock(), Signal()
 
-    def told(event: Event) -> None:
+    def forward(event: Event) -> None:
         nonlocal last
         with lock:
             if isinstance(event, StepProgress):
                 last = event
             emit(event)
 
-    def again() -> None:
+    def repeat() -> None:
         while not over.wait(beat):
             with lock:
                 emit(last)
 
-    told(last)
-    pulse = Thread(target=again, name="beating", daemon=True)
+    forward(last)
+    pulse = Thread(target=repeat, name="beating", daemon=True)
     pulse.start()
     try:
-        yield told
+        yield forward
     finally:
         over.set()
         pulse.join()

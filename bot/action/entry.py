@@ -1,4 +1,4 @@
-"""The one door in and out: the environment becomes a run; every ending becomes outputs, a summary and an exit code."""
+"""The way in and out: the environment becomes a run; every ending becomes outputs, a summary and an exit code."""
 
 from __future__ import annotations
 
@@ -183,8 +183,8 @@ def _close(store: StateStore, commands: Commands) -> None:
 
     commands.end_group()
     for job in store.state.jobs if store.state.failure is None else ():
-        found = job.publication or {}
-        link = found.get("pr_url") or found.get("url") or ""
+        publication = job.publication or {}
+        link = publication.get("pr_url") or publication.get("url") or ""
         commands.line(f"{headline(job, None)}  {link}".replace("\\", "").rstrip())
 
 

@@ -14,7 +14,7 @@ from bot.metadata.licenses import require
 from bot.options import Combination, Options, Ref, Request, every_option, options_of
 from bot.pipeline import target_of
 from bot.pull import parse_ref
-from bot.terminal.spelling import meant, taken
+from bot.terminal.spelling import describe_choices, resolve_choice
 
 Number = TypeVar("Number", int, float)
 
@@ -75,7 +75,7 @@ def _combination(variables: _Variables, count: int) -> Combination | None:
             )
         return None
     how = Combination(**variables.fields(Combination))
-    notation.with_defaults(how, count)  # what cannot be meant is said before the first look
+    notation.with_defaults(how, count)  # a mistake is reported before anything is read
     return how
 
 
@@ -182,9 +182,9 @@ class _Variables:
 
     def _choice(self, name: str, choices: tuple[str, ...]) -> str:
         value = self.text(name)
-        choice = meant(name, value, choices)
+        choice = resolve_choice(name, value, choices)
         if choice is None:
-            raise Usage(f"{name} cannot be {value!r}.", remedy=taken(name, value, choices))
+            raise Usage(f"{name} cannot be {value!r}.", remedy=describe_choices(name, value, choices))
         return choice
 
     def _number(self, name: str, kind: type[Number], value: str) -> Number:

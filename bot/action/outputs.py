@@ -35,20 +35,20 @@ STATUS_OF = {Refused.exit_code: "refused", NotVerified.exit_code: "not-verified"
 
 def outputs_of(store: StateStore) -> dict[str, str]:
     """Every output by name: of one merge as it is, of several as a JSON list in the adapters' order."""
-    found = [_of(index, job, store) for index, job in enumerate(store.state.jobs)]
-    if not found:  # it ended before anybody knew how many there are
+    merges = [_of(index, job, store) for index, job in enumerate(store.state.jobs)]
+    if not merges:  # it ended before anybody knew how many there are
         return dict.fromkeys(OUTPUTS, "") | {"status": _status(store.state.failure), "verified": "false"}
-    if len(found) == 1:
-        return found[0]
-    return {name: json.dumps([one[name] for one in found], ensure_ascii=False) for name in OUTPUTS}
+    if len(merges) == 1:
+        return merges[0]
+    return {name: json.dumps([outputs[name] for outputs in merges], ensure_ascii=False) for name in OUTPUTS}
 
 
 def _of(index: int, job: Job, store: StateStore) -> dict[str, str]:
     """One merge's outputs. Where another one failed and this one had no end yet, it failed with it."""
     failure = store.state.failure
     failed = failure is not None and (index == store.state.current or not job.status)
-    found = dict.fromkeys(OUTPUTS, "")
-    found |= {
+    outputs = dict.fromkeys(OUTPUTS, "")
+    outputs |= {
         "status": _status(failure if index == store.state.current else None) if failed else job.status,
         "verified": "true" if job.verified else "false",
         "base-sha": job.base.get("sha") or "",
@@ -58,11 +58,11 @@ def _of(index: int, job: Job, store: StateStore) -> dict[str, str]:
     }
     if job.publication and not failed:
         names = {"repo": "repo", "revision": "revision", "tag": "tag", "pr-url": "pr_url", "pr-number": "pr_number"}
-        found |= {name: str(job.publication.get(key) or "") for name, key in names.items()}
+        outputs |= {name: str(job.publication.get(key) or "") for name, key in names.items()}
     for name, file in (("report-path", REPORT), ("checksums-path", CHECKSUMS)):
         path = store.report_dir(job) / file
-        found[name] = str(path) if path.exists() else ""
-    return found
+        outputs[name] = str(path) if path.exists() else ""
+    return outputs
 
 
 def _status(failure: Failure | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from bot.errors import Usage
-from bot.terminal.spelling import meant, taken
+from bot.terminal.spelling import describe_choices, resolve_choice
 
 # --help shows the options in this order, under these headings; what is in none comes last.
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -51,7 +51,7 @@ _TALK = ("Leave it out: progress is always told on standard error; --debug shows
 _CACHE = ("Set HF_HOME, or HF_HUB_CACHE.", None)
 
 # What people write → (what to do, the option that does it).
-MEANT: dict[str, tuple[str, str | None]] = {
+ADVICE: dict[str, tuple[str, str | None]] = {
     **dict.fromkeys(
         ("--revision", "--adapter-revision", "--base-revision", "--branch", "--rev", "--commit"), _REVISION
     ),
@@ -141,10 +141,10 @@ class OneOf(click.Choice[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The choice that is meant. Raises Usage."""
         option, choices = param.opts[0].removeprefix("--") if param is not None else "", tuple(self.choices)
-        found = meant(option, str(value), choices)
-        if found is None:
-            raise Usage(f"--{option} cannot be {value!r}.", remedy=taken(option, str(value), choices))
-        return found
+        choice = resolve_choice(option, str(value), choices)
+        if choice is None:
+            raise Usage(f"--{option} cannot be {value!r}.", remedy=describe_choices(option, str(value), choices))
+        return choice
 
 
 class Command(click.Command):
@@ -203,13 +203,13 @@ class Group(click.Group):
 def _instead(command: click.Command, ctx: click.Context, option: str) -> str:
     """What to write in place of an option that a command does not have."""
     own, name = set(_flags(command)), hyphened(option)
-    typed = next(iter(get_close_matches(name, MEANT, 1, 0.85)), name) if name not in own else name
-    said, does = MEANT.get(typed, ("", name))
-    others = _with(does, ctx) if does not in own else []
+    typed = next(iter(get_close_matches(name, ADVICE, 1, 0.85)), name) if name not in own else name
+    advice, flag = ADVICE.get(typed, ("", name))
+    others = _with(flag, ctx) if flag not in own else []
     if others:
-        return f"{said or 'It is for another command.'} {' and '.join(others)} {'have' if len(others) > 1 else 'has'} {does}."
-    if said:
-        return said
+        return f"{advice or 'It is for another command.'} {' and '.join(others)} {'have' if len(others) > 1 else 'has'} {flag}."
+    if advice:
+        return advice
     near = get_close_matches(name, own, 2, 0.7)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     return f"{hint}`adapter-merge {command.name} --help` shows all."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
-SAME: dict[str, dict[str, str]] = {
+SYNONYMS: dict[str, dict[str, str]] = {
     "dtype": {
         "bf16": "bfloat16",
         "fp16": "float16",
@@ -21,7 +21,7 @@ SAME: dict[str, dict[str, str]] = {
 _FOUR = "Four bits are nf4 (as QLoRA has them) or fp4."
 _EIGHT = "Eight bits are int8 (bitsandbytes) or fp8 (blocks, as DeepSeek has them)."
 _FOREIGN = "That form is made by its own tool, from the merge as it is (none)."
-NEAR: dict[str, dict[str, str]] = {
+HINTS: dict[str, dict[str, str]] = {
     "quantize": {
         **dict.fromkeys(("4bit", "4-bit", "4", "int4", "q4", "load_in_4bit", "qlora"), _FOUR),
         **dict.fromkeys(("8bit", "8-bit", "8", "q8", "load_in_8bit", "w8a8"), _EIGHT),
@@ -51,17 +51,17 @@ NEAR: dict[str, dict[str, str]] = {
 }
 
 
-def meant(option: str, value: str, choices: tuple[str, ...]) -> str | None:
+def resolve_choice(option: str, value: str, choices: tuple[str, ...]) -> str | None:
     """The choice that a value stands for, however it is spelled; None where it stands for none."""
     plain = value.strip().lower().removeprefix("torch.")
-    wanted = SAME.get(option, {}).get(plain, plain).replace("-", "_")
+    wanted = SYNONYMS.get(option, {}).get(plain, plain).replace("-", "_")
     return next((choice for choice in choices if choice.replace("-", "_") == wanted), None)
 
 
-def taken(option: str, value: str, choices: tuple[str, ...]) -> str:
+def describe_choices(option: str, value: str, choices: tuple[str, ...]) -> str:
     """What an option takes, and what comes near to a value that it does not."""
     plain = value.strip().lower()
-    hint = NEAR.get(option, {}).get(plain)
+    hint = HINTS.get(option, {}).get(plain)
     near = get_close_matches(plain, choices, 1)
     if hint is None and near:
         hint = f"Did you mean {near[0]}?"

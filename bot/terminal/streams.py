@@ -23,7 +23,7 @@ CONTROL = re.compile(r"(?!\x1b\[K)[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u2
 
 
 def guard_streams() -> None:
-    """Put both streams of this process behind the filter. Called once, at the door."""
+    """Put both streams of this process behind the filter. Called once, by the entry point."""
     _keep_numbers_free()
     know_environment()
     codecs.register_error(ERRORS, spelled)
@@ -52,7 +52,7 @@ class Guarded(io.TextIOWrapper):
         """Write the text without its secrets; its length."""
         if not self.broken:
             try:
-                super().write(CONTROL.sub(lambda found: _escaped(found[0]), redact(text)))
+                super().write(CONTROL.sub(lambda match: _escaped(match[0]), redact(text)))
             except OSError as error:
                 self._fail(error)
         return len(text)
@@ -100,8 +100,8 @@ def spelled(error: UnicodeError) -> tuple[str, int]:
     """What a terminal cannot show: in plain letters where those are known, else as JSON escapes it."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    found = error.object[error.start : error.end]
-    return "".join(PLAIN.get(letter) or _escaped(letter) for letter in found), error.end
+    letters = error.object[error.start : error.end]
+    return "".join(PLAIN.get(letter) or _escaped(letter) for letter in letters), error.end
 
 
 def _escaped(letter: str) -> str:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bot.action.inputs import OPTIONS
-from bot.terminal.spelling import meant
+from bot.terminal.spelling import resolve_choice
 from tests.launcher.conftest import Call, Ran, Runner
 
 TOOLKIT = '{"Runtimes":{"nvidia":{"path":"nvidia-container-runtime"},"runc":{"path":"runc"}}}'
@@ -128,7 +128,7 @@ def test_a_device_that_is_cuda_and_no_gpus_is_usage(device: str, runner: Runner)
 
 @pytest.mark.parametrize("device", ["gpu", "CUDA"])
 def test_however_the_device_is_spelled_it_insists_on_a_gpu(device: str, runner: Runner) -> None:
-    assert meant("device", device, OPTIONS["device"].choices) == "cuda"
+    assert resolve_choice("device", device, OPTIONS["device"].choices) == "cuda"
     ran = runner.run(device=device)
     assert ran.code == 6
     assert not ran.phases()

@@ -10,10 +10,10 @@ import pytest
 from bot.action.inputs import OPTIONS
 from bot.checks import CHECKS
 from bot.cli import cli
-from bot.cli.option_groups import COMMANDS, GROUPS, MEANT
+from bot.cli.option_groups import ADVICE, COMMANDS, GROUPS
 from bot.devhub import Fault
 from bot.publish.existing import PASSED
-from bot.terminal.spelling import NEAR, SAME
+from bot.terminal.spelling import HINTS, SYNONYMS
 from tests.stories.conftest import Command, World
 from tests.stories.test_bad_input import assert_said
 
@@ -84,17 +84,17 @@ def test_options_and_their_values_are_spelled_with_either_stroke(world: World, a
 
 def test_no_guess_is_an_option_that_is_there():
     everywhere = set.union(*FLAGS.values())
-    assert not [name for name in MEANT if name in everywhere and name not in ("--adapter",)]
-    assert {does for _, does in MEANT.values() if does} <= everywhere
+    assert not [name for name in ADVICE if name in everywhere and name not in ("--adapter",)]
+    assert {does for _, does in ADVICE.values() if does} <= everywhere
     assert set(COMMANDS.values()) <= FLAGS.keys()
     assert not COMMANDS.keys() & FLAGS.keys()
 
 
 def test_every_hint_is_of_a_value_that_is_not_taken():
-    for table in (SAME, NEAR):
+    for table in (SYNONYMS, HINTS):
         for option, values in table.items():
             assert not values.keys() & set(OPTIONS[option].choices), option
-    for option, values in SAME.items():
+    for option, values in SYNONYMS.items():
         assert set(values.values()) <= set(OPTIONS[option].choices)
 
 
