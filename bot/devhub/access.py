@@ -6,7 +6,7 @@ import fnmatch
 import secrets
 
 from .database import Database, now
-from .errors import Refused, forbidden, gated, repo_not_found
+from .errors import HttpError, forbidden, gated, repo_not_found
 from .records import Repo, Viewer
 
 
@@ -143,7 +143,7 @@ def require_voice(db: Database, viewer: Viewer, repo: Repo, what: str) -> None:
 def require_namespace(viewer: Viewer, namespace: str, kind: str, name: str) -> None:
     """Refuse to create a repo where the viewer's token may not."""
     if viewer.user is None:
-        raise Refused(401, "Invalid username or password.")
+        raise HttpError(401, "Invalid username or password.")
     own = {viewer.user.lower(), *(org.lower() for org in viewer.orgs)}
     # A token for one repo cannot make it: the permission has to be on the namespace.
     whole = f"{namespace}/*" if viewer.role == "fine-grained" else f"{namespace}/{name}"
@@ -153,9 +153,9 @@ def require_namespace(viewer: Viewer, namespace: str, kind: str, name: str) -> N
         raise forbidden(f'You don\'t have the rights to create a {kind} under the namespace "{namespace}"')
 
 
-def _why_not(viewer: Viewer, name: str, what: str) -> Refused:
+def _why_not(viewer: Viewer, name: str, what: str) -> HttpError:
     if viewer.user is None:
-        return Refused(401, "Invalid username or password.")
+        return HttpError(401, "Invalid username or password.")
     owner = name.partition("/")[0]
     if owner in viewer.scope.awaits:
         return forbidden(f"This token awaits the approval of an administrator of {owner}.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from bot.devhub import derived, repos, trees
 
-from .errors import Refused, bad_request, entry_not_found, revision_not_found
+from .errors import HttpError, bad_request, entry_not_found, revision_not_found
 from .records import Commit, Entry, Repo, git_blob_id, lfs_pointer
 from .site import Site
 
@@ -98,7 +98,7 @@ def _checked_path(path: str) -> str:
     """Paths that git or a checkout could not hold are refused."""
     parts = path.removesuffix("/").split("/")
     if any(part in ("", ".", "..", ".git") for part in parts) or any(ord(c) < 32 or c == "\\" for c in path):
-        raise Refused(422, f"Invalid path in the commit: {path!r}")
+        raise HttpError(422, f"Invalid path in the commit: {path!r}")
     return path
 
 
@@ -172,7 +172,7 @@ def _clear_the_way(files: dict[str, Entry], path: str) -> None:
     parts = path.split("/")
     parents = {"/".join(parts[:depth]) for depth in range(1, len(parts))}
     if parents & files.keys() or any(p.startswith(path + "/") for p in files):
-        raise Refused(422, f"Invalid path in the commit: {path!r} is both a file and a folder")
+        raise HttpError(422, f"Invalid path in the commit: {path!r} is both a file and a folder")
 
 
 def land(rows: sqlite3.Connection, repo: Repo, base: str, ref: str, proposal: Proposal, author: str) -> Commit:
@@ -181,7 +181,7 @@ def land(rows: sqlite3.Connection, repo: Repo, base: str, ref: str, proposal: Pr
     if head is None:
         raise revision_not_found(base)
     if proposal.parent is not None and not (len(proposal.parent) >= 7 and head.startswith(proposal.parent)):
-        raise Refused(412, STALE)
+        raise HttpError(412, STALE)
     before = trees.entries(rows, trees.get_commit(rows, repo.id, head).tree)
     after = apply(before, proposal.operations, head)
     commit = trees.save_commit(

@@ -10,8 +10,8 @@ from typing import Any
 
 from . import commits, repos, trees
 from .database import Database, now
-from .errors import Refused, bad_request, conflict
-from .records import Commit, Discussion, Entry, Event, Repo
+from .errors import HttpError, bad_request, conflict
+from .records import Commit, Discussion, DiscussionEvent, Entry, Repo
 
 STATUSES = {"open", "closed"}
 
@@ -38,14 +38,14 @@ def get(rows: sqlite3.Connection, repo: Repo, num: int) -> Discussion:
     """A discussion by its number."""
     row = rows.execute("SELECT * FROM discussion WHERE repo = ? AND num = ?", (repo.id, num)).fetchone()
     if row is None:
-        raise Refused(404, f"Discussion {num} not found")
+        raise HttpError(404, f"Discussion {num} not found")
     return _discussion(row)
 
 
 def require_on(db: Database, repo: Repo) -> None:
     """Refuse where the repo's owner has switched discussions off."""
     if db.read.execute("SELECT 1 FROM silenced WHERE repo = ?", (repo.id,)).fetchone():
-        raise Refused(403, "Discussions are disabled for this repo")
+        raise HttpError(403, "Discussions are disabled for this repo")
 
 
 def switch(db: Database, repo: Repo, *, on: bool) -> None:
@@ -62,14 +62,14 @@ def every(db: Database, repo: Repo) -> list[Discussion]:
     return [_discussion(row) for row in rows]
 
 
-def events(db: Database, repo: Repo, num: int) -> list[Event]:
+def events(db: Database, repo: Repo, num: int) -> list[DiscussionEvent]:
     """What happened, oldest first."""
     rows = db.read.execute("SELECT * FROM event WHERE repo = ? AND num = ? ORDER BY seq", (repo.id, num)).fetchall()
     return [_event(row) for row in rows]
 
 
-def _event(row: sqlite3.Row) -> Event:
-    return Event(
+def _event(row: sqlite3.Row) -> DiscussionEvent:
+    return DiscussionEvent(
         id=row["id"],
         type=row["type"],
         author=row["author"],
@@ -100,7 +100,7 @@ def start(
 
 def add_event(
     rows: sqlite3.Connection, repo: Repo, num: int, kind: str, author: str, content: Mapping[str, Any]
-) -> Event:
+) -> DiscussionEvent:
     """Append to the thread."""
     event_id = secrets.token_hex(12)
     rows.execute(
@@ -110,7 +110,7 @@ def add_event(
     return _event(rows.execute("SELECT * FROM event WHERE id = ?", (event_id,)).fetchone())
 
 
-def add_commit_event(rows: sqlite3.Connection, repo: Repo, num: int, commit: Commit) -> Event:
+def add_commit_event(rows: sqlite3.Connection, repo: Repo, num: int, commit: Commit) -> DiscussionEvent:
     """Note a commit on a pull request."""
     return add_event(rows, repo, num, "commit", commit.author, {"subject": commit.title, "oid": commit.oid})
 
@@ -120,7 +120,7 @@ def _comment(text: str, author: str) -> dict[str, Any]:
     return {"edited": False, "hidden": False, "latest": version, "history": [version]}
 
 
-def comment(db: Database, repo: Repo, num: int, author: str, text: str) -> Event:
+def comment(db: Database, repo: Repo, num: int, author: str, text: str) -> DiscussionEvent:
     """Say something."""
     if not text.strip():
         raise bad_request("The comment is empty")
@@ -129,17 +129,17 @@ def comment(db: Database, repo: Repo, num: int, author: str, text: str) -> Event
         return add_event(rows, repo, num, "comment", author, _comment(text, author))
 
 
-def comment_event(rows: sqlite3.Connection, repo: Repo, num: int, event_id: str) -> Event:
+def comment_event(rows: sqlite3.Connection, repo: Repo, num: int, event_id: str) -> DiscussionEvent:
     """A comment by its id."""
     row = rows.execute(
         "SELECT * FROM event WHERE repo = ? AND num = ? AND id = ? AND type = 'comment'", (repo.id, num, event_id)
     ).fetchone()
     if row is None:
-        raise Refused(404, "Comment not found")
+        raise HttpError(404, "Comment not found")
     return _event(row)
 
 
-def edit_comment(db: Database, repo: Repo, num: int, event_id: str, author: str, text: str) -> Event:
+def edit_comment(db: Database, repo: Repo, num: int, event_id: str, author: str, text: str) -> DiscussionEvent:
     """Replace a comment's text; every version stays in its history, the newest first."""
     with db.write() as rows:
         content = comment_event(rows, repo, num, event_id).content
@@ -150,7 +150,7 @@ def edit_comment(db: Database, repo: Repo, num: int, event_id: str, author: str,
         return _update(rows, event_id, content)
 
 
-def hide_comment(db: Database, repo: Repo, num: int, event_id: str, author: str) -> Event:
+def hide_comment(db: Database, repo: Repo, num: int, event_id: str, author: str) -> DiscussionEvent:
     """Hide a comment; this cannot be undone."""
     with db.write() as rows:
         content = comment_event(rows, repo, num, event_id).content
@@ -158,12 +158,12 @@ def hide_comment(db: Database, repo: Repo, num: int, event_id: str, author: str)
         return _update(rows, event_id, content | {"hidden": True, "latest": version, "history": []})
 
 
-def _update(rows: sqlite3.Connection, event_id: str, content: Mapping[str, Any]) -> Event:
+def _update(rows: sqlite3.Connection, event_id: str, content: Mapping[str, Any]) -> DiscussionEvent:
     rows.execute("UPDATE event SET content = ? WHERE id = ?", (json.dumps(content), event_id))
     return _event(rows.execute("SELECT * FROM event WHERE id = ?", (event_id,)).fetchone())
 
 
-def rename(db: Database, repo: Repo, num: int, author: str, title: str) -> Event:
+def rename(db: Database, repo: Repo, num: int, author: str, title: str) -> DiscussionEvent:
     """Change the title."""
     title = title.strip()
     if not 3 <= len(title) <= 200:
@@ -174,7 +174,7 @@ def rename(db: Database, repo: Repo, num: int, author: str, title: str) -> Event
         return add_event(rows, repo, num, "title-change", author, {"from": before, "to": title})
 
 
-def change_status(db: Database, repo: Repo, num: int, author: str, status: str, text: str) -> Event:
+def change_status(db: Database, repo: Repo, num: int, author: str, status: str, text: str) -> DiscussionEvent:
     """Open (also a draft) or close."""
     if status not in STATUSES:
         raise bad_request(f"Invalid status: {status}. It must be open or closed")

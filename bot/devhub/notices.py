@@ -10,7 +10,7 @@ from . import repos, webhooks
 from .access import user_may_see
 from .commits import RefUpdate
 from .discussions import pr_ref
-from .records import Discussion, Event, Repo
+from .records import Discussion, DiscussionEvent, Repo
 from .site import Site
 
 
@@ -48,7 +48,7 @@ def tell_refs(site: Site, origin: str, repo: Repo, moved: Iterable[RefUpdate]) -
 
 
 def tell_discussion(
-    site: Site, origin: str, repo: Repo, discussion: Discussion, action: str, comment: Event | None = None
+    site: Site, origin: str, repo: Repo, discussion: Discussion, action: str, comment: DiscussionEvent | None = None
 ) -> None:
     """Queue an event about a discussion, or about a comment in it."""
     scope = "discussion" if comment is None else "discussion.comment"

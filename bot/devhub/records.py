@@ -121,7 +121,7 @@ class Discussion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
+class DiscussionEvent:
     """One thing that happened in a discussion; `content` is what the API calls `data`."""
 
     id: str

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .database import Database
-from .errors import Refused
+from .errors import HttpError
 from .records import Repo, Webhook
 
 TIMEOUT = 10.0
@@ -54,7 +54,7 @@ def get(db: Database, user: str, webhook_id: str) -> Webhook:
     """One of the user's subscriptions."""
     row = db.read.execute("SELECT * FROM webhook WHERE id = ? AND user = ?", (webhook_id, user)).fetchone()
     if row is None:
-        raise Refused(404, "Webhook not found")
+        raise HttpError(404, "Webhook not found")
     return _webhook(row)
 
 
@@ -87,7 +87,7 @@ def delete(db: Database, webhook: Webhook) -> None:
 def changed(webhook: Webhook, body: Mapping[str, Any]) -> Webhook:
     """A subscription with the fields that an API body names; refuses one without a URL."""
     if not body.get("url", webhook.url):
-        raise Refused(400, "A webhook needs a url (this local hub runs no jobs)")
+        raise HttpError(400, "A webhook needs a url (this local hub runs no jobs)")
     return replace(
         webhook,
         url=body.get("url", webhook.url),

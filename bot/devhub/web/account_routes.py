@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute
 
 from bot.devhub import access, accounts, derived, webhooks
 
-from ..errors import Refused, bad_request
+from ..errors import HttpError, bad_request
 from ..records import Repo, Webhook
 from .call import Answer, Call, route
 from .paging import page
@@ -22,14 +22,14 @@ STATUSES = ("pending", "accepted", "rejected")
 def whoami(call: Call) -> Answer:
     """GET /api/whoami-v2."""
     if not call.viewer.signed_in:
-        raise Refused(401, "Invalid username or password.")
+        raise HttpError(401, "Invalid username or password.")
     return accounts.whoami(call.site.db, call.viewer)
 
 
 def overview(call: Call) -> Answer:
     """GET /api/users/{name}/overview and /api/organizations/{name}/overview."""
     if not accounts.account_exists(call.site.db, call.params["name"]):
-        raise Refused(404, "This user does not exist")
+        raise HttpError(404, "This user does not exist")
     name = call.params["name"]
     return {"user": name, "name": name, "fullname": name, "avatarUrl": "", "type": "user", "isPro": False}
 
@@ -58,7 +58,7 @@ def _webhook(call: Call) -> Webhook:
 
 def _writing_user(call: Call) -> str:
     if call.viewer.role == "read":
-        raise Refused(403, 'This token has the role "read": use a token with write access to change webhooks.')
+        raise HttpError(403, 'This token has the role "read": use a token with write access to change webhooks.')
     return call.user
 
 
@@ -144,7 +144,7 @@ def decide_access(call: Call) -> Answer:
         (repo.id, body.get("user"), body.get("requestId")),
     ).fetchone()
     if row is None or row["status"] == body["status"]:
-        raise Refused(404, "No such access request, or it already has this status")
+        raise HttpError(404, "No such access request, or it already has this status")
     access.set_access(call.site.db, repo, row["user"], body["status"])
     return {"success": True}
 
@@ -153,7 +153,7 @@ def grant_access(call: Call) -> Answer:
     """POST …/user-access-request/grant."""
     repo, user = _gated_repo(call), str(call.json.get("user"))
     if not accounts.account_exists(call.site.db, user):
-        raise Refused(404, f"User {user} does not exist")
+        raise HttpError(404, f"User {user} does not exist")
     query = "SELECT 1 FROM access WHERE repo = ? AND user = ? AND status = 'accepted'"
     if call.site.db.read.execute(query, (repo.id, user)).fetchone():
         raise bad_request(f"User {user} already has access")

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import Refused
+from ..errors import HttpError
 from ..faults import Fault
 from ..site import Site
 from . import (
@@ -167,7 +167,9 @@ def _crash(_request: Request, error: Exception) -> Response:
 
 
 def _application(site: Site, *, hub: bool) -> Starlette:
-    app = Starlette(routes=HUB_ROUTES if hub else CDN_ROUTES, exception_handlers={Refused: refusal, Exception: _crash})
+    app = Starlette(
+        routes=HUB_ROUTES if hub else CDN_ROUTES, exception_handlers={HttpError: refusal, Exception: _crash}
+    )
     app.router.redirect_slashes = False
     app.state.site = site
     return app

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .. import access, accounts, repos
-from ..errors import Refused, bad_request
+from ..errors import HttpError, bad_request
 from ..records import Repo, RepoKind, Viewer
 from ..site import Site
 
@@ -118,7 +118,7 @@ class Call:
     def user(self) -> str:
         """The viewer's name; refuses nobody."""
         if self.viewer.user is None:
-            raise Refused(401, "Invalid username or password.")
+            raise HttpError(401, "Invalid username or password.")
         return self.viewer.user
 
 
@@ -135,7 +135,7 @@ def route(path: str, endpoint: Endpoint, *methods: str) -> Route:
         async for chunk in request.stream():
             body += chunk
             if len(body) > BODY_LIMIT:
-                raise Refused(413, "The request body is too large")
+                raise HttpError(413, "The request body is too large")
         return await run_in_threadpool(_answer, endpoint, request, bytes(body))
 
     return Route(path, serve, methods=list(methods or ("GET",)))
@@ -185,7 +185,7 @@ def make_call(request: Request, body: bytes) -> Call:
 
 def refusal(_request: Request, error: Exception) -> Response:
     """A refusal as the client expects it: the headers decide, the body repeats the sentence."""
-    assert isinstance(error, Refused)
+    assert isinstance(error, HttpError)
     headers = dict(error.headers)
     headers["X-Error-Message"] = error.message.encode("ascii", "replace").decode().replace("\n", " ")
     if error.code:

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute
 from .. import access, discussions, repos
 from ..errors import bad_request
 from ..notices import tell_discussion, tell_refs
-from ..records import Discussion, Entry, Event, Repo, lfs_pointer
+from ..records import Discussion, DiscussionEvent, Entry, Repo, lfs_pointer
 from .call import Answer, Call, route
 
 PAGE = 10
@@ -95,7 +95,7 @@ def _num(call: Call) -> int:
     return int(number)
 
 
-def _event(event: Event) -> dict[str, Any]:
+def _event(event: DiscussionEvent) -> dict[str, Any]:
     return {
         "id": event.id,
         "type": event.type,
@@ -146,7 +146,7 @@ def _to_change(call: Call, what: str) -> tuple[Repo, Discussion]:
     return repo, found
 
 
-def _told(call: Call, repo: Repo, num: int, comment: Event | None = None, action: str = "update") -> None:
+def _told(call: Call, repo: Repo, num: int, comment: DiscussionEvent | None = None, action: str = "update") -> None:
     tell_discussion(call.site, call.origin, repo, discussions.get(call.site.db.read, repo, num), action, comment)
 
 

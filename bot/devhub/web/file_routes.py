@@ -10,7 +10,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute
 
 from .. import access, repos, trees
-from ..errors import Refused, entry_not_found
+from ..errors import HttpError, entry_not_found
 from ..records import Commit, Entry, Repo, lfs_pointer
 from .call import KINDS, Answer, Call, route
 from .paging import page
@@ -83,7 +83,7 @@ def show_paths(call: Call) -> Answer:
     fields = call.fields
     paths = fields.get("paths", [])
     if len(paths) > PATHS_LIMIT:
-        raise Refused(413, "too many parameters")
+        raise HttpError(413, "too many parameters")
     files = trees.entries(call.site.db.read, commit.tree)
     folders = trees.folders(files)
     wanted = [path.strip("/") for path in paths]
@@ -171,10 +171,10 @@ def large_file(call: Call) -> Answer:
     sha256 = call.params["sha256"]
     claims = call.site.check(call.query.get("signature", ""))
     if claims is None or claims.get("get") != sha256:
-        raise Refused(403, "AccessDenied: the signature of this URL is invalid or has expired")
+        raise HttpError(403, "AccessDenied: the signature of this URL is invalid or has expired")
     path = call.site.objects.path(sha256)
     if not path.is_file():
-        raise Refused(404, "NoSuchKey: the object does not exist")
+        raise HttpError(404, "NoSuchKey: the object does not exist")
     headers = {"ETag": f'"{sha256}"', "Cache-Control": "public, max-age=31536000, immutable"}
     return File(path, headers=headers, media_type="application/octet-stream", filename=str(claims["name"]),
                 stat_result=path.stat())  # fmt: skip
@@ -183,7 +183,7 @@ def large_file(call: Call) -> Answer:
 def xet_token(call: Call) -> Answer:
     """GET …/xet-read-token/{rev} and …/xet-write-token/{rev}: a view of the local Xet store, in body and headers."""
     if call.site.xet is None:
-        raise Refused(404, "This hub does not serve Xet: set HF_HUB_DISABLE_XET=1")
+        raise HttpError(404, "This hub does not serve Xet: set HF_HUB_DISABLE_XET=1")
     repo = call.repo_to_open()
     if call.path.rpartition("/")[0].endswith("write-token"):
         # Whoever may open a pull request may upload for it; the commit checks the rest.

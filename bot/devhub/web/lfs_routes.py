@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from .. import access, commits, repos
-from ..errors import Refused, bad_request
+from ..errors import HttpError, bad_request
 from ..objects import Mismatch
 from ..records import Repo
 from .call import Answer, Call, route, streaming_route
@@ -67,7 +67,7 @@ def _upload_action(call: Call, repo: Repo, item: dict[str, Any], multipart: bool
 def _claims(call: Call, *kinds: str) -> dict[str, Any]:
     claims = call.site.check(call.query.get("signature", ""))
     if claims is None or claims.get("put") not in kinds:
-        raise Refused(403, "AccessDenied: the signature of this URL is invalid or has expired")
+        raise HttpError(403, "AccessDenied: the signature of this URL is invalid or has expired")
     return dict(claims)
 
 
@@ -150,7 +150,7 @@ def verify(call: Call) -> Answer:
         "SELECT size FROM holding WHERE repo = ? AND sha256 = ?", (repo.id, str(body.get("oid")))
     ).fetchone()
     if row is None or row["size"] != body.get("size"):
-        raise Refused(404, "The object was not uploaded, or has another size")
+        raise HttpError(404, "The object was not uploaded, or has another size")
     return {"success": True}
 
 

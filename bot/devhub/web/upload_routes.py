@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute
 
 from .. import access, commits, discussions, repos, trees
-from ..errors import Refused
+from ..errors import HttpError
 from ..gitattributes import LargeFiles, ignores
 from ..notices import tell_discussion, tell_refs
 from ..records import Commit, Entry, Repo
@@ -34,7 +34,7 @@ def _target(call: Call, what: str) -> tuple[Repo, str]:
         if pull.author != call.viewer.user:
             access.require_write(call.site.db, call.viewer, repo, what)
         if pull.status in ("merged", "closed"):
-            raise Refused(403, f"This pull request is {pull.status}: nothing can be committed to it")
+            raise HttpError(403, f"This pull request is {pull.status}: nothing can be committed to it")
     else:
         access.require_write(call.site.db, call.viewer, repo, what)
     return repo, ref
@@ -48,7 +48,7 @@ def preupload(call: Call) -> Answer:
     body = call.json
     files = body.get("files", [])
     if len(files) > PREUPLOAD_LIMIT:
-        raise Refused(413, f"At most {PREUPLOAD_LIMIT} files a request")
+        raise HttpError(413, f"At most {PREUPLOAD_LIMIT} files a request")
     rule = LargeFiles(_text(call, present.get(".gitattributes")))
     gitignore = body.get("gitIgnore")
     gitignore = _text(call, present.get(".gitignore")) if gitignore is None else str(gitignore)
