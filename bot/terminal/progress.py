@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bot.budget import readable
 from bot.events import StepProgress
 
 BAR = 24
@@ -95,12 +94,18 @@ def _named(event: StepProgress) -> str:
 
 
 def _number(count: int, unit: str) -> str:
-    return readable(count) if unit == "bytes" else f"{count:,}"
+    return _readable(count) if unit == "bytes" else f"{count:,}"
 
 
 def _amount(count: int, unit: str) -> str:
-    return readable(count) if unit == "bytes" else f"{count:,} {unit}"
+    return _readable(count) if unit == "bytes" else f"{count:,} {unit}"
 
 
 def _speed(rate: float, unit: str) -> str:
-    return f", {readable(rate)}/s" if rate and unit == "bytes" else ""
+    return f", {_readable(rate)}/s" if rate and unit == "bytes" else ""
+
+
+def _readable(size: float) -> str:
+    from bot.budget import readable  # which imports the records: `--help` does without
+
+    return readable(size)
