@@ -125,16 +125,13 @@ def _plan_model(sources: Sources, options: Options) -> PlannedModel:
 
 def fingerprint(base_sha: str, adapter_sha: str, options: Options, how: str) -> str:
     """sha256 over the canonical JSON of all that decides the merged bytes. The same merge has the same fingerprint."""
-    decides = {
-        "recipe": RECIPE,
-        "base": base_sha,
-        "adapter": adapter_sha,
-        "options": {"dtype": options.dtype, "base_weights": how, "quantize": options.quantize},
-    }
-    if options.overflow != "refuse":
-        decides["overflow"] = options.overflow
-    if options.quantization and how == "simulate-nf4":
-        decides["quantization"] = dict(options.quantization)
+    values = deciding(options) | {"base_weights": how}
+    if how != "simulate-nf4":
+        del values["quantization"]
+    first = {name: values.pop(name) for name in ("dtype", "base_weights", "quantize")}
+    # A later option is part of it only where it is not at its default: without it, a merge keeps the fingerprint it had.
+    later = {name: value for name, value in values.items() if value != deciding(Options())[name]}
+    decides = {"recipe": RECIPE, "base": base_sha, "adapter": adapter_sha, "options": first, **later}
     return hashlib.sha256(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
