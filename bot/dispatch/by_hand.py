@@ -13,7 +13,7 @@ from bot.dispatch.records import FINAL, Order, Request
 from bot.dispatch.resolve import resolver
 from bot.dispatch.store import Store
 from bot.errors import Outside, Refused, Usage
-from bot.events import Emit, Moved, Stage
+from bot.events import Emit, Stage, StepProgress
 from bot.hub.names import is_repo_id
 from bot.hub.patience import rest
 
@@ -57,7 +57,7 @@ def dispatch_by_hand(order: Order, store: Store, backend: Backend, hub: Hub, emi
         if request.state in FINAL or (request.state == "sent" and not wait):
             break
         status = request.fate.status if request.fate else request.state
-        emit(Moved(stage="dispatch", done=0, total=0, what=f"Run {status}"))
+        emit(StepProgress(stage="dispatch", done=0, total=0, what=f"Run {status}"))
         if not worked:
             rest(NAP)
     if request.state == "dropped":
