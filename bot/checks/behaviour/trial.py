@@ -28,7 +28,7 @@ from bot.checks.behaviour.job import (
 from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.folder.own_code import changed_since, foreign_code, state_of
 from bot.checks.reading.checkpoint import FLOATS, TORCH_NAMES
-from bot.events import StepProgress, Note
+from bot.events import Note, StepProgress
 from bot.machine import bare_environment
 from bot.records import Json
 
