@@ -2,6 +2,6 @@
 
 from .faults import Fault, Faults
 from .server import DevHub
-from .webhooks import Delivery
+from .webhooks import WebhookDelivery
 
-__all__ = ["Delivery", "DevHub", "Fault", "Faults"]
+__all__ = ["WebhookDelivery", "DevHub", "Fault", "Faults"]

@@ -90,7 +90,7 @@ def set_quota(db: Database, owner: str, size: int) -> None:
         rows.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (f"quota {owner.lower()}", str(size)))
 
 
-def require_room(db: Database, repo: Repo, adding: int) -> None:
+def require_quota(db: Database, repo: Repo, adding: int) -> None:
     """Refuse more bytes than the owner's private repos may hold, in the Hub's words."""
     kept = db.read.execute("SELECT value FROM setting WHERE key = ?", (f"quota {repo.owner.lower()}",)).fetchone()
     if not repo.private or kept is None:
@@ -106,7 +106,7 @@ def require_room(db: Database, repo: Repo, adding: int) -> None:
         )
 
 
-def require_sight(db: Database, viewer: Viewer, repo: Repo) -> None:
+def require_visible(db: Database, viewer: Viewer, repo: Repo) -> None:
     """Refuse as if the repo did not exist, where it does not exist for this viewer."""
     if not may_see(db, viewer, repo):
         raise repo_not_found(viewer.signed_in)
@@ -114,7 +114,7 @@ def require_sight(db: Database, viewer: Viewer, repo: Repo) -> None:
 
 def require_files(db: Database, viewer: Viewer, repo: Repo, origin: str) -> None:
     """Refuse the files of a gated repo to those who were not let in."""
-    require_sight(db, viewer, repo)
+    require_visible(db, viewer, repo)
     if not may_open_files(db, viewer, repo):
         status = _request(db, viewer, repo)
         if not viewer.scope.gated and (status == "accepted" or _belongs(db, viewer, repo.owner)):
@@ -125,14 +125,14 @@ def require_files(db: Database, viewer: Viewer, repo: Repo, origin: str) -> None
 
 def require_write(db: Database, viewer: Viewer, repo: Repo, what: str) -> None:
     """Refuse a change, saying whether the token's role, its scope or its owner is the obstacle."""
-    require_sight(db, viewer, repo)
+    require_visible(db, viewer, repo)
     if not may_write(viewer, repo):
         raise _why_not(viewer, repo.name, what)
 
 
-def require_voice(db: Database, viewer: Viewer, repo: Repo, what: str) -> None:
+def require_discussion_write(db: Database, viewer: Viewer, repo: Repo, what: str) -> None:
     """Refuse a pull request or comment: any signed-in user with a writing token may make one."""
-    require_sight(db, viewer, repo)
+    require_visible(db, viewer, repo)
     may = any(_permits(viewer, permission, repo.name) for permission in ("discussion.write", "repo.write"))
     if viewer.user is None or not may:
         raise _why_not(viewer, repo.name, what)

@@ -79,13 +79,13 @@ def viewer_of(db: Database, authorization: str | None) -> Viewer:
     )
 
 
-def _scope(kept: str | None) -> Scope:
-    """A token's limits as they are kept; folders of older versions hold the repos alone."""
-    found = json.loads(kept or "null")
-    if not isinstance(found, dict):
-        return Scope(repos=None if found is None else tuple(found))
-    kept_as: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
-    return Scope(**kept_as)
+def _scope(stored: str | None) -> Scope:
+    """A token's limits as they are stored; folders of older versions hold the repos alone."""
+    fields = json.loads(stored or "null")
+    if not isinstance(fields, dict):
+        return Scope(repos=None if fields is None else tuple(fields))
+    limits: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Scope(**limits)
 
 
 def whoami(db: Database, viewer: Viewer) -> dict[str, Any]:

@@ -72,11 +72,11 @@ def warnings(content: Mapping[str, Any]) -> Iterator[str]:
 
 def _values(content: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
     """Where each value of a field that may be a list stands, and the value."""
-    found = content.get(key)
-    if isinstance(found, list):
-        yield from ((f"{key}[{number}]", value) for number, value in enumerate(found))
+    field = content.get(key)
+    if isinstance(field, list):
+        yield from ((f"{key}[{number}]", value) for number, value in enumerate(field))
     elif key in content and key not in LISTS:
-        yield key, found
+        yield key, field
 
 
 def _license(content: Mapping[str, Any]) -> Iterator[str]:
@@ -111,15 +111,15 @@ def _results(index: Any) -> Iterator[str]:
         if not isinstance(model, dict) or not isinstance(model.get("name"), str):
             yield f'"{where}.name" is required'
             continue
-        for place, result in enumerate(model.get("results") or []):
-            yield from _result(f"{where}.results[{place}]", result if isinstance(result, dict) else {})
+        for position, result in enumerate(model.get("results") or []):
+            yield from _result(f"{where}.results[{position}]", result if isinstance(result, dict) else {})
 
 
 def _result(where: str, result: Mapping[str, Any]) -> Iterator[str]:
     for part, names in (("task", ("type",)), ("dataset", ("type", "name"))):
-        found = result.get(part)
+        field = result.get(part)
         for name in names:
-            if not isinstance(found, dict) or not isinstance(found.get(name), str):
+            if not isinstance(field, dict) or not isinstance(field.get(name), str):
                 yield f'"{where}.{part}.{name}" must be a string'
     for number, metric in enumerate(result.get("metrics") or [{}]):
         if not isinstance(metric, dict) or not isinstance(metric.get("type"), str) or "value" not in metric:

@@ -134,7 +134,7 @@ def hold(site: Site, repo: Repo, sha256: str) -> int | None:
     row = site.db.read.execute(query, (repo.id, sha256)).fetchone()
     if row is not None and site.objects.has(sha256):
         size = int(row["size"])
-    elif site.xet is not None and site.xet.bring(sha256, site.objects):
+    elif site.xet is not None and site.xet.fetch_upload(sha256, site.objects):
         size = site.objects.size(sha256) or 0
         grant(site, repo, sha256, size)
     else:
@@ -156,7 +156,7 @@ def apply(files: Mapping[str, Entry], operations: Iterable[Operation], commit: s
     for operation in operations:
         match operation:
             case Put(entry=entry):
-                _clear_the_way(result, entry.path)
+                _require_no_clash(result, entry.path)
                 result[entry.path] = entry
             case Remove(path=path):
                 gone = [p for p in result if p == path or p.startswith(path + "/")]
@@ -167,7 +167,7 @@ def apply(files: Mapping[str, Entry], operations: Iterable[Operation], commit: s
     return result
 
 
-def _clear_the_way(files: dict[str, Entry], path: str) -> None:
+def _require_no_clash(files: dict[str, Entry], path: str) -> None:
     """A file cannot stand where a folder is needed, nor the other way round."""
     parts = path.split("/")
     parents = {"/".join(parts[:depth]) for depth in range(1, len(parts))}

@@ -42,8 +42,8 @@ def load(block: str) -> Any:
 
 def front_matter(text: str) -> str | None:
     """The YAML block at the top of a README, None where there is none."""
-    found = FRONT_MATTER.match(text)
-    return found.group(1) if found else None
+    match = FRONT_MATTER.match(text)
+    return match.group(1) if match else None
 
 
 def metadata(text: str) -> dict[str, Any]:
@@ -81,17 +81,17 @@ def strings(value: Any) -> list[str]:
 
 def tags(content: Mapping[str, Any], files: Iterable[str]) -> list[str]:
     """The repo's tags: those on the card, and those the Hub adds for library, formats, base model and license."""
-    found = [*strings(content.get("library_name"))]
+    labels = [*strings(content.get("library_name"))]
     names = list(files)
     if any(name.endswith(".safetensors") for name in names):
-        found.append("safetensors")
-    found += strings(content.get("pipeline_tag")) + strings(content.get("tags")) + strings(content.get("language"))
-    found += [f"dataset:{name}" for name in strings(content.get("datasets"))]
+        labels.append("safetensors")
+    labels += strings(content.get("pipeline_tag")) + strings(content.get("tags")) + strings(content.get("language"))
+    labels += [f"dataset:{name}" for name in strings(content.get("datasets"))]
     relation = content.get("base_model_relation") or ("adapter" if "adapter_config.json" in names else "finetune")
     for base in strings(content.get("base_model")):
-        found += [f"base_model:{base}", f"base_model:{relation}:{base}"]
-    found += [f"license:{name}" for name in strings(content.get("license"))] + ["region:us"]
-    return list(dict.fromkeys(found))
+        labels += [f"base_model:{base}", f"base_model:{relation}:{base}"]
+    labels += [f"license:{name}" for name in strings(content.get("license"))] + ["region:us"]
+    return list(dict.fromkeys(labels))
 
 
 def load_json(objects: Objects, entry: Entry | None) -> dict[str, Any] | None:

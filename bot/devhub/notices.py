@@ -41,9 +41,9 @@ def tell(site: Site, origin: str, repo: Repo, action: str, scope: str, **more: A
         site.deliveries.put(webhook, payload)
 
 
-def tell_refs(site: Site, origin: str, repo: Repo, moved: Iterable[RefUpdate]) -> None:
+def tell_refs(site: Site, origin: str, repo: Repo, updates: Iterable[RefUpdate]) -> None:
     """Queue a content event for refs that changed."""
-    updated = [{"ref": m.ref, "oldSha": m.old, "newSha": m.new} for m in moved]
+    updated = [{"ref": u.ref, "oldSha": u.old, "newSha": u.new} for u in updates]
     tell(site, origin, repo, "update", "repo.content", updatedRefs=updated)
 
 
@@ -55,14 +55,14 @@ def tell_discussion(
     about = _about(origin, repo, discussion)
     if comment is None:
         return tell(site, origin, repo, action, scope, discussion=about)
-    said = {
+    message = {
         "id": comment.id,
         "author": {"id": _owner_id(comment.author)},
         "content": comment.content["latest"]["raw"],
         "hidden": comment.content["hidden"],
         "url": {"web": f"{about['url']['web']}#{comment.id}"},
     }
-    return tell(site, origin, repo, action, scope, discussion=about, comment=said)
+    return tell(site, origin, repo, action, scope, discussion=about, comment=message)
 
 
 def _about(origin: str, repo: Repo, discussion: Discussion) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Objects:
         if not self.has(sha256):
             temporary = self.temporary()
             temporary.write_bytes(content)
-            self._place(temporary, sha256)
+            self._move_in(temporary, sha256)
         return sha256
 
     def temporary(self, name: str | None = None) -> Path:
@@ -68,9 +68,9 @@ class Objects:
                 digest = digest_of(file)
         if digest != sha256:
             raise Mismatch(f"expected sha256 {sha256}, got {digest}")
-        self._place(temporary, sha256)
+        self._move_in(temporary, sha256)
 
-    def _place(self, temporary: Path, sha256: str) -> None:
+    def _move_in(self, temporary: Path, sha256: str) -> None:
         final = self.path(sha256)
         final.parent.mkdir(exist_ok=True)
         os.replace(temporary, final)

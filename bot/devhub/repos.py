@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterable
 
 from . import trees
-from .access import require_sight
+from .access import require_visible
 from .database import Database, now
 from .errors import bad_request, conflict, forbidden, repo_not_found, revision_not_found
 from .gitattributes import DEFAULT_GITATTRIBUTES
@@ -48,7 +48,7 @@ def get(db: Database, viewer: Viewer, kind: RepoKind, name: str) -> Repo:
     repo = find(db, kind, name)
     if repo is None:
         raise repo_not_found(viewer.signed_in)
-    require_sight(db, viewer, repo)
+    require_visible(db, viewer, repo)
     return repo
 
 
@@ -81,9 +81,9 @@ def create(db: Database, objects: Objects, *, kind: RepoKind, name: str, private
             rows, repo_id, tree=tree, parents=(), title="initial commit", message="", author=author
         )
         rows.execute("INSERT INTO ref VALUES (?, ?, ?, NULL)", (repo_id, MAIN, commit.oid))
-    found = find(db, kind, name)
-    assert found is not None
-    return found
+    repo = find(db, kind, name)
+    assert repo is not None
+    return repo
 
 
 def delete(db: Database, repo: Repo) -> None:

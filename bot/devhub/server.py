@@ -20,7 +20,7 @@ from .faults import Faults
 from .objects import Objects
 from .records import RepoKind, Scope, TokenRole
 from .site import Site
-from .webhooks import Deliveries, Delivery
+from .webhooks import Deliveries, WebhookDelivery
 
 DEFAULT_USER = "demo"
 PART_SIZE = 16 << 20
@@ -219,11 +219,11 @@ class DevHub:
         """Let an account keep so many bytes in private repos."""
         access.set_quota(self.site.db, owner, size)
 
-    def _set_access(self, repo: str, user: str, kind: RepoKind, status: str) -> None:
-        found = repos.find(self.site.db, kind, repo)
-        if found is None:
-            raise ValueError(f"There is no {kind} repo {repo} on this hub.")
-        access.set_access(self.site.db, found, user, status)
+    def _set_access(self, name: str, user: str, kind: RepoKind, status: str) -> None:
+        repo = repos.find(self.site.db, kind, name)
+        if repo is None:
+            raise ValueError(f"There is no {kind} repo {name} on this hub.")
+        access.set_access(self.site.db, repo, user, status)
 
     @property
     def requests(self) -> list[tuple[str, str, int]]:
@@ -231,11 +231,11 @@ class DevHub:
         return self.site.requests
 
     @property
-    def deliveries(self) -> list[Delivery]:
+    def deliveries(self) -> list[WebhookDelivery]:
         """What was sent to webhooks, and what came of it."""
         return self.site.deliveries.log
 
-    def drain_webhooks(self, timeout: float = 10.0) -> list[Delivery]:
+    def drain_webhooks(self, timeout: float = 10.0) -> list[WebhookDelivery]:
         """Wait until every queued payload was sent (or failed); all deliveries so far."""
         self.site.deliveries.drain(timeout)
         return self.deliveries

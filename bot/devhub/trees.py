@@ -110,8 +110,8 @@ def _entry(row: sqlite3.Row) -> Entry:
 
 def entries(rows: sqlite3.Connection, tree: str) -> dict[str, Entry]:
     """All files of a tree by path, sorted."""
-    found = rows.execute("SELECT * FROM tree WHERE oid = ? ORDER BY path", (tree,)).fetchall()
-    return {row["path"]: _entry(row) for row in found}
+    files = rows.execute("SELECT * FROM tree WHERE oid = ? ORDER BY path", (tree,))
+    return {row["path"]: _entry(row) for row in files}
 
 
 def entry(rows: sqlite3.Connection, tree: str, path: str) -> Entry | None:
@@ -130,18 +130,18 @@ def last_changes(rows: sqlite3.Connection, repo_id: int, start: Commit, paths: I
     """For each file or folder path, the commit that gave it its present content (first-parent line)."""
     state = _state(rows, start)
     open_paths = {path for path in paths if path in state}
-    found: dict[str, Commit] = {}
+    changes: dict[str, Commit] = {}
     commit = start
     while open_paths:
         before = get_commit(rows, repo_id, commit.parents[0]) if commit.parents else None
         old = _state(rows, before) if before else {}
         for path in [p for p in open_paths if old.get(p) != state[p]]:
-            found[path] = commit
+            changes[path] = commit
             open_paths.discard(path)
         if before is None:
             break
         commit = before
-    return found
+    return changes
 
 
 def _state(rows: sqlite3.Connection, commit: Commit) -> dict[str, str]:

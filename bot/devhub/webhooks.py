@@ -22,7 +22,7 @@ TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delivery:
+class WebhookDelivery:
     """One attempt: the answer's status, or the error that kept it from arriving."""
 
     webhook: str
@@ -124,7 +124,7 @@ class Deliveries:
     """Sends payloads one after the other from a background thread; a failure is recorded, never raised."""
 
     def __init__(self) -> None:
-        self.log: list[Delivery] = []
+        self.log: list[WebhookDelivery] = []
         self._queue: queue.Queue[tuple[Webhook, dict[str, Any]] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="devhub-webhooks", daemon=True)
 
@@ -155,7 +155,7 @@ class Deliveries:
             self._queue.task_done()
 
 
-def _send(webhook: Webhook, payload: dict[str, Any]) -> Delivery:
+def _send(webhook: Webhook, payload: dict[str, Any]) -> WebhookDelivery:
     headers = {"Content-Type": "application/json", "User-Agent": "devhub-webhooks"}
     if webhook.secret:
         headers["X-Webhook-Secret"] = webhook.secret
@@ -170,4 +170,4 @@ def _send(webhook: Webhook, payload: dict[str, Any]) -> Delivery:
         status, error = refusal.code, str(refusal)
     except (OSError, ValueError) as failure:
         error = f"{type(failure).__name__}: {failure}"
-    return Delivery(webhook=webhook.id, url=webhook.url, payload=payload, status=status, error=error)
+    return WebhookDelivery(webhook=webhook.id, url=webhook.url, payload=payload, status=status, error=error)

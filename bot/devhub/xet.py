@@ -95,12 +95,12 @@ class Xet:
             if view.stat().st_mtime < time.time() - TOKEN_SECONDS:
                 shutil.rmtree(view, ignore_errors=True)
 
-    def bring(self, sha256: str, objects: Objects) -> bool:
+    def fetch_upload(self, sha256: str, objects: Objects) -> bool:
         """Copy a file that a client uploaded into the object store; False where no view has it."""
         for view in list(self._views.iterdir()):
-            found = self._find(view, sha256)
-            if found is not None:
-                return self._bring_from(view, found, objects)
+            file = self._find(view, sha256)
+            if file is not None:
+                return self._copy_from(view, file, objects)
         return False
 
     def _find(self, view: Path, sha256: str) -> ShardFile | None:
@@ -112,7 +112,7 @@ class Xet:
                         return file
         return None
 
-    def _bring_from(self, view: Path, file: ShardFile, objects: Objects) -> bool:
+    def _copy_from(self, view: Path, file: ShardFile, objects: Objects) -> bool:
         # The client may still hold the lock on its view's index, so the bytes are read through a copy of the view.
         copy = self._copy(view)
         temporary = objects.temporary()

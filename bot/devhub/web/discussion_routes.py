@@ -28,18 +28,18 @@ def _repo(call: Call) -> Repo:
 def list_discussions(call: Call) -> Answer:
     """GET …/discussions, newest first."""
     repo = _repo(call)
-    found = discussions.every(call.site.db, repo)
+    threads = discussions.every(call.site.db, repo)
     kind, status, author = (call.query.get(key, "all") for key in ("type", "status", "author"))
     if kind != "all":
-        found = [d for d in found if d.is_pull_request == (kind == "pull_request")]
+        threads = [d for d in threads if d.is_pull_request == (kind == "pull_request")]
     if status != "all":
         # To the Hub's lists a draft is open, and a merged pull request is closed.
-        found = [d for d in found if (d.status in ("open", "draft")) == (status == "open")]
+        threads = [d for d in threads if (d.status in ("open", "draft")) == (status == "open")]
     if author != "all":
-        found = [d for d in found if d.author == author]
+        threads = [d for d in threads if d.author == author]
     start = call.number("p", 0) * PAGE
-    shown = [_summary(repo, d) for d in found[start : start + PAGE]]
-    return {"discussions": shown, "count": len(found), "start": start}
+    shown = [_summary(repo, d) for d in threads[start : start + PAGE]]
+    return {"discussions": shown, "count": len(threads), "start": start}
 
 
 def _summary(repo: Repo, discussion: Discussion) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def _summary(repo: Repo, discussion: Discussion) -> dict[str, Any]:
 def create(call: Call) -> Answer:
     """POST …/discussions; a pull request made this way is a draft, as on the Hub."""
     repo = _repo(call)
-    access.require_voice(call.site.db, call.viewer, repo, "open a discussion")
+    access.require_discussion_write(call.site.db, call.viewer, repo, "open a discussion")
     body = call.json
     is_pr = bool(body.get("pullRequest"))
     base = repos.resolve(call.site.db, repo, "main").oid if is_pr else None
@@ -75,15 +75,15 @@ def create(call: Call) -> Answer:
 def show(call: Call) -> Answer:
     """GET …/discussions/{n}."""
     repo = _repo(call)
-    found = discussions.get(call.site.db.read, repo, _num(call))
-    events = [_event(event) for event in discussions.events(call.site.db, repo, found.num)]
-    answer = _summary(repo, found) | {"events": events}
-    if found.is_pull_request:
-        before, after, clashes = discussions.changes(call.site.db, repo, found)
+    discussion = discussions.get(call.site.db.read, repo, _num(call))
+    events = [_event(event) for event in discussions.events(call.site.db, repo, discussion.num)]
+    answer = _summary(repo, discussion) | {"events": events}
+    if discussion.is_pull_request:
+        before, after, clashes = discussions.changes(call.site.db, repo, discussion)
         answer["changes"] = {"base": repos.MAIN}
-        if found.merge_commit:
-            answer["changes"]["mergeCommitId"] = found.merge_commit
-        answer["filesWithConflicts"] = clashes if found.status in ("open", "draft") else []
+        if discussion.merge_commit:
+            answer["changes"]["mergeCommitId"] = discussion.merge_commit
+        answer["filesWithConflicts"] = clashes if discussion.status in ("open", "draft") else []
         answer["diff"] = _diff(call, before, after) if call.query.get("diff") else ""
     return answer
 
@@ -139,43 +139,43 @@ def _lines(call: Call, entry: Entry | None) -> list[str] | None:
 def _to_change(call: Call, what: str) -> tuple[Repo, Discussion]:
     """The discussion in the path, which its author and the repo's owners may change."""
     repo = _repo(call)
-    found = discussions.get(call.site.db.read, repo, _num(call))
-    access.require_voice(call.site.db, call.viewer, repo, what)
-    if found.author != call.viewer.user:
+    discussion = discussions.get(call.site.db.read, repo, _num(call))
+    access.require_discussion_write(call.site.db, call.viewer, repo, what)
+    if discussion.author != call.viewer.user:
         access.require_write(call.site.db, call.viewer, repo, what)
-    return repo, found
+    return repo, discussion
 
 
-def _told(call: Call, repo: Repo, num: int, comment: DiscussionEvent | None = None, action: str = "update") -> None:
+def _notify(call: Call, repo: Repo, num: int, comment: DiscussionEvent | None = None, action: str = "update") -> None:
     tell_discussion(call.site, call.origin, repo, discussions.get(call.site.db.read, repo, num), action, comment)
 
 
 def comment(call: Call) -> Answer:
     """POST …/comment."""
     repo = _repo(call)
-    access.require_voice(call.site.db, call.viewer, repo, "comment")
+    access.require_discussion_write(call.site.db, call.viewer, repo, "comment")
     num = _num(call)
     event = discussions.comment(call.site.db, repo, num, call.user, str(call.json.get("comment", "")))
-    _told(call, repo, num, event, "create")
+    _notify(call, repo, num, event, "create")
     content = json.dumps({"newMessage": _event(event)})
     return Response(content, status_code=201, media_type="application/json")
 
 
 def rename(call: Call) -> Answer:
     """POST …/title."""
-    repo, found = _to_change(call, "rename this discussion")
-    event = discussions.rename(call.site.db, repo, found.num, call.user, str(call.json.get("title", "")))
-    _told(call, repo, found.num)
+    repo, discussion = _to_change(call, "rename this discussion")
+    event = discussions.rename(call.site.db, repo, discussion.num, call.user, str(call.json.get("title", "")))
+    _notify(call, repo, discussion.num)
     return {"newTitle": _event(event)}
 
 
 def change_status(call: Call) -> Answer:
     """POST …/status."""
-    repo, found = _to_change(call, "change its status")
+    repo, discussion = _to_change(call, "change its status")
     body = call.json
     status, text = str(body.get("status", "")), str(body.get("comment") or "")
-    event = discussions.change_status(call.site.db, repo, found.num, call.user, status, text)
-    _told(call, repo, found.num)
+    event = discussions.change_status(call.site.db, repo, discussion.num, call.user, status, text)
+    _notify(call, repo, discussion.num)
     return {"newStatus": _event(event)}
 
 
@@ -185,13 +185,13 @@ def merge(call: Call) -> Answer:
     num = _num(call)
     moved = discussions.merge(call.site.db, repo, num, call.user, str(call.json.get("comment") or ""))
     tell_refs(call.site, call.origin, repo, [moved])
-    _told(call, repo, num)
+    _notify(call, repo, num)
     return {"success": True, "mergeCommitId": moved.new}
 
 
 def _own_comment(call: Call, what: str) -> tuple[Repo, int, str]:
     repo = _repo(call)
-    access.require_voice(call.site.db, call.viewer, repo, what)
+    access.require_discussion_write(call.site.db, call.viewer, repo, what)
     event = discussions.comment_event(call.site.db.read, repo, _num(call), call.params["event"])
     if event.author != call.viewer.user:
         access.require_write(call.site.db, call.viewer, repo, what)
@@ -203,7 +203,7 @@ def edit_comment(call: Call) -> Answer:
     repo, num, event_id = _own_comment(call, "edit this comment")
     content = str(call.json.get("content", ""))
     event = discussions.edit_comment(call.site.db, repo, num, event_id, call.user, content)
-    _told(call, repo, num, event)
+    _notify(call, repo, num, event)
     return {"updatedComment": _event(event)}
 
 
@@ -211,7 +211,7 @@ def hide_comment(call: Call) -> Answer:
     """POST …/comment/{id}/hide."""
     repo, num, event_id = _own_comment(call, "hide this comment")
     event = discussions.hide_comment(call.site.db, repo, num, event_id, call.user)
-    _told(call, repo, num, event)
+    _notify(call, repo, num, event)
     return {"updatedComment": _event(event)}
 
 

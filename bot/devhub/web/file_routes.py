@@ -37,12 +37,12 @@ def tree(call: Call) -> Answer:
         raise entry_not_found(folder, commit.oid)
     prefix = f"{folder}/" if folder else ""
     recursive = _true(call.query.get("recursive"))
-    found = [p for p in (*folders, *files) if p.startswith(prefix) and (recursive or "/" not in p[len(prefix) :])]
+    paths = [p for p in (*folders, *files) if p.startswith(prefix) and (recursive or "/" not in p[len(prefix) :])]
     # Folders first, as the Hub lists them.
-    found.sort(key=lambda path: (path in files, path))
+    paths.sort(key=lambda path: (path in files, path))
     expand = _true(call.query.get("expand"))
     size = min(call.number("limit", PAGE), EXPANDED_PAGE if expand else PAGE)
-    items = [_item(call, files, folders, path) for path in found]
+    items = [_item(call, files, folders, path) for path in paths]
     if expand:
         _expand(call, repo, commit, items)
     return page(call, items, size=size)
@@ -187,7 +187,7 @@ def xet_token(call: Call) -> Answer:
     repo = call.repo_to_open()
     if call.path.rpartition("/")[0].endswith("write-token"):
         # Whoever may open a pull request may upload for it; the commit checks the rest.
-        access.require_voice(call.site.db, call.viewer, repo, "upload")
+        access.require_discussion_write(call.site.db, call.viewer, repo, "upload")
         if not call.query.get("create_pr") and not call.params["rev"].startswith("refs/pr/"):
             access.require_write(call.site.db, call.viewer, repo, "upload to it")
     view, token, expiry = call.site.xet.open_view(), "local", int(time.time()) + 24 * 3600

@@ -29,12 +29,12 @@ WRITE_BLOCK = 1 << 20
 def batch(call: Call) -> Answer:
     """POST /{id}.git/info/lfs/objects/batch."""
     repo = call.repo()
-    access.require_voice(call.site.db, call.viewer, repo, "upload to it")
+    access.require_discussion_write(call.site.db, call.viewer, repo, "upload to it")
     body = call.json
     if body.get("operation") != "upload":
         raise bad_request("Only uploads are answered here: download files through /resolve/")
     sizes = (item.get("size", 0) for item in body.get("objects", []))
-    access.require_room(call.site.db, repo, sum(size for size in sizes if isinstance(size, int)))
+    access.require_quota(call.site.db, repo, sum(size for size in sizes if isinstance(size, int)))
     multipart = "multipart" in body.get("transfers", [])
     objects = [_upload_action(call, repo, item, multipart) for item in body.get("objects", [])]
     large = multipart and any("chunk_size" in o.get("actions", {}).get("upload", {}).get("header", {}) for o in objects)
@@ -160,7 +160,7 @@ def duplicate(call: Call) -> Answer:
     body = call.json
     target_name = body.get("target", {})
     target = repos.get(call.site.db, call.viewer, target_name.get("type", "model"), str(target_name.get("name")))
-    access.require_voice(call.site.db, call.viewer, target, "copy files to it")
+    access.require_discussion_write(call.site.db, call.viewer, target, "copy files to it")
     failed = []
     for file in body.get("files", []):
         size = commits.hold(call.site, source, str(file.get("sha256")))

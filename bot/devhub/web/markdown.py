@@ -57,12 +57,12 @@ def _skip_comment(state: StateInline, silent: bool) -> bool:
 
 
 def _fold(state: StateInline, silent: bool) -> bool:
-    found = FOLDS.match(state.src, state.pos)
-    if found is None:
+    marker = FOLDS.match(state.src, state.pos)
+    if marker is None:
         return False
     if not silent:
-        state.push("html_inline", "", 0).content = found[0]
-    state.pos = found.end()
+        state.push("html_inline", "", 0).content = marker[0]
+    state.pos = marker.end()
     return True
 
 

@@ -72,12 +72,12 @@ def repo_page(call: Call) -> Answer:
 
 
 def _card(repo: Repo, text: str) -> str:
-    """The metadata apart, then the card's words."""
+    """The metadata first, then the card's words."""
     block = derived.front_matter(text)
     words = derived.FRONT_MATTER.sub("", text, count=1) if block is not None else text
     known = derived.metadata(text)
-    apart = metadata_as_html(known) if known or not block else f"<h2>Metadata</h2><pre>{escape(block)}</pre>"
-    return f"{apart}<article>{as_html(words, f'/{quote(repo.web_path)}/resolve/main')}</article>"
+    metadata = metadata_as_html(known) if known or not block else f"<h2>Metadata</h2><pre>{escape(block)}</pre>"
+    return f"{metadata}<article>{as_html(words, f'/{quote(repo.web_path)}/resolve/main')}</article>"
 
 
 def _title(repo: Repo, commit: Commit) -> str:
@@ -97,13 +97,13 @@ def _file_table(repo: Repo, revision: str, files: dict[str, Entry]) -> str:
 
 
 def _threads(call: Call, repo: Repo) -> str:
-    found = discussions.every(call.site.db, repo)
-    if not found:
+    threads = discussions.every(call.site.db, repo)
+    if not threads:
         return ""
     items = (
         f'<li><a href="/{quote(repo.web_path)}/discussions/{d.num}">#{d.num} {escape(d.title)}</a> '
         f"<small>{d.status}{', pull request' if d.is_pull_request else ''}</small>"
-        for d in found
+        for d in threads
     )
     return f"<h2>Discussions</h2><ul>{''.join(items)}</ul>"
 
@@ -129,18 +129,18 @@ def discussion_page(call: Call) -> Answer:
     repo = call.repo()
     commit = repos.resolve(call.site.db, repo, "main")
     number = call.params["num"]
-    found = discussions.get(call.site.db.read, repo, int(number) if number.isdigit() else 0)
-    body = f"<h2>{escape(found.title)} <small>#{found.num}, {found.status}</small></h2>"
-    if found.is_pull_request:
-        revision = quote(discussions.pr_ref(found.num), safe="")
+    discussion = discussions.get(call.site.db.read, repo, int(number) if number.isdigit() else 0)
+    body = f"<h2>{escape(discussion.title)} <small>#{discussion.num}, {discussion.status}</small></h2>"
+    if discussion.is_pull_request:
+        revision = quote(discussions.pr_ref(discussion.num), safe="")
         body += f'<p><a href="/{quote(repo.web_path)}/tree/{revision}">Files of this pull request</a></p>'
-    for event in discussions.events(call.site.db, repo, found.num):
-        said = f"<p><small>{escape(event.author)}, {event.created}: {escape(event.type)}</small></p>"
+    for event in discussions.events(call.site.db, repo, discussion.num):
+        byline = f"<p><small>{escape(event.author)}, {event.created}: {escape(event.type)}</small></p>"
         if event.type == "comment":
-            body += f"{said}<article>{as_html(event.content['latest']['raw'])}</article>"
+            body += f"{byline}<article>{as_html(event.content['latest']['raw'])}</article>"
         else:
-            body += f"{said}<pre>{escape(' '.join(map(str, event.content.values())))}</pre>"
-    return _html(found.title, _title(repo, commit) + body)
+            body += f"{byline}<pre>{escape(' '.join(map(str, event.content.values())))}</pre>"
+    return _html(discussion.title, _title(repo, commit) + body)
 
 
 def discussions_page(call: Call) -> Answer:

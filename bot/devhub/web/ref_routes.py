@@ -20,8 +20,8 @@ def list_refs(call: Call) -> Answer:
     repo = call.repo()
 
     def shown(prefix: str) -> list[dict[str, str]]:
-        found = repos.refs(call.site.db, repo, prefix)
-        return [{"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": oid} for ref, oid in found.items()]
+        refs = repos.refs(call.site.db, repo, prefix)
+        return [{"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": oid} for ref, oid in refs.items()]
 
     answer: dict[str, Any] = {"branches": shown("refs/heads/"), "converts": [], "tags": shown("refs/tags/")}
     if call.query.get("include_prs"):
@@ -34,8 +34,8 @@ def list_commits(call: Call) -> Answer:
     repo = call.repo()
     start = repos.resolve(call.site.db, repo, call.params["rev"])
     formatted = "formatted" in call.query.getlist("expand[]") + call.query.getlist("expand")
-    found = list(trees.history(call.site.db.read, repo.id, start.oid))
-    items = [_commit_item(commit, formatted) for commit in found]
+    commits = list(trees.history(call.site.db.read, repo.id, start.oid))
+    items = [_commit_item(commit, formatted) for commit in commits]
     return page(call, items, size=50, by_number=True)
 
 

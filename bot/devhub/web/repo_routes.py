@@ -124,7 +124,7 @@ def describe(call: Call, repo: Repo, commit: Commit) -> dict[str, Any]:
     text = call.site.objects.read(readme.sha256).decode("utf-8", "replace") if readme and small else ""
     content = derived.metadata(text)
     config = derived.config(call.site.objects, files)
-    found: dict[str, Any] = {
+    info: dict[str, Any] = {
         "_id": f"{repo.id:024x}",
         "id": repo.name,
         "modelId": repo.name,
@@ -151,8 +151,8 @@ def describe(call: Call, repo: Repo, commit: Commit) -> dict[str, Any]:
         "baseModels": derived.strings(content.get("base_model")),
     }
     if call.query.get("securityStatus"):
-        found["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": []}
-    return found | {key: value for key, value in optional.items() if value}
+        info["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": []}
+    return info | {key: value for key, value in optional.items() if value}
 
 
 def _sibling(entry: Entry, *, blobs: bool) -> dict[str, Any]:
@@ -166,12 +166,12 @@ def _sibling(entry: Entry, *, blobs: bool) -> dict[str, Any]:
 
 def list_repos(call: Call) -> Answer:
     """GET /api/{kind}: public repos and the viewer's own, filtered, latest changed first."""
-    found = [r for r in repos.every(call.site.db, call.kind) if access.may_see(call.site.db, call.viewer, r)]
+    visible = [r for r in repos.every(call.site.db, call.kind) if access.may_see(call.site.db, call.viewer, r)]
     author, search = call.query.get("author"), call.query.get("search", "").lower()
     if author:
-        found = [r for r in found if r.owner.lower() == author.lower()]
-    found = [r for r in found if search in r.name.lower()]
-    shown = [describe(call, r, repos.resolve(call.site.db, r, "main")) for r in found]
+        visible = [r for r in visible if r.owner.lower() == author.lower()]
+    visible = [r for r in visible if search in r.name.lower()]
+    shown = [describe(call, r, repos.resolve(call.site.db, r, "main")) for r in visible]
     wanted = {tag for value in call.query.getlist("filter") for tag in value.split(",")}
     shown = [item for item in shown if wanted <= {*item["tags"]}]
     if call.query.get("pipeline_tag"):

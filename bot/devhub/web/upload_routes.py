@@ -27,9 +27,9 @@ def _target(call: Call, what: str) -> tuple[Repo, str]:
     if call.query.get("create_pr") or ref.startswith("refs/pr/"):
         discussions.require_on(call.site.db, repo)
     if call.query.get("create_pr"):
-        access.require_voice(call.site.db, call.viewer, repo, "open a pull request")
+        access.require_discussion_write(call.site.db, call.viewer, repo, "open a pull request")
     elif ref.startswith("refs/pr/"):
-        access.require_voice(call.site.db, call.viewer, repo, what)
+        access.require_discussion_write(call.site.db, call.viewer, repo, what)
         pull = discussions.get(call.site.db.read, repo, int(ref.rpartition("/")[2]))
         if pull.author != call.viewer.user:
             access.require_write(call.site.db, call.viewer, repo, what)
@@ -89,7 +89,7 @@ def _commit(call: Call, body: Path) -> Answer:
     repo, ref = _target(call, "commit to it")
     with body.open("rb") as lines:
         proposal = commits.parse(call.site, repo, lines)
-    access.require_room(call.site.db, repo, 0)
+    access.require_quota(call.site.db, repo, 0)
     call.site.call_before_commit(repo.name, call.params["rev"])
     pull = None
     with call.site.db.write() as rows:
