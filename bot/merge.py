@@ -9,7 +9,6 @@ import errno
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -26,7 +25,7 @@ from bot.input_files import Keeper, holding
 from bot.partial_folder import left_behind as left_behind
 from bot.partial_folder import locked_partial_dir as locked_partial_dir
 from bot.partial_folder import noted, write_note
-from bot.records import Local, Measured, Merged, Op, PeftMerge, Plan, Shard, Stored
+from bot.records import Local, Merged, Op, PeftMerge, Plan, Shard, Stored
 
 if TYPE_CHECKING:
     from bot.engines.peft_layers import PeftLayers
@@ -41,7 +40,6 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
     the disk fills up.
     """
     emit(Stage(name="merge", title=f"Merging {plan.method} into {plan.dtype}"))
-    started = time.monotonic()
     # Before numpy is loaded: several workers multiply small matrices, and OpenBLAS's own threads would be in their way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with holding(inputs.files) as keeper, _full_disk(plan), beating(emit, "merge", "Preparing") as listener:
@@ -58,8 +56,7 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
         for shard in plan.shards:
             work.shard(shard)
         _write_rest(plan, inputs, partial, keeper)
-    seconds = time.monotonic() - started
-    return Merged(folder=partial, plan=plan, tensors=tuple(work.measured), sha256=work.sha256, seconds=seconds)
+    return Merged(folder=partial, plan=plan, sha256=work.sha256)
 
 
 @contextmanager
@@ -83,7 +80,6 @@ class _MergeRun:
     ) -> None:
         self.plan, self.inputs, self.partial, self.progress, self.emit = plan, inputs, partial, progress, emit
         self.keeper = keeper
-        self.measured: list[Measured] = []
         self.sha256: dict[str, str] = {}
         self._ops: dict[str, list[Op]] = {}
         for op in plan.ops:
@@ -122,14 +118,13 @@ class _MergeRun:
 
         in_work = finished.with_name(finished.name + ".part")
         in_work.parent.mkdir(parents=True, exist_ok=True)
-        written = write_shard(
+        sha256 = write_shard(
             shard, ops, self.inputs, in_work, self.progress.add, self._peft, arithmetic=self._arithmetic
         )
         if shard.same_as_base:  # what was written is what was read
-            self.keeper.note_sha256(self.inputs.base / shard.name, written.sha256)
+            self.keeper.note_sha256(self.inputs.base / shard.name, sha256)
         self.keeper.check_hashes()  # a shard that has its name is made of sound files
-        self.measured += written.measured
-        self.sha256[shard.name] = written.sha256
+        self.sha256[shard.name] = sha256
         write_note(self.partial, self._before | self.sha256)
         os.replace(in_work, finished)
 
@@ -153,12 +148,12 @@ class _MergeRun:
         if set(read_header(self.inputs.base / file, file=file).tensors) != self._planned[file]:
             raise Refused(f"The base's {file} is not the file that was planned for.", remedy="Run the merge again.")
 
-    def _peft(self, ops: Sequence[PeftMerge], descriptor: int) -> list[Measured]:
+    def _peft(self, ops: Sequence[PeftMerge], descriptor: int) -> None:
         """What PEFT's own layers make, written into the open shard."""
         from bot.engines.peft_layers import write_peft_ops
 
         clamps = self._arithmetic.clamps
-        return write_peft_ops(ops, self._layers, lambda _: descriptor, self.progress.add, clamps)
+        write_peft_ops(ops, self._layers, lambda _: descriptor, self.progress.add, clamps)
 
     @cached_property
     def _arithmetic(self) -> Arithmetic:

@@ -439,25 +439,12 @@ class Local:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What the engine saw while writing one merged tensor: `delta_norm` is ‖s·BA‖_F; the rest counts elements."""
-
-    key: str
-    elements: int
-    delta_norm: float
-    by_float64: int  # how many roundings float32 could not decide
-    by_rational: int  # how many float64 could not decide either
-
-
-@dataclass(frozen=True, kw_only=True)
 class Merged:
     """A finished folder that has not got its final name yet."""
 
     folder: Path
     plan: Plan
-    tensors: tuple[Measured, ...]  # those written in this run: a resumed merge has fewer
-    sha256: dict[str, str]  # of the weight files written in this run
-    seconds: float
+    sha256: dict[str, str]  # of the weight files
 
 
 @dataclass(frozen=True, kw_only=True)

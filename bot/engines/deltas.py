@@ -11,7 +11,7 @@ import numpy as np
 
 from bot.engines.files import OpenInputs
 from bot.errors import Refused
-from bot.numerics.delta import Delta, frobenius, make_delta
+from bot.numerics.delta import Delta, make_delta
 from bot.numerics.rounder import Rounder
 from bot.numerics.rounding import RAW, Array, widen
 from bot.records import AddDelta, Factor, Patch, Stored
@@ -29,7 +29,6 @@ class Deltas:
         self._files = files
         self._kept: OrderedDict[int, Delta] = OrderedDict()
         self._whole: OrderedDict[Stored, Array] = OrderedDict()
-        self._squares: dict[int, float] = {}  # ‖delta‖² by patch
         self._lock = Lock()
 
     @staticmethod
@@ -45,15 +44,10 @@ class Deltas:
             delta = self._kept.get(id(patch))
             if delta is None:
                 delta = self._kept[id(patch)] = self._prepare(op, patch, read)
-                self._squares[id(patch)] = frobenius(delta) ** 2
                 while len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(id(patch))
             return delta
-
-    def norm(self, op: AddDelta) -> float:
-        """‖delta‖_F of the patches, once all are prepared (DoRA's scaling not counted)."""
-        return float(np.sqrt(sum(self._squares.get(id(patch), 0.0) for patch in op.patches)))
 
     def _prepare(self, op: AddDelta, patch: Patch, read: Read) -> Delta:
         lefts = [self._factor(term.left) for term in patch.terms]

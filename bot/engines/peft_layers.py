@@ -26,7 +26,7 @@ from bot.engines.phantom import is_phantom, phantom_model
 from bot.engines.probing import probe_for, same_output
 from bot.errors import Refused
 from bot.numerics.rounding import RAW, Array, clamp, narrow, widen
-from bot.records import Json, Measured, PeftMerge, Stored
+from bot.records import Json, PeftMerge, Stored
 from bot.untrusted.patterns import hold_to_end
 
 
@@ -134,14 +134,13 @@ def write_peft_ops(
     out_of: Callable[[str], int],
     moved: Callable[[int], None],
     clamps: bool = False,
-) -> list[Measured]:
+) -> None:
     """Merge the modules of `ops` and write each target by offset; `out_of`: a weight file's name → its descriptor.
 
     The files must have their full size already. Parameters of one module that lie in different shards may come in
     different calls. `clamps`: a result that is too large for its dtype becomes that dtype's largest number. Raises
     Refused, for such a result too, and OSError.
     """
-    measured = []
     by_module: dict[str, list[PeftMerge]] = {}
     for op in ops:
         by_module.setdefault(op.module, []).append(op)
@@ -152,13 +151,11 @@ def write_peft_ops(
             if tuple(value.shape) != op.target.shape:
                 reason = f"PEFT makes {tuple(value.shape)} of {op.source.key}, which is {op.target.shape}."
                 raise Refused(reason, remedy="Keep the adapter separate.")
-            measured.append(_write(op, value, layers, out_of(op.target.file), clamps))
+            _write(op, value, out_of(op.target.file), clamps)
             moved(op.target.stop - op.target.start)
-    return measured
 
 
-def _write(op: PeftMerge, value: Tensor, layers: PeftLayers, descriptor: int, clamps: bool) -> Measured:
-    change = float(torch.linalg.vector_norm(value - layers.read(op.source).double()))
+def _write(op: PeftMerge, value: Tensor, descriptor: int, clamps: bool) -> None:
     rounded = narrow(value.contiguous().numpy(), op.target.dtype)
     is_finite = np.isfinite(value.numpy())
     if clamps:
@@ -171,9 +168,6 @@ def _write(op: PeftMerge, value: Tensor, layers: PeftLayers, descriptor: int, cl
     while content.nbytes:
         count = os.pwrite(descriptor, content, offset)
         content, offset = content[count:], offset + count
-    return Measured(
-        key=op.target.key, elements=value.numel(), delta_norm=change, by_float64=value.numel(), by_rational=0
-    )
 
 
 def _forget(layer: Any) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -24,18 +23,10 @@ from bot.engines.row_maker import RowMaker
 from bot.engines.schedule import WorkItem, blocks, computed_ranges, offset_of, work_items
 from bot.numerics.rounder import HERE, Arithmetic
 from bot.numerics.rounding import RAW
-from bot.records import AddDelta, Local, Measured, Op, PeftMerge, PlainOp, Quantize, Shard
+from bot.records import Local, Op, PeftMerge, PlainOp, Quantize, Shard
 
 CountBytes = Callable[[int], None]
-FillPeft = Callable[[Sequence[PeftMerge], int], list[Measured]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class WrittenShard:
-    """A finished weight file: what was measured of its tensors, and its sha256."""
-
-    measured: tuple[Measured, ...]
-    sha256: str
+FillPeft = Callable[[Sequence[PeftMerge], int], None]
 
 
 def write_shard(
@@ -46,8 +37,8 @@ def write_shard(
     moved: CountBytes,
     later: FillPeft | None = None,
     arithmetic: Arithmetic = HERE,
-) -> WrittenShard:
-    """Write one weight file whole. `ops` are the shard's; `moved` is told of bytes written.
+) -> str:
+    """Write one weight file whole; its sha256. `ops` are the shard's; `moved` is told of bytes written.
 
     `later` fills in what PEFT's own layers make (PeftMerge ops). Raises Refused for a NaN or Inf in what is merged, for a
     result too large for its dtype (where it is not clamped), or for an input that changes meanwhile, and OSError.
@@ -59,15 +50,15 @@ def write_shard(
         out.write(shard.header, 0)
         out.written(0, len(shard.header))
         moved(len(shard.header))
-        measured = _Run(files, out, moved, arithmetic).do(ops)
+        _Run(files, out, moved, arithmetic).do(ops)
         peft = [op for op in ops if isinstance(op, PeftMerge)]
         if peft:
             assert later is not None
-            measured += later(peft, descriptor)
+            later(peft, descriptor)
             for op in peft:
                 out.written(op.target.start, op.target.stop)
         files.unchanged()
-        return WrittenShard(measured=tuple(measured), sha256=out.digest())
+        return out.digest()
 
 
 class _Run:
@@ -76,10 +67,9 @@ class _Run:
     def __init__(self, files: OpenInputs, out: Output, moved: CountBytes, arithmetic: Arithmetic) -> None:
         self.files, self.out, self.moved = files, out, moved
         self.rows = RowMaker(files, arithmetic)
-        self._measured: dict[str, Measured] = {}
         self._lock, self._ended = Lock(), False
 
-    def do(self, ops: Sequence[Op]) -> list[Measured]:
+    def do(self, ops: Sequence[Op]) -> None:
         """Run every op; in file order, so that the hash can follow."""
         todo, workers = work_items(ops), max(1, min(4, _processors()))
         pool = ThreadPoolExecutor(max_workers=workers)
@@ -88,9 +78,6 @@ class _Run:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()  # raises what went wrong
-            deltas = [op.make if isinstance(op, Quantize) else op for op in ops]
-            norms = {op.target.key: self.rows.deltas.norm(op) for op in deltas if isinstance(op, AddDelta)}
-            return [replace(measured, delta_norm=norms[key]) for key, measured in self._measured.items()]
         except BaseException:  # after an error or Ctrl-C, only what is in work is waited for
             self._ended = True
             self.out.stop()
@@ -114,14 +101,10 @@ class _Run:
             source = self.files.descriptor(item.source.role, item.source.file)
             self.out.copy(source, item.first, item.start, item.length)
             return
-        tally, make = self.rows.worker.rounder.tally, item.op.make if isinstance(item.op, Quantize) else item.op
-        before = tally.float64, tally.rational
         if isinstance(item.op, Quantize):
             self._quantize(item.op, item)
         else:
             self._plain(item.op, item)
-        if isinstance(make, AddDelta):
-            self._measure(make, item, tally.float64 - before[0], tally.rational - before[1])
 
     def _plain(self, op: PlainOp, item: WorkItem) -> None:
         for first, count in blocks(item):
@@ -139,18 +122,6 @@ class _Run:
         for key, offset, content in formats.writer_of(op).quantise(op.target.key, take, op.target.shape):
             self.out.write(np.ascontiguousarray(content).data.cast("B"), parts[key].start + offset)
         self.out.written(item.start, item.start + item.length)
-
-    def _measure(self, op: AddDelta, item: WorkItem, float64: int, rational: int) -> None:
-        """Add up what the workers counted of one tensor; its norm is known at the end."""
-        with self._lock:
-            before = self._measured.get(op.target.key)
-            self._measured[op.target.key] = Measured(
-                key=op.target.key,
-                elements=(before.elements if before else 0) + (item.stop - item.first) * item.columns,
-                delta_norm=0.0,
-                by_float64=(before.by_float64 if before else 0) + float64,
-                by_rational=(before.by_rational if before else 0) + rational,
-            )
 
 
 def _processors() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -68,9 +67,3 @@ def make_delta(
         magnitude=magnitude,
         along=along,
     )
-
-
-def frobenius(delta: Delta) -> float:
-    """‖Σ scale·left·right‖_F from two k × k Gram matrices, without forming the delta."""
-    left, right = delta.left * delta.scale, delta.right.astype(np.float64)
-    return math.sqrt(max(0.0, float(((left.T @ left) * (right.T @ right)).sum())))

@@ -120,11 +120,10 @@ def test_every_written_element_is_what_the_unmerged_layer_says_rounded_once(
     descriptor = os.open(out, os.O_RDWR)
     moved: list[int] = []
     try:
-        measured = write_peft_ops(ops, layers_of(folder, tmp_path, config, ops), lambda _: descriptor, moved.append)
+        write_peft_ops(ops, layers_of(folder, tmp_path, config, ops), lambda _: descriptor, moved.append)
     finally:
         os.close(descriptor)
     assert sum(moved) == sum(op.target.stop - op.target.start for op in ops)
-    assert {one.key for one in measured} == {op.target.key for op in ops}
     asked = asking(case, config, folder, tmp_path)
     before, after = load_file(folder / WEIGHTS), load_file(out)
     written = {op.target.key: f"{op.module}.{op.parameter}" for op in ops}
