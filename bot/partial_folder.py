@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from bot.errors import AdapterMergeError, Usage
+from bot.report_document import NAME, Document
 
 
 @contextmanager
@@ -79,8 +80,8 @@ def write_note(partial: Path, sha256: Mapping[str, str]) -> None:
 def noted(partial: Path) -> dict[str, str]:
     """What was noted of finished shards; of a folder that was finished, and could not be published, its report's files."""
     sha256: dict[str, str] = {}
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        sha256 |= json.loads((partial / "verification.json").read_bytes())["subject"]["files"]
+    with suppress(OSError, ValueError):
+        sha256 |= Document.read((partial / NAME).read_bytes()).files or {}
     with suppress(OSError, ValueError, TypeError):
         sha256 |= json.loads(note_of(partial).read_bytes())
     return sha256

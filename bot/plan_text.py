@@ -26,6 +26,7 @@ from bot.records import (
     SetRows,
     Term,
 )
+from bot.report_document import InputPins, Pin
 
 
 def plan_table(plan: Plan) -> str:
@@ -140,7 +141,7 @@ def outcome_json(outcome: Outcome) -> Json:
         "adapter": outcome.plan.adapter,
         **_several(outcome.plan),
         "refusals": [asdict(refusal) for refusal in outcome.plan.refusals],
-        "report": outcome.report.document if outcome.report else None,
+        "report": outcome.report.document.json if outcome.report else None,
         "publication": asdict(outcome.publication) if outcome.publication else None,
         "folder": str(outcome.folder.absolute()) if outcome.folder else None,
     }
@@ -163,7 +164,6 @@ def outcome_lines(outcome: Outcome) -> list[str]:
 
 def publication_lines(publication: Publication) -> list[str]:
     """Where the model is now, in a line or two."""
-    link = publication.pr_url or publication.url
     tag = f", tag {publication.tag}" if publication.tag else ""
     if publication.status == "published":
         where = f"pull request #{publication.pr_number} on" if publication.how == "pr" else "pushed to"
@@ -171,7 +171,7 @@ def publication_lines(publication: Publication) -> list[str]:
     else:
         proven = f" Proven at level {publication.proof['level']}." if publication.proof else ""
         first = f"✓ {publication.status}: {publication.why}{proven}"
-    return [first, f"  {link}"] if link else [first]
+    return [first, f"  {publication.link}"] if publication.link else [first]
 
 
 def not_verified(outcome: Outcome) -> NotVerified:
@@ -184,11 +184,10 @@ def not_verified(outcome: Outcome) -> NotVerified:
     )
 
 
-def held_against(inputs: Json) -> list[str]:
+def held_against(inputs: InputPins) -> list[str]:
     """What a merged model was verified against: every input with its commit."""
-    adapters = inputs.get("adapters") or [inputs.get("adapter")]
-    named = [("base", inputs.get("base")), *(("adapter", one) for one in adapters)]
-    return [f"  {role:<12} {_name(pin)} @ {pin.get('sha')}" for role, pin in named if pin]
+    named = [("base", inputs.base), *(("adapter", adapter) for adapter in inputs.adapters)]
+    return [f"  {role:<12} {pin.name('a folder')} @ {pin.sha}" for role, pin in named]
 
 
 def _several(plan: Plan) -> Json:
@@ -196,14 +195,9 @@ def _several(plan: Plan) -> Json:
     return {"adapters": list(plan.adapters), "combination": plan.combination} if plan.combination else {}
 
 
-def _name(pin: Json) -> str:
-    """A repo with the folder in it that an adapter lies in."""
-    return "/".join(filter(None, (pin.get("repo") or "a folder", pin.get("subfolder"))))
-
-
 def _ref(pin: Json) -> str:
     asked = f" ({pin['revision']})" if pin.get("revision") else ""
-    return f"{_name(pin)}{asked} @ {pin['sha'].removeprefix('sha256:')[:12]}"
+    return f"{Pin.of(pin).name('a folder')}{asked} @ {pin['sha'].removeprefix('sha256:')[:12]}"
 
 
 def _proof(plan: Plan) -> str:

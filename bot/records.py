@@ -13,6 +13,7 @@ from bot.options import Combination as Combination
 from bot.options import Options as Options
 from bot.options import Ref as Ref
 from bot.options import Request as Request
+from bot.report_document import Document
 
 RECIPE = "2"  # bumped whenever the same inputs would give other bytes; part of every fingerprint
 
@@ -469,7 +470,7 @@ class Report:
     not_run: tuple[tuple[str, str], ...]
     noise_floor: Json | None
     verdict: Literal["verified", "not-verified"]
-    document: Json  # verification.json
+    document: Document  # verification.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -486,6 +487,11 @@ class Publication:
     url: str | None = None
     why: str = ""
     proof: Json | None = None  # where it is there already and proven: {verdict, level, report: its address}
+
+    @property
+    def link(self) -> str | None:
+        """The page to look at: the pull request, else the repo."""
+        return self.pr_url or self.url
 
 
 @dataclass(frozen=True, kw_only=True)

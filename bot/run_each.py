@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How one of them ended: with an outcome, or with an error, which does not stop the others."""
+class RunEnd:
+    """How one of the runs ended: with an outcome, or with an error, which does not stop the others."""
 
     request: Request
     outcome: Outcome | None = None
     error: AdapterMergeError | None = None
 
 
-def run_each(requests: Sequence[Request], hub: Hub, emit: Emit) -> Iterator[Ended]:
+def run_each(requests: Sequence[Request], hub: Hub, emit: Emit) -> Iterator[RunEnd]:
     """Run one request after the other. With an output, each gets a folder in it, called like its adapter.
 
     Raises Usage where two would have the same folder, or one would be published over another's adapter.
     """
     require_none_replaced(requests)
     bases: dict[Ref, Source] = {}
-    for place, request in enumerate(_apart(requests), 1):
-        emit(Note(text=f"{place} of {len(requests)}: {request.adapter.text}"))
+    for number, request in enumerate(_with_own_outputs(requests), 1):
+        emit(Note(text=f"{number} of {len(requests)}: {request.adapter.text}"))
         try:
-            yield Ended(request=request, outcome=run(request, hub, emit, bases))
+            yield RunEnd(request=request, outcome=run(request, hub, emit, bases))
         except AdapterMergeError as error:
-            yield Ended(request=request, error=error)
+            yield RunEnd(request=request, error=error)
 
 
 def require_none_replaced(requests: Sequence[Request]) -> None:
@@ -56,11 +56,11 @@ def require_none_replaced(requests: Sequence[Request]) -> None:
             )
 
 
-def _apart(requests: Sequence[Request]) -> list[Request]:
+def _with_own_outputs(requests: Sequence[Request]) -> list[Request]:
     names = [_name(request.adapter) for request in requests]
-    twins = [name for name in names if names.count(name) > 1]
-    if twins and any(request.output for request in requests):
-        raise Usage(f"Two of the adapters are called {twins[0]}.", remedy="Merge them in two runs.")
+    same = [name for name in names if names.count(name) > 1]
+    if same and any(request.output for request in requests):
+        raise Usage(f"Two of the adapters are called {same[0]}.", remedy="Merge them in two runs.")
     return [
         replace(request, output=request.output / name) if request.output else request
         for request, name in zip(requests, names, strict=True)

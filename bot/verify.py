@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from bot.checks import CHECKS
@@ -15,14 +15,14 @@ from bot.checks.behaviour.answers import Trial
 from bot.checks.behaviour.findings import run_models
 from bot.checks.case import Case
 from bot.checks.finding import Check, finding
-from bot.checks.folder.hashing import REPORT, hash_files
-from bot.checks.report import Measurements, canonical, document
+from bot.checks.folder.hashing import hash_files
 from bot.checks.subject import Subject
 from bot.checks.table import table
 from bot.events import Emit, Note, Stage, StepProgress, beating
 from bot.records import Finding, Level, Report
+from bot.report_document import NAME, new_document
 
-__all__ = ["Subject", "canonical", "table", "verify", "write"]
+__all__ = ["Subject", "table", "verify", "write"]
 
 DEPTH: dict[Level, int] = {"files": 0, "weights": 1, "full": 2}
 
@@ -48,14 +48,22 @@ def verify(subject: Subject, emit: Emit) -> Report:
     comparison = rows if isinstance(rows, list) else None
     excused = _excused(subject, trial)
     verdict: str = "not-verified" if any(_prevents_verified(finding, excused) for finding in results) else "verified"
+    checks = [asdict(finding) for finding in results]
     return Report(
         level="weights" if any(finding.id in excused for finding in results) else subject.level,
         findings=results,
         not_run=subject.not_run,
         noise_floor=floor,
         verdict="verified" if verdict == "verified" else "not-verified",
-        document=document(
-            subject, case.once(hash_files), results, Measurements(noise_floor=floor, comparison=comparison), verdict
+        document=new_document(
+            subject.inputs,
+            subject.merge,
+            case.once(hash_files),
+            checks,
+            subject.not_run,
+            floor,
+            comparison,
+            verdict,
         ),
     )
 
@@ -82,8 +90,8 @@ def _prevents_verified(finding: Finding, excused: frozenset[str]) -> bool:
 
 def write(report: Report, folder: Path) -> Path:
     """Put verification.json into the folder, whole or not at all. Returns its path."""
-    path, fresh = folder / REPORT, folder / f".{REPORT}.tmp"
-    fresh.write_bytes(canonical(report.document))
+    path, fresh = folder / NAME, folder / f".{NAME}.tmp"
+    fresh.write_bytes(report.document.canonical())
     return fresh.replace(path)
 
 

@@ -1,4 +1,4 @@
-"""The way in and out: the environment becomes a run; every ending becomes outputs, a summary and an exit code."""
+"""Where the action starts and ends: the environment becomes a run; every ending becomes outputs, a summary and an exit code."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _act(arguments: list[str], env: MutableMapping[str, str], commands: Commands
     store = StateStore.open(work, fresh=chosen[0] in ("preflight", "fetch"))
     run = _prepare(env, store, commands)
     if run is None:
-        if not store.state.told:
+        if not store.state.outputs_written:
             _tell(store, env)
     else:
         for phase in chosen:
@@ -127,7 +127,7 @@ def _prepare(env: MutableMapping[str, str], store: StateStore, commands: Command
 
 
 def _perform(phase: str, run: Run, env: MutableMapping[str, str], commands: Commands) -> None:
-    """One phase. Its failure is written down and told; the publish phase, the last one, also reports elsewhere."""
+    """One phase. Its failure is saved and reported; the publish phase, the last one, also reports elsewhere."""
     from bot.action.phases import PHASES
     from bot.action.report import file_of, send
 
@@ -149,7 +149,7 @@ def _perform(phase: str, run: Run, env: MutableMapping[str, str], commands: Comm
             if known is None:
                 _crash(commands)
             _fail(known or _bug(), store, commands, file)
-    if not store.state.told and (store.state.failure is not None or phase == "publish"):
+    if not store.state.outputs_written and (store.state.failure is not None or phase == "publish"):
         _tell(store, env, summary="summary" in run.inputs.report)
     if phase == "publish":
         send(run)
@@ -173,7 +173,7 @@ def _tell(store: StateStore, env: MutableMapping[str, str], *, summary: bool = T
 
     if output := env.get("GITHUB_OUTPUT"):
         write_outputs(Path(output), outputs_of(store))
-        store.change(told=True)
+        store.change(outputs_written=True)
     if summary and (page := env.get("GITHUB_STEP_SUMMARY")):
         write_summary(Path(page), whole(store))
 
@@ -183,8 +183,7 @@ def _close(store: StateStore, commands: Commands) -> None:
 
     commands.end_group()
     for job in store.state.jobs if store.state.failure is None else ():
-        publication = job.publication or {}
-        link = publication.get("pr_url") or publication.get("url") or ""
+        link = (job.publication.link if job.publication else None) or ""
         commands.line(f"{headline(job, None)}  {link}".replace("\\", "").rstrip())
 
 

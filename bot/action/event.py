@@ -90,20 +90,20 @@ def _untrusted(name: str, payload: Json) -> str:
 
 
 def _speaker(payload: Json) -> Json:
-    """What was said, with its author's standing: the comment, else the issue or discussion that it opened."""
-    return next((found for key in ("comment", "issue", "discussion") if (found := _of(payload, key))), {})
+    """What was written, with what its author is to the repo: the comment, else the issue or discussion that it opened."""
+    return next((entry for key in ("comment", "issue", "discussion") if (entry := _of(payload, key))), {})
 
 
 def _payload(path: str) -> Json:
     try:
-        found = json.loads(Path(path).read_bytes()) if path else {}
+        payload = json.loads(Path(path).read_bytes()) if path else {}
     except (OSError, ValueError):  # no event is one that nothing is granted to
         return {}
-    return found if isinstance(found, dict) else {}
+    return payload if isinstance(payload, dict) else {}
 
 
-def _of(found: Json, key: str) -> Json:
-    value: Any = found.get(key)
+def _of(payload: Json, key: str) -> Json:
+    value: Any = payload.get(key)
     return value if isinstance(value, dict) else {}
 
 

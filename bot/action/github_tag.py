@@ -1,7 +1,7 @@
 """What a GitHub tag means for an adapter on the Hub. The rule is written down in docs/tag-push.md, and decided here.
 
 Where no revision is asked for and a tag started the run: the Hub tag of that very name; else the tag's version part, where
-the adapter has a tag called like that (`adapter-v1.0`: `v1.0` or `1.0`); else main, which is said.
+the adapter has a tag called like that (`adapter-v1.0`: `v1.0` or `1.0`); else main, with a notice.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def at_pushed_tag(ref: Ref, tag: str | None, hub: Hub, emit: Emit) -> Ref:
     """The adapter at the revision that the pushed `tag` means; as it is where it names one, or where no tag was pushed."""
     if tag is None or ref.repo is None or ref.revision is not None:
         return ref
-    found = next(filter(_known(ref.repo, hub), candidates(tag)), None)
-    if found is None:
+    known = next(filter(_known(ref.repo, hub), candidates(tag)), None)
+    if known is None:
         text = f"{ref.repo} has no tag {tag} and none of its version, so that its main branch is merged."
         emit(Note(text=f"{text} adapter-revision can name another revision.", level="notice"))
         return ref
-    if found != tag:
-        emit(Note(text=f"The pushed tag {tag} means the tag {found} of {ref.repo}.", level="notice"))
-    return replace(ref, revision=found, text=f"{'/'.join(filter(None, (ref.repo, ref.subfolder)))}@{found}")
+    if known != tag:
+        emit(Note(text=f"The pushed tag {tag} means the tag {known} of {ref.repo}.", level="notice"))
+    return replace(ref, revision=known, text=f"{'/'.join(filter(None, (ref.repo, ref.subfolder)))}@{known}")
 
 
 def candidates(tag: str) -> tuple[str, ...]:
@@ -42,14 +42,14 @@ def candidates(tag: str) -> tuple[str, ...]:
     A version part begins behind a `-`, `/`, `@` or `_`, and never in the middle of another: `v1.0-2` is no 2, and neither is
     `v1.0-rc-2`.
     """
-    found = [tag]
+    names = [tag]
     for cut in re.finditer(SEPARATOR, tag):
         part = tag[cut.end() :]
         if _begins(part, re.split(SEPARATOR, tag[: cut.start()])):
-            found.append(part)
-    versions = [name for name in found if VERSION.match(name)]
-    found += [name.removeprefix("v") if name.startswith("v") else f"v{name}" for name in versions]
-    return tuple(dict.fromkeys(found))
+            names.append(part)
+    versions = [name for name in names if VERSION.match(name)]
+    names += [name.removeprefix("v") if name.startswith("v") else f"v{name}" for name in versions]
+    return tuple(dict.fromkeys(names))
 
 
 def _begins(part: str, earlier: list[str]) -> bool:

@@ -9,7 +9,7 @@ from bot.action.state import Job
 from bot.events import Emit, Note
 from bot.hub import Hub
 from bot.hub.errors import gate
-from bot.records import Json
+from bot.report_document import Pin
 from bot.untrusted.markdown import cell, code
 from bot.untrusted.redact import redact
 
@@ -25,7 +25,7 @@ def tell_adapters(run: Run) -> None:
     """On every adapter that came from the Hub and was published just now."""
     for job in run.store.state.jobs:
         for source in job.sources if job.status == "published" else ():
-            repo = source.get("repo")
+            repo = source.repo
             if repo is None or job.target is None:
                 continue
             if run.tokens.by_identity:
@@ -36,7 +36,7 @@ def tell_adapters(run: Run) -> None:
                 _comment(hub, repo, _text(job, source), run.emit)
 
 
-def _comment(hub: Hub, repo: str, said: str, emit: Emit) -> None:
+def _comment(hub: Hub, repo: str, text: str, emit: Emit) -> None:
     """Our open discussion gets a comment; where there is none, it is opened; one that was closed stays so."""
     me = hub.whoami().name
     where = hub.where_writing(f"comment on {repo}", repo)
@@ -45,21 +45,21 @@ def _comment(hub: Hub, repo: str, said: str, emit: Emit) -> None:
         if any(discussion.status == "closed" for discussion in ours):
             return
         if ours:
-            hub.outputs.comment_discussion(repo, ours[0].num, redact(said))
+            hub.outputs.comment_discussion(repo, ours[0].num, redact(text))
             url = ours[0].url
         else:
-            text = redact(f"{said}\n\n{CLOSING}\n{MARK}")
-            url = hub.outputs.create_discussion(repo, TITLE, description=text).url
+            first = redact(f"{text}\n\n{CLOSING}\n{MARK}")
+            url = hub.outputs.create_discussion(repo, TITLE, description=first).url
     emit(Note(text=f"Hub comment: {url}"))
 
 
-def _text(job: Job, source: Json) -> str:
-    found = job.publication or {}
-    at = " ".join(filter(None, (source.get("revision") or str(source.get("sha"))[:12], source.get("subfolder"))))
+def _text(job: Job, source: Pin) -> str:
+    done = job.publication
+    assert done is not None
+    at = " ".join(filter(None, (source.revision or str(source.sha)[:12], source.subfolder)))
     others = " with others" if len(job.sources) > 1 else ""
-    where = found.get("pr_url") or found.get("url")
-    how = "proposed to" if found.get("how") == "pr" else "published as"
+    how = "proposed to" if done.how == "pr" else "published as"
     return (
         f"`adapter-merge` merged {code(at)}{others} into its base, proved the merge, and {how} "
-        f"[{cell(str(found.get('repo')))}]({where}). The evidence is `verification.json` there."
+        f"[{cell(str(done.repo))}]({done.link}). The evidence is `verification.json` there."
     )

@@ -1,4 +1,4 @@
-"""What the Hub said of the inputs while they were fetched, told again where there is no network and no token."""
+"""What the Hub answered about the inputs while they were fetched, recorded and replayed where there is no network and no token."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Memory:
         return {"pins": pins, "tags": self.tags, "publisher": self.publisher}
 
     @classmethod
-    def from_json(cls, found: Json) -> Memory:
+    def from_json(cls, saved: Json) -> Memory:
         """Back from the state file."""
-        pins = {key: _pinned(pinned) for key, pinned in found["pins"].items()}
-        tags = {key: tuple(names) for key, names in found["tags"].items()}
-        return cls(pins=pins, tags=tags, publisher=found["publisher"])
+        pins = {key: _pinned(pinned) for key, pinned in saved["pins"].items()}
+        tags = {key: tuple(names) for key, names in saved["tags"].items()}
+        return cls(pins=pins, tags=tags, publisher=saved["publisher"])
 
     def privacy(self, repo: str) -> tuple[bool, str | None] | None:
         """(private, gated) of an input, as it was when it was pinned; None where the Hub did not say."""
@@ -44,12 +44,12 @@ class Memory:
         return None
 
 
-def _pinned(found: dict[str, Any]) -> Pinned:
-    return Pinned(**found | {"files": tuple(FileEntry(**entry) for entry in found["files"])})
+def _pinned(saved: dict[str, Any]) -> Pinned:
+    return Pinned(**saved | {"files": tuple(FileEntry(**entry) for entry in saved["files"])})
 
 
 class RecordingHub(Hub):
-    """The Hub of the fetch phase: the real one, with every pin written down."""
+    """The Hub of the fetch phase: the real one, with every pin recorded."""
 
     def __init__(self, memory: Memory, **connection: Any) -> None:
         super().__init__(**connection)
@@ -57,15 +57,15 @@ class RecordingHub(Hub):
 
     def pin(self, repo: str, revision: str | None = None) -> Pinned:
         """As ever."""
-        found = super().pin(repo, revision)
-        self._memory.pins[f"{repo}@{revision or ''}"] = found
-        return found
+        pinned = super().pin(repo, revision)
+        self._memory.pins[f"{repo}@{revision or ''}"] = pinned
+        return pinned
 
     def tags_at(self, repo: str, sha: str) -> tuple[str, ...]:
         """As ever."""
-        found = super().tags_at(repo, sha)
-        self._memory.tags[f"{repo}@{sha}"] = found
-        return found
+        tags = super().tags_at(repo, sha)
+        self._memory.tags[f"{repo}@{sha}"] = tags
+        return tags
 
     def signed_in(self, api: Any) -> bool:
         """As ever; and to look through the pull requests of a known account takes no token."""
@@ -87,13 +87,13 @@ class ReplayHub(Hub):
 
     def pin(self, repo: str, revision: str | None = None) -> Pinned:
         """The commit that was fetched, whatever the revision means by now."""
-        found = self._memory.pins.get(f"{repo}@{revision or ''}")
-        if found is None:
+        pinned = self._memory.pins.get(f"{repo}@{revision or ''}")
+        if pinned is None:
             raise _not_fetched(repo)
         files = (
-            replace(entry, here=self.cached(found.repo, found.sha, entry.name) is not None) for entry in found.files
+            replace(entry, here=self.cached(pinned.repo, pinned.sha, entry.name) is not None) for entry in pinned.files
         )
-        return replace(found, files=tuple(files))
+        return replace(pinned, files=tuple(files))
 
     def tags_at(self, repo: str, sha: str) -> tuple[str, ...]:
         """The tags that pointed at the commit."""
@@ -143,7 +143,7 @@ class PublishingHub(Hub):
         return made
 
     def privacy(self, repo: str) -> tuple[bool, str | None]:
-        """As the Hub says now, else as it said."""
+        """As the Hub says now, else as it was recorded."""
         try:
             return super().privacy(repo)
         except Outside:

@@ -60,10 +60,10 @@ def _refused(target: str, error: Outside) -> Forbidden:
     response = _response(error)
     if response is None:
         return Forbidden(f"No token was given, and {error.what[:1].lower()}{error.what[1:]}", remedy=error.remedy)
-    said = _words(response)
+    reason = _words(response)
     return Forbidden(
         f"The Hub did not accept this job as a trusted publisher of {target} "
-        f"({response.status_code}{': ' + said if said else ''}).",
+        f"({response.status_code}{': ' + reason if reason else ''}).",
         remedy=f"The repo must exist, and its settings on the Hub (Trusted Publishers) must name {_claims()}; "
         "or pass hf-token.",
     )
@@ -76,10 +76,10 @@ def _response(error: Outside) -> Any:
 
 def _words(response: object) -> str:
     try:
-        found = response.json()  # type: ignore[attr-defined]
+        answer = response.json()  # type: ignore[attr-defined]
     except ValueError:
         return ""
-    words = (found.get("error_description") or found.get("error")) if isinstance(found, dict) else ""
+    words = (answer.get("error_description") or answer.get("error")) if isinstance(answer, dict) else ""
     return " ".join(str(words or "").split())[:200]
 
 

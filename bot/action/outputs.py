@@ -10,8 +10,9 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from bot.action.state import CHECKSUMS, REPORT, Failure, Job, StateStore
+from bot.action.state import CHECKSUMS, Failure, Job, StateStore
 from bot.errors import NotVerified, Refused
+from bot.report_document import NAME
 from bot.untrusted.redact import redact
 
 OUTPUTS = (
@@ -51,15 +52,15 @@ def _of(index: int, job: Job, store: StateStore) -> dict[str, str]:
     outputs |= {
         "status": _status(failure if index == store.state.current else None) if failed else job.status,
         "verified": "true" if job.verified else "false",
-        "base-sha": job.base.get("sha") or "",
+        "base-sha": job.base.sha or "",
         "adapter-sha": _shas(job),
         "fingerprint": job.fingerprint,
         "folder": job.folder if job.verified and job.folder and Path(job.folder).is_dir() else "",
     }
     if job.publication and not failed:
         names = {"repo": "repo", "revision": "revision", "tag": "tag", "pr-url": "pr_url", "pr-number": "pr_number"}
-        outputs |= {name: str(job.publication.get(key) or "") for name, key in names.items()}
-    for name, file in (("report-path", REPORT), ("checksums-path", CHECKSUMS)):
+        outputs |= {name: str(getattr(job.publication, key) or "") for name, key in names.items()}
+    for name, file in (("report-path", NAME), ("checksums-path", CHECKSUMS)):
         path = store.report_dir(job) / file
         outputs[name] = str(path) if path.exists() else ""
     return outputs
@@ -71,7 +72,7 @@ def _status(failure: Failure | None) -> str:
 
 def _shas(job: Job) -> str:
     """The adapter's commit; of several that became one, a JSON list."""
-    shas = [str(source.get("sha") or "") for source in job.sources]
+    shas = [str(source.sha or "") for source in job.sources]
     return json.dumps(shas) if len(shas) > 1 else "".join(shas)
 
 

@@ -1,4 +1,4 @@
-"""The phases: each does its part of the sentence with the one token it needs, and writes down what it did.
+"""The phases: each does its part of the sentence with the one token it needs, and saves what it did.
 
 preflight (write token) → fetch (read token) → merge (none, and no network) → publish (write token, no model)
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,15 +17,16 @@ from bot.action.github_tag import at_pushed_tag
 from bot.action.hub_replay import RecordingHub, ReplayHub
 from bot.action.identity import as_publisher, publishing
 from bot.action.inputs import Inputs, adapters_of, called
-from bot.action.state import REPORT, Failure, Job, ReportedFailure, StateStore, failure_of
+from bot.action.state import Failure, Job, ReportedFailure, StateStore, failure_of
 from bot.action.tokens import RunTokens
 from bot.card import preview
 from bot.errors import AdapterMergeError, Refused, Usage
-from bot.events import Emit, Note, Stage, TextBlock
+from bot.events import Emit, Note, Stage
 from bot.hub import Hub
 from bot.machine import torch_has_cuda
-from bot.pipeline import inputs_and_base_asked_for, make, planned, target_of
-from bot.plan_text import not_verified, plan_kept, plan_table
+from bot.pipeline import input_repos, make, planned, show_plan, target_of
+from bot.plan_text import not_verified, plan_kept
+from bot.proof import tag_of
 from bot.publish import (
     PublishSettings,
     apply_settings,
@@ -38,6 +39,7 @@ from bot.publish import (
 from bot.pull import fetch as download
 from bot.pull import pin
 from bot.records import Outcome, Plan, Publication, Ref, Request, Sources
+from bot.report_document import NAME, Pin
 from bot.reverify import publish_folder
 from bot.run_each import require_none_replaced
 
@@ -57,7 +59,7 @@ class Run:
 
 
 def preflight(run: Run) -> None:
-    """See with the write token whether the targets can be published to; what stands in the way is told when it counts.
+    """See with the write token whether the targets can be published to; what stands in the way is reported later.
 
     A run that turns out to be unchanged, or a dry run, needs no such right: so this never fails by itself.
     """
@@ -108,7 +110,7 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
     if run.event.plan_only:
         request = replace(request, options=replace(request.options, allow_pickle=False))
     if os.environ.get("NVIDIA_VISIBLE_DEVICES") == "void" and torch_has_cuda():
-        # The GPU is kept for the merge, which looks for it again; a torch that has no use for one is told now.
+        # The GPU is kept for the merge, which looks for it again; a torch that cannot use one is reported now.
         request = replace(request, options=replace(request.options, device="auto"))
     store.update(index)
     run.emit(Stage(name="pull", title=f"Reading base and adapter {called(request)}"))
@@ -117,24 +119,25 @@ def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
     sources, plan = _planned(request, run, hub)
     target = store.state.jobs[index].target
     if target:
-        require_not_an_input(target, inputs_and_base_asked_for(request, sources, plan), hub)
-    run.emit(Stage(name="plan", title="The plan"))
-    run.emit(TextBlock(text=plan_table(plan)))
-    for warning in plan.warnings:
-        run.emit(Note(text=warning, level="warning"))
-    found = {"plan": plan_kept(plan), "base": plan.base, "fingerprint": plan.fingerprint}
-    store.update(index, **found, sources=plan.adapters or (plan.adapter,), tag=_tag(sources))
-    if plan.refusals:
-        code = min(refusal.exit_code for refusal in plan.refusals)
-        raise ReportedFailure(code, tuple((refusal.reason, refusal.remedy) for refusal in plan.refusals))
+        require_not_an_input(target, input_repos(request, sources, plan), hub)
+    show_plan(plan, run.emit)
+    planned = {"plan": plan_kept(plan), "base": Pin.of(plan.base), "fingerprint": plan.fingerprint}
+    store.update(index, **planned, sources=tuple(map(Pin.of, plan.adapters or (plan.adapter,))), tag=tag_of(sources))
+    _require_no_refusal(plan)
     if run.event.plan_only:
         store.update(index, status="dry-run")
     elif known := _existing(request, target, plan, run, hub):
-        store.update(index, status="unchanged", verified=known.proof is not None, publication=asdict(known))
+        store.update(index, status="unchanged", verified=known.proof is not None, publication=known)
     elif target:
         # What this phase's token does not see is looked at again with the target's own, before anything is sent.
         require_fit(of_sources(sources, request.private, run.emit), request.private, hub.target(target))
     return sources, plan
+
+
+def _require_no_refusal(plan: Plan) -> None:
+    if plan.refusals:
+        code = min(refusal.exit_code for refusal in plan.refusals)
+        raise ReportedFailure(code, tuple((refusal.reason, refusal.remedy) for refusal in plan.refusals))
 
 
 def _existing(request: Request, target: str | None, plan: Plan, run: Run, hub: Hub) -> Publication | None:
@@ -154,13 +157,6 @@ def _planned(request: Request, run: Run, hub: Hub) -> tuple[Sources, Plan]:
 def _with(request: Request, adapters: Sequence[Ref]) -> Request:
     first, *more = adapters
     return replace(request, adapter=first, more=tuple(more))
-
-
-def _tag(sources: Sources) -> str | None:
-    if sources.more:
-        return None  # no one adapter's version is the version of them together
-    adapter = sources.adapter
-    return adapter.revision if adapter.revision in adapter.tags else next(iter(adapter.tags), None)
 
 
 def _require_reach(job: Job, store: StateStore) -> None:
@@ -183,7 +179,7 @@ def merge(run: Run) -> None:
         outcome = _merge(run.inputs.requests[index], job, run, hub)
         assert outcome.folder is not None
         store.update(index, folder=str(outcome.folder), verified=outcome.status == "merged")
-        store.save_report(job, (outcome.folder / REPORT).read_bytes())
+        store.save_report(job, (outcome.folder / NAME).read_bytes())
         if outcome.status == "not-verified":
             store.update(index, status="not-verified")
             raise not_verified(outcome)
@@ -193,15 +189,13 @@ def merge(run: Run) -> None:
 
 def _merge(request: Request, job: Job, run: Run, hub: Hub) -> Outcome:
     pairs = zip(adapters_of(request), job.revisions, strict=True)
-    request = _with(request, [ref if ref.repo is None else replace(ref, revision=found) for ref, found in pairs])
+    request = _with(request, [ref if ref.repo is None else replace(ref, revision=revision) for ref, revision in pairs])
     sources, plan = _planned(request, run, hub)
     if plan.fingerprint != job.fingerprint:
         raise Refused(
             f"{job.adapter} or its base changed after it was fetched.", remedy="Run the workflow again from its start."
         )
-    if plan.refusals:
-        code = min(refusal.exit_code for refusal in plan.refusals)
-        raise ReportedFailure(code, tuple((refusal.reason, refusal.remedy) for refusal in plan.refusals))
+    _require_no_refusal(plan)
     for note in plan.notes:
         if note.startswith("device:"):  # a GPU that only this phase was handed
             run.emit(Note(text=note))
@@ -223,19 +217,19 @@ def publish(run: Run) -> None:
             continue
         done = as_publisher(job.target, run.tokens, store.memory, partial(_publish, index, job, run))
         status = "unchanged" if done.status == "unchanged" else "published"
-        store.update(index, status=status, publication=asdict(done))
+        store.update(index, status=status, publication=done)
 
 
 def _publish_settings(job: Job, request: Request) -> PublishSettings:
-    inputs = {"base": job.base, "adapters": list(job.sources)}
-    return PublishSettings(fingerprint=job.fingerprint, inputs=inputs, private=request.private, tag=job.tag)
+    repos = (("base", job.base.repo), *(("adapter", source.repo) for source in job.sources))
+    return PublishSettings(fingerprint=job.fingerprint, repos=repos, private=request.private, tag=job.tag)
 
 
 def _publish(index: int, job: Job, run: Run, hub: Hub) -> Publication:
     hub.tell(run.emit)
     if job.publication is not None:
         settings = _publish_settings(job, run.inputs.requests[index])
-        done = apply_settings(Publication(**job.publication), settings, hub, run.emit)
+        done = apply_settings(job.publication, settings, hub, run.emit)
         _fetch_report(run.store, job, done, hub)
         return done
     if job.folder is None:
@@ -249,7 +243,7 @@ def _fetch_report(store: StateStore, job: Job, done: Publication, hub: Hub) -> N
     """The report of the merge that the target holds already, so that an unchanged run shows its evidence too."""
     if done.repo is None or done.revision is None or store.document(job) is not None:
         return
-    text = hub.target_text(done.repo, done.revision, REPORT)
+    text = hub.target_text(done.repo, done.revision, NAME)
     if text is not None:
         store.save_report(job, text)
 

@@ -1,20 +1,22 @@
-"""Where else a run is told, each place opted into. Whatever fails here is a warning: the model is published already."""
+"""Where else a run is reported, each on request only. Whatever fails here is a warning: the model is published already."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from bot.action import summary
 from bot.action.hub_comment import tell_adapters
 from bot.action.input_names import as_inputs
 from bot.action.inputs import adapters_of
-from bot.action.state import CHECKSUMS, REPORT, StateStore
+from bot.action.state import CHECKSUMS, StateStore
 from bot.errors import AdapterMergeError
 from bot.events import Note
 from bot.records import Request
+from bot.report_document import NAME as DOCUMENT
+from bot.report_document import CheckResult
 
 if TYPE_CHECKING:
     from bot.action.phases import Run
@@ -26,33 +28,33 @@ LEVELS: dict[str, Literal["notice", "warning", "failure"]] = {"warn": "warning",
 
 
 def send(run: Run) -> None:
-    """Tell everywhere that was asked for."""
+    """Report everywhere that was asked for."""
     wanted = run.inputs.report - {"summary"}
     if "hub-comment" in wanted:
-        _kindly(run, lambda: tell_adapters(run))
-    places = [place for name, place in PLACES.items() if name in wanted]
-    if not places:
+        _warn_only(run, lambda: tell_adapters(run))
+    reports = [report for name, report in REPORTS.items() if name in wanted]
+    if not reports:
         return
     if not run.tokens.github or not run.event.repo:
-        text = f"Nothing was reported as {', '.join(sorted(wanted & PLACES.keys()))}: there is no github-token."
+        text = f"Nothing was reported as {', '.join(sorted(wanted & REPORTS.keys()))}: there is no github-token."
         run.emit(Note(text=f"{text} Pass `github-token: ${{{{ github.token }}}}`.", level="warning"))
         return
     from bot.gh import GitHub
 
     github = GitHub(token=run.tokens.github, repo=run.event.repo, api_url=run.event.api_url)
-    for place in places:
-        _kindly(run, lambda place=place: place(run, github))  # type: ignore[misc]
+    for report in reports:
+        _warn_only(run, lambda report=report: report(run, github))  # type: ignore[misc]
     github.close()
 
 
-def _kindly(run: Run, call: Callable[[], None]) -> None:
+def _warn_only(run: Run, call: Callable[[], None]) -> None:
     try:
         call()
     except AdapterMergeError as error:
         run.emit(Note(text=f"{error.what} {error.remedy}", level="warning"))
 
 
-# --- the places ---------------------------------------------------------------------------------------------------
+# --- the reports --------------------------------------------------------------------------------------------------
 
 
 def _check_run(run: Run, github: GitHub) -> None:
@@ -93,7 +95,7 @@ def _release(run: Run, github: GitHub) -> None:
     assets: dict[str, Path] = {}
     for job in jobs:
         prefix = f"{(job.target or job.adapter).strip('./').replace('/', '--')}-" if len(jobs) > 1 else ""
-        for file in (REPORT, CHECKSUMS):
+        for file in (DOCUMENT, CHECKSUMS):
             path = run.store.report_dir(job) / file
             if path.exists():
                 assets[prefix + file] = path
@@ -103,12 +105,12 @@ def _release(run: Run, github: GitHub) -> None:
 
 def _status(run: Run, github: GitHub) -> None:
     failure = run.store.state.failure
-    told = failure is not None and failure.exit_code in (3, 4)
-    state: Literal["success", "failure", "error"] = "success" if failure is None else "failure" if told else "error"
+    answered = failure is not None and failure.exit_code in (3, 4)
+    state: Literal["success", "failure", "error"] = "success" if failure is None else "failure" if answered else "error"
     github.set_status(run.event.sha, state, context=_name(run), text=_title(run.store), url=_link(run))
 
 
-PLACES: dict[str, Callable[[Run, GitHub], None]] = {
+REPORTS: dict[str, Callable[[Run, GitHub], None]] = {
     "check-run": _check_run,
     "comment": _comment,
     "release": _release,
@@ -124,22 +126,24 @@ def _annotations(run: Run) -> list[Annotation]:
     from bot.gh import Annotation
 
     path = file_of(run.event.workflow, [request.adapter.folder for request in run.inputs.requests]) or ".github"
-    found = []
+    annotations = []
     for what, remedy in run.store.state.failure.sentences if run.store.state.failure else ():
         text = as_inputs(f"{what} {remedy}")
-        found.append(Annotation(path=path, level="failure", title=NAME, message=text))
+        annotations.append(Annotation(path=path, level="failure", title=NAME, message=text))
     for job in run.store.state.jobs:
-        for check in (run.store.document(job) or {}).get("checks", []):
-            level = LEVELS.get(str(check.get("status")))
+        document = run.store.document(job)
+        for check in document.checks if document else ():
+            level = LEVELS.get(str(check.status))
             if level is not None:
-                found.append(Annotation(path=path, level=level, title=str(check.get("id")), message=_finding(check)))
-    return found
+                message = _finding(check)
+                annotations.append(Annotation(path=path, level=level, title=str(check.id), message=message))
+    return annotations
 
 
-def _finding(check: dict[str, Any]) -> str:
-    worst = "\n".join(str(line) for line in check.get("worst") or [])
-    measured = f"measured {check.get('measured')}, allowed {check.get('allowed') or 'nothing else'}"
-    return f"{check.get('why') or check.get('status')} ({measured})" + (f"\n{worst}" if worst else "")
+def _finding(check: CheckResult) -> str:
+    worst = "\n".join(map(str, check.worst or ()))
+    measured = f"measured {check.measured}, allowed {check.allowed or 'nothing else'}"
+    return f"{check.why or check.status} ({measured})" + (f"\n{worst}" if worst else "")
 
 
 def file_of(workflow: str, folders: list[Path | None]) -> str:
@@ -182,5 +186,5 @@ def _names(request: Request) -> str:
 
 def _link(run: Run) -> str | None:
     jobs = run.store.state.jobs
-    found = (jobs[0].publication or {}) if len(jobs) == 1 and run.store.state.failure is None else {}
-    return found.get("pr_url") or found.get("url") or run.event.run_url
+    done = jobs[0].publication if len(jobs) == 1 and run.store.state.failure is None else None
+    return (done.link if done else None) or run.event.run_url

@@ -16,7 +16,8 @@ from bot.card.markdown import HUB, Links, cell
 from bot.metadata.license_fields import state
 from bot.plan_text import tensors_in_words
 from bot.project import REPOSITORY
-from bot.records import Asset, Json, Source
+from bot.records import Asset, Source
+from bot.report_document import Document, MergeFacts
 from bot.untrusted.redact import redact
 
 UNNAMED = "your-name/your-merged-model"  # stands for the target until there is one; `retarget` replaces it
@@ -24,7 +25,7 @@ KEPT_ENOUGH = 0.9  # below, so much of the delta is rounded away that a separate
 
 
 def render(
-    document: Json,
+    document: Document,
     *,
     target: str | None,
     base: Source,
@@ -40,7 +41,7 @@ def render(
     known. `hub`: the address of the Hub that all links lead to.
     """
     given, links = tuple(adapters) or (adapter,), Links(hub)
-    merge = document.get("merge") or {}
+    merge = document.merge
     task = metadata.task_of(base, adapter)
     stated = state(base, given, license, assets=assets, home=f"{hub}/{target or UNNAMED}", hub=hub)
     block = metadata.block(merge, base=base, adapter=adapter, license=stated, task=task)
@@ -52,11 +53,11 @@ def render(
         headline=_headline(document, base, given, links),
         summary=_summary(document, base, given, stated.words, links),
         loading=loading.section(target or UNNAMED, task, made, hub),
-        advice=_advice(document, merge, base, given, links),
+        advice=_advice(document, base, given, links),
         comparison=comparison.section(document),
         evidence=evidence.section(document),
-        reproduce=evidence.reproduce(document, merge, target or UNNAMED, base, given),
-        about="\n\n".join(dict.fromkeys(_about(one, links) for one in given)),
+        reproduce=evidence.reproduce(document, target or UNNAMED, base, given),
+        about="\n\n".join(dict.fromkeys(_about(source, links) for source in given)),
     )
     return redact(text)
 
@@ -85,10 +86,10 @@ def _short(source: Source) -> str:
     return source.called.partition("/")[2] if source.repo else f"a local {source.role}"
 
 
-def _headline(document: Json, base: Source, adapters: Sequence[Source], links: Links) -> str:
+def _headline(document: Document, base: Source, adapters: Sequence[Source], links: Links) -> str:
     what = f"{' and '.join(map(links.to, adapters))} merged into {links.to(base)}"
-    statuses = [check.get("status") for check in document.get("checks", [])]
-    if document.get("verdict") != "verified":
+    statuses = [check.status for check in document.checks]
+    if document.verdict != "verified":
         return f"{what}. Not verified: {statuses.count('fail')} of {len(statuses)} checks failed; do not use it."
     if base_again := evidence.without_effect(document):
         return f"{what}: this is the base under another name. {base_again}"
@@ -99,43 +100,39 @@ def _headline(document: Json, base: Source, adapters: Sequence[Source], links: L
     return f"{what}, and proven: {passed}. PEFT is not needed."
 
 
-def _summary(document: Json, base: Source, adapters: Sequence[Source], licenses: str, links: Links) -> str:
-    merge = document.get("merge") or {}
-    tensors = merge.get("tensors") or {}
-    form = (merge.get("options") or {}).get("quantize", "none")
-    counts = tensors_in_words(tensors, str(merge.get("dtype", "?")), str(form))
+def _summary(document: Document, base: Source, adapters: Sequence[Source], licenses: str, links: Links) -> str:
+    merge = document.merge
+    counts = tensors_in_words(merge.tensors, str(merge.dtype or "?"), merge.form)
     rows = [
         *(("adapter", links.pinned(adapter)) for adapter in adapters),
         ("combined", cell(_combined(document))),
         ("base", links.pinned(base)),
         ("method", cell(_method(merge))),
-        ("base weights", cell(str(merge.get("base_weights") or ""))),
-        ("weights", cell(f"{_stored(merge)}; {counts}" if tensors else _stored(merge))),
+        ("base weights", cell(str(merge.base_weights or ""))),
+        ("weights", cell(f"{_stored(merge)}; {counts}" if merge.tensors else _stored(merge))),
         ("tokens", cell(_tokens(merge))),
-        ("verdict", cell(str(document.get("verdict", "?")))),
+        ("verdict", cell(str(document.verdict or "?"))),
         ("license", cell(licenses)),
         ("made by", f"[adapter-merge]({REPOSITORY})"),
     ]
     return "\n".join(f"| {name} | {text} |" for name, text in rows if text)
 
 
-def _tokens(merge: Json) -> str:
+def _tokens(merge: MergeFacts) -> str:
     """The numbers that follow the adapter's tokenizer; empty where it says what the base's does."""
-    changed = merge.get("tokens") or {}
-    said = [f"{path} {before} → {after}" for path, (before, after) in sorted(changed.items())]
-    return f"the adapter's tokenizer has others: {', '.join(said)}" if said else ""
+    changed = [f"{path} {before} → {after}" for path, (before, after) in sorted(merge.tokens.items())]
+    return f"the adapter's tokenizer has others: {', '.join(changed)}" if changed else ""
 
 
-def _stored(merge: Json) -> str:
+def _stored(merge: MergeFacts) -> str:
     """The dtype, and the form that the merged weights are stored in."""
-    form = (merge.get("options") or {}).get("quantize", "none")
-    dtype = str(merge.get("dtype", "?"))
+    dtype, form = str(merge.dtype or "?"), merge.form
     return dtype if form == "none" else f"{'the form of the base' if form == 'same' else form}, the rest {dtype}"
 
 
-def _combined(document: Json) -> str:
+def _combined(document: Document) -> str:
     """How several adapters were combined, as the report names it; empty for one."""
-    how = (document.get("inputs") or {}).get("combination") or {}
+    how = document.inputs.combination or {}
     words = [f"{name.replace('_', ' ')} {how[name]}" for name in ("density", "seed", "rank") if name in how]
     if not how:
         return ""
@@ -146,12 +143,10 @@ def _number(text: str) -> str:
     return f"{float(text):g}"
 
 
-def _method(merge: Json) -> str:
-    words = [str(merge.get("method", "?"))]
-    for key, word in (("ranks", "rank"), ("scalings", "scaling")):
-        if merge.get(key):
-            words.append(f"{word} {_spread(merge[key])}")
-    return ", ".join(words)
+def _method(merge: MergeFacts) -> str:
+    ranks = [f"rank {_spread(merge.ranks)}"] if merge.ranks else []
+    scalings = [f"scaling {_spread(merge.scalings)}"] if merge.scalings else []
+    return ", ".join([str(merge.method or "?"), *ranks, *scalings])
 
 
 def _spread(values: Iterable[Any]) -> str:
@@ -160,13 +155,13 @@ def _spread(values: Iterable[Any]) -> str:
     return " to ".join(dict.fromkeys(shown))
 
 
-def _advice(document: Json, merge: Json, base: Source, adapters: Sequence[Source], links: Links) -> str:
+def _advice(document: Document, base: Source, adapters: Sequence[Source], links: Links) -> str:
     """Where keeping the adapter separate would serve better, the card says so."""
     reasons = []
-    kept = evidence.retention(document, merge)
+    kept = evidence.retention(document)
     if kept is not None and kept < KEPT_ENOUGH:
         reasons.append(
-            f"The storage dtype ({cell(str(merge.get('dtype', '?')))}) keeps only {kept:.0%} of what the adapter "
+            f"The storage dtype ({cell(str(document.merge.dtype or '?'))}) keeps only {kept:.0%} of what the adapter "
             "changes; the rest is below its rounding step. A merge into a wider dtype (`--dtype float32`) keeps more."
         )
     if metadata.quantised(base):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bot.card.markdown import cell
+from bot.checks.table import comparison_cells
 from bot.records import Json
+from bot.report_document import Document
 
 HEAD = ("way to use it", "KL ratio", "perplexity", "top-1 agreement", "size")
 WORDS = (
@@ -12,9 +14,9 @@ WORDS = (
 )
 
 
-def section(document: Json) -> str:
+def section(document: Document) -> str:
     """The section with its heading; "" where nothing is quantised, or nothing was measured."""
-    rows = [row for row in document.get("comparison") or [] if isinstance(row, dict)]
+    rows = document.comparison
     if not rows:
         return ""
     lines = [f"| {' | '.join(HEAD)} |", "| --- | ---: | ---: | ---: | ---: |"]
@@ -27,20 +29,4 @@ def section(document: Json) -> str:
 
 def _cells(row: Json) -> list[str]:
     what = cell(str(row.get("what")))
-    return [
-        f"**{what} (this model)**" if row.get("published") else what,
-        _shown(row.get("kl_ratio"), "{:.2g}"),
-        _shown(row.get("perplexity"), "{:.4g}"),
-        _shown(row.get("top1_agreement"), "{:.1%}"),
-        _size(row.get("bytes")),
-    ]
-
-
-def _shown(value: object, form: str) -> str:
-    return form.format(value) if isinstance(value, int | float) else "–"
-
-
-def _size(value: object) -> str:
-    from bot.budget import readable
-
-    return readable(value) if isinstance(value, int | float) else "–"
+    return [f"**{what} (this model)**" if row.get("published") else what, *comparison_cells(row)]

@@ -98,11 +98,11 @@ class ModelToLoad:
     @property
     def config(self) -> Json:
         """Its config.json."""
-        own = next((one for one in self.assets if one.name == "config.json"), None)
+        own = next((asset for asset in self.assets if asset.name == "config.json"), None)
         if own is None or own.content is None:
             return config_of(self.base)
-        found: Json = json.loads(own.content)
-        return found
+        config: Json = json.loads(own.content)
+        return config
 
     @property
     def has_template(self) -> bool:
@@ -150,8 +150,8 @@ def _commands(task: str, config: Json, made: ModelToLoad, hub: str) -> Iterator[
 
 def _least(config: Json) -> str:
     """The oldest transformers that is known to do: the one that wrote the config, or the first that takes these lines."""
-    found = re.match(r"(\d{1,3})\.(\d{1,3})", str(config.get("transformers_version") or ""))
-    wrote = (int(found[1]), int(found[2])) if found else LEAST
+    numbers = re.match(r"(\d{1,3})\.(\d{1,3})", str(config.get("transformers_version") or ""))
+    wrote = (int(numbers[1]), int(numbers[2])) if numbers else LEAST
     return ".".join(map(str, max(wrote, LEAST)))
 
 

@@ -10,6 +10,7 @@ import yaml
 from bot.metadata import fields, hub_lists
 from bot.metadata.license_fields import Stated
 from bot.records import Json, Source
+from bot.report_document import MergeFacts
 
 OURS = ("adapter-merge", "merged")
 # Said of adapters, untrue of the merged model, or written by the Hub itself (those have a colon).
@@ -27,17 +28,16 @@ TASKS_BY_HEAD = (
 )
 
 
-def block(merge: Json, *, base: Source, adapter: Source, license: Stated, task: str | None) -> Json:
+def block(merge: MergeFacts, *, base: Source, adapter: Source, license: Stated, task: str | None) -> Json:
     """The metadata in the order in which people read it. `task`: what the model does, listed by the Hub or not."""
-    found: Json = {}
+    metadata: Json = {}
     if base.repo:
-        form = (merge.get("options") or {}).get("quantize", "none")
-        relation = "finetune" if form == "none" else "quantized"
-        found |= {"base_model": base.repo, "base_model_relation": relation}
-    found["library_name"] = "transformers"
+        relation = "finetune" if merge.form == "none" else "quantized"
+        metadata |= {"base_model": base.repo, "base_model_relation": relation}
+    metadata["library_name"] = "transformers"
     if task in hub_lists.tasks():
-        found["pipeline_tag"] = task
-    found |= license.fields
+        metadata["pipeline_tag"] = task
+    metadata |= license.fields
     left = fields.Left()
     carried = {
         "language": fields.languages(adapter.card, left) or fields.languages(base.card, left),
@@ -45,22 +45,22 @@ def block(merge: Json, *, base: Source, adapter: Source, license: Stated, task: 
         "metrics": fields.metrics(adapter.card, left),
         "tags": _tags(merge, adapter, left),
     }
-    return found | {name: values for name, values in carried.items() if values}
+    return metadata | {name: values for name, values in carried.items() if values}
 
 
-def dump(found: Json) -> str:
+def dump(metadata: Json) -> str:
     """YAML, every value quoted where it must be."""
-    return yaml.safe_dump(found, sort_keys=False, allow_unicode=True, default_flow_style=False, width=1000)
+    return yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, default_flow_style=False, width=1000)
 
 
 def preview(base: Source, adapter: Source, license: Stated) -> str:
     """A card with the metadata that a merge of these will have, as far as the Hub may refuse it."""
-    found = block({}, base=base, adapter=adapter, license=license, task=task_of(base, adapter))
-    return f"---\n{dump(found)}---\n"
+    metadata = block(MergeFacts.of({}), base=base, adapter=adapter, license=license, task=task_of(base, adapter))
+    return f"---\n{dump(metadata)}---\n"
 
 
-def _tags(merge: Json, adapter: Source, left: fields.Left) -> list[str]:
-    method = str(merge.get("method", "")).lower()
+def _tags(merge: MergeFacts, adapter: Source, left: fields.Left) -> list[str]:
+    method = str(merge.method or "").lower()
     own = "lora" if "lora" in method else re.sub(r"[^a-z0-9]+", "-", method).strip("-")
     carried = [tag for tag in fields.tags(adapter.card, left) if ":" not in tag and tag.lower() not in NOT_CARRIED]
     return [tag for tag in dict.fromkeys((*OURS, own, *carried)) if tag]
@@ -72,9 +72,9 @@ def task_of(base: Source, adapter: Source) -> str | None:
     One that the Hub no longer lists (text2text-generation) is a task all the same.
     """
     for source in (adapter, base):
-        found = source.card.get("pipeline_tag")
-        if isinstance(found, str) and (found in hub_lists.tasks() or found == "text2text-generation"):
-            return found
+        task = source.card.get("pipeline_tag")
+        if isinstance(task, str) and (task in hub_lists.tasks() or task == "text2text-generation"):
+            return task
     return head_of(config_of(base))
 
 
@@ -99,8 +99,8 @@ def class_of(config: Json) -> str:
 
 def config_of(base: Source) -> Json:
     """The base's config.json, {} where there is none."""
-    found = json.loads(base.texts.get("config.json", b"{}"))
-    return found if isinstance(found, dict) else {}
+    config = json.loads(base.texts.get("config.json", b"{}"))
+    return config if isinstance(config, dict) else {}
 
 
 def quantised(base: Source) -> bool:

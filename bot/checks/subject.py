@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bot.records import Json, Level
+from bot.report_document import Document, InputPins, MergeFacts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,8 +14,8 @@ class Subject:
     """A merged folder and its pinned inputs.
 
     `folder`, `base` and `adapter` are local folders; the files in them may be links into the Hub's cache.
-    `inputs` is copied into the document: {"base": {"repo", "sha"}, "adapter": {"repo", "sha"}, "recipe"}.
-    `recorded` is the verification.json that came with the folder; `merge` is copied and never interpreted.
+    `inputs` and `merge` are copied into the document and never interpreted. `recorded` is the verification.json that came with
+    the folder.
     `dtype` is "auto" (every tensor keeps the base's storage dtype), bfloat16, float16 or float32.
     `adapters` and `combination`: where `adapter` is the combination of several, those it was made of, in their order,
     and how (as `inputs` names it); () and None where there is one.
@@ -34,9 +35,9 @@ class Subject:
     folder: Path
     base: Path
     adapter: Path
-    inputs: Json
-    recorded: Json | None
-    merge: Json
+    inputs: InputPins
+    recorded: Document | None
+    merge: MergeFacts
     dtype: str
     ours: bool
     level: Level

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+from bot.budget import readable
 from bot.records import Finding, Json, Report
 
 WIDTH = 100
@@ -27,7 +28,7 @@ def table(report: Report) -> str:
     lines = [_row(widths, ("check", "", "measured", "allowed"), "why")]
     for finding in findings:
         lines += _lines(widths, finding)
-    compared = comparison_lines(report.document.get("comparison") or [])
+    compared = comparison_lines(report.document.comparison)
     return "\n".join([*lines, *compared, "", f"{report.verdict} at level {report.level}"])
 
 
@@ -35,7 +36,8 @@ def comparison_lines(rows: list[Json]) -> list[str]:
     """The ways to use a quantised base or result, side by side; [] where nothing was compared."""
     if not rows:
         return []
-    cells = [("way", *COLUMNS), *comparison_cells(rows)]
+    ways = [str(row.get("what")) + (" (this model)" if row.get("published") else "") for row in rows]
+    cells = [("way", *COLUMNS), *((way, *comparison_cells(row)) for way, row in zip(ways, rows, strict=True))]
     widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))]
     aligned = [[f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)] for row in cells]
     lines = [GAP.join([f"{row[0]:<{widths[0]}}", *rest]) for row, rest in zip(cells, aligned, strict=True)]
@@ -43,33 +45,15 @@ def comparison_lines(rows: list[Json]) -> list[str]:
     return ["", *(line.rstrip() for line in lines), *notes]
 
 
-def comparison_cells(rows: list[Json]) -> list[tuple[str, ...]]:
-    """(way, KL ratio, perplexity, top-1 agreement, size) of each row, as text; the published one is marked."""
-    return [
-        (
-            str(row.get("what")) + (" (this model)" if row.get("published") else ""),
-            _shown(row.get("kl_ratio"), "{:.2g}"),
-            _shown(row.get("perplexity"), "{:.4g}"),
-            _shown(row.get("top1_agreement"), "{:.1%}"),
-            _size(row.get("bytes")),
-        )
-        for row in rows
-    ]
-
-
-def _shown(value: object, form: str) -> str:
-    return form.format(value) if isinstance(value, int | float) else "–"
-
-
-def _size(value: object) -> str:
-    if not isinstance(value, int | float):
-        return "–"
-    size = float(value)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} TB"
+def comparison_cells(row: Json) -> list[str]:
+    """KL ratio, perplexity, top-1 agreement and size of one way, as text."""
+    forms = {
+        "kl_ratio": "{:.2g}".format,
+        "perplexity": "{:.4g}".format,
+        "top1_agreement": "{:.1%}".format,
+        "bytes": readable,
+    }
+    return [form(row[key]) if isinstance(row.get(key), int | float) else "–" for key, form in forms.items()]
 
 
 def _not_run(id: str, reason: str) -> Finding:

@@ -37,12 +37,12 @@ def verify(
 ) -> int:
     """Re-prove a merged repo or folder, ours or anybody's."""
     from bot.plan_text import held_against
-    from bot.reverify import verify_again
-    from bot.verify import canonical, table
+    from bot.reverify import reverify
+    from bot.verify import table
 
     console = Console(quiet=quiet)
     measuring = {name: typed.pop(name) for name in ("eval_text", "force")}
-    report = verify_again(
+    report = reverify(
         model_ref(merged),
         model_ref(base) if base else None,
         [adapter_ref(adapter) for adapter in adapters],
@@ -53,12 +53,12 @@ def verify(
     )
     console.close()
     if as_json:
-        click.echo(canonical(report.document).decode(), nl=False)
+        click.echo(report.document.canonical().decode(), nl=False)
     elif quiet:  # what failed was said when it failed
         for warning in (finding for finding in report.findings if finding.status == "warn"):
             click.echo(f"  ! {warning.id}: {warning.why}", err=True)
     else:
-        print_text("\n".join(["held against:", *held_against(report.document["inputs"]), "", table(report)]))
+        print_text("\n".join(["held against:", *held_against(report.document.inputs), "", table(report)]))
     return 0 if report.verdict == "verified" else NotVerified.exit_code
 
 

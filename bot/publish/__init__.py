@@ -23,7 +23,8 @@ from bot.publish.stale_files import outdated_weights, stale_files
 from bot.publish.upload import plain_files as plain_files
 from bot.publish.upload import verified_upload
 from bot.publish.visibility import Visibility, of_sources, require_fit
-from bot.records import Json, Publication, Sources
+from bot.records import Publication, Sources
+from bot.report_document import Document
 
 if TYPE_CHECKING:
     from bot.hub import Hub, Target
@@ -39,7 +40,7 @@ Private = Literal["auto", "true", "false"]
 
 def publish(
     folder: Path,
-    document: Json,
+    document: Document,
     *,
     target: str,
     how: How,
@@ -58,14 +59,14 @@ def publish(
     emit(Stage(name="publish", title=f"Publishing to {target}"))
     hub.tell(emit)
     upload = verified_upload(folder, document)
-    inputs = document.get("inputs") or {}
-    require_not_an_input(target, inputs, hub)
-    settings = PublishSettings(fingerprint=upload.fingerprint, inputs=inputs, private=private, tag=tag)
-    found = None if force else find_existing(upload.fingerprint, target, hub, emit, how)
-    if found is not None:
-        return found if dry_run else apply_settings(found, settings, hub, emit)
+    repos = tuple(document.inputs.repos)
+    require_not_an_input(target, repos, hub)
+    settings = PublishSettings(fingerprint=upload.fingerprint, repos=repos, private=private, tag=tag)
+    existing = None if force else find_existing(upload.fingerprint, target, hub, emit, how)
+    if existing is not None:
+        return existing if dry_run else apply_settings(existing, settings, hub, emit)
     now = hub.target(target)
-    seen = visibility.decide(document, private, hub, emit)
+    seen = visibility.decide(repos, private, hub, emit)
     require_fit(seen, private, now)
     pushing = how == "push" or (how == "auto" and (now is None or now.empty))
     job = PublishJob(upload=upload, settings=settings, how=how, force=force, hub=hub, emit=emit)
@@ -77,7 +78,7 @@ def publish(
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedResult:
-    """What is known of the result before it is made: its card's metadata, and how it is to be `seen` and was asked to be."""
+    """What is known of the result before it is made: its card's metadata, the visibility it will have, and the one asked for."""
 
     card: str
     seen: Visibility
@@ -85,7 +86,7 @@ class ExpectedResult:
 
     @classmethod
     def of(cls, sources: Sources, card: str, private: Private, emit: Emit) -> ExpectedResult:
-        """By what was said of the inputs when they were pinned."""
+        """From what the Hub said of the inputs when they were pinned."""
         return cls(card=card, seen=of_sources(sources, private, emit), private=private)
 
 
@@ -105,7 +106,7 @@ def require_reach(target: str, how: How, hub: Hub, result: ExpectedResult | None
 
 
 def warn_of_reach(target: str, how: How, hub: Hub, emit: Emit, result: ExpectedResult | None = None) -> None:
-    """Of a dry run: say what would stand in the way, and nothing more."""
+    """For a dry run: warn of what would stop the publication."""
     try:
         require_reach(target, how, hub, result)
     except AdapterMergeError as error:
@@ -118,10 +119,10 @@ def _deliver(job: PublishJob, repo: str, now: Target | None, seen: Visibility, p
     try:
         target = create_target(repo, seen, job.hub, job.emit) if now is None else now
     except Moved:
-        found = published_meanwhile(job, repo)
-        if found is None:
+        existing = published_meanwhile(job, repo)
+        if existing is None:
             raise
-        return apply_settings(found, job.settings, job.hub, job.emit)  # a faster run of the same merge
+        return apply_settings(existing, job.settings, job.hub, job.emit)  # a faster run of the same merge
     try:
         if target.empty:
             apply_visibility(target, seen, job.settings.private, job.hub, job.emit)
@@ -136,7 +137,7 @@ def _deliver(job: PublishJob, repo: str, now: Target | None, seen: Visibility, p
 
 
 def _report_leftover_repo(job: PublishJob, repo: str, error: AdapterMergeError) -> None:
-    """Say that a new repo is left; where other bytes are in it than those that were proven, out of everybody's sight."""
+    """Say that a new repo is left behind; make it private where it holds other bytes than those that were proven."""
     if error.code == ARRIVED_CHANGED:
         with suppress(AdapterMergeError):
             job.hub.set_private(repo, True)

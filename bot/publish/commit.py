@@ -1,4 +1,4 @@
-"""One commit on a ref that others may write to meanwhile: made on what is there, looked for where it may be there, read back."""
+"""One commit on a ref that others may write to as well: made on its newest state, found again if our answer was lost, read back."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from bot.events import Emit, Note
 from bot.publish import messages
 from bot.publish.repo_settings import PublishSettings
 from bot.publish.stale_files import stale_files
-from bot.publish.upload import CARD, REPORT, VerifiedUpload, differing_files, proves_the_same
+from bot.publish.upload import CARD, VerifiedUpload, differing_files, proves_the_same
+from bot.report_document import NAME as REPORT
 
 if TYPE_CHECKING:
     from bot.hub import Blob, Change, Hub, Upload
 
 ARRIVED_CHANGED = "arrived-changed"
-ROUNDS = 5  # times that a commit is made anew on what others have put beside it meanwhile
-RECENT = 10  # commits on top of the one that was looked at, among which ours may be
+ROUNDS = 5  # times that a commit is tried again on top of what others have committed
+RECENT = 10  # newest commits, among which ours is looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ def commit_verified(job: PublishJob, parent: Parent, additions: tuple[Upload, ..
 
 
 def _current_parent(job: PublishJob, parent: Parent) -> tuple[Parent, str | None]:
-    """The parent as it is now; and, where what changed it is this very merge, put there by a faster run, that commit."""
+    """The parent as it is now; and the commit of this merge, where a faster run has made it already."""
     try:
         return latest_parent(job, parent), None
     except Moved:
@@ -78,7 +79,7 @@ def latest_parent(job: PublishJob, parent: Parent) -> Parent:
     if sha == parent.sha:
         return parent
     now = replace(parent, sha=sha, files=job.hub.target_files(parent.repo, sha))
-    before, after = (stale_files(one.files, job.upload.files) for one in (parent, now))
+    before, after = (stale_files(state.files, job.upload.files) for state in (parent, now))
     # .gitattributes decides which files are large, as they were when ours were sent.
     ours = {*job.upload.files, *before, ".gitattributes"}
     names = {*parent.files, *now.files}
@@ -110,7 +111,7 @@ def _change(job: PublishJob, parent: Parent, delete: tuple[str, ...]) -> Change:
 
 
 def _commit(job: PublishJob, change: Change, additions: tuple[Upload, ...]) -> str:
-    """Commit; where that fails, look whether the same merge landed all the same: our answer lost, or a faster run."""
+    """Commit; where that fails, look whether the commit exists all the same: the answer was lost, or another run was faster."""
     return job.hub.commit(change, additions, lambda: _find_commit(job, change.repo, change.revision, change.parent))
 
 

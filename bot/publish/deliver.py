@@ -23,9 +23,9 @@ STAGE = "publish"
 def push(job: PublishJob, target: Target) -> Publication:
     """One commit on main, whose checksums are then read back. Raises Moved where main changed in what is ours."""
     additions = _upload(job, target.repo, "main", pull_request=False)
-    found = published_meanwhile(job, target.repo)
-    if found is not None:
-        return found
+    existing = published_meanwhile(job, target.repo)
+    if existing is not None:
+        return existing
     sha, _ = commit_verified(job, Parent(repo=target.repo, ref="main", sha=target.sha, files=target.files), additions)
     if job.how == "push" and not target.empty:
         _supersede(job, target.repo, sha)
@@ -46,10 +46,10 @@ def _propose_anew(job: PublishJob, target: Target, additions: tuple[Upload, ...]
     try:
         parent = latest_parent(job, Parent(repo=repo, ref="main", sha=target.sha, files=target.files))
     except Moved:
-        found = published_meanwhile(job, repo)
-        if found is None:
+        existing = published_meanwhile(job, repo)
+        if existing is None:
             raise
-        return found
+        return existing
     text = _text(job, target, stale_files(parent.files, job.upload.files))
     draft = job.hub.open_draft(repo, messages.title(job.upload.document), text)
     sha: str | None = None
@@ -70,7 +70,7 @@ def _propose_anew(job: PublishJob, target: Target, additions: tuple[Upload, ...]
 
 
 def _earlier_pull(job: PublishJob, repo: str, draft: Pull) -> Pull | None:
-    """A pull request of the same merge with a lower number, which stays: of another run of ours, a moment faster, or of our own
+    """A pull request of the same merge with a lower number, which is kept: of another run of ours, a moment faster, or of our own
     call, where its answer was lost and the Hub listed it too late.
 
     While it is a draft, nobody may be at work on it any more: it is taken up. Where its run is alive, one commit of the two lands.
@@ -88,9 +88,9 @@ def _update(job: PublishJob, target: Target, pull: Pull) -> Publication:
     head = hub.head(repo, pull.ref)
     parent = Parent(repo=repo, ref=pull.ref, sha=head, files=hub.target_files(repo, head))
     additions = _upload(job, repo, pull.ref, pull_request=False)
-    found = published_meanwhile(job, repo)
-    if found is not None:
-        return found
+    existing = published_meanwhile(job, repo)
+    if existing is not None:
+        return existing
     pull = hub.pull(repo, pull.num)
     if pull.status not in ("open", "draft"):
         text = f"Pull request {pull.num} was {pull.status} while this run was working, which now opens another."
@@ -103,7 +103,7 @@ def _update(job: PublishJob, target: Target, pull: Pull) -> Publication:
 def _commit_to_pull(
     job: PublishJob, target: Target, pull: Pull, parent: Parent, additions: tuple[Upload, ...]
 ) -> Publication:
-    """The commit on a pull request that is there, and its words."""
+    """The commit on an existing pull request, and its new title and text."""
     hub, repo = job.hub, target.repo
     sha, gone = commit_verified(job, parent, additions)
     if pull.status == "open":
@@ -127,7 +127,7 @@ def _out_of_draft(job: PublishJob, repo: str, draft: Pull, sha: str | None) -> P
 
 
 def _supersede(job: PublishJob, repo: str, sha: str) -> None:
-    """Say what becomes of our own pull requests now that main was pushed to: the one of this merge is done with."""
+    """Close our pull request of this merge, now that it was pushed to main; leave those of other merges open, with a note."""
     from bot.hub import NoDiscussions
 
     try:
@@ -152,12 +152,12 @@ def _upload(job: PublishJob, repo: str, revision: str, *, pull_request: bool) ->
     def sent(amount: int) -> None:
         nonlocal done
         done += amount
-        told(StepProgress(stage=STAGE, done=done, total=total))
+        emit(StepProgress(stage=STAGE, done=done, total=total))
 
-    with beating(job.emit, STAGE) as told:
+    with beating(job.emit, STAGE) as emit:
         sent(0)
         uploads = job.hub.upload(repo, revision, job.upload.files, pull_request=pull_request, sent=sent)
-    require_proven(job.upload, {one.path_in_repo: one.upload_info.sha256.hex() for one in uploads})
+    require_proven(job.upload, {upload.path_in_repo: upload.upload_info.sha256.hex() for upload in uploads})
     return uploads
 
 

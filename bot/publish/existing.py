@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from bot.events import Emit, Note, silent
 from bot.publish.messages import ModelOnMain, mark_in, trailer_in
 from bot.publish.stale_files import is_weights, stale_files
-from bot.publish.upload import REPORT
 from bot.records import Json, Publication
-from bot.untrusted import strict_json
+from bot.report_document import NAME as REPORT
+from bot.report_document import Document
 
 if TYPE_CHECKING:
     from bot.hub import Blob, Hub, Pull, Target
@@ -31,11 +31,11 @@ def find_existing(
     Cheap enough to ask before any download, and asked again just before the commit. A target that held this merge and was
     changed since is said to `emit`, and is None: then it is published again.
     """
-    found = hub.target(target)
-    if found is None:
+    there = hub.target(target)
+    if there is None:
         return None
-    on_main = _on_main(fingerprint, found, hub, emit)
-    return on_main if on_main or how == "push" else _in_a_pull(fingerprint, found, hub, emit)
+    on_main = _on_main(fingerprint, there, hub, emit)
+    return on_main if on_main or how == "push" else _in_a_pull(fingerprint, there, hub, emit)
 
 
 def _on_main(fingerprint: str, target: Target, hub: Hub, emit: Emit) -> Publication | None:
@@ -59,15 +59,15 @@ def _on_main(fingerprint: str, target: Target, hub: Hub, emit: Emit) -> Publicat
     )
 
 
-def _proof(document: Json, repo: str, revision: str, hub: Hub) -> Json:
-    """What the report of a published merge says, and where it is read. The level is the hardest that passed."""
-    passed = {check["id"] for check in document.get("checks") or () if check.get("status") == "pass"}
+def _proof(document: Document, repo: str, revision: str, hub: Hub) -> Json:
+    """The verdict of a published merge, the hardest level that passed, and the address of its report."""
+    passed = {check.id for check in document.checks if check.status == "pass"}
     level = next((level for level, check in PASSED if check in passed), "files")
     url = f"{hub.address}/{repo}/blob/{revision}/{REPORT}"
-    return {"verdict": document["verdict"], "level": level, "report": url}
+    return {"verdict": document.verdict, "level": level, "report": url}
 
 
-def _changes_since(fingerprint: str, target: Target, hub: Hub) -> tuple[Json, list[str]] | None:
+def _changes_since(fingerprint: str, target: Target, hub: Hub) -> tuple[Document, list[str]] | None:
     """The report of this merge as it was published, and how main differs from it; None where main never held it, or holds a
     newer one.
 
@@ -77,7 +77,7 @@ def _changes_since(fingerprint: str, target: Target, hub: Hub) -> tuple[Json, li
     if REPORT not in target.files:
         return None
     ours = next(
-        ((sha, found) for sha, message in hub.commit_messages(target.repo) if (found := trailer_in(message))), None
+        ((sha, mark) for sha, message in hub.commit_messages(target.repo) if (mark := trailer_in(message))), None
     )
     if ours is not None and ours[1] != fingerprint:
         return None
@@ -85,7 +85,7 @@ def _changes_since(fingerprint: str, target: Target, hub: Hub) -> tuple[Json, li
     if document is None:
         return None
     then = hub.target_files(target.repo, ours[0]) if ours else {}
-    files: dict[str, str] = document["subject"]["files"]
+    files = document.files or {}
     changes = [
         f"{name} {'has other bytes' if name in target.files else 'is missing'}"
         for name, sha256 in sorted(files.items())
@@ -95,26 +95,25 @@ def _changes_since(fingerprint: str, target: Target, hub: Hub) -> tuple[Json, li
 
 
 def model_on_main(target: Target, hub: Hub) -> ModelOnMain | None:
-    """What main holds, for the words of a pull request; None where it has no weights yet."""
+    """What main holds, for the text of a pull request; None where it has no weights yet."""
     if not any(map(is_weights, target.files)):
         return None
     text = hub.target_text(target.repo, target.sha, REPORT) if REPORT in target.files else None
     try:
-        return ModelOnMain(document=strict_json.report_of(text) if text else None)
+        return ModelOnMain(document=Document.read(text) if text else None)
     except ValueError:
         return ModelOnMain(document=None)
 
 
-def _report(repo: str, revision: str, fingerprint: str, hub: Hub) -> Json | None:
+def _report(repo: str, revision: str, fingerprint: str, hub: Hub) -> Document | None:
     """The report at a commit, where it is a verified one of this merge."""
     text = hub.target_text(repo, revision, REPORT)
     try:
-        document: Json = strict_json.report_of(text or b"{}")
-        fits = document["merge"]["fingerprint"] == fingerprint and document["verdict"] == "verified"
-        names = {str(name): str(sha256) for name, sha256 in document["subject"]["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        document = Document.read(text or b"{}")
+    except ValueError:
         return None
-    return {**document, "subject": {"files": names}} if fits else None
+    fits = document.merge.fingerprint == fingerprint and document.verdict == "verified" and document.files is not None
+    return document if fits else None
 
 
 def _main_has(name: str, sha256: str, target: Target, then: dict[str, Blob], hub: Hub) -> bool:
@@ -146,11 +145,11 @@ def _of_ours(fingerprint: str, target: Target, hub: Hub, emit: Emit) -> Publicat
         ours, repo = mark_in(pull.text) == fingerprint, target.repo
         if ours and pull.status == "open":
             why = f"Pull request {pull.num} already proposes this merge."
-            found = _unchanged(fingerprint, repo, pull, hub.head(repo, pull.ref), why, hub)
-            if found.proof is not None:
-                return found
+            existing = _unchanged(fingerprint, repo, pull, hub.head(repo, pull.ref), why, hub)
+            if existing.proof is not None:
+                return existing
             emit(Note(text=f"Pull request {pull.num} has the mark of this merge, but other weights.", level="warning"))
-            continue  # it is brought to what it says: see `pull_to_update`
+            continue  # it gets the right weights again: see `pull_to_update`
         if ours and pull.status == "closed":
             why = f"Pull request {pull.num} with this merge was closed; it is not opened again (--force would)."
             return _unchanged(fingerprint, repo, pull, None, why, hub)
@@ -171,7 +170,7 @@ def _committed(fingerprint: str, pull: Pull, target: Target, hub: Hub) -> str | 
     if document is None:
         return None
     there = replace(target, sha=sha, files=hub.target_files(target.repo, sha))
-    files: dict[str, str] = document["subject"]["files"]
+    files = document.files or {}
     whole = all(_main_has(name, sha256, there, {}, hub) for name, sha256 in files.items())
     return sha if whole and not stale_files(there.files, files) else None
 
@@ -197,7 +196,7 @@ def _proposed_proof(fingerprint: str, repo: str, head: str, hub: Hub) -> Json | 
         return None
     there = hub.target_files(repo, head)
     known = {name: blob.sha256 for name, blob in there.items() if blob.sha256 is not None}
-    files: dict[str, str] = document["subject"]["files"]
+    files = document.files or {}
     same = files.keys() <= there.keys() and all(known.get(name, sha256) == sha256 for name, sha256 in files.items())
     return _proof(document, repo, head, hub) if same else None
 

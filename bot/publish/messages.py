@@ -1,4 +1,4 @@
-"""What we write on the Hub: the commit's message, the pull request, and the marks by which we know our own again."""
+"""What we write on the Hub: the commit's message, the pull request, and the marks by which we recognise our own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from bot.project import NAME, REPOSITORY
-from bot.records import Json
+from bot.report_document import CheckResult, Document, Pin
 from bot.untrusted.markdown import cell, code, one_line
 
 MARK = "<!-- adapter-merge:fingerprint={} -->"
@@ -21,31 +21,31 @@ SHOWN = 12  # digits of a sha that a reader needs
 
 def mark_in(text: str) -> str | None:
     """The fingerprint that a pull request's text carries."""
-    found = MARKED.search(text)
-    return found[1] if found else None
+    mark = MARKED.search(text)
+    return mark[1] if mark else None
 
 
 def trailer_in(message: str) -> str | None:
     """The fingerprint that a commit message carries."""
-    found = TRAILED.findall(message)
-    return found[-1] if found else None
+    trailers = TRAILED.findall(message)
+    return trailers[-1] if trailers else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOnMain:
     """What main holds, where it holds a model. `document`: its report, None for a model that is no merge of ours."""
 
-    document: Json | None
+    document: Document | None
 
 
-def title(document: Json) -> str:
+def title(document: Document) -> str:
     """The commit's and the pull request's title (the Hub allows 200 characters), with the adapter's tag."""
     tag = _tag(document)
     version = f" ({tag})" if tag else ""
     return f"Merge {_name(document, 'adapter')}{version} into {_name(document, 'base')}"[:200]
 
 
-def commit_text(document: Json, fingerprint: str) -> str:
+def commit_text(document: Document, fingerprint: str) -> str:
     """The commit's description; the last line is the trailer that makes re-runs idempotent."""
     return "\n".join(
         (
@@ -59,7 +59,7 @@ def commit_text(document: Json, fingerprint: str) -> str:
 
 
 def pull_text(
-    document: Json,
+    document: Document,
     fingerprint: str,
     tag: str | None,
     deleted: tuple[str, ...],
@@ -76,7 +76,7 @@ def pull_text(
         *_replaced(before, hub),
         "| check | measured | allowed | |",
         "| --- | --- | --- | --- |",
-        *(_row(check) for check in document.get("checks", [])),
+        *(_row(check) for check in document.checks),
         "",
         "The whole evidence, with the sha256 of every file, is `verification.json` in this pull request. "
         "It stayed a draft until the checksums of the uploaded files were compared with it.",
@@ -94,7 +94,7 @@ def pull_text(
 
 
 def _replaced(before: ModelOnMain | None, hub: str) -> list[str]:
-    """What the pull request takes the place of."""
+    """What the pull request replaces."""
     if before is None:
         return []
     if before.document is None:
@@ -103,7 +103,7 @@ def _replaced(before: ModelOnMain | None, hub: str) -> list[str]:
     return [f"It replaces what main holds: {named}.", ""]
 
 
-def updated_text(document: Json) -> str:
+def updated_text(document: Document) -> str:
     """The comment that tells of a new commit on an open pull request."""
     return (
         f"Updated: this pull request now holds {cell(_pinned(document, 'adapter', short=True))} merged into "
@@ -112,70 +112,70 @@ def updated_text(document: Json) -> str:
 
 
 def abandoned_text(why: str) -> str:
-    """The first comment of a draft that did not come to be; it carries no mark, so that it stops nothing."""
+    """The first comment of a draft that did not come to be; it carries no mark, so that it does not count as declined."""
     return f"{PROJECT} closed this draft unfinished: {cell(why)}"
 
 
-def _row(check: Json) -> str:
-    return f"| {' | '.join(cell(str(check.get(key, ''))) for key in ('id', 'measured', 'allowed', 'status'))} |"
+def _row(check: CheckResult) -> str:
+    return (
+        f"| {' | '.join(cell(str(text or '')) for text in (check.id, check.measured, check.allowed, check.status))} |"
+    )
 
 
-def _tally(document: Json) -> str:
-    statuses = [check.get("status") for check in document.get("checks", [])]
+def _tally(document: Document) -> str:
+    statuses = [check.status for check in document.checks]
     warned = statuses.count("warn")
     return f"{statuses.count('pass')} checks passed" + (f", {warned} gave a warning" if warned else "")
 
 
-def _inputs(document: Json, role: str) -> list[Json]:
-    """The base's pin, or those of all adapters; one that says nothing where there is none."""
-    inputs = document.get("inputs") or {}
-    found = inputs.get(f"{role}s") or inputs.get(role)
-    pins: list[Json] = [pin for pin in (found if isinstance(found, list) else [found]) if isinstance(pin, dict)]
-    return pins or [{}]
+def _inputs(document: Document, role: str) -> list[Pin]:
+    """The base's pin, or those of all adapters."""
+    return document.inputs.adapters if role == "adapter" else [document.inputs.base]
 
 
-def _name(document: Json, role: str) -> str:
+def _name(document: Document, role: str) -> str:
     return " and ".join(_repo(pin, role) for pin in _inputs(document, role))
 
 
-def _pinned(document: Json, role: str, *, short: bool = False) -> str:
+def _pinned(document: Document, role: str, *, short: bool = False) -> str:
     return " and ".join(_pin(pin, role, short=short) for pin in _inputs(document, role))
 
 
-def _tag(document: Json) -> str | None:
+def _tag(document: Document) -> str | None:
     """The adapter's tag, as the report has it."""
-    found = (document.get("merge") or {}).get("tag")
-    return one_line(found)[:60] if isinstance(found, str) and found.strip() else None
+    tag = document.merge.tag
+    return one_line(tag)[:60] if isinstance(tag, str) and tag.strip() else None
 
 
-def _linked(document: Json, role: str, hub: str) -> str:
+def _linked(document: Document, role: str, hub: str) -> str:
     """Every input of a role, linked: its repo, its commit, and of one adapter its tag."""
     pins = _inputs(document, role)
     tag = _tag(document) if role == "adapter" and len(pins) == 1 else None
     return " and ".join(_link(pin, role, tag, hub) for pin in pins)
 
 
-def _link(pin: Json, role: str, tag: str | None, hub: str) -> str:
-    repo, sha = pin.get("repo"), one_line(str(pin.get("sha") or "?"))
-    kind, colon, digits = sha.rpartition(":")
-    short = kind + colon + digits[:SHOWN]
+def _link(pin: Pin, role: str, tag: str | None, hub: str) -> str:
+    repo, sha = pin.repo, one_line(str(pin.sha or "?"))
+    digits, short = sha.rpartition(":")[2], _short(sha)
     version = f" ({cell(tag)})" if tag else ""
     if not isinstance(repo, str) or not LINKABLE.fullmatch(repo) or not digits.isalnum():
         return f"**{cell(_repo(pin, role))}**@{cell(short)}{version}"
-    inside = f"/{quote(str(pin['subfolder']))}" if pin.get("subfolder") else ""
+    inside = f"/{quote(str(pin.subfolder))}" if pin.subfolder else ""
     if tag:
         version = f" ([{cell(tag)}]({hub}/{repo}/tree/{quote(tag, safe='')}{inside}))"
     named = f"**[{cell(_repo(pin, role))}]({hub}/{repo})**"
     return f"{named} @ [{short}]({hub}/{repo}/tree/{digits}{inside}){version}"
 
 
-def _repo(pin: Json, role: str) -> str:
-    return one_line("/".join(map(str, filter(None, (pin.get("repo") or f"a local {role}", pin.get("subfolder"))))))
+def _repo(pin: Pin, role: str) -> str:
+    return one_line(pin.name(f"a local {role}"))
 
 
-def _pin(pin: Json, role: str, *, short: bool = False) -> str:
-    sha = one_line(str(pin.get("sha") or "?"))
-    if short:
-        kind, colon, digits = sha.rpartition(":")
-        sha = kind + colon + digits[:SHOWN]
-    return f"{_repo(pin, role)}@{sha}"
+def _pin(pin: Pin, role: str, *, short: bool = False) -> str:
+    sha = one_line(str(pin.sha or "?"))
+    return f"{_repo(pin, role)}@{_short(sha) if short else sha}"
+
+
+def _short(sha: str) -> str:
+    kind, colon, digits = sha.rpartition(":")
+    return kind + colon + digits[:SHOWN]

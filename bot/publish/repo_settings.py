@@ -11,9 +11,10 @@ from bot.events import Emit, Note, silent
 from bot.publish import messages, visibility
 from bot.publish.existing import model_on_main
 from bot.publish.stale_files import stale_files
-from bot.publish.upload import REPORT
 from bot.publish.visibility import Visibility
-from bot.records import Json, Publication
+from bot.records import Publication
+from bot.report_document import NAME as REPORT
+from bot.report_document import Document
 
 if TYPE_CHECKING:
     from bot.hub import Hub, Target
@@ -21,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishSettings:
-    """`inputs`: as verification.json names them. `private`: auto, true or false."""
+    """`repos`: (base or adapter, repo) of every input, None for a folder. `private`: auto, true or false."""
 
     fingerprint: str
-    inputs: Json
+    repos: tuple[tuple[str, str | None], ...]
     private: str
     tag: str | None
 
 
 def apply_settings(done: Publication, settings: PublishSettings, hub: Hub, emit: Emit) -> Publication:
-    """Bring a merge that is there already to the state that is asked for, where a run was cut off before it came to that."""
+    """Give a merge that is published already the settings asked for, where an earlier run was killed before it could."""
     if done.how == "pr" and done.revision is not None:
         return _finish_pull(done, settings, hub)
     if done.how != "push" or done.repo is None:
@@ -47,14 +48,14 @@ def apply_settings(done: Publication, settings: PublishSettings, hub: Hub, emit:
 
 
 def _apply_visibility(repo: str, settings: PublishSettings, hub: Hub, emit: Emit) -> list[str]:
-    """Who may see a repo that holds this merge: as it was said, and else as it is. What was changed, in words.
+    """Set who may see a repo that holds this merge, where that was asked for. Returns what was changed, in words.
 
     `auto` decides for a new repo only: what its owner did with it since is not undone. A repo that is public under `auto` had its
     gate before the merge was in it (see `apply_visibility`): somebody took it away, or an input got its own later. One that a run
     was cut off from gating is private.
     """
     private, gated = hub.shown(repo)
-    seen = visibility.decide({"inputs": settings.inputs}, settings.private, hub, silent)
+    seen = visibility.decide(settings.repos, settings.private, hub, silent)
     put = []
     if seen.gated and not gated and (private or settings.private == "true"):
         hub.set_gated(repo, seen.gated)
@@ -70,13 +71,13 @@ def _apply_visibility(repo: str, settings: PublishSettings, hub: Hub, emit: Emit
 
 
 def _finish_pull(done: Publication, settings: PublishSettings, hub: Hub) -> Publication:
-    """Say what the pull request holds, and take it out of draft: what a run does after its commit."""
+    """Write what the pull request holds, and take it out of draft: the steps after the commit, where a run was killed before them."""
     assert done.repo is not None
     assert done.pr_number is not None
     assert done.revision is not None
     pull = hub.pull(done.repo, done.pr_number)
     if messages.mark_in(pull.text) != settings.fingerprint:
-        document: Json = json.loads(hub.target_text(done.repo, done.revision, REPORT) or b"{}")
+        document = Document.of(json.loads(hub.target_text(done.repo, done.revision, REPORT) or b"{}"))
         main = hub.target(done.repo)
         gone = stale_files(main.files if main else {}, {*hub.target_files(done.repo, done.revision)})
         if pull.status == "open":
@@ -125,7 +126,7 @@ def _since(fingerprint: str, repo: str, hub: Hub) -> list[str]:
 
 
 def create_target(repo: str, seen: Visibility, hub: Hub, emit: Emit) -> Target:
-    """A new repo, seen from the start as it is to be: it is empty until the one commit, and no later step can be missed.
+    """A new repo, with its final visibility from the start: it is empty until the one commit, and no later step can be missed.
 
     Where it is to be open and gated, it is private until the gate stands. Raises Moved where it is another's: an empty repo may
     be our own, whose answer was lost, but not a public one where it was to be private.

@@ -23,10 +23,10 @@ def is_weights(name: str) -> bool:
 
 
 def stale_files(there: Iterable[str], ours: Iterable[str]) -> tuple[str, ...]:
-    """Files of the target that must not stay. README.md, licenses, pictures and other folders are its owner's."""
+    """Files of the target that the commit deletes. README.md, licenses, pictures and other folders are its owner's."""
     return tuple(sorted(name for name in set(there) - set(ours) if MISLEADING.fullmatch(name)))
 
 
 def outdated_weights(there: Iterable[str], ours: Iterable[str]) -> tuple[str, ...]:
-    """Weights that nobody loads by accident but that come from an older merge: left, and worth a word."""
+    """Weights of an older merge that nobody loads by accident: they are kept, with a warning."""
     return tuple(sorted(name for name in set(there) - set(ours) if NESTED_WEIGHTS.fullmatch(name)))

@@ -1,4 +1,4 @@
-"""What is to be published: a folder whose every byte its own report vouches for, or nothing."""
+"""What is to be published: a folder whose files all have the sha256 that its own report names, or nothing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from bot.errors import NotVerified
 from bot.input_files import look
-from bot.records import Identity, Json
+from bot.records import Identity
+from bot.report_document import NAME as REPORT
+from bot.report_document import Document
 
 if TYPE_CHECKING:
     from bot.hub import Blob
 
 CARD = "README.md"
-REPORT = "verification.json"
 UNPROVEN = {CARD, REPORT, ".gitattributes"}  # the report cannot hold its own hash; the others are the Hub's to edit
 MERGE_AGAIN = "Merge again; nothing was published."
 
@@ -30,7 +31,7 @@ class VerifiedUpload:
     files: dict[str, Path]
     sha256: dict[str, str]
     identities: dict[str, Identity]
-    document: Json
+    document: Document
     fingerprint: str
 
     @property
@@ -39,24 +40,24 @@ class VerifiedUpload:
         return sum(path.stat().st_size for path in self.files.values())
 
 
-def verified_upload(folder: Path, document: Json) -> VerifiedUpload:
+def verified_upload(folder: Path, document: Document) -> VerifiedUpload:
     """Raises NotVerified unless the report says verified and the folder holds exactly the files it names."""
     _require_verdict(document)
-    expected = (document.get("subject") or {}).get("files") or {}
+    expected = document.files or {}
     files = plain_files(folder)
     for name in (CARD, REPORT):
         if name not in files:
             raise NotVerified(f"{folder.name} has no {name}.", remedy=MERGE_AGAIN)
-    if _proves(json.loads(files[REPORT].read_bytes())) != _proves(document):
+    if _proves(Document.of(json.loads(files[REPORT].read_bytes()))) != _proves(document):
         raise NotVerified(f"{REPORT} in {folder.name} is not the report of this run.", remedy=MERGE_AGAIN)
     identities = {name: look(path) for name, path in files.items()}  # before the hash: a later change shows
     with ThreadPoolExecutor(max_workers=2) as pool:
-        found = dict(zip(files, pool.map(_sha256, files.values()), strict=True))
-    wrong = differences(expected, {name: found[name] for name in files if name not in UNPROVEN})
+        sha256 = dict(zip(files, pool.map(_sha256, files.values()), strict=True))
+    wrong = differences(expected, {name: sha256[name] for name in files if name not in UNPROVEN})
     if wrong:
         raise NotVerified(f"{folder.name} is no longer what was verified: {_few(wrong)}.", remedy=MERGE_AGAIN)
     return VerifiedUpload(
-        files=files, sha256=found, identities=identities, document=document, fingerprint=fingerprint_of(document)
+        files=files, sha256=sha256, identities=identities, document=document, fingerprint=fingerprint_of(document)
     )
 
 
@@ -80,15 +81,15 @@ def _is_still(name: str, upload: VerifiedUpload) -> bool:
         now = look(path)
         if now == before:
             return True
-        # Another publication of the same folder makes links to its files, which shows in this one time: look again.
+        # Another publication of the same folder makes links to its files, which changes only this time: hash again.
         return replace(now, changed=before.changed) == before and _sha256(path) == upload.sha256[name]
     except OSError:
         return False
 
 
-def _require_verdict(document: Json) -> None:
-    if document.get("verdict") != "verified":
-        failed = [str(check.get("id")) for check in document.get("checks", []) if check.get("status") == "fail"]
+def _require_verdict(document: Document) -> None:
+    if document.verdict != "verified":
+        failed = [str(check.id) for check in document.checks if check.status == "fail"]
         why = f": {_few(failed)} failed" if failed else ""
         raise NotVerified(
             f"The merge is not verified{why}.",
@@ -96,24 +97,24 @@ def _require_verdict(document: Json) -> None:
         )
 
 
-def fingerprint_of(document: Json) -> str:
+def fingerprint_of(document: Document) -> str:
     """The fingerprint of the merge that a report describes. Raises NotVerified where it has none."""
-    found = (document.get("merge") or {}).get("fingerprint")
-    if not isinstance(found, str) or not found:
+    fingerprint = document.merge.fingerprint
+    if not isinstance(fingerprint, str) or not fingerprint:
         raise NotVerified(f"{REPORT} has no fingerprint of the merge.", remedy=MERGE_AGAIN)
-    return found
+    return fingerprint
 
 
 def plain_files(folder: Path) -> dict[str, Path]:
     """Every file of the folder. Raises NotVerified for a link: what it leads to is not the folder's."""
-    found = {}
+    files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             raise NotVerified(f"{name} in {folder.name} is a link, not a file.", remedy=MERGE_AGAIN)
         if path.is_file():
-            found[name] = path
-    return found
+            files[name] = path
+    return files
 
 
 def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
@@ -158,17 +159,16 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def proves_the_same(text: bytes | None, document: Json) -> bool:
+def proves_the_same(text: bytes | None, document: Document) -> bool:
     """Whether this verification.json has the verdict, files, inputs and fingerprint of `document`."""
     try:
-        return text is not None and _proves(json.loads(text)) == _proves(document)
+        return text is not None and _proves(Document.of(json.loads(text))) == _proves(document)
     except (ValueError, AttributeError, NotVerified):
         return False
 
 
-def _proves(document: Json) -> tuple[object, ...]:
-    """What two copies of a report must agree on; measured floats are rounded when it is written."""
-    return document.get("verdict"), document.get("subject"), document.get("inputs"), fingerprint_of(document)
+def _proves(document: Document) -> tuple[object, ...]:
+    return document.proves, fingerprint_of(document)
 
 
 def _few(words: list[str]) -> str:

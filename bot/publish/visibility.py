@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from bot.errors import Outside, Refused
 from bot.events import Emit, Note
-from bot.publish.never_an_input import named_repos
-from bot.records import Json, Sources
+from bot.records import Sources
 
 if TYPE_CHECKING:
     from bot.hub import Hub, Target
@@ -28,18 +27,19 @@ class Visibility:
     why: str
 
 
-def decide(document: Json, private: str, hub: Hub, emit: Emit) -> Visibility:
-    """`private`: auto (follow the inputs), true or false. What this token cannot look up counts as private."""
+def decide(repos: Iterable[tuple[str, str | None]], private: str, hub: Hub, emit: Emit) -> Visibility:
+    """`repos`: (base or adapter, repo) of every input, None for a folder. `private`: auto (follow the inputs), true or false.
+
+    What this token cannot look up counts as private.
+    """
     from bot.hub import Busy
 
     inputs: list[Input] = []
-    for role, repo in named_repos(document.get("inputs") or {}):
+    for role, repo in repos:
         try:
             is_private, gate = (True, None) if repo is None else hub.privacy(repo)
         except Outside as error:
-            if isinstance(
-                error, Busy
-            ):  # which says nothing of the input: an hour later the result would be a public one
+            if isinstance(error, Busy):  # says nothing of the input: an hour later the result would be a public one
                 raise
             emit(Note(text=f"{error.what} It counts as private.", level="warning"))
             is_private, gate = True, None
@@ -50,11 +50,11 @@ def decide(document: Json, private: str, hub: Hub, emit: Emit) -> Visibility:
 def of_sources(sources: Sources, private: str, emit: Emit) -> Visibility:
     """`decide`, by what was said of the inputs when they were pinned: before any weight is downloaded."""
     pinned = (sources.base, *sources.adapters)
-    return of_inputs([(one.role, one.repo, one.private, one.gated) for one in pinned], private, emit)
+    return of_inputs([(source.role, source.repo, source.private, source.gated) for source in pinned], private, emit)
 
 
 def of_inputs(inputs: Iterable[Input], private: str, emit: Emit) -> Visibility:
-    """How a result of these is to be seen. Where a private one is to be public, as asked, what that means is said."""
+    """The visibility of a result of these. Warns where a private input becomes a public result, as asked."""
     reasons: list[str] = []
     gated: str | None = None
     for role, repo, is_private, gate in inputs:
@@ -76,7 +76,7 @@ def of_inputs(inputs: Iterable[Input], private: str, emit: Emit) -> Visibility:
 
 
 def require_fit(visibility: Visibility, private: str, target: Target | None) -> None:
-    """Raises Refused where publishing to an existing repo would show what was to stay hidden."""
+    """Raises Refused where publishing to an existing repo would show what has to stay hidden."""
     if target is None or target.private or private == "false":
         return
     if private == "true":

@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from bot.options import Options, options_of
-
 DEEPEST = 100  # lists and objects within each other; real configs have ten
 LARGEST = 10**40  # of a whole number; tokenizers say 10^30 for "no limit"
 Pairs = Callable[[list[tuple[str, Any]]], Any]
@@ -131,7 +129,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-# --- verification.json ----------------------------------------------------------------------------------------------
+# --- the types that a file has to hold -----------------------------------------------------------------------------
 
 
 class Each:
@@ -141,61 +139,34 @@ class Each:
         self.inner, self.named = inner, named
 
 
-NUMBER = (int, float)
-NULLABLE = frozenset({"noise_floor", "tag", "target"})
-REPORT: dict[str, Any] = {
-    "subject": {"files": Each(str, named=True)},
-    "inputs": {"base": dict, "adapter": dict, "adapters": Each(dict), "combination": dict, "recipe": str},
-    "merge": {
-        "fingerprint": str,
-        "method": str,
-        "engine": str,
-        "dtype": str,
-        "tag": str,
-        "target": str,
-        "tensors": Each(NUMBER, named=True),
-        "ranks": Each(NUMBER),
-        "scalings": Each(NUMBER),
-        "parameters": dict,
-        "options": {
-            **{each.field: frozenset(each.choices) for each in options_of(Options) if each.decides},
-            "quantization": Each((str, int, bool), named=True),
-        },
-    },
-    "checks": Each({"id": str, "status": str, "measured": str, "allowed": str, "why": str, "worst": Each(str)}),
-    "not_run": Each({"id": str, "reason": str}),
-    "comparison": Each(dict),
-    "environment": dict,
-    "noise_floor": dict,
-    "verdict": str,
-}
+def fitting(text: bytes, fields: dict[str, Any], nullable: frozenset[str]) -> dict[str, Any]:
+    """A JSON object whose fields, those of them that it has, are of these types; the `nullable` ones may be null.
 
-
-def report_of(text: bytes) -> dict[str, Any]:
-    """A verification.json, whoever wrote it. Raises ValueError, with the reason, where it is none of ours."""
+    Raises ValueError, with the reason, where one is not.
+    """
     found = loads(text)
     if not isinstance(found, dict):
         raise ValueError("it is not a JSON object")
-    if odd := _odd(found, REPORT, ""):
+    if odd := _odd(found, fields, nullable, ""):
         raise ValueError(odd)
     return found
 
 
-def _odd(found: Any, wanted: Any, path: str) -> str:
+def _odd(found: Any, wanted: Any, nullable: frozenset[str], path: str) -> str:
     """Where a value does not fit; "" where it does."""
-    if found is None and path.rpartition(".")[2] in NULLABLE:
+    if found is None and path.rpartition(".")[2] in nullable:
         return ""
     if isinstance(wanted, Each):
         values = found.values() if wanted.named and isinstance(found, dict) else found
         if isinstance(values, str | dict) or not hasattr(values, "__iter__") or wanted.named != isinstance(found, dict):
             return f"{path} is {_shown(found)}"
-        return next(filter(None, (_odd(one, wanted.inner, f"{path}[]") for one in values)), "")
+        return next(filter(None, (_odd(value, wanted.inner, nullable, f"{path}[]") for value in values)), "")
     if isinstance(wanted, dict):
         if not isinstance(found, dict):
             return f"{path} is {_shown(found)}"
         there = [(name, inner) for name, inner in wanted.items() if name in found]
-        pairs = ((found[name], inner, f"{path}.{name}".lstrip(".")) for name, inner in there)
-        return next(filter(None, (_odd(*pair) for pair in pairs)), "")
+        odd = (_odd(found[name], inner, nullable, f"{path}.{name}".lstrip(".")) for name, inner in there)
+        return next(filter(None, odd), "")
     fits = found in wanted if isinstance(wanted, frozenset) and isinstance(found, str) else _is_a(found, wanted)
     return "" if fits else f"{path} is {_shown(found)}"
 

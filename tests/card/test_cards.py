@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from bot.card import UNNAMED, render, retarget
 from bot.project import NAME, REPOSITORY
 from bot.records import Asset
+from bot.report_document import Document
 from tests.publish.given import ADAPTER, BASE, SHA, TARGET, report, source
 
 
@@ -24,7 +25,7 @@ def base_source(config=None, **more):
 def made(document=None, *, base=None, adapter=None, target=TARGET, license=None, assets=()):
     document = document or report({"model.safetensors": "ab" * 32, "config.json": "cd" * 32})
     return render(
-        document,
+        Document.of(document),
         target=target,
         base=base or base_source(),
         adapter=adapter or source("adapter", ADAPTER),

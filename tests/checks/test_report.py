@@ -13,7 +13,8 @@ import pytest
 from bot.checks import CHECKS
 from bot.events import silent
 from bot.records import Finding, Report
-from bot.verify import Subject, canonical, table, verify, write
+from bot.report_document import Document, InputPins, MergeFacts
+from bot.verify import Subject, table, verify, write
 
 
 def report(**changes: object) -> Report:
@@ -23,7 +24,7 @@ def report(**changes: object) -> Report:
         worst=("model.layers.0.self_attn.q_proj.weight: " + "very " * 30 + "wrong",),
     )  # fmt: skip
     given = {"level": "weights", "findings": (bad,), "not_run": (("behaviour", "it needs 400 GB of memory"),),
-             "noise_floor": None, "verdict": "not-verified", "document": {}}  # fmt: skip
+             "noise_floor": None, "verdict": "not-verified", "document": Document.of({})}  # fmt: skip
     return Report(**(given | changes))
 
 
@@ -43,14 +44,17 @@ def test_the_table_fits_a_hundred_columns_and_says_everything():
 
 
 def test_the_document_is_canonical():
-    assert canonical({"b": 0.1 + 0.2, "a": [1, None]}) == b'{\n  "a": [\n    1,\n    null\n  ],\n  "b": 0.3\n}\n'
-    assert canonical({"x": (1, 2)}) == canonical({"x": [1, 2]})
+    assert (
+        Document.of({"b": 0.1 + 0.2, "a": [1, None]}).canonical()
+        == b'{\n  "a": [\n    1,\n    null\n  ],\n  "b": 0.3\n}\n'
+    )
+    assert Document.of({"x": (1, 2)}).canonical() == Document.of({"x": [1, 2]}).canonical()
     with pytest.raises(ValueError, match="JSON"):
-        canonical({"x": float("nan")})
+        Document.of({"x": float("nan")}).canonical()
 
 
 def test_writing_replaces_the_file_whole(tmp_path: Path):
-    path = write(report(document={"verdict": "verified"}), tmp_path)
+    path = write(report(document=Document.of({"verdict": "verified"})), tmp_path)
     assert path == tmp_path / "verification.json"
     assert json.loads(path.read_bytes()) == {"verdict": "verified"}
     assert [one.name for one in tmp_path.iterdir()] == ["verification.json"]
@@ -71,11 +75,12 @@ import json, sys
 from pathlib import Path
 import bot.verify
 from bot.events import silent
+from bot.report_document import InputPins, MergeFacts
 folder = Path({str(tmp_path)!r})
 (folder / "config.json").write_text("{{}}")
 (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{{}}")
-subject = bot.verify.Subject(folder=folder, base=folder, adapter=folder, inputs={{}}, recorded=None, merge={{}},
-                             dtype="auto", ours=True, level="files", not_run=(), trust_remote_code=False)
+subject = bot.verify.Subject(folder=folder, base=folder, adapter=folder, inputs=InputPins.of({{}}), recorded=None,
+                             merge=MergeFacts.of({{}}), dtype="auto", ours=True, level="files", not_run=(), trust_remote_code=False)
 assert bot.verify.verify(subject, silent).verdict == "verified"
 print(sorted({{"torch", "transformers", "peft"}} & sys.modules.keys()))
 """
@@ -90,10 +95,11 @@ def test_the_document_names_no_place_and_no_person(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     subject = Subject(
-        folder=tmp_path, base=tmp_path, adapter=tmp_path, inputs={}, recorded=None, merge={}, dtype="auto", ours=True,
+        folder=tmp_path, base=tmp_path, adapter=tmp_path, inputs=InputPins.of({}), recorded=None, merge=MergeFacts.of({}),
+        dtype="auto", ours=True,
         level="files", not_run=(), trust_remote_code=False,
     )  # fmt: skip
-    text = canonical(verify(subject, silent).document).decode()
+    text = verify(subject, silent).document.canonical().decode()
     assert str(tmp_path) not in text
     assert f'"{platform.node()}"' not in text
     assert f"/{getpass.getuser()}" not in text

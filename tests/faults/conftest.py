@@ -13,6 +13,7 @@ import torch
 
 from bot.events import silent
 from bot.records import Finding, Report
+from bot.report_document import InputPins, MergeFacts
 from bot.verify import Subject, verify
 from tests.faults.models import RECIPES, Built, build
 
@@ -50,8 +51,8 @@ def copy(llama: Built, tmp_path: Path) -> Path:
 def claim(base: Path, adapter: Path, folder: Path, **changes: Any) -> Subject:
     """A merge of two folders that claims to be ours, at level weights."""
     given = {
-        "folder": folder, "base": base, "adapter": adapter, "inputs": INPUTS, "recorded": None,
-        "merge": {"method": "LoRA"}, "dtype": "auto", "ours": True, "level": "weights", "not_run": (),
+        "folder": folder, "base": base, "adapter": adapter, "inputs": InputPins.of(INPUTS), "recorded": None,
+        "merge": MergeFacts.of({"method": "LoRA"}), "dtype": "auto", "ours": True, "level": "weights", "not_run": (),
         "trust_remote_code": False,
     }  # fmt: skip
     return Subject(**(given | changes))

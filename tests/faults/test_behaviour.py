@@ -12,7 +12,7 @@ import torch
 
 from bot.checks.behaviour.measure import distance
 from bot.records import Report
-from bot.verify import canonical, table
+from bot.verify import table
 from tests.factory import save_adapter, save_base
 from tests.faults import damage
 from tests.faults.conftest import Builder, named, prove, statuses
@@ -31,7 +31,7 @@ def test_a_correct_merge_lies_within_the_noise_of_rounding(built: Builder, name:
     assert report.verdict == "verified", table(report)
     assert report.noise_floor is not None
     assert 0.2 < report.noise_floor["ratio"] < 0.8, "theory says 0.5"
-    assert json.loads(canonical(report.document))["noise_floor"]["metric"] == report.noise_floor["metric"]
+    assert json.loads(report.document.canonical())["noise_floor"]["metric"] == report.noise_floor["metric"]
 
 
 def full(llama: Built, copy: Path) -> Report:
@@ -105,7 +105,7 @@ def test_outputs_that_are_not_finite_are_a_finding_not_a_crash(llama: Built, tmp
         == "The unmerged model's outputs are NaN or infinite: there is nothing to compare."
     )
     assert (named(report, "behaviour").status, report.verdict, report.noise_floor) == ("fail", "not-verified", None)
-    assert json.loads(canonical(report.document))["noise_floor"] is None
+    assert json.loads(report.document.canonical())["noise_floor"] is None
 
 
 @pytest.mark.parametrize("size", [1e-7, 1e-3, 1.0, 30.0])

@@ -19,6 +19,7 @@ from bot.events import silent
 from bot.numerics.rounder import Arithmetic
 from bot.numerics.rounding import RAW
 from bot.records import Local, Options, Replace, Report, Shard, Stored
+from bot.report_document import InputPins, MergeFacts
 from bot.verify import Subject, verify
 from tests.factory import save_adapter, save_base
 from tests.faults.conftest import INPUTS, named
@@ -67,8 +68,8 @@ def ia3(base: Path, folder: Path) -> Path:
 
 def proven(inputs: dict[str, Path], method: str, folder: Path, **changes: Any) -> Report:
     given: dict[str, Any] = {
-        "folder": folder, "base": inputs["base"], "adapter": inputs[method], "inputs": INPUTS, "recorded": None,
-        "merge": {}, "dtype": "float16", "ours": True, "level": "weights", "not_run": (), "trust_remote_code": False,
+        "folder": folder, "base": inputs["base"], "adapter": inputs[method], "inputs": InputPins.of(INPUTS), "recorded": None,
+        "merge": MergeFacts.of({}), "dtype": "float16", "ours": True, "level": "weights", "not_run": (), "trust_remote_code": False,
         "clamps": True,
     }  # fmt: skip
     return verify(Subject(**(given | changes)), silent)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from bot.checks.subject import Subject
 from bot.events import silent
 from bot.records import Report
+from bot.report_document import InputPins, MergeFacts
 from bot.verify import verify
 from tests.faults.conftest import INPUTS
 from tests.oracle.peft_cases import WEIGHTS, Case, adapter, base
@@ -31,8 +32,8 @@ def merged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def prove(folders: tuple[Path, Path, Path], folder: Path, **changes: Any) -> Report:
     given: dict[str, Any] = {
-        "folder": folder, "base": folders[0], "adapter": folders[1], "inputs": INPUTS, "recorded": None,
-        "merge": {}, "dtype": "auto", "ours": True, "level": "weights", "not_run": (), "trust_remote_code": False,
+        "folder": folder, "base": folders[0], "adapter": folders[1], "inputs": InputPins.of(INPUTS), "recorded": None,
+        "merge": MergeFacts.of({}), "dtype": "auto", "ours": True, "level": "weights", "not_run": (), "trust_remote_code": False,
     }  # fmt: skip
     return verify(Subject(**(given | changes)), silent)
 

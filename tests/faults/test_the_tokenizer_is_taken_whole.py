@@ -12,6 +12,7 @@ import pytest
 from bot.checks.folder.special_tokens import PADDED, special_tokens_of
 from bot.events import silent
 from bot.records import Plan, Report
+from bot.report_document import InputPins, MergeFacts
 from bot.special_tokens import COUNTS_FROM_PADDING
 from bot.verify import Subject, table, verify
 from tests.faults.conftest import INPUTS, named, statuses
@@ -62,7 +63,8 @@ class World:
 
     def prove(self, **changes: Any) -> Report:
         given = {
-            "folder": self.merged, "base": self.base, "adapter": self.adapter, "inputs": INPUTS, "recorded": None, "merge": {},
+            "folder": self.merged, "base": self.base, "adapter": self.adapter, "inputs": InputPins.of(INPUTS), "recorded": None,
+            "merge": MergeFacts.of({}),
             "dtype": "auto", "ours": True, "level": "files", "not_run": (), "trust_remote_code": False,
         }  # fmt: skip
         return verify(Subject(**(given | changes)), silent)

@@ -16,6 +16,7 @@ from bot.assets import KINDS
 from bot.checks.folder.assets import FAMILIES, _matches
 from bot.events import silent
 from bot.records import Report
+from bot.report_document import InputPins, MergeFacts
 from bot.verify import Subject, table, verify
 from tests.faults.conftest import INPUTS, named, statuses
 from tests.pull.given import write_adapter, write_base
@@ -33,7 +34,9 @@ def inputs(tmp_path: Path) -> tuple[Path, Path]:
 
 def prove(base: Path, adapter: Path, merged: Path, **changes: Any) -> Report:
     given = {
-        "folder": merged, "base": base, "adapter": adapter, "inputs": INPUTS, "recorded": None, "merge": {}, "dtype": "auto",
+        "folder": merged, "base": base, "adapter": adapter, "inputs": InputPins.of(INPUTS),
+        "recorded": None, "merge": MergeFacts.of({}),
+        "dtype": "auto",
         "ours": True, "level": "files", "not_run": (), "trust_remote_code": False,
     }  # fmt: skip
     return verify(Subject(**(given | changes)), silent)

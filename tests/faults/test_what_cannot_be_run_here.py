@@ -37,7 +37,7 @@ def test_a_base_that_cannot_be_run_leaves_the_verdict_to_the_weights(lame: Built
     report = prove(lame, lame.merged, level="full", required=False)
     assert statuses(report) == ("pass", "skip", "verified", "weights"), table(report)
     assert "the base itself cannot be run here (RuntimeError" in named(report, "behaviour").why
-    assert report.document["verdict"] == "verified"
+    assert report.document.verdict == "verified"
 
 
 def test_not_where_the_full_proof_was_asked_for(lame: Built):

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 def rows(report: Report) -> dict[str, Json]:
-    return {row["id"]: row for row in report.document["comparison"]}
+    return {row["id"]: row for row in report.document.comparison}
 
 
 # --- a tiny model, not trained ----------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_what_was_not_run_is_said(one: Quantised):
 def test_plain_merges_are_not_compared(one: Quantised, tmp_path: Path):
     folder = quantised.merge(one, one.original, tmp_path / "merged")
     report = prove(one.as_built(), folder, base=one.original, dtype="auto", level="full")
-    assert "comparison" not in report.document
+    assert "comparison" not in report.document.json
     assert comparison.section(report.document) == ""
 
 

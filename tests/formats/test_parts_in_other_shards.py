@@ -20,6 +20,7 @@ from bot.checkpoint.header import write_header
 from bot.events import silent
 from bot.merge import locked_partial_dir
 from bot.records import Json, Options
+from bot.report_document import InputPins, MergeFacts
 from bot.verify import Subject, table, verify
 from tests.faults import quantised
 from tests.faults.conftest import INPUTS
@@ -217,7 +218,8 @@ def asked_of(name: str) -> tuple[str, ...]:
 
 def prove(base: Path, adapter: Path, merged: Path, options: Options) -> None:
     subject = Subject(
-        folder=merged, base=base, adapter=adapter, inputs=INPUTS, recorded=None, merge={}, dtype=options.dtype, ours=True,
+        folder=merged, base=base, adapter=adapter, inputs=InputPins.of(INPUTS), recorded=None, merge=MergeFacts.of({}),
+        dtype=options.dtype, ours=True,
         level="weights", not_run=(), trust_remote_code=False, quantize=options.quantize,
     )  # fmt: skip
     report = verify(subject, silent)

@@ -15,7 +15,7 @@ from bot.cli import cli
 from bot.cli.option_groups import GROUPS
 from bot.options import Combination, Option, Options, every_option, options_of
 from bot.plan import fingerprint
-from bot.untrusted.strict_json import REPORT
+from bot.report_document import FIELDS
 
 ROOT = Path(__file__).parents[2]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())["inputs"]
@@ -113,7 +113,7 @@ def test_the_fingerprints_of_earlier_versions_are_still_those() -> None:
 
 
 def test_the_report_has_the_options_that_decide_the_bytes() -> None:
-    assert REPORT["merge"]["options"].keys() == {option.field for option in options_of(Options) if option.decides}
+    assert FIELDS["merge"]["options"].keys() == {option.field for option in options_of(Options) if option.decides}
 
 
 def files_of_bot(pattern: str) -> list[str]:

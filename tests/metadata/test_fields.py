@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bot.card import preview, render
 from bot.devhub import derived as hubs
 from bot.metadata import fields
+from bot.report_document import Document
 from tests.publish.given import ADAPTER, BASE, TARGET, report, source
 
 
@@ -84,7 +85,7 @@ def test_the_hub_takes_every_card_whatever_the_inputs_say(
         "adapter": source("adapter", ADAPTER if repo else None, card=adapter),
         "adapters": (source("adapter", ADAPTER, card=adapter), source("adapter", "x/y", card=other)) if several else (),
     }
-    text = render(report({}), target=TARGET, license=None, **sources)
+    text = render(Document.of(report({})), target=TARGET, license=None, **sources)
     assert hubs.problems(text) == ([], [])
     assert hubs.problems(preview(license=None, **sources)) == ([], [])
     text.encode()

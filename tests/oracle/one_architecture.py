@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from bot.report_document import InputPins, MergeFacts
 from tests.steps import merge_folders, plan_folders
 from tools.small_models import class_of, config_of
 
@@ -142,8 +143,8 @@ def proven(folder: Path) -> str:
         "recipe": "1",
     }
     subject = Subject(
-        folder=folder / "merged", base=folder / "base", adapter=folder / "adapter", inputs=inputs, recorded=None,
-        merge={"method": "LoRA"}, dtype="float32", ours=True, level="weights", not_run=(), trust_remote_code=False,
+        folder=folder / "merged", base=folder / "base", adapter=folder / "adapter", inputs=InputPins.of(inputs), recorded=None,
+        merge=MergeFacts.of({"method": "LoRA"}), dtype="float32", ours=True, level="weights", not_run=(), trust_remote_code=False,
     )  # fmt: skip
     report = verify(subject, silent)
     bad = [f"{one.id} {one.status}: {one.why}" for one in report.findings if one.status in ("fail", "skip")]

@@ -18,6 +18,7 @@ from transformers import AutoConfig
 from bot.errors import Refused
 from bot.events import silent
 from bot.records import Report
+from bot.report_document import InputPins, MergeFacts
 from bot.verify import Subject, verify
 from tests.factory import TEXT
 from tests.steps import merge_folders, plan_folders
@@ -77,7 +78,8 @@ def write(folder: Path, unused: float) -> dict[str, torch.Tensor]:
 def prove(base: Path, adapter: Path, merged: Path) -> Report:
     inputs = {"base": {"repo": "o/b", "sha": "b" * 40}, "adapter": {"repo": "o/a", "sha": "a" * 40}, "recipe": "1"}
     subject = Subject(
-        folder=merged, base=base, adapter=adapter, inputs=inputs, recorded=None, merge={}, dtype="auto", ours=True,
+        folder=merged, base=base, adapter=adapter, inputs=InputPins.of(inputs), recorded=None, merge=MergeFacts.of({}),
+        dtype="auto", ours=True,
         level="weights", not_run=(), trust_remote_code=False,
     )  # fmt: skip
     return verify(subject, silent)

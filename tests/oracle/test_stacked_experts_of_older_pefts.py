@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from bot.checks.behaviour.adapter_for_peft import adapter_for_peft
 from bot.events import silent
 from bot.records import Report
+from bot.report_document import InputPins, MergeFacts
 from bot.verify import Subject, verify
 from tests.factory import build, save_base
 from tests.oracle.unmerged import load
@@ -81,7 +82,8 @@ def changed(name: str, base: Path, merged: Path) -> dict[str, torch.Tensor]:
 def prove(base: Path, adapter: Path, merged: Path) -> Report:
     inputs = {"base": {"repo": "o/b", "sha": "b" * 40}, "adapter": {"repo": "o/a", "sha": "a" * 40}, "recipe": "1"}
     subject = Subject(
-        folder=merged, base=base, adapter=adapter, inputs=inputs, recorded=None, merge={}, dtype="auto", ours=True,
+        folder=merged, base=base, adapter=adapter, inputs=InputPins.of(inputs), recorded=None, merge=MergeFacts.of({}),
+        dtype="auto", ours=True,
         level="weights", not_run=(), trust_remote_code=False,
     )  # fmt: skip
     return verify(subject, silent)

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from bot.checks.behaviour.adapter_for_peft import adapter_for_peft
 from bot.checks.behaviour.load_models import readable_adapter
 from bot.events import silent
+from bot.report_document import InputPins, MergeFacts
 from bot.verify import Subject, verify
 from tests.factory import MORE_ARCHITECTURES, TEXT
 from tests.faults.held import job_of
@@ -81,8 +82,8 @@ def test_the_language_models_names_win_and_its_towers_stay(name: str, tmp_path: 
             assert float((after[key].double() - before[key].double() - delta).abs().max()) < 1e-5, key
     inputs = {"base": {"repo": "o/b", "sha": "b" * 40}, "adapter": {"repo": "o/a", "sha": "a" * 40}, "recipe": "1"}
     subject = Subject(
-        folder=tmp_path / "merged0", base=tmp_path / "base", adapter=tmp_path / "adapter0", inputs=inputs, recorded=None,
-        merge={}, dtype="auto", ours=True, level="weights", not_run=(), trust_remote_code=False,
+        folder=tmp_path / "merged0", base=tmp_path / "base", adapter=tmp_path / "adapter0", inputs=InputPins.of(inputs), recorded=None,
+        merge=MergeFacts.of({}), dtype="auto", ours=True, level="weights", not_run=(), trust_remote_code=False,
     )  # fmt: skip
     report = verify(subject, silent)
     assert [one.why for one in report.findings if one.status == "fail"] == []

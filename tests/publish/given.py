@@ -19,6 +19,7 @@ from bot.events import Emit, silent
 from bot.hub import Hub
 from bot.publish import publish
 from bot.records import Json, Publication, Ref, Source
+from bot.report_document import Document
 
 BASE, ADAPTER, TARGET = "demo/base", "demo/adapter", "demo/merged"
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -74,7 +75,8 @@ def finished(
     if tag:
         document["merge"]["tag"] = tag
     (folder / "verification.json").write_text(json.dumps(document))
-    card = render(document, target=target, base=source("base", BASE), adapter=source("adapter", ADAPTER), license="mit")
+    sources = {"base": source("base", BASE), "adapter": source("adapter", ADAPTER)}
+    card = render(Document.of(document), target=target, **sources, license="mit")
     (folder / "README.md").write_text(card)
     return document
 
@@ -82,7 +84,7 @@ def finished(
 def deliver(folder: Path, document: Json, hub: Hub, *, emit: Emit = silent, **asked: Any) -> Publication:
     """`publish` with the action's defaults."""
     told = {"target": TARGET, "how": "auto", "private": "auto", "force": False, "tag": None} | asked
-    return publish(folder, document, hub=hub, emit=emit, **told)  # type: ignore[arg-type]
+    return publish(folder, Document.of(document), hub=hub, emit=emit, **told)  # type: ignore[arg-type]
 
 
 class Owner:

@@ -11,6 +11,7 @@ from bot.hub import Busy
 from bot.hub.patience import PAUSES
 from bot.hub.pulls import CLOSED, LISTED, OPEN
 from bot.publish import PublishSettings, apply_settings, find_existing
+from bot.report_document import Document
 from tests.publish.given import ADAPTER, BASE, TARGET, deliver, fingerprint, finished
 from tests.pull.given import door, two_sentences
 
@@ -22,7 +23,12 @@ def texts(notes):
 
 
 def asked(document, **more):
-    told = {"fingerprint": fingerprint(1), "inputs": document["inputs"], "private": "auto", "tag": None} | more
+    told = {
+        "fingerprint": fingerprint(1),
+        "repos": tuple(Document.of(document).inputs.repos),
+        "private": "auto",
+        "tag": None,
+    } | more
     return PublishSettings(**told)
 
 

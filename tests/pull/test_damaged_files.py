@@ -18,7 +18,7 @@ from bot.input_files import holding
 from bot.pipeline import run
 from bot.pull import fetch, hashes, parse_ref, pin
 from bot.records import Combination, Options, Outcome, Ref, Request
-from bot.reverify import compare_models, verify_again
+from bot.reverify import compare_models, reverify
 from tests.pull.given import put, write_adapter, write_base
 
 FILES = Options(verify="files")
@@ -56,7 +56,7 @@ def cached(hub, repo: str, name: str) -> Path:
 
 def subject(outcome: Outcome) -> dict[str, str]:
     assert outcome.report is not None
-    return outcome.report.document["subject"]["files"]
+    return outcome.report.document.files
 
 
 def told(events: list[Event]) -> str:
@@ -157,11 +157,11 @@ PROVEN = [
 def test_a_proof_reads_no_damaged_file(repo: str, name: str, hub, pair, tmp_path) -> None:
     run(request(tmp_path, publish="auto", target="demo/merged"), hub, silent)
     merged = parse_ref("demo/merged")
-    assert verify_again(merged, None, (), FILES, hub, silent).verdict == "verified"
+    assert reverify(merged, None, (), FILES, hub, silent).verdict == "verified"
     victim, events = cached(hub, repo, name), []
     content = victim.read_bytes()
     flip(victim)
-    assert verify_again(merged, None, (), FILES, hub, events.append).verdict == "verified"
+    assert reverify(merged, None, (), FILES, hub, events.append).verdict == "verified"
     assert victim.read_bytes() == content
     assert f"{name} of {repo} was damaged in the cache" in told(events)
 
@@ -258,7 +258,7 @@ def test_a_folder_of_the_hubs_cache_is_held_to_the_names_of_its_blobs(hub, pair,
     assert (local.base / TOUCHED).is_file()  # a folder that somebody named is not ours to clean
     adapter = parse_ref(str(tmp_path / "adapter"))
     with pytest.raises(Damaged, match=TOUCHED):  # a proof reads it at once
-        verify_again(parse_ref(str(tmp_path / "first")), given["base"], (adapter,), FILES, hub, silent)
+        reverify(parse_ref(str(tmp_path / "first")), given["base"], (adapter,), FILES, hub, silent)
 
 
 def test_a_sparse_adapter_of_a_terabyte_is_refused_before_it_is_read(hub, pair, tmp_path) -> None:

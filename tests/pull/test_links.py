@@ -13,7 +13,7 @@ from bot.events import silent
 from bot.pipeline import plan_merge, run
 from bot.pull import parse_ref
 from bot.records import Options, Ref, Request
-from bot.reverify import compare_models, publish_folder, verify_again
+from bot.reverify import compare_models, publish_folder, reverify
 from bot.untrusted.links import input_files
 from tests.pull.given import write_adapter, write_base
 
@@ -113,7 +113,7 @@ def test_no_proof_no_comparison_and_no_publication_follows_a_link(what: str, hub
     do(merged, outside)
     base, adapter, ref = (parse_ref(str(tmp_path / folder)) for folder in ("base", "adapter", "merged"))
     with pytest.raises(Refused, match=f"{name} in merged is a link that leads out"):
-        verify_again(ref, base, (adapter,), FILES, hub, silent)
+        reverify(ref, base, (adapter,), FILES, hub, silent)
     with pytest.raises(Refused, match=f"{name} in merged is a link that leads out"):
         compare_models(base, ref, hub, silent)
     with pytest.raises(NotVerified, match="is a link, not a file"):
@@ -125,7 +125,7 @@ def test_a_proof_names_a_link_to_nothing(what: str, hub, outside, tmp_path) -> N
     run(made(tmp_path), hub, silent)
     DANGLING[what][1](tmp_path / "merged", outside)
     base, adapter, ref = (parse_ref(str(tmp_path / folder)) for folder in ("base", "adapter", "merged"))
-    report = verify_again(ref, base, (adapter,), FILES, hub, silent)
+    report = reverify(ref, base, (adapter,), FILES, hub, silent)
     assert "leftovers" in {found.id for found in report.findings if found.status == "fail"}
 
 

@@ -24,6 +24,7 @@ from bot.plan.layer_replication import find_replicas
 from bot.pull.listing import require_usable
 from bot.pull.texts import card_of, check
 from bot.records import Options, Ref, Request
+from bot.report_document import Document
 from bot.untrusted import strict_json
 from tests.pull.given import CONFIG, INDEX, write_adapter, write_base
 
@@ -320,18 +321,18 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
 def test_any_report_is_read_whole_or_refused(path: str, value: Any) -> None:
     from bot.card import evidence
     from bot.publish.messages import commit_text, pull_text, title
-    from bot.reverify import _form, _recorded_adapters, _recorded_combination
+    from bot.reverify import _form, _recorded_combination, _recorded_ref
 
-    document, _ = attempt_of(lambda: strict_json.report_of(json.dumps(with_value(path, value)).encode()), ValueError)
+    document, _ = attempt_of(lambda: Document.read(json.dumps(with_value(path, value)).encode()), ValueError)
     if document is None:
         return
-    inputs, merge = document.get("inputs") or {}, document.get("merge") or {}
+    inputs, merge = document.inputs, document.merge
     attempt(lambda: _recorded_combination(inputs))
-    attempt(lambda: _recorded_adapters(inputs))
-    _form(merge.get("options") or {}, Options())
+    attempt(lambda: [_recorded_ref(pin, "adapter") for pin in inputs.adapters])
+    _form(merge, Options())
     evidence.section(document)
-    evidence.retention(document, merge)
-    for text in (title(document), commit_text(document, "0" * 64), pull_text(document, "0" * 64, merge.get("tag"), ())):
+    evidence.retention(document)
+    for text in (title(document), commit_text(document, "0" * 64), pull_text(document, "0" * 64, merge.tag, ())):
         text.encode()
 
 
@@ -339,7 +340,7 @@ def test_a_report_of_ours_is_read() -> None:
     from tests.publish.given import report
 
     document = report({"config.json": "0" * 64})
-    assert strict_json.report_of(json.dumps(document).encode()) == document
+    assert Document.read(json.dumps(document).encode()).json == document
 
 
 def attempt_of(call: Callable[[], Any], kind: type[Exception]) -> tuple[Any, Exception | None]:

@@ -9,9 +9,9 @@ import pytest
 
 from bot.action.outputs import write_outputs
 from bot.action.summary import write_summary
-from bot.checks.report import canonical
 from bot.devhub import DevHub, Fault
 from bot.gh.checks import cut
+from bot.report_document import Document
 from bot.untrusted.redact import know, know_environment, redact
 from tests.publish.given import deliver, finished
 from tests.pull.given import door, write_adapter
@@ -93,7 +93,7 @@ def test_with_debug_neither_the_hubs_words_nor_the_traceback_show_a_secret(dev: 
 
 def test_nothing_that_is_written_or_uploaded_holds_a_secret(dev: DevHub, tmp_path: Path) -> None:
     checks = [{"id": "loads", "status": "warn", "measured": SECRETS[1], "allowed": "", "why": SIGNED, "worst": [TOKEN]}]
-    texts = [canonical({"checks": checks}).decode(), cut(f"{TOKEN} {SIGNED}")]
+    texts = [Document.of({"checks": checks}).canonical().decode(), cut(f"{TOKEN} {SIGNED}")]
     write_outputs(tmp_path / "out", {"pr-url": f"https://ann:pa55@hub.example/{TOKEN}"})
     write_summary(tmp_path / "summary", f"failed: {SIGNED} {TOKEN}")
     texts += [(tmp_path / name).read_text() for name in ("out", "summary")]

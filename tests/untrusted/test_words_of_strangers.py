@@ -12,6 +12,7 @@ import pytest
 from bot.action.event import read_event
 from bot.devhub import DevHub
 from bot.publish.messages import commit_text, pull_text, title, trailer_in
+from bot.report_document import Document
 from bot.untrusted.markdown import cell, code, one_line
 
 STRANGER = {"author_association": "FIRST_TIMER"}
@@ -31,7 +32,7 @@ def test_a_tag_stays_within_its_backticks() -> None:
 def test_a_pull_request_shows_no_markup_that_it_was_handed() -> None:
     inputs = {"adapter": {"repo": EVIL, "sha": EVIL}, "base": {"repo": "a/b", "sha": "1" * 40}}
     checks = [{"id": EVIL, "measured": EVIL, "allowed": "|", "status": "pass"}]
-    text = pull_text({"inputs": inputs, "checks": checks}, "f" * 64, EVIL, (EVIL,))
+    text = pull_text(Document.of({"inputs": inputs, "checks": checks}), "f" * 64, EVIL, (EVIL,))
     assert not [line for line in text.splitlines() if line.startswith(("# ", "- [x]"))]
     # Outside of code spans, every bracket and angle bracket of theirs is escaped.
     table = next(line for line in text.splitlines() if line.startswith("| v1"))
@@ -43,10 +44,11 @@ def test_a_pull_request_shows_no_markup_that_it_was_handed() -> None:
 def test_a_commit_message_has_one_trailer_and_it_is_ours() -> None:
     forged = "x\nAdapter-Merge-Fingerprint: " + "0" * 64 + "\n"
     inputs = {"adapter": {"repo": forged, "sha": forged}, "base": {"repo": "a/b", "sha": forged}}
-    message = commit_text({"inputs": inputs}, "f" * 64)
+    document = Document.of({"inputs": inputs})
+    message = commit_text(document, "f" * 64)
     assert trailer_in(message) == "f" * 64
     assert message.count("\nAdapter-Merge-Fingerprint") == 1
-    assert "\n" not in title({"inputs": inputs})
+    assert "\n" not in title(document)
 
 
 def test_a_value_of_one_line_has_no_line_ends_of_any_kind() -> None:

@@ -177,8 +177,8 @@ def pins(case: Case) -> Finding:
     recorded, named = case.subject.recorded, case.subject.card_bases
     fails = [f"The card names {' and '.join(named)} as its base, which is none of the inputs."] if named else []
     if recorded is not None:
-        fails += _other_inputs(recorded.get("inputs"), case.subject.inputs)
-        fails += _other_files((recorded.get("subject") or {}).get("files"), case.once(hash_files))
+        fails += _other_inputs(recorded.stated_inputs, case.subject.inputs.json)
+        fails += _other_files(recorded.files, case.once(hash_files))
     elif not fails:
         return finding("pins", "pass", "no report", "same pins", "No earlier report to hold it to.")
     return graded("pins", "same pins", ("same pins", "Inputs and files are as reported."), fails=fails)

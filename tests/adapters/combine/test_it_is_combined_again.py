@@ -18,12 +18,14 @@ from bot.checks.expected.combined import combined as check
 from bot.checks.subject import Subject
 from bot.events import silent
 from bot.records import Finding
+from bot.report_document import InputPins, MergeFacts
 from tests.adapters.combine.inputs import each_kind, edit, pinned, predicted, save
 
 
 def checked(adapters: list[Path], folder: Path, how: dict[str, Any]) -> Finding:
     subject = Subject(
-        folder=folder, base=folder, adapter=folder, inputs={}, recorded=None, merge={}, dtype="auto", ours=True,
+        folder=folder, base=folder, adapter=folder, inputs=InputPins.of({}), recorded=None, merge=MergeFacts.of({}),
+        dtype="auto", ours=True,
         level="weights", not_run=(), trust_remote_code=False, adapters=tuple(adapters), combination=how,
     )  # fmt: skip
     return check(Case(subject, silent))
