@@ -153,6 +153,18 @@ def require_namespace(viewer: Viewer, namespace: str, kind: str, name: str) -> N
         raise forbidden(f'You don\'t have the rights to create a {kind} under the namespace "{namespace}"')
 
 
+def require_jobs(viewer: Viewer, namespace: str, what: str, *, write: bool) -> None:
+    """Refuse who may not look at an account's Jobs, or may not (`write`) start and cancel them."""
+    if viewer.user is None:
+        raise HttpError(401, "Invalid username or password.")
+    if namespace.lower() not in {viewer.user.lower(), *(org.lower() for org in viewer.orgs)}:
+        raise forbidden(f"You don't have the required permissions to {what} in {namespace}.")
+    if write and viewer.role == "read":
+        raise forbidden(f'This token has the role "read": use a token with write access to {what}.')
+    if viewer.role == "fine-grained" and not _permits(viewer, "job.write", f"{namespace}/*"):
+        raise forbidden(f"This token lacks the permission job.write on {namespace} to {what}.")
+
+
 def _why_not(viewer: Viewer, name: str, what: str) -> HttpError:
     if viewer.user is None:
         return HttpError(401, "Invalid username or password.")

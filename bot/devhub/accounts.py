@@ -33,6 +33,23 @@ def account_exists(db: Database, name: str) -> bool:
     return db.read.execute("SELECT 1 FROM account WHERE name = ?", (name,)).fetchone() is not None
 
 
+def account_id(name: str) -> str:
+    """The id that stands for a user or an organization in events, which do not tell its name."""
+    return hashlib.sha1(name.lower().encode()).hexdigest()[:24]
+
+
+def is_org(db: Database, name: str) -> bool:
+    """Whether this is an organization."""
+    row = db.read.execute("SELECT is_org FROM account WHERE name = ?", (name,)).fetchone()
+    return row is not None and bool(row["is_org"])
+
+
+def members(db: Database, org: str) -> list[str]:
+    """The users who are in an organization."""
+    rows = db.read.execute("SELECT user FROM member WHERE org = ? ORDER BY user", (org,)).fetchall()
+    return [row["user"] for row in rows]
+
+
 def issue_token(
     db: Database, user: str, *, role: TokenRole, scope: Scope, name: str = "", token: str | None = None
 ) -> str:
@@ -101,7 +118,7 @@ def whoami(db: Database, viewer: Viewer) -> dict[str, Any]:
         token |= {"role": "fineGrained", "fineGrained": fine}
     return {
         "type": "user",
-        "id": hashlib.sha1((viewer.user or "").encode()).hexdigest()[:24],
+        "id": account_id(viewer.user or ""),
         "name": viewer.user,
         "fullname": viewer.user,
         "email": f"{viewer.user}@localhost",

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Any
 
 from . import repos, webhooks
 from .access import user_may_see
+from .accounts import account_id
 from .commits import RefUpdate
 from .discussions import pr_ref
 from .records import Discussion, DiscussionEvent, Repo
 from .site import Site
-
-
-def _owner_id(name: str) -> str:
-    return hashlib.sha1(name.lower().encode()).hexdigest()[:24]
 
 
 def tell(site: Site, origin: str, repo: Repo, action: str, scope: str, **more: Any) -> None:
@@ -32,7 +28,7 @@ def tell(site: Site, origin: str, repo: Repo, action: str, scope: str, **more: A
             "id": f"{repo.id:024x}",
             "private": repo.private,
             "url": {"web": f"{origin}/{repo.web_path}", "api": f"{origin}/{repo.api_path}"},
-            "owner": {"id": _owner_id(repo.owner)},
+            "owner": {"id": account_id(repo.owner)},
             **({"headSha": head} if head else {}),
         },
         **more,
@@ -57,7 +53,7 @@ def tell_discussion(
         return tell(site, origin, repo, action, scope, discussion=about)
     message = {
         "id": comment.id,
-        "author": {"id": _owner_id(comment.author)},
+        "author": {"id": account_id(comment.author)},
         "content": comment.content["latest"]["raw"],
         "hidden": comment.content["hidden"],
         "url": {"web": f"{about['url']['web']}#{comment.id}"},
@@ -72,7 +68,7 @@ def _about(origin: str, repo: Repo, discussion: Discussion) -> dict[str, Any]:
         "title": discussion.title,
         "status": discussion.status,
         "isPullRequest": discussion.is_pull_request,
-        "author": {"id": _owner_id(discussion.author)},
+        "author": {"id": account_id(discussion.author)},
         "url": {
             "web": f"{origin}/{repo.web_path}/discussions/{discussion.num}",
             "api": f"{origin}/{repo.api_path}/discussions/{discussion.num}",

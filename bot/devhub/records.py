@@ -132,8 +132,18 @@ class DiscussionEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WebhookJob:
+    """What a webhook starts in place of a request: a Job like the one it was made from (`spec`, as the API got that), as `owner`, with
+    the webhook's own secrets."""
+
+    owner: str
+    spec: dict[str, Any]
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Webhook:
-    """A subscription; `watched` are {type: model|dataset|space|user|org, name}."""
+    """A subscription; `watched` are {type: model|dataset|space|user|org, name}. It has a URL or a job."""
 
     id: str
     user: str
@@ -142,6 +152,7 @@ class Webhook:
     watched: tuple[dict[str, str], ...]
     domains: tuple[str, ...]
     disabled: bool
+    job: WebhookJob | None = None
 
 
 def lfs_pointer(sha256: str, size: int) -> bytes:

@@ -16,11 +16,12 @@ import uvicorn
 
 from . import access, accounts, repos
 from .database import Database
+from .deliveries import Deliveries, WebhookDelivery
 from .faults import Faults
+from .jobs import Job, Jobs
 from .objects import Objects
 from .records import RepoKind, Scope, TokenRole
 from .site import Site
-from .webhooks import Deliveries, WebhookDelivery
 
 DEFAULT_USER = "demo"
 PART_SIZE = 16 << 20
@@ -104,6 +105,7 @@ class DevHub:
             sock.close()
         if self._site is not None:
             self._site.deliveries.stop()
+            self._site.jobs.stop()
             self._site.db.close()
             if self._site.xet is not None:
                 self._site.xet.close()
@@ -119,6 +121,8 @@ class DevHub:
         self._site.prefix, self._site.mirror, self._site.public = self._prefix, self._mirror, self._public
         accounts.add_account(self._site.db, self.user)
         self._site.deliveries.start()
+        # A Job finds this Hub as one on the Hub's own machines finds that: without being told.
+        self._site.jobs.environment = self._settings()
         from .web.app import Front
 
         config = uvicorn.Config(
@@ -164,7 +168,10 @@ class DevHub:
 
     def environment(self, token: str | None = None) -> dict[str, str]:
         """What a client process needs in its environment to use this hub and nothing else."""
-        settings = {"HF_ENDPOINT": self.url, "HF_TOKEN": token or self.token, "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return {"HF_TOKEN": token or self.token} | self._settings()
+
+    def _settings(self) -> dict[str, str]:
+        settings = {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
         # The client decides alone between Xet and LFS; a hub without Xet can only say so here.
         return settings if self._wants_xet else settings | {"HF_HUB_DISABLE_XET": "1"}
 
@@ -236,9 +243,22 @@ class DevHub:
         return self.site.deliveries.log
 
     def drain_webhooks(self, timeout: float = 10.0) -> list[WebhookDelivery]:
-        """Wait until every queued payload was sent (or failed); all deliveries so far."""
+        """Wait until every queued payload was sent, or was given up; all tries so far."""
         self.site.deliveries.drain(timeout)
         return self.deliveries
+
+    def replay(self, delivery: str) -> None:
+        """Send a past delivery once more, by its id: what the button on the webhook's page does."""
+        self.site.deliveries.replay(delivery)
+
+    def jobs(self, owner: str | None = None) -> list[Job]:
+        """An account's Jobs, the newest first; the default user's if nobody is named."""
+        return self.site.jobs.every(owner or self.user)
+
+    def drain_jobs(self, timeout: float = 120.0) -> list[Job]:
+        """Wait until all Jobs so far have ended; the default user's."""
+        self.site.jobs.drain(timeout)
+        return self.jobs()
 
     @property
     def before_commit(self) -> Callable[[str, str], None] | None:
@@ -269,7 +289,9 @@ def _open_site(folder: Path, faults: Faults, *, xet: bool, part_size: int) -> Si
         store = Xet(folder)
     objects = Objects(folder)
     objects.sweep()
+    db = Database(folder / "hub.sqlite")
+    jobs = Jobs(db, folder / "jobs")
     return Site(
-        folder=folder, db=Database(folder / "hub.sqlite"), objects=objects, faults=faults, deliveries=Deliveries(),
-        xet=store, part_size=part_size,
+        folder=folder, db=db, objects=objects, faults=faults, deliveries=Deliveries(db, jobs), jobs=jobs, xet=store,
+        part_size=part_size,
     )  # fmt: skip

@@ -7,14 +7,17 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .database import Database
+from .deliveries import Deliveries
 from .faults import Faults
+from .hardware import HARDWARE
+from .jobs import Jobs
 from .objects import Objects
-from .webhooks import Deliveries
 from .xet import Xet
 
 REQUESTS_KEPT = 10_000
@@ -30,6 +33,7 @@ class Site:
     objects: Objects
     faults: Faults
     deliveries: Deliveries
+    jobs: Jobs
     xet: Xet | None
     part_size: int
     prefix: str = ""
@@ -40,6 +44,7 @@ class Site:
     hook_running: bool = False
     user: str = "demo"  # the default one, whose token is in the folder
     checks_cards: bool = True  # False: as when cards were pushed unchecked, which is how old ones came to be
+    hardware: Sequence[Mapping[str, Any]] = HARDWARE
     requests: list[tuple[str, str, int]] = field(default_factory=list)
 
     def call_before_commit(self, repo: str, revision: str) -> None:

@@ -1,35 +1,20 @@
-"""Webhooks: what is subscribed, what is sent, and what became of it."""
+"""Webhooks: who is told of what. What is sent to them: `deliveries`."""
 
 from __future__ import annotations
 
 import json
-import queue
 import secrets
 import sqlite3
-import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from .database import Database
 from .errors import HttpError
-from .records import Repo, Webhook
+from .jobs import Job
+from .records import Repo, Webhook, WebhookJob
 
-TIMEOUT = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class WebhookDelivery:
-    """One attempt: the answer's status, or the error that kept it from arriving."""
-
-    webhook: str
-    url: str
-    payload: dict[str, Any]
-    status: int | None
-    error: str | None
+QUERY = "SELECT webhook.*, job.owner, job.spec, job.secrets FROM webhook LEFT JOIN webhook_job AS job ON job.webhook = webhook.id"
 
 
 def _webhook(row: sqlite3.Row) -> Webhook:
@@ -41,21 +26,30 @@ def _webhook(row: sqlite3.Row) -> Webhook:
         watched=tuple(json.loads(row["watched"])),
         domains=tuple(json.loads(row["domains"])),
         disabled=bool(row["disabled"]),
+        job=WebhookJob(owner=row["owner"], spec=json.loads(row["spec"]), secrets=json.loads(row["secrets"]))
+        if row["spec"]
+        else None,
     )
 
 
 def of_user(db: Database, user: str) -> list[Webhook]:
     """The user's subscriptions."""
-    rows = db.read.execute("SELECT * FROM webhook WHERE user = ? ORDER BY rowid", (user,)).fetchall()
+    rows = db.read.execute(f"{QUERY} WHERE user = ? ORDER BY webhook.rowid", (user,)).fetchall()
     return [_webhook(row) for row in rows]
 
 
 def get(db: Database, user: str, webhook_id: str) -> Webhook:
     """One of the user's subscriptions."""
-    row = db.read.execute("SELECT * FROM webhook WHERE id = ? AND user = ?", (webhook_id, user)).fetchone()
+    row = db.read.execute(f"{QUERY} WHERE id = ? AND user = ?", (webhook_id, user)).fetchone()
     if row is None:
         raise HttpError(404, "Webhook not found")
     return _webhook(row)
+
+
+def by_id(db: Database, webhook_id: str) -> Webhook | None:
+    """A subscription, whosever it is; None where it is gone."""
+    row = db.read.execute(f"{QUERY} WHERE id = ?", (webhook_id,)).fetchone()
+    return _webhook(row) if row else None
 
 
 def save(db: Database, webhook: Webhook) -> Webhook:
@@ -75,26 +69,52 @@ def save(db: Database, webhook: Webhook) -> Webhook:
                 webhook.disabled,
             ),
         )
+        rows.execute("DELETE FROM webhook_job WHERE webhook = ?", (webhook.id,))
+        if (job := webhook.job) is not None:
+            values = (webhook.id, job.owner, json.dumps(job.spec), json.dumps(job.secrets))
+            rows.execute("INSERT INTO webhook_job VALUES (?, ?, ?, ?)", values)
     return webhook
+
+
+def switch(db: Database, webhook: Webhook, *, disabled: bool) -> Webhook:
+    """Let it hear nothing, or hear again."""
+    return save(db, replace(webhook, disabled=disabled))
 
 
 def delete(db: Database, webhook: Webhook) -> None:
     """Unsubscribe."""
     with db.write() as rows:
         rows.execute("DELETE FROM webhook WHERE id = ?", (webhook.id,))
+        rows.execute("DELETE FROM webhook_job WHERE webhook = ?", (webhook.id,))
 
 
-def changed(webhook: Webhook, body: Mapping[str, Any]) -> Webhook:
-    """A subscription with the fields that an API body names; refuses one without a URL."""
-    if not body.get("url", webhook.url):
-        raise HttpError(400, "A webhook needs a url (this local hub runs no jobs)")
+def changed(webhook: Webhook, body: Mapping[str, Any], source: Job | None = None) -> Webhook:
+    """A subscription with the fields that an API body names; refuses one that leads nowhere. `source`: the Job that it names."""
+    url, job = body.get("url", webhook.url), webhook.job
+    if body.get("url"):
+        job = None
+    if source is not None:
+        url, job = (
+            "",
+            WebhookJob(owner=source.owner, spec=source.spec, secrets=_secrets(job, body.get("secrets") or {})),
+        )
+    elif body.get("secrets"):
+        raise HttpError(400, "secrets need a jobSourceId")
+    if not url and job is None:
+        raise HttpError(400, "A webhook needs a url or a jobSourceId")
     return replace(
         webhook,
-        url=body.get("url", webhook.url),
+        url=url,
         secret=body.get("secret", webhook.secret),
         watched=tuple(body.get("watched", webhook.watched)),
         domains=tuple(body.get("domains", webhook.domains)),
+        job=job,
     )
+
+
+def _secrets(job: WebhookJob | None, named: Mapping[str, str]) -> dict[str, str]:
+    """Those that are named take the place of what is stored, "" removes one, and the others stay."""
+    return {name: value for name, value in ((job.secrets if job else {}) | dict(named)).items() if value}
 
 
 def new(user: str) -> Webhook:
@@ -108,7 +128,7 @@ def new(user: str) -> Webhook:
 def watching(db: Database, repo: Repo, scope: str) -> list[Webhook]:
     """The subscriptions that an event of this scope concerns."""
     domain = scope.split(".", 1)[0]
-    rows = db.read.execute("SELECT * FROM webhook WHERE disabled = 0 ORDER BY rowid").fetchall()
+    rows = db.read.execute(f"{QUERY} WHERE disabled = 0 ORDER BY webhook.rowid").fetchall()
     return [w for w in map(_webhook, rows) if domain in w.domains and _watches(w.watched, repo)]
 
 
@@ -118,56 +138,3 @@ def _watches(watched: Sequence[Mapping[str, str]], repo: Repo) -> bool:
         if item.get("type") in ("user", "org", repo.kind) and item.get("name", "").lower() == subject.lower():
             return True
     return False
-
-
-class Deliveries:
-    """Sends payloads one after the other from a background thread; a failure is recorded, never raised."""
-
-    def __init__(self) -> None:
-        self.log: list[WebhookDelivery] = []
-        self._queue: queue.Queue[tuple[Webhook, dict[str, Any]] | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._run, name="devhub-webhooks", daemon=True)
-
-    def start(self) -> None:
-        """Begin to send."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Stop once the payload being sent is through; what is still queued is dropped."""
-        with self._queue.mutex:
-            self._queue.queue.clear()
-        self._queue.put(None)
-        self._thread.join(timeout=TIMEOUT)
-
-    def drain(self, timeout: float) -> None:
-        """Wait until everything queued so far is sent."""
-        deadline = time.monotonic() + timeout
-        while self._queue.unfinished_tasks and time.monotonic() < deadline:
-            time.sleep(0.005)
-
-    def put(self, webhook: Webhook, payload: dict[str, Any]) -> None:
-        """Send a payload soon."""
-        self._queue.put((webhook, payload | {"webhook": {"id": webhook.id, "version": 3}}))
-
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            self.log.append(_send(*item))
-            self._queue.task_done()
-
-
-def _send(webhook: Webhook, payload: dict[str, Any]) -> WebhookDelivery:
-    headers = {"Content-Type": "application/json", "User-Agent": "devhub-webhooks"}
-    if webhook.secret:
-        headers["X-Webhook-Secret"] = webhook.secret
-    status, error = None, None
-    try:
-        request = urllib.request.Request(webhook.url, json.dumps(payload).encode(), headers)
-        # A proxy from the environment must not stand between a local hub and a local receiver.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=TIMEOUT) as response:
-            status = response.status
-    except urllib.error.HTTPError as refusal:
-        status, error = refusal.code, str(refusal)
-    except (OSError, ValueError) as failure:
-        error = f"{type(failure).__name__}: {failure}"
-    return WebhookDelivery(webhook=webhook.id, url=webhook.url, payload=payload, status=status, error=error)

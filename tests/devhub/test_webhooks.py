@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
 from huggingface_hub import HfApi, WebhookPayload
 from huggingface_hub.errors import HfHubHTTPError
@@ -21,6 +22,7 @@ class Receiver(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Note)
         self.received: list[tuple[dict[str, str], dict[str, Any]]] = []
+        self.answers: list[int] = []  # the next ones; then 204
 
     @property
     def url(self) -> str:
@@ -33,7 +35,7 @@ class _Note(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         assert isinstance(self.server, Receiver)
         self.server.received.append((dict(self.headers), json.loads(body)))
-        self.send_response(204)
+        self.send_response(self.server.answers.pop(0) if self.server.answers else 204)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -106,8 +108,70 @@ def test_a_delivery_that_fails_is_recorded_and_disturbs_nobody(hub: DevHub, api:
         api.create_webhook(url=url, watched=[{"type": "model", "name": repo}])
     api.upload_file(path_or_fileobj=b"x", path_in_repo="a.txt", repo_id=repo)
     log = hub.drain_webhooks()
-    assert [d.status for d in log] == [None, 404, None] or [d.status for d in log] == [None, 405, None]
+    first = [d for d in log if d.attempt == 1]
+    assert [d.status for d in first] in ([None, 404, None], [None, 405, None])
     assert all(d.error for d in log)
+
+
+def test_what_is_refused_is_sent_again_under_the_same_id(
+    hub: DevHub, api: HfApi, repo: str, receiver: Receiver
+) -> None:
+    receiver.answers = [500, 302, 202]
+    api.create_webhook(url=receiver.url, watched=[{"type": "model", "name": repo}], domains=["repo"])
+    api.create_tag(repo, tag="v1")
+    log = hub.drain_webhooks()
+    assert [(d.status, d.attempt) for d in log] == [(500, 1), (302, 2), (202, 3)]
+    assert len({headers["Webhook-Id"] for headers, _ in receiver.received}) == 1
+    api.create_tag(repo, tag="v2")
+    assert len({d.id for d in hub.drain_webhooks()}) == 2
+
+
+def test_a_replay_has_the_id_of_what_it_repeats_and_goes_where_the_webhook_leads_now(
+    hub: DevHub, api: HfApi, repo: str, receiver: Receiver
+) -> None:
+    watched = [{"type": "model", "name": repo}]
+    made = api.create_webhook(url=receiver.url, watched=watched, domains=["repo"], secret="old")
+    api.create_tag(repo, tag="v1")
+    (delivery,) = hub.drain_webhooks()
+    api.update_webhook(made.id, watched=watched, secret="new")
+    hub.replay(delivery.id)
+    hub.drain_webhooks()
+    (first, body), (again, same) = receiver.received
+    assert (first["Webhook-Id"], body) == (again["Webhook-Id"], same)
+    assert (first["X-Webhook-Secret"], again["X-Webhook-Secret"]) == ("old", "new")
+
+
+def test_a_webhook_that_is_refused_again_and_again_is_suspended_until_it_is_enabled(
+    hub: DevHub, api: HfApi, repo: str, receiver: Receiver
+) -> None:
+    receiver.answers = [400] * hub.site.deliveries.suspended_after
+    made = api.create_webhook(url=receiver.url, watched=[{"type": "model", "name": repo}], domains=["repo"])
+    for number in range(hub.site.deliveries.suspended_after):
+        assert not api.get_webhook(made.id).disabled or not receiver.answers
+        api.create_tag(repo, tag=f"v{number}")
+        hub.drain_webhooks(0.05)
+    hub.drain_webhooks()
+    assert api.get_webhook(made.id).disabled
+    assert len(receiver.received) == hub.site.deliveries.suspended_after
+    assert not api.enable_webhook(made.id).disabled
+    api.create_tag(repo, tag="again")
+    assert hub.drain_webhooks()[-1].status == 204
+
+
+def test_an_author_of_a_comment_can_be_told_by_the_id_in_the_event(
+    hub: DevHub, api: HfApi, repo: str, receiver: Receiver
+) -> None:
+    hub.create_org("acme", members=["demo"])
+    api.create_webhook(url=receiver.url, watched=[{"type": "model", "name": repo}], domains=["discussion"])
+    api.create_discussion(repo, "hello")
+    api.comment_discussion(repo, 1, "/merge")
+    hub.drain_webhooks()
+    author = receiver.received[-1][1]["comment"]["author"]["id"]
+    assert author == api.whoami()["id"]
+    overview = httpx2.get(f"{hub.url}/api/users/demo/overview").json()
+    members = httpx2.get(f"{hub.url}/api/organizations/acme/members").json()
+    assert author == overview["_id"] == members[0]["_id"]
+    assert [member.username for member in api.list_organization_members("acme")] == ["demo"]
 
 
 def test_webhooks_are_listed_changed_switched_and_deleted(

@@ -1,18 +1,17 @@
-"""Who one is, webhooks, access requests, and card validation."""
+"""Who one is, access requests, and card validation."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from bot.devhub import access, accounts, derived, webhooks
+from bot.devhub import access, accounts, derived
 
 from ..errors import HttpError, bad_request
-from ..records import Repo, Webhook
+from ..records import Repo
 from .call import Answer, Call, route
 from .paging import page
 
@@ -30,8 +29,21 @@ def overview(call: Call) -> Answer:
     """GET /api/users/{name}/overview and /api/organizations/{name}/overview."""
     if not accounts.account_exists(call.site.db, call.params["name"]):
         raise HttpError(404, "This user does not exist")
-    name = call.params["name"]
-    return {"user": name, "name": name, "fullname": name, "avatarUrl": "", "type": "user", "isPro": False}
+    return _overview(call.params["name"])
+
+
+def list_members(call: Call) -> Answer:
+    """GET /api/organizations/{name}/members."""
+    if not accounts.is_org(call.site.db, call.params["name"]):
+        raise HttpError(404, "This organization does not exist")
+    return page(call, [_overview(name) for name in accounts.members(call.site.db, call.params["name"])], size=100)
+
+
+def _overview(name: str) -> dict[str, Any]:
+    return {
+        "_id": accounts.account_id(name), "user": name, "name": name, "fullname": name, "avatarUrl": "", "type": "user",
+        "isPro": False,
+    }  # fmt: skip
 
 
 def validate_yaml(call: Call) -> Answer:
@@ -39,63 +51,6 @@ def validate_yaml(call: Call) -> Answer:
     errors, warnings = derived.problems(str(call.json.get("content", ""))) if call.site.checks_cards else ([], [])
     answer = {"errors": [{"message": m} for m in errors], "warnings": [{"message": m} for m in warnings]}
     return Response(json.dumps(answer), status_code=400 if errors else 200, media_type="application/json")
-
-
-def _shown(webhook: Webhook) -> dict[str, Any]:
-    return {
-        "id": webhook.id,
-        "url": webhook.url,
-        "watched": list(webhook.watched),
-        "domains": list(webhook.domains),
-        "secret": webhook.secret,
-        "disabled": webhook.disabled,
-    }
-
-
-def _webhook(call: Call) -> Webhook:
-    return webhooks.get(call.site.db, call.user, call.params["id"])
-
-
-def _writing_user(call: Call) -> str:
-    if call.viewer.role == "read":
-        raise HttpError(403, 'This token has the role "read": use a token with write access to change webhooks.')
-    return call.user
-
-
-def list_webhooks(call: Call) -> Answer:
-    """GET /api/settings/webhooks: a plain array."""
-    return [_shown(webhook) for webhook in webhooks.of_user(call.site.db, call.user)]
-
-
-def create_webhook(call: Call) -> Answer:
-    """POST /api/settings/webhooks."""
-    webhook = webhooks.changed(webhooks.new(_writing_user(call)), call.json)
-    return {"webhook": _shown(webhooks.save(call.site.db, webhook))}
-
-
-def show_webhook(call: Call) -> Answer:
-    """GET /api/settings/webhooks/{id}."""
-    return {"webhook": _shown(_webhook(call))}
-
-
-def change_webhook(call: Call) -> Answer:
-    """POST /api/settings/webhooks/{id}."""
-    _writing_user(call)
-    return {"webhook": _shown(webhooks.save(call.site.db, webhooks.changed(_webhook(call), call.json)))}
-
-
-def switch_webhook(call: Call) -> Answer:
-    """POST /api/settings/webhooks/{id}/enable and …/disable."""
-    _writing_user(call)
-    disabled = call.path.endswith("/disable")
-    return {"webhook": _shown(webhooks.save(call.site.db, replace(_webhook(call), disabled=disabled)))}
-
-
-def delete_webhook(call: Call) -> Answer:
-    """DELETE /api/settings/webhooks/{id}."""
-    _writing_user(call)
-    webhooks.delete(call.site.db, _webhook(call))
-    return {"success": True}
 
 
 def ask_access(call: Call) -> Answer:
@@ -162,19 +117,12 @@ def grant_access(call: Call) -> Answer:
 
 
 REQUESTS = "/api/{kind:kind}/{repo:repo}/user-access-request"
-WEBHOOKS = "/api/settings/webhooks"
 ROUTES: list[BaseRoute] = [
     route("/api/whoami-v2", whoami),
     route("/api/users/{name}/overview", overview),
     route("/api/organizations/{name}/overview", overview),
+    route("/api/organizations/{name}/members", list_members),
     route("/api/validate-yaml", validate_yaml, "POST"),
-    route(WEBHOOKS, list_webhooks),
-    route(WEBHOOKS, create_webhook, "POST"),
-    route(WEBHOOKS + "/{id}", show_webhook),
-    route(WEBHOOKS + "/{id}", change_webhook, "POST"),
-    route(WEBHOOKS + "/{id}", delete_webhook, "DELETE"),
-    route(WEBHOOKS + "/{id}/enable", switch_webhook, "POST"),
-    route(WEBHOOKS + "/{id}/disable", switch_webhook, "POST"),
     route(REQUESTS + "/handle", decide_access, "POST"),
     route(REQUESTS + "/grant", grant_access, "POST"),
     route(REQUESTS + "/{status}", list_access),

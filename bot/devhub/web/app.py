@@ -22,16 +22,20 @@ from . import (
     account_routes,
     discussion_routes,
     file_routes,
+    job_routes,
     lfs_routes,
     page_routes,
     ref_routes,
     repo_routes,
     upload_routes,
+    webhook_routes,
 )
 from .call import refusal
 
 HUB_ROUTES = [
     *account_routes.ROUTES,
+    *webhook_routes.ROUTES,
+    *job_routes.ROUTES,
     *upload_routes.ROUTES,
     *lfs_routes.ROUTES,
     *ref_routes.ROUTES,
