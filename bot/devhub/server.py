@@ -126,7 +126,7 @@ class DevHub:
         from .web.app import Front
 
         config = uvicorn.Config(
-            Front(self._site), lifespan="off", access_log=False, log_config=None, server_header=False,
+            Front(self._site), lifespan="off", access_log=False, log_config=None, server_header=False, date_header=False,
             log_level=logging.CRITICAL, timeout_graceful_shutdown=2, timeout_keep_alive=30, **self._tls,
         )  # fmt: skip
         self._server = uvicorn.Server(config)

@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 import socket
+from email.utils import formatdate
 from ipaddress import ip_address
 from urllib.parse import unquote
 
@@ -121,7 +122,9 @@ class _Answer:
         """Pass one ASGI message on."""
         if message["type"] == "http.response.start":
             self._site.note(self._scope["method"], unquote(self._scope["path"]), message["status"])
-            extra = [(b"x-request-id", secrets.token_hex(12).encode()), *self._extra]
+            # uvicorn's own date is up to a second old, and the client drops the lines of a Job's log that are newer than it.
+            date = formatdate(usegmt=True).encode()
+            extra = [(b"date", date), (b"x-request-id", secrets.token_hex(12).encode()), *self._extra]
             message["headers"] = [*message.get("headers", []), *extra]
             if self._left == 0:  # also an answer without a body is not to arrive
                 message = NEVER_ENDED
