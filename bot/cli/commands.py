@@ -10,6 +10,7 @@ from bot.cli.local_commands import demo, doctor, hub
 from bot.cli.merge_commands import merge, plan, run
 from bot.cli.model_commands import compare, publish, verify
 from bot.cli.option_groups import Group, hyphened
+from bot.cli.poll_commands import poll
 
 EPILOG = """\b
 A REF is owner/name or owner/name@revision on the Hub, or a folder (./x, /x, or an existing path).
@@ -25,5 +26,5 @@ def cli() -> None:
     """Turn a fine-tuned adapter into a published, proven model."""
 
 
-for command in (plan, merge, run, verify, publish, compare, serve, dispatch, hub, demo, doctor):
+for command in (plan, merge, run, verify, publish, compare, serve, poll, dispatch, hub, demo, doctor):
     cli.add_command(command)

@@ -7,6 +7,7 @@ Sources: https://sqlite.org/wal.html, https://sqlite.org/pragma.html#pragma_sync
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import sqlite3
@@ -94,11 +95,13 @@ class Store:
         made = [self._add(rows, order, now, once_more=("failed", "dropped")) for order in orders]
         return Accepted(new=True, requests=tuple(request for request in made if request))
 
-    def add(self, order: Order, *, once_more: Iterable[State] = ()) -> Request | None:
+    def add(self, order: Order, *, once_more: Iterable[State] = (), looked_for: bool = False) -> Request | None:
         """A request for this order; None where there is one already, unless that ended in one of the states `once_more`: then it
-        begins anew."""
+        begins anew. `looked_for`: as if its sender were gone, so that the backend is asked for its run before it is sent."""
         with self._writing() as rows:
             request = self._add(rows, order, self.clock(), once_more=tuple(once_more))
+            if request and looked_for:
+                rows.execute("UPDATE requests SET state = 'sending', begun = 0, lease = 0 WHERE id = ?", (request,))
             return self._one(rows, request) if request else None
 
     @staticmethod
@@ -106,9 +109,12 @@ class Store:
         known = rows.execute("SELECT id, state FROM requests WHERE key = ?", (order.key,)).fetchone()
         if known and known["state"] not in once_more:
             return None
-        request = secrets.token_hex(8)
+        # The same order gets the same id wherever it is accepted: a bot that has lost its state finds the run of one that has not.
+        request = hashlib.sha256(order.key.encode()).hexdigest()[:16]
+        if rows.execute("SELECT 1 FROM requests WHERE id = ?", (request,)).fetchone():
+            # The id is the name of a run that has ended, or of the adapter when it was called otherwise.
+            request = secrets.token_hex(8)
         if known:
-            # A new id: the old one is the name of a run that has ended.
             rows.execute(
                 "UPDATE requests SET id = ?, state = 'waiting', origin = ?, options = ?, sha = ?, due = ?, attempts = 0, run = NULL, "
                 "fate = NULL, reason = '', remedy = '', changed = ?, owner = '', lease = 0 WHERE id = ?",

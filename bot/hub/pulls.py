@@ -59,6 +59,10 @@ class Proposing(Sending):
                 self._closed[key] = self.pull(repo, item.num)
             yield self._closed[key]
 
+    def my_finished_pulls(self, repo: str) -> list[int]:
+        """The numbers of this account's pull requests that are open, merged or closed, but no drafts; the newest first."""
+        return [item.num for item in sorted(self._mine(repo), key=lambda item: -item.num) if item.status != "draft"]
+
     def open_pulls(self, repo: str) -> Iterable[Pull]:
         """The open ones and drafts among them."""
         return self._opened(repo, self._mine(repo))

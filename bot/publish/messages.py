@@ -13,6 +13,8 @@ from bot.untrusted.markdown import cell, code, one_line
 MARK = "<!-- adapter-merge:fingerprint={} -->"
 MARKED = re.compile(r"<!-- adapter-merge:fingerprint=([0-9a-f]+) -->")
 TRAILER = "Adapter-Merge-Fingerprint"
+ADAPTER_TRAILER = "Adapter-Merge-Adapter"
+ADAPTER_TRAILED = re.compile(rf"^{ADAPTER_TRAILER}: (\S+)@(\S+)\s*$", re.MULTILINE)
 TRAILED = re.compile(rf"^{TRAILER}: ([0-9a-f]+)\s*$", re.MULTILINE)
 PROJECT = f"[{NAME}]({REPOSITORY})"
 LINKABLE = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -29,6 +31,12 @@ def trailer_in(message: str) -> str | None:
     """The fingerprint that a commit message carries."""
     trailers = TRAILED.findall(message)
     return trailers[-1] if trailers else None
+
+
+def adapter_in(message: str) -> str | None:
+    """The sha of the adapter whose merge a commit message tells of; None for other commits, and for several adapters in one."""
+    adapters = ADAPTER_TRAILED.findall(message) if trailer_in(message) else []
+    return adapters[0][1] if len(adapters) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +59,7 @@ def commit_text(document: Document, fingerprint: str) -> str:
         (
             f"Merged and verified by {NAME} ({REPOSITORY}); {_tally(document)}. The proof is verification.json.",
             "",
-            *(f"Adapter-Merge-Adapter: {_pin(pin, 'adapter')}" for pin in _inputs(document, "adapter")),
+            *(f"{ADAPTER_TRAILER}: {_pin(pin, 'adapter')}" for pin in _inputs(document, "adapter")),
             f"Adapter-Merge-Base: {_pinned(document, 'base')}",
             f"{TRAILER}: {fingerprint}",
         )

@@ -1,0 +1,73 @@
+"""`poll`: the bot without a server. Nothing is merged in this process, and torch is not imported."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from bot.cli.bot_commands import ALLOWED, RUNNING
+from bot.cli.click_options import SPEAKING
+from bot.cli.option_groups import Command
+from bot.cli.printing import print_json, print_text
+from bot.cli.requests import the_hub
+from bot.dispatch.chosen import BackendOptions, Surroundings, backend_of, state_file
+from bot.events import Note
+
+
+@click.command(cls=Command)
+@ALLOWED
+@RUNNING
+@click.option("--dry-run", is_flag=True, help="Say what would be dispatched, and why the rest not; write nothing.")
+@SPEAKING
+def poll(
+    allow: tuple[str, ...],
+    tags: tuple[str, ...],
+    state: Path | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+    **chosen: Any,
+) -> int:
+    """Look once for tags that nobody has merged yet, dispatch them, and end. For cron or a scheduled workflow."""
+    from bot.dispatch.allow import Allowed
+    from bot.dispatch.dispatcher import Dispatcher
+    from bot.dispatch.poll import dispatch_missing, look
+    from bot.dispatch.resolve import resolver
+    from bot.dispatch.store import Store
+    from bot.terminal.console import Console
+
+    allowed, hub, console = Allowed.of(allow, tags), the_hub(), Console(quiet=quiet)
+    hub.tell(console)
+    path = state or state_file(os.environ)
+    # A dry run writes no state file: where there is none, it goes by one that is thrown away.
+    with TemporaryDirectory() if dry_run and not path.exists() else nullcontext(None) as scratch:
+        store = Store(Path(scratch) / "bot.db" if scratch else path)
+        try:
+            if dry_run:
+                polled = look(hub, allowed, store)
+            else:
+                around = Surroundings(state=path, hub=hub, environment=os.environ)
+                backend = backend_of(BackendOptions(**chosen), around)
+                dispatcher = Dispatcher(store, backend, resolver(hub, allowed), console)
+                polled = dispatch_missing(look(hub, allowed, store), store, dispatcher)
+            for problem in polled.problems:
+                console(Note(text=str(problem), level="warning"))
+        finally:
+            console.close()
+            store.close()
+    if as_json:
+        problems = [{"what": problem.what, "remedy": problem.remedy} for problem in polled.problems]
+        print_json({"tags": [asdict(tag) for tag in polled.tags], "problems": problems})
+    elif not quiet:
+        for tag in polled.tags:
+            print_text(f"{tag.status:<10} {tag.adapter}@{tag.tag}  {tag.why} {tag.run_url}".rstrip())
+        if not polled.tags:
+            print_text("No tag of an allowed adapter fits.")
+    return polled.exit_code
