@@ -167,7 +167,7 @@ def _card_bases(folder: Path, sources: Sources, hub: Hub) -> tuple[str, ...]:
     own = {str(source.repo).casefold() for source in (sources.base, *sources.adapters)}
     if own & {repo.casefold() for repo in named}:
         return ()
-    today = tuple(hub.spelled(repo) for repo in named[:SHOWN])
+    today = tuple(hub.current_name(repo) for repo in named[:SHOWN])
     return () if own & {repo.casefold() for repo in today} else today
 
 

@@ -8,7 +8,7 @@ from bot.action.identity import publishing
 from bot.action.state import Job
 from bot.events import Emit, Note
 from bot.hub import Hub
-from bot.hub.errors import gate
+from bot.hub.errors import translate_errors
 from bot.report_document import Pin
 from bot.untrusted.markdown import cell, code
 from bot.untrusted.redact import redact
@@ -40,7 +40,7 @@ def _comment(hub: Hub, repo: str, text: str, emit: Emit) -> None:
     """Our open discussion gets a comment; where there is none, it is opened; one that was closed stays so."""
     me = hub.whoami().name
     where = hub.where_writing(f"comment on {repo}", repo)
-    with gate(where):
+    with translate_errors(where):
         ours = [d for d in hub.outputs.get_repo_discussions(repo, author=me) if d.title == TITLE and d.author == me]
         if any(discussion.status == "closed" for discussion in ours):
             return

@@ -72,7 +72,7 @@ def preflight(run: Run) -> None:
             with publishing(target, run.tokens, run.store.memory) as hub:
                 if not run.tokens.by_identity:  # an identity's token is for this one repo, and for nothing else
                     require_reach(target, request.publish, hub)
-                who = hub.whose()
+                who = hub.whoami_or_none()
                 run.store.memory.publisher = who.name or None if who else None
         except AdapterMergeError as error:
             reach[target] = failure_of(error)

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 def the_hub() -> Hub:
     """The Hub that the environment names, connected to when it is first asked for something."""
-    from bot.hub import when_asked
+    from bot.hub import lazy_hub
 
     def make() -> Hub:
         from bot.hub import Hub
 
         return Hub(read_token=os.environ.get("HF_READ_TOKEN") or None)
 
-    return when_asked(make)
+    return lazy_hub(make)
 
 
 def model_ref(text: str) -> Ref:

@@ -1,4 +1,4 @@
-"""The only door to PyGithub: what one run tells GitHub. Each failure leaves as a bot.errors sentence."""
+"""The only package that calls PyGithub: what one run tells GitHub. Each failure leaves as a bot.errors sentence."""
 
 from __future__ import annotations
 

@@ -50,10 +50,10 @@ class CheckRun:
 
     def batches(self) -> list[dict[str, Any]]:
         """The `output` of each request: title, summary and text, and up to fifty annotations at a time."""
-        found = [annotation.as_request() for annotation in self.annotations]
-        pieces = [found[start : start + MOST_ANNOTATIONS] for start in range(0, len(found), MOST_ANNOTATIONS)] or [[]]
+        remarks = [annotation.as_request() for annotation in self.annotations]
+        batches = [remarks[start : start + MOST_ANNOTATIONS] for start in range(0, len(remarks), MOST_ANNOTATIONS)]
         words = {"title": redact(self.title)[:LONGEST_TITLE], "summary": cut(self.summary), "text": cut(self.text)}
-        return [words | {"annotations": piece} for piece in pieces]
+        return [words | {"annotations": batch} for batch in batches or [[]]]
 
 
 def cut(text: str, limit: int = LONGEST) -> str:

@@ -1,4 +1,4 @@
-"""The gate: whatever PyGithub raises leaves this package as one of bot.errors, in a sentence that names the remedy."""
+"""Errors: whatever PyGithub raises leaves this package as one of bot.errors, in a sentence that names the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LATER = "Run the job again later; nothing else is affected."
 
 
 @contextmanager
-def gate(doing: str, permission: str) -> Iterator[None]:
+def translate_errors(doing: str, permission: str) -> Iterator[None]:
     """`doing` completes "could not …"; `permission` is the one of the job's GITHUB_TOKEN that the call needs."""
     try:
         yield
@@ -43,9 +43,9 @@ def _translate(error: GithubException, doing: str, permission: str) -> AdapterMe
         return Forbidden(f"Could not {doing}: the token may not do that.", remedy=grant)
     if error.status == 404:  # which GitHub also answers where a token may not even look
         return NotFound(f"Could not {doing}: GitHub does not show it to this token.", remedy=grant)
-    return Outside(f"Could not {doing}: GitHub answered {error.status}{_said(error.data)}.", remedy=LATER)
+    return Outside(f"Could not {doing}: GitHub answered {error.status}{_quoted(error.data)}.", remedy=LATER)
 
 
-def _said(found: Any) -> str:
-    words = found.get("message") if isinstance(found, dict) else None
+def _quoted(answer: Any) -> str:
+    words = answer.get("message") if isinstance(answer, dict) else None
     return f" ({' '.join(str(words).split())[:200]})" if words else ""

@@ -12,7 +12,7 @@ from github.GitRelease import GitRelease
 from github.IssueComment import IssueComment
 
 from bot.gh.checks import CheckRun, cut
-from bot.gh.errors import gate
+from bot.gh.errors import translate_errors
 from bot.untrusted.redact import redact
 
 PATIENCE = 60.0  # seconds; a rate limit that asks for more becomes a warning instead
@@ -44,7 +44,7 @@ class GitHub:
     def add_check_run(self, check: CheckRun) -> str:
         """A finished check run with all its annotations; its URL."""
         first, *others = check.batches()
-        with gate("add the check run", "checks"):
+        with translate_errors("add the check run", "checks"):
             made = self._repo.create_check_run(
                 check.name,
                 check.sha,
@@ -61,18 +61,18 @@ class GitHub:
     def put_comment(self, number: int, marker: str, body: str) -> str:
         """The one comment on a pull request that begins with `marker`: edited in place, or new; its URL."""
         text = cut(f"{marker}\n{body}")
-        with gate(f"comment on pull request {number}", "pull-requests"):
+        with translate_errors(f"comment on pull request {number}", "pull-requests"):
             issue = self._repo.get_issue(number)
-            for found in issue.get_comments():
-                if (found.body or "").startswith(marker) and _is_ours(found):
-                    if found.body != text:
-                        found.edit(text)
-                    return found.html_url
+            for comment in issue.get_comments():
+                if (comment.body or "").startswith(marker) and _is_ours(comment):
+                    if comment.body != text:
+                        comment.edit(text)
+                    return comment.html_url
             return issue.create_comment(text).html_url
 
     def put_release(self, tag: str, marker: str, note: str, assets: Mapping[str, Path]) -> str:
         """The tag's release with our section in its text and these files as assets, older ones replaced; its URL."""
-        with gate(f"write the release of {tag}", "contents"):
+        with translate_errors(f"write the release of {tag}", "contents"):
             try:
                 release = self._repo.get_release(tag)
             except UnknownObjectException:
@@ -101,7 +101,7 @@ class GitHub:
         """A commit status; GitHub shows 140 characters of `text`."""
         text = redact(text)
         short = text if len(text) <= 140 else text[:139] + "…"
-        with gate("set the commit status", "statuses"):
+        with translate_errors("set the commit status", "statuses"):
             self._repo.get_commit(sha).create_status(
                 state, description=short, context=context, target_url=url or NotSet
             )
@@ -117,8 +117,8 @@ def _section(body: str, marker: str, note: str) -> str:
     """`body` with our part, between two hidden marks, replaced or added at its end."""
     end = marker.replace("<!-- ", "<!-- /", 1)
     ours = f"{marker}\n{redact(note)}\n{end}"
-    before, found, rest = body.partition(marker)
-    if not found:
+    before, mark, rest = body.partition(marker)
+    if not mark:
         return f"{body.rstrip()}\n\n{ours}".lstrip()
     after = rest.partition(end)[2] if end in rest else ""
     return before + ours + after

@@ -1,4 +1,4 @@
-"""The only door to huggingface_hub: each call goes through `Hub`, each failure leaves as a bot.errors sentence.
+"""The only package that calls huggingface_hub: each call goes through `Hub`, each failure leaves as a bot.errors sentence.
 
 The client takes a third of a second to import, longer than merging a small model: what is named here is imported when it
 is first used, and a merge of two folders never uses it.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Blob", "Busy", "Change", "Hub", "NoDiscussions", "Pinned", "Pull", "Target", "Unserved", "Upload", "Who", "is_repo_id",
-    "when_asked",
+    "lazy_hub",
 ]  # fmt: skip
 
 HOMES = {
@@ -41,7 +41,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class _WhenAsked:
+class _LazyHub:
     """Stands for a Hub until something is asked of it."""
 
     def __init__(self, make: Callable[[], Hub]) -> None:
@@ -76,6 +76,6 @@ class _WhenAsked:
         return getattr(self._made, name)
 
 
-def when_asked(make: Callable[[], Hub]) -> Hub:
+def lazy_hub(make: Callable[[], Hub]) -> Hub:
     """A Hub that `make` makes when it is first asked for something that only a Hub knows."""
-    return cast("Hub", _WhenAsked(make))
+    return cast("Hub", _LazyHub(make))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bot.hub.history import History
-from bot.hub.pulls import Proposing
-from bot.hub.read import Reading
-from bot.hub.tags import Tagging
+from bot.hub.history import HistoryClient
+from bot.hub.pulls import PullRequestClient
+from bot.hub.read import InputClient
+from bot.hub.tags import TagClient
 
 
-class Hub(Reading, Tagging, History, Proposing):
+class Hub(InputClient, TagClient, HistoryClient, PullRequestClient):
     """One Hub, its two tokens (read the inputs, write the target) and the download cache."""

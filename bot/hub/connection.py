@@ -23,7 +23,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported
 
 from bot.errors import Forbidden, NotFound, Outside
 from bot.events import Emit
-from bot.hub.errors import Where, gate
+from bot.hub.errors import Where, translate_errors
 from bot.hub.names import scratch_for
 from bot.hub.patience import PAUSES, Patience, Step, rest
 from bot.hub.response_shapes import CheckedApi
@@ -43,7 +43,7 @@ class Blob:
     sha256: str | None
 
 
-class Door:
+class Connection:
     """A connection to one Hub. Nothing is asked of it until a method is called."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Door:
         self.address = redact(self.endpoint)  # as it may be shown: without a user and a password
         self.cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().resolve()
         self.patience = Patience(patience, sleep)
-        self.spellings: dict[str, str] = {}  # a repo as it was called, and as the Hub calls it now
+        self.current_names: dict[str, str] = {}  # a repo as it was called, and as the Hub calls it now
         for token in (read_token, write_token):
             know(token)
         inputs_token = read_token if read_token is not None else write_token
@@ -80,10 +80,10 @@ class Door:
     def signed_in(self, api: HfApi) -> bool:
         """Whether calls of this api carry a token."""
         if api.token is None or api.token is True:
-            with gate(Where(doing="look up the Hub token", endpoint=self.address)):
-                found = get_token()
-            know(found)
-            return found is not None
+            with translate_errors(Where(doing="look up the Hub token", endpoint=self.address)):
+                token = get_token()
+            know(token)
+            return token is not None
         return api.token is not False
 
     def where(self, doing: str, repo: str | None = None, revision: str | None = None, file: str | None = None) -> Where:
@@ -120,15 +120,15 @@ class Door:
         while True:
             began = time.monotonic()
             try:
-                with gate(where), step:
+                with translate_errors(where), step:
                     return call()
             except Outside as error:
-                again = not step.spent and tries.wait(error, time.monotonic() - began)
+                may_retry = not step.spent and tries.wait(error, time.monotonic() - began)
                 # Not only where no answer came: "already there", or "moved", may speak of a try before.
-                found = None if landed is None or isinstance(error, Forbidden | NotFound) else landed()
-                if found is not None:
-                    return found
-                if not again:
+                result = None if landed is None or isinstance(error, Forbidden | NotFound) else landed()
+                if result is not None:
+                    return result
+                if not may_retry:
                     raise
 
     def tree(self, api: HfApi, where: Where, repo: str, revision: str) -> dict[str, Blob]:
@@ -187,8 +187,8 @@ def _read_span(url: str, headers: dict[str, str], start: int, stop: int) -> byte
         hf_raise_for_status(response)
         # A server may ignore Range (200, from byte 0): skip what was not asked for, and stop when there is enough.
         skip = 0 if response.status_code == 206 else start
-        found = b"".join(_until(response.iter_bytes(), skip + stop - start))
-    return found[skip : skip + stop - start]
+        content = b"".join(_until(response.iter_bytes(), skip + stop - start))
+    return content[skip : skip + stop - start]
 
 
 def _until(pieces: Iterator[bytes], enough: int) -> Iterator[bytes]:

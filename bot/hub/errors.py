@@ -1,4 +1,4 @@
-"""The gate: whatever huggingface_hub raises leaves this package as one of bot.errors. `TABLE` is the translation."""
+"""Errors: whatever huggingface_hub raises leaves this package as one of bot.errors. `TABLE` is the translation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bot.errors import AdapterMergeError
 from bot.hub import network, sentences
 from bot.hub.sentences import Busy, NoDiscussions, Unserved, Where, plain
 
-__all__ = ["Busy", "NoDiscussions", "Unreached", "Unserved", "Where", "gate", "plain", "translate"]
+__all__ = ["Busy", "NoDiscussions", "Unreached", "Unserved", "Where", "translate_errors", "plain", "translate"]
 
 
 class Unreached(httpx2.TransportError):
@@ -37,7 +37,7 @@ class Unreached(httpx2.TransportError):
 
 
 @contextmanager
-def gate(where: Where) -> Iterator[None]:
+def translate_errors(where: Where) -> Iterator[None]:
     """Translate everything that the client may raise inside; our own errors and our bugs pass unchanged."""
     try:
         yield
@@ -64,7 +64,7 @@ def _while_reading(error: BaseException) -> bool:
     return False
 
 
-def heard(response: httpx2.Response) -> None:
+def remember_response(response: httpx2.Response) -> None:
     """Remember what the Hub said last in this thread, for the sentence about an answer that nobody understands."""
     _LAST.response = response
 
@@ -82,9 +82,9 @@ def translate(error: BaseException, where: Where) -> AdapterMergeError | None:
     error = _cause(error)
     for kind, sentence in TABLE:
         if isinstance(error, kind):
-            found = sentence(error, where)
-            if found is not None:
-                return found
+            translated = sentence(error, where)
+            if translated is not None:
+                return translated
     return None
 
 

@@ -7,14 +7,14 @@ from itertools import islice
 from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[attr-defined]  # re-exported lazily
 
 from bot.errors import Outside
-from bot.hub.connection import Door
+from bot.hub.connection import Connection
 from bot.hub.errors import Busy, Unserved
 from bot.hub.read import nobody_answered
 
 LONGEST = 5_000  # commits of main that are looked through, 50 a request; what is older needs a tag
 
 
-class History(Door):
+class HistoryClient(Connection):
     """What the refs and the commits of a repo say of one commit."""
 
     def is_owners(self, repo: str, sha: str) -> bool | None:
@@ -35,18 +35,18 @@ class History(Door):
                 raise
             return None
 
-    def spelled(self, repo: str, *, sure: bool = False) -> str:
+    def current_name(self, repo: str, *, sure: bool = False) -> str:
         """A repo's name as the Hub has it today: renamed repos answer to their old names. Itself where nobody knows it.
 
         `sure`: raises Busy where the Hub could not be asked, which says nothing of the name.
         """
-        if repo not in self.spellings:
+        if repo not in self.current_names:
             try:
                 where = self.where(f"look up {repo}", repo)
-                found = self.patiently(where, lambda: self.inputs.model_info(repo), publishing=sure)
+                info = self.patiently(where, lambda: self.inputs.model_info(repo), publishing=sure)
             except Outside as error:
                 if sure and isinstance(error, Busy):
                     raise
                 return repo
-            self.spellings[repo] = found.id
-        return self.spellings[repo]
+            self.current_names[repo] = info.id
+        return self.current_names[repo]

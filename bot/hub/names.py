@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from bot.untrusted.redact import redact
@@ -18,6 +19,11 @@ def is_repo_id(text: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def counted(name: str) -> list[str | int]:
+    """A key to sort names by, as people count: checkpoint-500 before checkpoint-1000."""
+    return [int(part) if position % 2 else part for position, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def cache_folder() -> Path:

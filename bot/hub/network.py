@@ -23,7 +23,7 @@ CERTIFICATES = (
 
 def unreachable(error: BaseException, where: Where) -> AdapterMergeError:
     """No answer came. Only what may pass is worth another try: a certificate that is not trusted stays so."""
-    unverified = next((one for one in _chain(error) if isinstance(one, ssl.SSLCertVerificationError)), None)
+    unverified = next((cause for cause in _chain(error) if isinstance(cause, ssl.SSLCertVerificationError)), None)
     if unverified is not None:
         return Outside(
             f"Could not {where.doing}: the certificate of {where.endpoint} is not trusted ({unverified.verify_message}).",
@@ -49,14 +49,14 @@ def unreachable(error: BaseException, where: Where) -> AdapterMergeError:
     )
 
 
-def misset(error: BaseException) -> Outside:
+def misconfigured(error: BaseException) -> Outside:
     """Why this machine's settings make no client at all."""
     words = plain(str(error), 160).rstrip(".")
     if isinstance(error, OSError):
         named = next(((name, os.environ[name]) for name in CERTIFICATES if os.environ.get(name)), None)
-        place = f"{named[1]} ({named[0]})" if named else "this system's store"
+        store = f"{named[1]} ({named[0]})" if named else "this system's store"
         return Outside(
-            f"The trusted certificates in {place} cannot be read: {words}.",
+            f"The trusted certificates in {store} cannot be read: {words}.",
             remedy="Point SSL_CERT_FILE at a PEM file with the certificates of the CAs to trust, or unset it.",
         )
     shown = ", ".join(f"{redact(url)} ({_variable(scheme)})" for scheme, url in getproxies().items() if scheme != "no")

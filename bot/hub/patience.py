@@ -2,7 +2,7 @@
 
 A request that may be sent again whatever became of it (a read, an upload of bytes that are named by their hash) is sent again
 below the client, see `bot.hub.session`. One that changes something is sent once; the step that it belongs to then looks whether
-it was done all the same, see `Door.patiently`. The client's own further tries are off meanwhile: one policy inside another
+it was done all the same, see `Connection.patiently`. The client's own further tries are off meanwhile: one policy inside another
 would multiply, and would not know what the Hub asks for.
 """
 

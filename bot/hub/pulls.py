@@ -15,7 +15,7 @@ from huggingface_hub.community import DiscussionCommit
 from bot.errors import Forbidden
 from bot.hub import rights
 from bot.hub.rights import Who
-from bot.hub.upload import Sending
+from bot.hub.upload import UploadClient
 from bot.untrusted.redact import redact
 
 # However long a repo's history is, this many of our account's pull requests are listed, and as many open ones where there are
@@ -45,7 +45,7 @@ class Pull:
         return f"refs/pr/{self.num}"
 
 
-class Proposing(Sending):
+class PullRequestClient(UploadClient):
     """What a run needs of the target's pull requests."""
 
     def my_pulls(self, repo: str) -> Iterable[Pull]:
@@ -78,13 +78,13 @@ class Proposing(Sending):
     def _mine(self, repo: str) -> list[Any]:
         """What the Hub lists of them. Of a long history the open ones are asked for too: they are the older ones there.
         None of a token that the Hub does not tell of: `require_pulls` lets it open none."""
-        if (who := self.whose()) is None:
+        if (who := self.whoami_or_none()) is None:
             return []
-        found = self._listed(repo, who.name, "all")
-        if len(found) >= LISTED:
-            known = {item.num for item in found}
-            found += [item for item in self._listed(repo, who.name, "open") if item.num not in known]
-        mine = [item for item in found if item.author == who.name and item.is_pull_request]
+        listed = self._listed(repo, who.name, "all")
+        if len(listed) >= LISTED:
+            known = {item.num for item in listed}
+            listed += [item for item in self._listed(repo, who.name, "open") if item.num not in known]
+        mine = [item for item in listed if item.author == who.name and item.is_pull_request]
         return sorted(mine, key=lambda item: not item.title.startswith(TITLE))
 
     def _listed(self, repo: str, author: str, status: Literal["all", "open"]) -> list[Any]:
@@ -112,7 +112,7 @@ class Proposing(Sending):
 
     def require_known(self) -> Who:
         """Whose the token is. Raises Forbidden where the Hub does not say, as our pull requests are known by their author."""
-        if (who := self.whose()) is None:
+        if (who := self.whoami_or_none()) is None:
             raise Forbidden(
                 "The Hub does not say whose this token is, so that a later run would not know its own pull requests again.",
                 remedy="Pass --publish push, or use an account's own token as HF_TOKEN.",
@@ -163,7 +163,7 @@ class Proposing(Sending):
         text = redact(text)
 
         def landed() -> bool | None:
-            return _said(self._details(repo, num).events, text) or None
+            return _has_comment(self._details(repo, num).events, text) or None
 
         if once and landed():
             return
@@ -183,20 +183,20 @@ class Proposing(Sending):
         )
 
 
-def _pull(found: Any) -> Pull:
-    first = next((event for event in found.events if isinstance(event, DiscussionComment)), None)
+def _pull(details: Any) -> Pull:
+    first = next((event for event in details.events if isinstance(event, DiscussionComment)), None)
     return Pull(
-        num=found.num,
-        status=found.status,
-        author=found.author,
+        num=details.num,
+        status=details.status,
+        author=details.author,
         text=first.content if first else "",
         comment_id=first.id if first else "",
-        url=found.url,
-        title=str(found.title or ""),
+        url=details.url,
+        title=str(details.title or ""),
     )
 
 
-def _said(events: list[Any], text: str) -> bool:
+def _has_comment(events: list[Any], text: str) -> bool:
     """Whether a comment of these words follows the last commit."""
     last = max((n for n, event in enumerate(events) if isinstance(event, DiscussionCommit)), default=-1)
     return any(isinstance(e, DiscussionComment) and e.content.strip() == text.strip() for e in events[last + 1 :])

@@ -22,8 +22,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported
 )
 
 from bot.errors import NotFound, Outside
-from bot.hub.connection import Door
-from bot.hub.errors import Busy, Where, gate
+from bot.hub.connection import Connection
+from bot.hub.errors import Busy, Where, translate_errors
 from bot.hub.suggestions import advise
 from bot.records import FileEntry
 from bot.untrusted.links import OID, SHA256, cached_blob, link_target
@@ -44,12 +44,12 @@ class Pinned:
     online: bool = True
 
 
-class Reading(Door):
+class InputClient(Connection):
     """What a run needs of its inputs."""
 
     def reach(self) -> None:
         """Raise Outside where the endpoint does not answer as a Hub; no token is used."""
-        with gate(self.where("reach the Hub")):
+        with translate_errors(self.where("reach the Hub")):
             answer = get_session().get(f"{self.endpoint}/api/models", params={"limit": 1})
             hf_raise_for_status(answer)
             answer.json()  # a web page is no list: ValueError
@@ -58,32 +58,32 @@ class Reading(Door):
         """The commit that `revision` means now, and its files. From the cache where the Hub cannot be reached."""
         where = self.where(f"pin {repo}", repo, revision)
         try:
-            found = self.patiently(where, lambda: self.inputs.model_info(repo, revision=revision))
+            info = self.patiently(where, lambda: self.inputs.model_info(repo, revision=revision))
         except Outside as away:
             if not nobody_answered(away):
                 advise(self, away, repo, revision)
                 raise
             return self._pin_cached(repo, revision, away)
-        assert found.sha is not None
-        self.spellings |= {repo: found.id, found.id: found.id}
-        tree = self.tree(self.inputs, where, found.id, found.sha)
-        self._remember(found.id, revision, found.sha)
+        assert info.sha is not None
+        self.current_names |= {repo: info.id, info.id: info.id}
+        tree = self.tree(self.inputs, where, info.id, info.sha)
+        self._remember(info.id, revision, info.sha)
         return Pinned(
-            repo=found.id,  # the Hub's spelling; renamed repos answer under their new name
+            repo=info.id,  # the Hub's spelling; renamed repos answer under their new name
             revision=revision,
-            sha=found.sha,
+            sha=info.sha,
             files=tuple(
                 FileEntry(
                     name=n,
                     size=b.size,
                     sha256=b.sha256,
                     oid=None if b.sha256 else b.oid,
-                    here=self.cached(found.id, found.sha, n) is not None,
+                    here=self.cached(info.id, info.sha, n) is not None,
                 )
                 for n, b in sorted(tree.items())
             ),
-            private=bool(found.private),
-            gated=found.gated or None,
+            private=bool(info.private),
+            gated=info.gated or None,
         )
 
     def _remember(self, repo: str, revision: str | None, sha: str) -> None:
@@ -97,10 +97,10 @@ class Reading(Door):
             ref.write_text(sha)
 
     def _pin_cached(self, repo: str, revision: str | None, away: Outside) -> Pinned:
-        found = self._in_cache(repo, revision)
-        if found is None:
+        pinned = self._in_cache(repo, revision)
+        if pinned is None:
             raise away from away.__cause__
-        return found
+        return pinned
 
     def _in_cache(self, repo: str, revision: str | None) -> Pinned | None:
         """What the cache has of a repo; None where it has nothing."""
@@ -130,7 +130,7 @@ class Reading(Door):
             online=False,
         )
 
-    def at_hand(self, repo: str) -> Path | None:
+    def cached_folder(self, repo: str) -> Path | None:
         """The folder of a repo that lies in the cache with every weight; None where it does not. Nobody is asked."""
         pinned = self._in_cache(repo, None)
         if pinned is None:
@@ -157,13 +157,13 @@ class Reading(Door):
     def privacy(self, repo: str) -> tuple[bool, str | None]:
         """(private, gated) of an input, now."""
         where = self.where(f"look up whether {repo} is private", repo)
-        found = self.patiently(where, lambda: self.inputs.model_info(repo), publishing=True)
-        return bool(found.private), found.gated or None
+        info = self.patiently(where, lambda: self.inputs.model_info(repo), publishing=True)
+        return bool(info.private), info.gated or None
 
     def cached(self, repo: str, sha: str, file: str) -> Path | None:
         """Where the download cache has this file, if it has it."""
-        found = try_to_load_from_cache(repo, file, cache_dir=self.cache_dir, revision=sha)
-        return Path(found) if isinstance(found, str) else None
+        path = try_to_load_from_cache(repo, file, cache_dir=self.cache_dir, revision=sha)
+        return Path(path) if isinstance(path, str) else None
 
     def drop(self, repo: str, sha: str, file: str) -> None:
         """Take a damaged file out of the download cache, the link and what it leads to, so that the next download brings it
@@ -181,11 +181,11 @@ class Reading(Door):
     def _blobs_of(self, repo: str, link: Path) -> list[Path]:
         """What a link of this cache leads to and the cache owns: the repo's blob, and the one that repos share (Xet)."""
         own, shared = (self._storage(repo) / "blobs").resolve(), (self.cache_dir / "blobs").resolve()
-        found: list[Path] = []
-        while link.is_symlink() and len(found) < MOST_STEPS:
+        targets: list[Path] = []
+        while link.is_symlink() and len(targets) < MOST_STEPS:
             link = link_target(link)
-            found.append(link)
-        return [path for path in found if path.parent.resolve() == own or path.parent.parent.resolve() == shared]
+            targets.append(link)
+        return [path for path in targets if path.parent.resolve() == own or path.parent.parent.resolve() == shared]
 
     def read_span(self, repo: str, sha: str, file: str, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` (exclusive) of a file at a commit: from the cache, else by one ranged request."""
@@ -203,7 +203,7 @@ class Reading(Door):
         """
         wanted = sorted(set(names))
         where = self.where(f"download {repo}", repo, sha)
-        with gate(where):
+        with translate_errors(where):
             folder = Path(
                 self.inputs.snapshot_download(
                     repo,
@@ -239,7 +239,7 @@ class Reading(Door):
         with suppress(OSError):
             (self._storage(repo) / "trees" / f"{sha}.json").unlink(missing_ok=True)
         for name in names:
-            with gate(where):
+            with translate_errors(where):
                 self.inputs.hf_hub_download(repo, name, revision=sha, cache_dir=self.cache_dir)
 
 

@@ -1,4 +1,4 @@
-"""The Hub's answers, looked at: what does not have the shape of a Hub's answer is a ValueError, which the gate tells.
+"""The Hub's answers, looked at: what does not have the shape of a Hub's answer is a ValueError, which `translate_errors` tells.
 
 The client takes over much of what it is told as it is: a file named `../x`, a sha that is none, a tag without a name.
 """
@@ -23,28 +23,28 @@ MOST_FILES = 1_000_000
 
 def _repo_at(api: HfApi, *args: Any, **kwargs: Any) -> Any:
     """A repo at a commit."""
-    found = HfApi.model_info(api, *args, **kwargs)
-    _require(isinstance(found.id, str), "a repo without a name")
-    validate_repo_id(found.id)
-    _require(_matches(SHA, found.sha), "a commit that is none")
-    _require(found.private in (None, True, False), "neither private nor public")
-    _require(found.gated in (None, False, "auto", "manual"), "a gate of an unknown kind")
-    return found
+    info = HfApi.model_info(api, *args, **kwargs)
+    _require(isinstance(info.id, str), "a repo without a name")
+    validate_repo_id(info.id)
+    _require(_matches(SHA, info.sha), "a commit that is none")
+    _require(info.private in (None, True, False), "neither private nor public")
+    _require(info.gated in (None, False, "auto", "manual"), "a gate of an unknown kind")
+    return info
 
 
 class CheckedApi(HfApi):
-    """The client, with a look at what it gives back. Raises ValueError, within the callers' gate."""
+    """The client, with a look at what it gives back. Raises ValueError, within the callers' `translate_errors`."""
 
     model_info = _repo_at
 
     def whoami(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Whom the token belongs to."""
-        found = super().whoami(*args, **kwargs)
-        orgs = found.get("orgs") or []
-        _require(isinstance(found, dict) and _is_text(found.get("name")), "an account without a name")
+        account = super().whoami(*args, **kwargs)
+        orgs = account.get("orgs") or []
+        _require(isinstance(account, dict) and _is_text(account.get("name")), "an account without a name")
         _require(isinstance(orgs, list) and all(isinstance(org, dict) for org in orgs), "organizations that are none")
         _require(all(_is_text(org.get("name")) for org in orgs), "an organization without a name")
-        return found
+        return account
 
     def list_repo_tree(self, *args: Any, **kwargs: Any) -> Iterable[Any]:
         """The files of a commit; none whose name leads out of a folder, or that no file system takes."""
@@ -59,24 +59,24 @@ class CheckedApi(HfApi):
 
     def list_repo_refs(self, *args: Any, **kwargs: Any) -> Any:
         """Branches and tags."""
-        found = super().list_repo_refs(*args, **kwargs)
-        for ref in (*found.branches, *found.tags):
+        refs = super().list_repo_refs(*args, **kwargs)
+        for ref in (*refs.branches, *refs.tags):
             _require(_is_text(ref.name) and _matches(SHA, ref.target_commit), "a tag or branch without a commit")
-        return found
+        return refs
 
     def create_commit(self, *args: Any, **kwargs: Any) -> Any:
         """The commit that was made."""
-        found = super().create_commit(*args, **kwargs)
-        _require(_matches(SHA, found.oid), "a commit that is none")
-        return found
+        commit = super().create_commit(*args, **kwargs)
+        _require(_matches(SHA, commit.oid), "a commit that is none")
+        return commit
 
     def get_discussion_details(self, *args: Any, **kwargs: Any) -> Any:
         """A pull request with its events."""
-        found = super().get_discussion_details(*args, **kwargs)
-        _require(type(found.num) is int and isinstance(found.status, str), "a pull request without a number")
-        for event in found.events:
+        details = super().get_discussion_details(*args, **kwargs)
+        _require(type(details.num) is int and isinstance(details.status, str), "a pull request without a number")
+        for event in details.events:
             _require(isinstance(getattr(event, "content", ""), str), "a comment without words")
-        return found
+        return details
 
 
 def is_path(name: object) -> bool:
@@ -96,18 +96,18 @@ def is_path(name: object) -> bool:
     )
 
 
-def _is_text(found: object) -> bool:
-    if not isinstance(found, str) or not found:
+def _is_text(value: object) -> bool:
+    if not isinstance(value, str) or not value:
         return False
     try:
-        found.encode()
+        value.encode()
     except UnicodeEncodeError:
         return False
     return True
 
 
-def _matches(form: re.Pattern[str], found: object) -> bool:
-    return isinstance(found, str) and form.fullmatch(found) is not None
+def _matches(form: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and form.fullmatch(value) is not None
 
 
 def _require(fits: bool, what: str) -> None:

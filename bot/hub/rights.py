@@ -46,7 +46,7 @@ class Who:
         """Whether the token is fine-grained, and has none of these permissions on these repos or accounts."""
         reaching = [grant for grant in self.grants or () if grant.reaches(*names)]
         return self.grants is not None and not any(
-            one in grant.permissions for grant in reaching for one in permissions
+            permission in grant.permissions for grant in reaching for permission in permissions
         )
 
     def is_in(self, owner: str) -> bool:
@@ -64,11 +64,11 @@ class Who:
         return "; ".join(self.scopes) or "no permission on any repo"
 
 
-def who_of(found: dict[str, Any]) -> Who:
+def who_of(answer: dict[str, Any]) -> Who:
     """The Hub's answer, which `CheckedApi` has looked at. Raises ValueError, TypeError and so on for another shape."""
-    token = (found.get("auth") or {}).get("accessToken") or {}
+    token = (answer.get("auth") or {}).get("accessToken") or {}
     fine = token.get("fineGrained")
-    orgs = found.get("orgs") or []
+    orgs = answer.get("orgs") or []
     grants: tuple[Grant, ...] = ()
     judged = isinstance(fine, dict)
     if isinstance(fine, dict):
@@ -80,7 +80,7 @@ def who_of(found: dict[str, Any]) -> Who:
         )
         judged = all(entity.get("type") in ENTITIES for entity, _ in entries)
     return Who(
-        name=found["name"],
+        name=answer["name"],
         role=str(token.get("role", "unknown")),
         orgs=tuple(org["name"] for org in orgs),
         scopes=tuple(f"{grant.on or 'everywhere'}: {', '.join(grant.permissions)}" for grant in grants),

@@ -73,7 +73,7 @@ def plain(text: str | None, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _said(error: HfHubHTTPError) -> str:
+def _quoted(error: HfHubHTTPError) -> str:
     words = plain(error.server_message).rstrip(".")
     return f" (the Hub said: {words})" if words else ""
 
@@ -82,17 +82,17 @@ def gated(error: Any, where: Where) -> AdapterMergeError:
     page, words = f"{where.endpoint}/{where.repo}", error.server_message or ""
     if "awaiting a review" in words:
         return Gated(
-            f"{where.repo} is gated, and its owners have not answered the request for access yet{_said(error)}.",
+            f"{where.repo} is gated, and its owners have not answered the request for access yet{_quoted(error)}.",
             remedy=f"Wait until they accept it, or ask them at {page}; asking again changes nothing.",
         )
     if "rejected" in words:
         return Gated(
-            f"{where.repo} is gated, and its owners have turned the request for access down{_said(error)}.",
+            f"{where.repo} is gated, and its owners have turned the request for access down{_quoted(error)}.",
             remedy=f"Ask them at {page}, use a token of an account that they let in, or name another repo.",
         )
     who = "this token has no access to it" if where.signed_in else "no token was given"
     return Gated(
-        f"{where.repo} is gated, and {who}{_said(error)}.",
+        f"{where.repo} is gated, and {who}{_quoted(error)}.",
         remedy=f"Accept its terms at {where.endpoint}/{where.repo}, then pass a token of that account (HF_TOKEN).",
     )
 
@@ -134,7 +134,7 @@ def answered(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
         return _unserved(error, where)
     if status >= 500 or status == 408:
         return Busy(
-            f"Could not {where.doing}: the Hub failed with {status}{_said(error)}.",
+            f"Could not {where.doing}: the Hub failed with {status}{_quoted(error)}.",
             remedy=TRY_AGAIN,
             wait=seconds_to_wait(error.response.headers),
         )
@@ -150,7 +150,7 @@ def answered(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
 def _unserved(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
     status = error.response.status_code
     return Unserved(
-        f"Could not {where.doing}: {where.endpoint} has no such page ({status}){_said(error)}.",
+        f"Could not {where.doing}: {where.endpoint} has no such page ({status}){_quoted(error)}.",
         remedy="Publishing needs the Hub itself and no mirror of it: set HF_ENDPOINT, or pass --publish none."
         if where.writing
         else "Check the name and HF_ENDPOINT; a mirror or proxy may serve only a part of the Hub.",
@@ -165,8 +165,8 @@ def is_passing(response: Any) -> bool:
 
 def is_not_there_yet(error: HfHubHTTPError) -> bool:
     """Whether a commit came before the Hub's storage had told of the upload, or the upload was lost there."""
-    said = error.server_message or ""
-    return error.response.status_code == 400 and "LFS pointer" in said and "does not exist" in said
+    words = error.server_message or ""
+    return error.response.status_code == 400 and "LFS pointer" in words and "does not exist" in words
 
 
 def _bad_token(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
@@ -176,7 +176,7 @@ def _bad_token(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
             remedy=f"Set HF_TOKEN, or run `hf auth login` (tokens: {TOKENS}).",
         )
     return Forbidden(
-        f"Could not {where.doing}: the Hub does not accept this token; it is mistyped, expired or revoked{_said(error)}.",
+        f"Could not {where.doing}: the Hub does not accept this token; it is mistyped, expired or revoked{_quoted(error)}.",
         remedy=f"Set HF_TOKEN to a valid token ({TOKENS}); it wins over `hf auth login`.",
         code=BAD_TOKEN,
     )
@@ -186,7 +186,7 @@ def _forbidden(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
     repo = where.repo or "it"
     if re.search(r"(discussions|pull requests)[^.]* disabled", error.server_message or "", re.IGNORECASE):
         return NoDiscussions(
-            f"Could not {where.doing}: discussions and pull requests are switched off there{_said(error)}.",
+            f"Could not {where.doing}: discussions and pull requests are switched off there{_quoted(error)}.",
             remedy="Switch them on in that repo's settings, or push to it (--publish push).",
         )
     if re.search(r"storage (limit|quota)|quota|upgrade your plan", error.server_message or "", re.IGNORECASE):
@@ -200,19 +200,19 @@ def _forbidden(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
         remedy = f"Use a token with write access to {repo}: role write, or fine-grained with that repo in its scope."
     else:
         remedy = f"Use a token that can read {repo} (a fine-grained token lists the repos it may read)."
-    return Forbidden(f"Could not {where.doing}: the token may not do that{_said(error)}.", remedy=remedy)
+    return Forbidden(f"Could not {where.doing}: the token may not do that{_quoted(error)}.", remedy=remedy)
 
 
 def _payment(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
     return Forbidden(
-        f"Could not {where.doing}: the account's plan or storage does not allow it{_said(error)}.",
+        f"Could not {where.doing}: the account's plan or storage does not allow it{_quoted(error)}.",
         remedy="Free some storage or change the plan on the Hub; or publish to a public repo or to another account.",
     )
 
 
 def _taken(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
     return Outside(
-        f"Could not {where.doing}: something of that name is already there{_said(error)}.",
+        f"Could not {where.doing}: something of that name is already there{_quoted(error)}.",
         remedy="If it is a repo that this token cannot see, use its owner's token; else choose another name.",
     )
 
@@ -228,7 +228,7 @@ def _too_many(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
     wait = seconds_to_wait(error.response.headers)
     later = f"in {wait:.0f} seconds" if wait is not None else "in five minutes"
     return Busy(
-        f"Could not {where.doing}: the Hub's rate limit is reached{_said(error)}.",
+        f"Could not {where.doing}: the Hub's rate limit is reached{_quoted(error)}.",
         remedy=f"Run it again {later}; "
         + ("" if where.signed_in else "a token (HF_TOKEN) raises the limit; ")
         + "what was transferred is kept.",
@@ -239,7 +239,7 @@ def _too_many(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
 def _odd(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
     status = error.response.status_code
     return Outside(
-        f"Could not {where.doing}: the Hub answered {status}{_said(error)}.",
+        f"Could not {where.doing}: the Hub answered {status}{_quoted(error)}.",
         remedy="Read what the Hub said; if the request looks right, report it with --debug's output.",
     )
 
@@ -248,8 +248,8 @@ def misnamed(error: Any, where: Where) -> AdapterMergeError:
     return Usage(f"{where.repo!r} is not a name that a Hub repo can have.", remedy="Write owner/name.")
 
 
-def misread(error: BaseException, where: Where, said: str) -> AdapterMergeError:
-    words = plain(ascii(said)[1:-1], 120)
+def misread(error: BaseException, where: Where, answer: str) -> AdapterMergeError:
+    words = plain(ascii(answer)[1:-1], 120)
     why = plain(str(error) if type(error) is ValueError else type(error).__name__, 120)
     return Unserved(
         f"Could not {where.doing}: {where.endpoint} answered what no Hub would ({why})"

@@ -13,8 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # re-exported lazily
 from huggingface_hub.utils._http import hf_request_event_hook
 
-from bot.hub.errors import Unreached, heard, translate
-from bot.hub.network import misset
+from bot.hub.errors import Unreached, remember_response, translate
+from bot.hub.network import misconfigured
 from bot.hub.patience import Step, under_way
 from bot.hub.sentences import is_passing
 
@@ -32,12 +32,12 @@ QUICK = httpx2.Timeout(connect=20.0, read=60.0, write=60.0, pool=None)
 
 def session() -> Session:
     """For huggingface_hub's `set_client_factory`."""
-    hooks: dict[str, Any] = {"request": [hf_request_event_hook], "response": [heard]}
+    hooks: dict[str, Any] = {"request": [hf_request_event_hook], "response": [remember_response]}
     try:
         return Session(event_hooks=hooks, follow_redirects=True, timeout=LIMITS)
     # What SSL_CERT_FILE, HTTPS_PROXY and their like can come to.
     except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
-        raise misset(error) from error
+        raise misconfigured(error) from error
 
 
 class Session(httpx2.Client):
@@ -50,7 +50,7 @@ class Session(httpx2.Client):
     def build_request(self, method: Any, url: Any, *, content: Any = None, data: Any = None, **more: Any) -> Any:
         """A request that can be sent again, and that does not wait for ever."""
         if hasattr(data, "read"):  # how the client hands over the file, or the part of one, that it uploads
-            content, data = Again(data), None
+            content, data = RepeatableBody(data), None
         if not isinstance(more.get("timeout"), (int, float, tuple, httpx2.Timeout)):
             long = method == "PUT" or LONG_WORK.search(httpx2.URL(url).path)
             more["timeout"] = LIMITS if long else QUICK
@@ -98,7 +98,7 @@ class Session(httpx2.Client):
                 self._elsewhere.add(url)
 
 
-class Again:
+class RepeatableBody:
     """A request's body that is read from the same place each time it is sent."""
 
     def __init__(self, body: Any) -> None:

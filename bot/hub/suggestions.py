@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import islice
@@ -10,8 +9,9 @@ from itertools import islice
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from bot.errors import AdapterMergeError, Outside
-from bot.hub.connection import Door
-from bot.hub.errors import gate, plain
+from bot.hub.connection import Connection
+from bot.hub.errors import plain, translate_errors
+from bot.hub.names import counted
 
 SHOWN = 8  # tags and branches; of models, three
 LISTED = 300  # models of an owner that are looked through
@@ -19,23 +19,23 @@ ALIKE = 0.6  # of names of one owner; across owners, where a likeness may be a t
 ALIKE_ELSEWHERE = 0.8
 
 
-def advise(door: Door, missing: Outside, repo: str, revision: str | None) -> None:
+def advise(connection: Connection, missing: Outside, repo: str, revision: str | None) -> None:
     """Add to a failure's remedy what there is. Where the Hub does not tell, the failure stays as it is."""
     try:
         if isinstance(missing.__cause__, RevisionNotFoundError):
-            missing.remedy += _revisions(door, repo, revision or "main")
+            missing.remedy += _revisions(connection, repo, revision or "main")
         elif isinstance(missing.__cause__, RepositoryNotFoundError) and "/" in repo:
-            missing.remedy = _models(door, repo) + missing.remedy
+            missing.remedy = _models(connection, repo) + missing.remedy
     except AdapterMergeError:
         return
 
 
-def _revisions(door: Door, repo: str, wanted: str) -> str:
-    with gate(door.where(f"list the tags of {repo}", repo)):
-        refs = door.inputs.list_repo_refs(repo)
+def _revisions(connection: Connection, repo: str, wanted: str) -> str:
+    with translate_errors(connection.where(f"list the tags of {repo}", repo)):
+        refs = connection.inputs.list_repo_refs(repo)
     kinds = (("tag", [tag.name for tag in refs.tags]), ("branch", [branch.name for branch in refs.branches]))
-    said = [f"the {_several(kind, names)} {_shown(names, wanted)}" for kind, names in kinds if names]
-    return f" It has {' and '.join(said)}." if said else ""
+    listed = [f"the {_several(kind, names)} {_shown(names, wanted)}" for kind, names in kinds if names]
+    return f" It has {' and '.join(listed)}." if listed else ""
 
 
 def _several(kind: str, names: list[str]) -> str:
@@ -45,23 +45,20 @@ def _several(kind: str, names: list[str]) -> str:
 def _shown(names: list[str], wanted: str) -> str:
     """Those that are spelled alike first, then the highest numbers."""
     alike = get_close_matches(wanted, names, 3)
-    others = sorted((name for name in names if name not in alike), key=_as_counted, reverse=True)
-    found = [*alike, *others]
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return plain(", ".join(found[:SHOWN]), 300) + more
+    others = sorted((name for name in names if name not in alike), key=counted, reverse=True)
+    ordered = [*alike, *others]
+    more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
+    return plain(", ".join(ordered[:SHOWN]), 300) + more
 
 
-def _as_counted(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if place % 2 else (0, part) for place, part in enumerate(re.split(r"([0-9]+)", name))]
-
-
-def _models(door: Door, repo: str) -> str:
+def _models(connection: Connection, repo: str) -> str:
     owner, _, name = repo.partition("/")
-    with gate(door.where(f"list the models of {owner}")):
-        own = {one.rpartition("/")[2]: one for one in _ids(door.inputs.list_models(author=owner, limit=LISTED))}
-        near = [own[one] for one in _alike(name, own, ALIKE)]
+    with translate_errors(connection.where(f"list the models of {owner}")):
+        listed = _ids(connection.inputs.list_models(author=owner, limit=LISTED))
+        own = {model.rpartition("/")[2]: model for model in listed}
+        near = [own[short] for short in _alike(name, own, ALIKE)]
         if not near:
-            near = _alike(repo, _ids(door.inputs.list_models(search=name, limit=LISTED)), ALIKE_ELSEWHERE)
+            near = _alike(repo, _ids(connection.inputs.list_models(search=name, limit=LISTED)), ALIKE_ELSEWHERE)
     return f"Did you mean {plain(' or '.join(near), 300)}? " if near else ""
 
 
@@ -71,5 +68,5 @@ def _ids(models: Iterable[object]) -> list[str]:
 
 def _alike(name: str, names: Iterable[str], cutoff: float) -> list[str]:
     """Up to three that are spelled alike, letters of either size."""
-    known = {one.casefold(): one for one in names}
-    return [known[one] for one in get_close_matches(name.casefold(), known, 3, cutoff)]
+    known = {other.casefold(): other for other in names}
+    return [known[other] for other in get_close_matches(name.casefold(), known, 3, cutoff)]

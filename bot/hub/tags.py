@@ -5,14 +5,14 @@ from __future__ import annotations
 from itertools import islice
 
 from bot.errors import Outside
-from bot.hub.connection import Door
+from bot.hub.connection import Connection
 
 ADAPTER = "adapter_config.json"
 MOST = 10_000  # models of one owner that are looked through
 
 
-class Tagging(Door):
-    """What is asked of an owner's models. The tags of one of them: `Reading.tags_of`."""
+class TagClient(Connection):
+    """What is asked of an owner's models. The tags of one of them: `InputClient.tags_of`."""
 
     def adapters_of(self, owner: str) -> list[str]:
         """The owner's models that hold an adapter, in whatever folder, by name. Raises Outside where there are too many."""

@@ -17,9 +17,9 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported
 )
 
 from bot.errors import Outside
-from bot.hub.errors import Busy, Where, gate, plain
+from bot.hub.errors import Busy, Where, plain, translate_errors
 from bot.hub.sentences import is_not_there_yet
-from bot.hub.write import Writing
+from bot.hub.write import TargetClient
 from bot.untrusted.redact import redact
 
 SMALL = 10_000_000  # bytes; smaller files travel together
@@ -48,7 +48,7 @@ def _errors(answer: Any) -> str:
         return str(answer.text)
 
 
-class Sending(Writing):
+class UploadClient(TargetClient):
     """What a run sends to its target."""
 
     def check_card(self, text: str) -> None:
@@ -82,7 +82,7 @@ class Sending(Writing):
         where = self.where_writing(f"upload to {repo}", repo, revision)
         done = []
         for names in _loads(files):
-            with gate(where):
+            with translate_errors(where):
                 adds = [_addition(name, files[name]) for name in names]
 
             def send(adds: list[Upload] = adds) -> None:
@@ -133,8 +133,8 @@ class Sending(Writing):
                 )
             except BadRequestError as error:
                 if is_not_there_yet(error):
-                    for one in additions:
-                        one._is_uploaded = False  # the client then asks again for each, and sends what is missing
+                    for addition in additions:
+                        addition._is_uploaded = False  # the client then asks again for each, and sends what is missing
                 raise
             return str(made.oid)
 

@@ -11,7 +11,7 @@ from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[att
 
 from bot.errors import Forbidden, NotFound
 from bot.hub import rights
-from bot.hub.connection import Blob, Door
+from bot.hub.connection import Blob, Connection
 from bot.hub.errors import Unserved
 from bot.hub.rights import Who, who_of
 from bot.hub.sentences import BAD_TOKEN
@@ -35,7 +35,7 @@ class Target:
         return self.files.keys() <= {".gitattributes"}
 
 
-class Writing(Door):
+class TargetClient(Connection):
     """What a run needs of its target."""
 
     _who: Who | None = None
@@ -52,12 +52,12 @@ class Writing(Door):
         """The repo's main branch and its files; None where it does not exist for this token."""
         where = self.where_writing(f"look at {repo}", repo)
         try:
-            found = self.patiently(where, lambda: self.outputs.model_info(repo))
+            info = self.patiently(where, lambda: self.outputs.model_info(repo))
         except NotFound:
             return None
-        assert found.sha is not None
-        files = self.tree(self.outputs, where, repo, found.sha)
-        return Target(repo=found.id, sha=found.sha, files=files, private=bool(found.private), gated=found.gated or None)
+        assert info.sha is not None
+        files = self.tree(self.outputs, where, repo, info.sha)
+        return Target(repo=info.id, sha=info.sha, files=files, private=bool(info.private), gated=info.gated or None)
 
     def target_name(self, repo: str) -> str | None:
         """The target as the Hub spells it today: renamed repos answer to their old names. None where it does not exist."""
@@ -68,11 +68,11 @@ class Writing(Door):
         except NotFound:
             return None
 
-    def shown(self, repo: str) -> tuple[bool, str | None]:
+    def visibility(self, repo: str) -> tuple[bool, str | None]:
         """(private, gated) of the target, now."""
         where = self.where_writing(f"look at {repo}", repo)
-        found = self.patiently(where, lambda: self.outputs.model_info(repo))
-        return bool(found.private), found.gated or None
+        info = self.patiently(where, lambda: self.outputs.model_info(repo))
+        return bool(info.private), info.gated or None
 
     def head(self, repo: str, revision: str = "main") -> str:
         """The sha that a branch or PR ref has now."""
@@ -96,7 +96,7 @@ class Writing(Door):
 
         def read() -> list[tuple[str, str]]:
             commits = islice(paginate(url, params={}, headers=headers), most)
-            return [(str(one["id"]), f"{one['title']}\n\n{one['message']}") for one in commits]
+            return [(str(commit["id"]), f"{commit['title']}\n\n{commit['message']}") for commit in commits]
 
         return self.patiently(where, read)
 
@@ -106,13 +106,13 @@ class Writing(Door):
         try:
             self.patiently(where, lambda: self.outputs.auth_check(repo, write=True))
         except Forbidden as refused:
-            who = self.whose()
+            who = self.whoami_or_none()
             refused.remedy = (who and rights.remedy_for(who, repo)) or refused.remedy
             raise
-        if (who := self.whose()) is not None:
+        if (who := self.whoami_or_none()) is not None:
             rights.require_write(who, repo)
 
-    def whose(self) -> Who | None:
+    def whoami_or_none(self) -> Who | None:
         """As `whoami`; None for a token that the Hub does not tell of, as those of trusted publishers may be."""
         if self._untold:
             return None
@@ -138,8 +138,8 @@ class Writing(Door):
         """A new model repo. Raises Outside where there is one of that name with something in it."""
 
         def landed() -> Target | None:
-            found = self.target(repo)
-            return found if found is not None and found.empty else None
+            target = self.target(repo)
+            return target if target is not None and target.empty else None
 
         where = self.where_writing(f"create {repo}", repo)
         self.patiently(where, lambda: self.outputs.create_repo(repo, private=private), landed)

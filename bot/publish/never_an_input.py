@@ -21,7 +21,7 @@ def require_not_an_input(target: str, repos: Iterable[tuple[str, str | None]], h
     names = {target.casefold(), (today or target).casefold()}
     for role, repo in named:
         # A repo that does not exist can be no input, so that their new names matter only where the target exists.
-        if repo.casefold() in names or (today is not None and hub.spelled(repo, sure=True).casefold() in names):
+        if repo.casefold() in names or (today is not None and hub.current_name(repo, sure=True).casefold() in names):
             what = repo if repo.casefold() == target.casefold() else f"{repo}, which {target} is another name of"
             raise Usage(
                 f"The target is the {role} of this merge ({what}), whose files the result would replace.",

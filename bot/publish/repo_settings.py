@@ -54,7 +54,7 @@ def _apply_visibility(repo: str, settings: PublishSettings, hub: Hub, emit: Emit
     gate before the merge was in it (see `apply_visibility`): somebody took it away, or an input got its own later. One that a run
     was cut off from gating is private.
     """
-    private, gated = hub.shown(repo)
+    private, gated = hub.visibility(repo)
     seen = visibility.decide(settings.repos, settings.private, hub, silent)
     put = []
     if seen.gated and not gated and (private or settings.private == "true"):

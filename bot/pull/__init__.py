@@ -63,7 +63,7 @@ def pin(
         def pinned(ref: Ref) -> Source:
             return _with_headers(_pin_base(ref, request.base is None, hub, emit), request, hub, emit, hashes)
 
-        bases[base_ref] = quantised_base.settle(pinned(base_ref), request.options.base_weights, pinned, hub, emit)
+        bases[base_ref] = quantised_base.select_base(pinned(base_ref), request.options.base_weights, pinned, hub, emit)
     base = bases[base_ref]
     adapter, *more = (vocabulary.with_added_tokens(one, base, hub) for one in (adapter, *more))
     if any(vocabulary.is_read(one) for one in (adapter, *more)):

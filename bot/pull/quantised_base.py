@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LARGEST = 1 << 16  # bytes; such a tensor holds a few hundred
 
 
-def settle(base: Source, asked: str, pin: Callable[[Ref], Source], hub: Hub, emit: Emit) -> Source:
+def select_base(base: Source, asked: str, pin: Callable[[Ref], Source], hub: Hub, emit: Emit) -> Source:
     """The base to merge into. `asked`: what `--base-weights` says; `pin`: pins another base. Raises Refused."""
     config = read_json(base, "config.json")
     if formats.quantization_of(config) is None:
@@ -42,7 +42,7 @@ def original_at_hand(base: Source, hub: Hub) -> Path | None:
     """The 16-bit model that a quantised base was made from, where all of it lies in the Hub's cache; else None."""
     config = read_json(base, "config.json")
     name = formats.parent_of(config, base.card, base.repo) if formats.quantization_of(config) is not None else None
-    folder = hub.at_hand(name) if name else None
+    folder = hub.cached_folder(name) if name else None
     plain = folder is not None and b'"quantization_config"' not in (folder / "config.json").read_bytes()
     return folder if plain else None
 

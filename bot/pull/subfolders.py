@@ -6,12 +6,12 @@ license and its card hold for all that lies in it, and a tokenizer beside severa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 
 from bot.assets import kind_of
+from bot.hub.names import counted
 from bot.records import FileEntry, Json, Source
 
 CONFIG = "adapter_config.json"
@@ -24,7 +24,7 @@ SHOWN = 8
 def adapters_in(files: Iterable[FileEntry]) -> list[str]:
     """The folders that hold an adapter, as people count: checkpoint-500 before checkpoint-1000."""
     found = (entry.name.removesuffix(f"/{CONFIG}") for entry in files if entry.name.endswith(f"/{CONFIG}"))
-    return sorted(found, key=_as_counted)
+    return sorted(found, key=counted)
 
 
 def listed(folders: Sequence[str]) -> str:
@@ -65,10 +65,6 @@ def with_cards(card: Json, above: Iterable[Json]) -> Json:
     for outer in above:
         card = {**outer, **{name: said for name, said in card.items() if said not in (None, "", [])}}
     return card
-
-
-def _as_counted(name: str) -> list[str | int]:
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def _above(subfolder: str) -> list[str]:

@@ -12,7 +12,7 @@ from bot.devhub import Fault
 from bot.errors import Forbidden, Moved, Outside
 from bot.events import Note
 from bot.hub.patience import PAUSES
-from bot.hub.pulls import Proposing
+from bot.hub.pulls import PullRequestClient
 from bot.publish import deliver as delivering
 from bot.publish.messages import mark_in, trailer_in
 from tests.publish.given import TARGET, deliver, fingerprint, finished
@@ -81,7 +81,7 @@ def test_a_proposal_that_was_pushed_by_a_faster_run_is_unchanged(hub, owner, fol
 
 
 def test_a_draft_that_a_second_run_takes_up_is_the_pull_request_of_both(hub, owner, folder, document, at_once):
-    others = at_once(Proposing, "open_draft", lambda other: deliver(folder, document, other))
+    others = at_once(PullRequestClient, "open_draft", lambda other: deliver(folder, document, other))
     done = deliver(folder, document, hub)
     assert [(one.status, one.pr_number, one.revision) for one in (done, *others)] == [
         ("published", 1, done.revision)
@@ -93,7 +93,7 @@ def test_a_draft_that_a_second_run_takes_up_is_the_pull_request_of_both(hub, own
 def test_a_draft_whose_run_was_killed_a_moment_ago_is_taken_up(hub, owner, folder, document, at_once):
     """It was not there yet when this run looked, and nobody will finish it."""
     mark = f"<!-- adapter-merge:fingerprint={fingerprint(1)} -->"
-    at_once(Proposing, "open_draft", lambda other: other.open_draft(TARGET, "Merge", mark), before=True)
+    at_once(PullRequestClient, "open_draft", lambda other: other.open_draft(TARGET, "Merge", mark), before=True)
     done = deliver(folder, document, hub)
     assert (done.status, done.pr_number) == ("published", 1)
     assert pulls(owner) == [(2, "closed", None), (1, "open", fingerprint(1))]
@@ -105,7 +105,7 @@ def test_a_draft_of_a_lost_answer_that_is_listed_late_is_not_left_empty(
     dev, owner, folder, document, tmp_path, monkeypatch
 ):
     patient = door(dev, tmp_path, patience=PAUSES, sleep=lambda seconds: None)
-    create, listed, calls = HfApi.create_pull_request, Proposing.open_pulls, []
+    create, listed, calls = HfApi.create_pull_request, PullRequestClient.open_pulls, []
 
     def lost(self, *args, **kwargs):
         calls.append(1)
@@ -115,7 +115,9 @@ def test_a_draft_of_a_lost_answer_that_is_listed_late_is_not_left_empty(
         return made
 
     monkeypatch.setattr(HfApi, "create_pull_request", lost)
-    monkeypatch.setattr(Proposing, "open_pulls", lambda self, repo: () if len(calls) == 1 else listed(self, repo))
+    monkeypatch.setattr(
+        PullRequestClient, "open_pulls", lambda self, repo: () if len(calls) == 1 else listed(self, repo)
+    )
     done = deliver(folder, document, patient)
     assert (done.status, done.pr_number) == ("published", 1)
     assert pulls(owner) == [(2, "closed", None), (1, "open", fingerprint(1))]
@@ -127,7 +129,7 @@ def test_a_draft_of_a_lost_answer_that_is_listed_late_is_not_left_empty(
 
 def test_a_draft_that_another_merge_has_taken_up_is_not_closed(hub, owner, folder, document, tmp_path, at_once):
     newer = finished(tmp_path / "newer", seed=2)
-    others = at_once(Proposing, "open_draft", lambda other: deliver(tmp_path / "newer", newer, other))
+    others = at_once(PullRequestClient, "open_draft", lambda other: deliver(tmp_path / "newer", newer, other))
     with pytest.raises(Moved) as caught:
         deliver(folder, document, hub)
     two_sentences(caught.value, what="changed while this run was working", do="Run it again")
@@ -139,7 +141,7 @@ def test_a_draft_that_another_merge_has_taken_up_is_not_closed(hub, owner, folde
 
 def test_a_draft_that_nobody_took_up_is_closed_though_main_has_moved(dev, hub, owner, folder, document, at_once):
     dev.faults.add(Fault(path="/commit/refs%2Fpr%2F1", status=403))
-    at_once(Proposing, "open_draft", lambda other: owner.put("notes.txt", b"beside it"), before=True)
+    at_once(PullRequestClient, "open_draft", lambda other: owner.put("notes.txt", b"beside it"), before=True)
     with pytest.raises(Forbidden):
         deliver(folder, document, hub)
     assert pulls(owner) == [(1, "closed", None)]

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from bot.devhub import Fault
 from bot.errors import Forbidden, Gated, MachineTooSmall, NotFound, Outside, Usage
 from bot.hub import Busy
-from bot.hub.errors import Where, gate
+from bot.hub.errors import Where, translate_errors
 from tests.pull.given import door, put, two_sentences, write_adapter
 
 
@@ -142,7 +142,7 @@ def test_a_refusal_that_nobody_foresaw(hub, dev):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk(number):
     where = Where(doing="download x", endpoint="e", repo="x")
-    with pytest.raises(MachineTooSmall) as caught, gate(where):
+    with pytest.raises(MachineTooSmall) as caught, translate_errors(where):
         raise OSError(number, os.strerror(number))
     two_sentences(caught.value, what="the disk is full", do="HF_HOME")
 
@@ -168,7 +168,7 @@ def test_a_full_disk_in_the_real_client(dev, hub, pair, tmp_path):
 
 
 def test_our_own_faults_pass_the_gate_unchanged():
-    with pytest.raises(KeyError), gate(Where(doing="x", endpoint="e")):
+    with pytest.raises(KeyError), translate_errors(Where(doing="x", endpoint="e")):
         raise KeyError("ours")
 
 
