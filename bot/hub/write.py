@@ -39,7 +39,7 @@ class TargetClient(Connection):
     """What a run needs of its target."""
 
     _who: Who | None = None
-    _untold = False  # whether the Hub has refused to say
+    _anonymous = False  # whether the Hub has refused to say
 
     def whoami(self) -> Who:
         """The token's owner and reach. Asked once: the Hub limits this call strictly."""
@@ -114,12 +114,12 @@ class TargetClient(Connection):
 
     def whoami_or_none(self) -> Who | None:
         """As `whoami`; None for a token that the Hub does not tell of, as those of trusted publishers may be."""
-        if self._untold:
+        if self._anonymous:
             return None
         try:
             return self.whoami()
         except (Forbidden, NotFound, Unserved):
-            self._untold = True
+            self._anonymous = True
             return None
 
     # --- the repo ---------------------------------------------------------------------------------------------------

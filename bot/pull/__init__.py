@@ -20,7 +20,7 @@ from bot.pull.damage import merged_files as merged_files
 from bot.pull.damage import repo_files as repo_files
 from bot.pull.damage import require_headers as require_headers
 from bot.pull.damage import with_sound_files as with_sound_files
-from bot.pull.folders import pin_folder, settled
+from bot.pull.folders import pin_folder, with_hashes
 from bot.pull.folders import sha_of_all as sha_of_all
 from bot.pull.hashes import Hashes
 from bot.pull.link_folder import gather
@@ -65,8 +65,8 @@ def pin(
 
         bases[base_ref] = quantised_base.select_base(pinned(base_ref), request.options.base_weights, pinned, hub, emit)
     base = bases[base_ref]
-    adapter, *more = (vocabulary.with_added_tokens(one, base, hub) for one in (adapter, *more))
-    if any(vocabulary.is_read(one) for one in (adapter, *more)):
+    adapter, *more = (vocabulary.with_added_tokens(source, base, hub) for source in (adapter, *more))
+    if any(vocabulary.is_read(source) for source in (adapter, *more)):
         base = vocabulary.with_added_tokens(base, adapter, hub)
     return Sources(base=base, adapter=adapter, more=tuple(more))
 
@@ -128,8 +128,8 @@ def _with_headers(source: Source, request: Request, hub: Hub, emit: Emit, hashes
         _note_others(source, emit)
     source = counting(source, names)
     if names == (weights.PICKLE,):
-        return pickles.convert(_settled(source, emit, hashes), hub, emit)
-    return _settled(weights.read_headers(source, names, hub, emit), emit, hashes)
+        return pickles.convert(_with_hashes(source, emit, hashes), hub, emit)
+    return _with_hashes(weights.read_headers(source, names, hub, emit), emit, hashes)
 
 
 def _note_others(source: Source, emit: Emit) -> None:
@@ -138,8 +138,8 @@ def _note_others(source: Source, emit: Emit) -> None:
         emit(Note(text=f"{source.called} holds other adapters too ({listed}); {example} names one."))
 
 
-def _settled(source: Source, emit: Emit, hashes: Hashes) -> Source:
-    return source if source.ref.folder is None else settled(source, emit, hashes)
+def _with_hashes(source: Source, emit: Emit, hashes: Hashes) -> Source:
+    return source if source.ref.folder is None else with_hashes(source, emit, hashes)
 
 
 # --- fetch --------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def fetch(sources: Sources, names: Plan | Mapping[Role, Sequence[str]], hub: Hub
 
     What is wanted of the adapter is wanted of every adapter that has it.
     """
-    wanted = needed(sources, names) if isinstance(names, Plan) else {role: set(found) for role, found in names.items()}
+    wanted = needed(sources, names) if isinstance(names, Plan) else {role: set(files) for role, files in names.items()}
     lists = [(source, _wanted_of(source, wanted)) for source in (sources.base, *sources.adapters)]
     meter = _Meter(sum(_to_come(source, names, hub) for source, names in lists), emit)
     if meter.total:
@@ -192,8 +192,8 @@ def _folder(source: Source, names: Sequence[str], hub: Hub, meter: _Meter) -> Pa
         folder = hub.download(source.repo, source.sha, map(source.in_repo, given), meter.arrived)
     if not source.subfolder and len(given) == len(names):
         return folder
-    room = "gathered" if len(given) == len(names) else "converted"
-    return gather(pickles.home(source, hub, room), {name: folder / source.in_repo(name) for name in given})
+    kind = "gathered" if len(given) == len(names) else "converted"
+    return gather(pickles.derived_folder(source, hub, kind), {name: folder / source.in_repo(name) for name in given})
 
 
 def _to_come(source: Source, names: Sequence[str], hub: Hub) -> int:

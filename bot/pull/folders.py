@@ -27,7 +27,7 @@ LEFT_OUT = {"README.md"}  # hidden files (.gitattributes, .git) are left out too
 
 
 def pin_folder(role: Role, ref: Ref) -> Source:
-    """List the files of the folder and read its small ones. It has no `sha` before it is `settled`.
+    """List the files of the folder and read its small ones. It has no `sha` before `with_hashes`.
 
     Raises NotFound, and Refused for links that lead out of it and for files that cannot be what their names say.
     """
@@ -40,8 +40,8 @@ def pin_folder(role: Role, ref: Ref) -> Source:
     paths = input_files(folder, is_a_trainers)
     files = tuple(entry_of(name, path) for name, path in paths.items())
     _refuse_pointers(paths, role, ref)
-    found = {name: paths[name].read_bytes() for name in texts.wanted(files)}
-    texts.check(found, ref.text)
+    contents = {name: paths[name].read_bytes() for name in texts.wanted(files)}
+    texts.check(contents, ref.text)
     return Source(
         role=role,
         ref=ref,
@@ -50,12 +50,12 @@ def pin_folder(role: Role, ref: Ref) -> Source:
         sha="",
         files=files,
         headers=(),
-        texts=found,
-        card=texts.card_of(found),
+        texts=contents,
+        card=texts.card_of(contents),
     )
 
 
-def settled(source: Source, emit: Emit, hashes: Hashes) -> Source:
+def with_hashes(source: Source, emit: Emit, hashes: Hashes) -> Source:
     """The folder with the hash of every file that counts, and its own. Raises Damaged where a Hub cache's file is not what its
     name says."""
     files = _hashed(source, emit, hashes)
@@ -120,9 +120,9 @@ def _hashed(source: Source, emit: Emit, hashes: Hashes) -> tuple[FileEntry, ...]
 
     emit(StepProgress(stage="pull", done=0, total=total, what=what))
     with ThreadPoolExecutor(max_workers=2) as pool:
-        found = tuple(pool.map(lambda entry: _with_hash(entry, source, hashes, read), source.files))
+        entries = tuple(pool.map(lambda entry: _with_hash(entry, source, hashes, read), source.files))
     hashes.keep()
-    return found
+    return entries
 
 
 def _is_known(entry: FileEntry, source: Source, hashes: Hashes) -> bool:
@@ -140,13 +140,13 @@ def _with_hash(entry: FileEntry, source: Source, hashes: Hashes, read: Callable[
         return entry
     if text is not None:
         read(entry.size)
-        found = hashlib.sha256(text).hexdigest()  # of the bytes that the plan is made from
+        sha256 = hashlib.sha256(text).hexdigest()  # of the bytes that the plan is made from
     else:
-        found = hashes.sha256(folder / entry.name, read)
-    stated = entry.sha256 in (None, found)
+        sha256 = hashes.sha256(folder / entry.name, read)
+    stated = entry.sha256 in (None, sha256)
     if entry.oid is not None:
         content = text if text is not None else (folder / entry.name).read_bytes()
         stated = is_stated([content], len(content), None, entry.oid)
     if not stated:
         raise not_its_hash(entry.name, source.ref.text)
-    return replace(entry, sha256=found)
+    return replace(entry, sha256=sha256)

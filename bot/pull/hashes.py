@@ -45,10 +45,10 @@ class Hashes:
         if status.st_size >= LARGE and identity in self._known:
             return self._known[identity]
         settled = time.time() - max(status.st_mtime, status.st_ctime) > SETTLED
-        found = _sha256(path, read)
+        digest = _sha256(path, read)
         if status.st_size >= LARGE and settled and path.stat().st_ctime_ns == status.st_ctime_ns:
-            self._new[identity] = found
-        return found
+            self._new[identity] = digest
+        return digest
 
     def forget(self, identities: Iterable[Identity]) -> None:
         """These files turned out to hold other bytes: the next run hashes them anew."""
@@ -80,10 +80,10 @@ def _write(path: Path, known: dict[str, str]) -> None:
 
 def _read(path: Path) -> dict[str, str]:
     try:
-        found = json.loads(path.read_bytes())
+        known = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
+    return {key: value for key, value in known.items() if isinstance(value, str)} if isinstance(known, dict) else {}
 
 
 def _sha256(path: Path, read: Callable[[int], None]) -> str:

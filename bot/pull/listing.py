@@ -24,8 +24,8 @@ def require_usable(folder: Path, *, hidden: bool = False) -> None:
         if depth > DEEPEST:
             raise _unusable(folder, f"has folders within folders, more than {DEEPEST} deep")
         below: list[str] = []
-        for place in level:
-            with os.scandir(place) as entries:
+        for path in level:
+            with os.scandir(path) as entries:
                 for entry in entries:
                     count += 1
                     _require_text(folder, entry.name)

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from bot.errors import Refused
 from bot.pull.relevant_files import CHECKPOINT, TRAINING
-from bot.pull.weights import ADAPTER, PICKLE, thing
+from bot.pull.weights import ADAPTER, PICKLE
 from bot.records import Source
 
 WEIGHTS = re.compile(r"[^/]+\.(safetensors|bin|pt|pth|ckpt)|model_head\.pkl")
@@ -26,7 +26,7 @@ def refuse_others(source: Source) -> None:
     if lost:
         shown = ", ".join(lost[:SHOWN]) + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else "")
         raise Refused(
-            f"{thing(source)} holds weights beside the adapter's, which a merge would lose: {shown}.",
+            f"{source.called} holds weights beside the adapter's, which a merge would lose: {shown}.",
             remedy="Keep the adapter separate where they are part of the model. Where they are not (a value head of "
             f"RLHF, an export), copy adapter_config.json, {ADAPTER} and the tokenizer into a folder of their own.",
         )

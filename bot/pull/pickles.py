@@ -20,7 +20,7 @@ from bot.events import Emit, Note
 from bot.input_files import holding
 from bot.machine import bare_environment
 from bot.pull.damage import hold, with_sound_files
-from bot.pull.weights import ADAPTER, PICKLE, thing
+from bot.pull.weights import ADAPTER, PICKLE
 from bot.records import FileEntry, Source
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ save_file({key: value.detach().contiguous().clone() for key, value in found.item
 
 def convert(source: Source, hub: Hub, emit: Emit) -> Source:
     """The source with its pickle's tensors as `adapter_model.safetensors`."""
-    made = home(source, hub) / ADAPTER
+    made = derived_folder(source, hub) / ADAPTER
     digest = _sha256(made) if made.is_file() else None
     if digest is None or digest != _noted(made):
         emit(Note(text=f"{PICKLE} is read by torch's restricted loader and kept as safetensors.", level="warning"))
@@ -88,13 +88,13 @@ def _run(pickle: Path, made: Path, source: Source) -> None:
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise Refused(
-                f"{PICKLE} of {thing(source)} was not read within {LONGEST} seconds.",
+                f"{PICKLE} of {source.called} was not read within {LONGEST} seconds.",
                 remedy=f"Save the adapter again as {ADAPTER}.",
             ) from error
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no reason given"]
             raise Refused(
-                f"{PICKLE} of {thing(source)} cannot be read safely: {lines[-1][:200]}",
+                f"{PICKLE} of {source.called} cannot be read safely: {lines[-1][:200]}",
                 remedy=f"Save the adapter again as {ADAPTER}.",
             )
         made.unlink(missing_ok=True)
@@ -104,12 +104,12 @@ def _run(pickle: Path, made: Path, source: Source) -> None:
 
 def is_converted(source: Source, name: str, hub: Hub) -> bool:
     """Whether this file of the source is one that `convert` made."""
-    return source.role == "adapter" and name == ADAPTER and (home(source, hub) / ADAPTER).is_file()
+    return source.role == "adapter" and name == ADAPTER and (derived_folder(source, hub) / ADAPTER).is_file()
 
 
-def home(source: Source, hub: Hub, room: str = "converted") -> Path:
+def derived_folder(source: Source, hub: Hub, kind: str = "converted") -> Path:
     """A private folder for what is made of a source, or gathered of it."""
     # A folder of the same content elsewhere has its own: the links lead to the files of this one.
     folder = source.ref.folder.resolve() if source.ref.folder is not None else None
     key = f"{folder or source.called}@{source.sha}"
-    return hub.scratch / room / hashlib.sha256(key.encode()).hexdigest()[:32]
+    return hub.scratch / kind / hashlib.sha256(key.encode()).hexdigest()[:32]

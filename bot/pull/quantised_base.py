@@ -12,7 +12,7 @@ from bot import formats
 from bot.errors import Refused
 from bot.events import Emit, Note
 from bot.pull.texts import read_json
-from bot.pull.weights import read_span, thing
+from bot.pull.weights import read_span
 from bot.records import Ref, Source
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def select_base(base: Source, asked: str, pin: Callable[[Ref], Source], hub: Hub
     wanted = [tensor for header in base.headers for tensor in header.tensors if tensor.key in keys]
     large = [tensor.key for tensor in wanted if tensor.stop - tensor.start > LARGEST]
     if large:
-        raise Refused(f"{large[0]} of {thing(base)} is too large to be what its name says.", remedy="Check the repo.")
+        raise Refused(f"{large[0]} of {base.called} is too large to be what its name says.", remedy="Check the repo.")
     with ThreadPoolExecutor(max_workers=8) as pool:
         contents = list(pool.map(lambda tensor: read_span(base, tensor.file, tensor.start, tensor.stop, hub), wanted))
     return replace(base, small={tensor.key: content for tensor, content in zip(wanted, contents, strict=True)})
@@ -51,13 +51,13 @@ def _parent(base: Source, pin: Callable[[Ref], Source], emit: Emit) -> Source:
     name = formats.parent_of(read_json(base, "config.json"), base.card, base.repo)
     if name is None:
         raise Refused(
-            f"{thing(base)} is quantised, and neither its card nor its name says which 16-bit model it was made from.",
+            f"{base.called} is quantised, and neither its card nor its name says which 16-bit model it was made from.",
             remedy="Name that model with --base.",
         )
-    emit(Note(text=f"base-weights: original: {name}, which {thing(base)} was quantised from."))
+    emit(Note(text=f"base-weights: original: {name}, which {base.called} was quantised from."))
     parent = pin(Ref(text=name, repo=name))
     if formats.quantization_of(read_json(parent, "config.json")) is not None:
         raise Refused(
-            f"{name}, which {thing(base)} was made from, is quantised too.", remedy="Name the 16-bit model with --base."
+            f"{name}, which {base.called} was made from, is quantised too.", remedy="Name the 16-bit model with --base."
         )
     return parent

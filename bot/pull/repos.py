@@ -40,8 +40,8 @@ def pin_repo(role: Role, ref: Ref, hub: Hub, emit: Emit) -> Source:
     )
     if ref.subfolder is not None:
         return _deeper(source, ref.subfolder, pinned, hub, emit)
-    found = _texts(source, pinned, hub, emit)
-    return replace(source, texts=found, card=texts.card_of(found))
+    contents = _texts(source, pinned, hub, emit)
+    return replace(source, texts=contents, card=texts.card_of(contents))
 
 
 def _tags(pinned: Pinned, hub: Hub, emit: Emit) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ def _deeper(source: Source, subfolder: str, pinned: Pinned, hub: Hub, emit: Emit
             remedy=_instead(source, others, pinned.files),
         )
     source = replace(source, files=subfolders.below(pinned.files, subfolder), subfolder=subfolder)
-    found = _texts(source, pinned, hub, emit)
+    contents = _texts(source, pinned, hub, emit)
     above = [
         name for name in subfolders.cards_above(pinned.files, subfolder) if name != source.in_repo(subfolders.CARD)
     ]
@@ -80,13 +80,13 @@ def _deeper(source: Source, subfolder: str, pinned: Pinned, hub: Hub, emit: Emit
         above = [name for name in above if hub.cached(pinned.repo, pinned.sha, name)]
     cards = _sound_texts(pinned, {name: name for name in above}, hub, emit)
     card = subfolders.with_cards(
-        texts.card_of(found), (texts.card_of({subfolders.CARD: cards[name]}) for name in above)
+        texts.card_of(contents), (texts.card_of({subfolders.CARD: cards[name]}) for name in above)
     )
     # What the repo's card says of the training holds for its checkpoints.
-    said = [found[subfolders.CARD]] if subfolders.CARD in found else []
-    if said or cards:
-        found[subfolders.CARD] = b"\n\n".join([*said, *cards.values()])
-    return replace(source, texts=found, card=card)
+    own = [contents[subfolders.CARD]] if subfolders.CARD in contents else []
+    if own or cards:
+        contents[subfolders.CARD] = b"\n\n".join([*own, *cards.values()])
+    return replace(source, texts=contents, card=card)
 
 
 def _instead(source: Source, folders: list[str], files: tuple[FileEntry, ...]) -> str:
@@ -104,9 +104,9 @@ def _texts(source: Source, pinned: Pinned, hub: Hub, emit: Emit) -> dict[str, by
     names = texts.wanted(source.files)
     if not pinned.online:
         names = [name for name in names if hub.cached(pinned.repo, pinned.sha, source.in_repo(name))]
-    found = _sound_texts(pinned, {name: source.in_repo(name) for name in names}, hub, emit)
-    texts.check(found, source.called)
-    return found
+    contents = _sound_texts(pinned, {name: source.in_repo(name) for name in names}, hub, emit)
+    texts.check(contents, source.called)
+    return contents
 
 
 def _sound_texts(pinned: Pinned, paths: dict[str, str], hub: Hub, emit: Emit) -> dict[str, bytes]:
@@ -115,12 +115,14 @@ def _sound_texts(pinned: Pinned, paths: dict[str, str], hub: Hub, emit: Emit) ->
     stated = {entry.name: (entry.sha256, entry.oid) for entry in pinned.files}
     for last in (False, True):
         folder = hub.download(pinned.repo, pinned.sha, paths.values())
-        found = {name: (folder / path).read_bytes() for name, path in paths.items()}
-        wrong = [name for name in found if not is_stated([found[name]], len(found[name]), *stated[paths[name]])]
+        contents = {name: (folder / path).read_bytes() for name, path in paths.items()}
+        wrong = [
+            name for name in contents if not is_stated([contents[name]], len(contents[name]), *stated[paths[name]])
+        ]
         for name in wrong:
             hub.drop(pinned.repo, pinned.sha, paths[name])
         if not wrong:
-            return found
+            return contents
         if last:
             raise not_the_repos(paths[wrong[0]], pinned.repo)
         emit(fetched_again(paths[wrong[0]], pinned.repo))

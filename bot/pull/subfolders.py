@@ -23,8 +23,8 @@ SHOWN = 8
 
 def adapters_in(files: Iterable[FileEntry]) -> list[str]:
     """The folders that hold an adapter, as people count: checkpoint-500 before checkpoint-1000."""
-    found = (entry.name.removesuffix(f"/{CONFIG}") for entry in files if entry.name.endswith(f"/{CONFIG}"))
-    return sorted(found, key=counted)
+    folders = (entry.name.removesuffix(f"/{CONFIG}") for entry in files if entry.name.endswith(f"/{CONFIG}"))
+    return sorted(folders, key=counted)
 
 
 def listed(folders: Sequence[str]) -> str:
@@ -42,34 +42,36 @@ def named(source: Source, folder: str) -> str:
 
 def below(files: Sequence[FileEntry], subfolder: str) -> tuple[FileEntry, ...]:
     """The files of a folder in a repo under the names that they have in it, and those of the repo that count for it."""
-    found = {entry.name: entry for entry in _inside(files, subfolder)}
+    named = {entry.name: entry for entry in _inside(files, subfolder)}
     others = adapters_in(files)
-    for place in _above(subfolder):
-        outer = [entry for entry in _inside(files, place) if not _is_below(f"{place}/{entry.name}".lstrip("/"), others)]
-        sets = {SETS.get(kind_of(name, "adapter") or "") for name in found} - {None}
+    for folder in _above(subfolder):
+        outer = [
+            entry for entry in _inside(files, folder) if not _is_below(f"{folder}/{entry.name}".lstrip("/"), others)
+        ]
+        sets = {SETS.get(kind_of(name, "adapter") or "") for name in named} - {None}
         for entry in outer:
             kind = kind_of(entry.name, "adapter")
             if kind == "license" or entry.name == CARD or (kind in SETS and SETS[kind] not in sets):
-                found.setdefault(entry.name, entry)
-    return tuple(sorted(found.values(), key=lambda entry: entry.name))
+                named.setdefault(entry.name, entry)
+    return tuple(sorted(named.values(), key=lambda entry: entry.name))
 
 
 def cards_above(files: Iterable[FileEntry], subfolder: str) -> list[str]:
     """The cards of the folders around one, the nearest first, by their names in the repo."""
     there = {entry.name for entry in files}
-    return [name for place in _above(subfolder) if (name := f"{place}/{CARD}".lstrip("/")) in there]
+    return [name for folder in _above(subfolder) if (name := f"{folder}/{CARD}".lstrip("/")) in there]
 
 
 def with_cards(card: Json, above: Iterable[Json]) -> Json:
     """A checkpoint's card, which its trainer wrote, with what only the repo's says: its license, above all."""
     for outer in above:
-        card = {**outer, **{name: said for name, said in card.items() if said not in (None, "", [])}}
+        card = {**outer, **{name: value for name, value in card.items() if value not in (None, "", [])}}
     return card
 
 
 def _above(subfolder: str) -> list[str]:
     """The folders around one, from the nearest to the root, which is ""."""
-    return ["" if place == PurePosixPath() else str(place) for place in PurePosixPath(subfolder).parents]
+    return ["" if parent == PurePosixPath() else str(parent) for parent in PurePosixPath(subfolder).parents]
 
 
 def _inside(files: Iterable[FileEntry], folder: str) -> Iterator[FileEntry]:

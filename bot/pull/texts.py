@@ -30,14 +30,14 @@ FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\
 
 def wanted(files: tuple[FileEntry, ...]) -> list[str]:
     """The files to read whole at pin time. Raises Refused where one is too large to be what its name says."""
-    found = [entry for entry in files if NAMES.fullmatch(entry.name)]
-    for entry in found:
+    entries = [entry for entry in files if NAMES.fullmatch(entry.name)]
+    for entry in entries:
         if entry.size > LARGEST:
             raise Refused(
                 f"{entry.name} has {entry.size:,} bytes, too many for such a file.",
                 remedy="Check the repo, or name another revision.",
             )
-    return [entry.name for entry in found]
+    return [entry.name for entry in entries]
 
 
 def check(texts: dict[str, bytes], thing: str) -> None:
@@ -46,12 +46,12 @@ def check(texts: dict[str, bytes], thing: str) -> None:
         if not name.endswith(".json"):
             continue
         try:
-            found = strict_json.loads(text)
+            value = strict_json.loads(text)
         except ValueError as error:
             raise Refused(f"{name} of {thing} is not valid JSON ({_short(error)}).", remedy=REPAIR) from error
-        if not isinstance(found, dict):
+        if not isinstance(value, dict):
             raise Refused(f"{name} of {thing} is not a JSON object.", remedy=REPAIR)
-        if wrong := strict_json.misfit(name, found):
+        if wrong := strict_json.misfit(name, value):
             raise Refused(f"{name} of {thing} cannot be used: {wrong}.", remedy=REPAIR)
 
 
@@ -63,8 +63,8 @@ def _short(error: ValueError) -> str:
 def read_json(source: Source, name: str) -> Json:
     """One of the source's texts as JSON; {} where it is missing."""
     text = source.texts.get(name)
-    found: Any = json.loads(text) if text is not None else {}
-    return found if isinstance(found, dict) else {}
+    value: Any = json.loads(text) if text is not None else {}
+    return value if isinstance(value, dict) else {}
 
 
 def card_of(texts: dict[str, bytes]) -> Json:
@@ -78,19 +78,19 @@ def card_of(texts: dict[str, bytes]) -> Json:
         what = f"README.md has a metadata block of {len(block[1]):,} characters, and {LONGEST_CARD:,} are the most that are read."
         raise Refused(what, remedy="Shorten the block between the two lines of ---, or name another revision.")
     try:
-        found = _plain(yaml.load(block[1], LOADER)) if _fits(block[1]) else _license_alone(block[1])
+        card = _plain(yaml.load(block[1], LOADER)) if _fits(block[1]) else _license_alone(block[1])
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
         return _license_alone(block[1])
-    return found if isinstance(found, dict) else {}
+    return card if isinstance(card, dict) else {}
 
 
 def _license_alone(block: str) -> Json:
     """The license fields of a block that cannot be read as a whole: a merged model's card must not state less than its inputs.
     `unknown`, which stands back behind no other, where there is one that cannot be read either."""
-    lines = {found[1]: found[2].strip() for found in LICENSE_LINE.finditer(block)}
+    lines = {match[1]: match[2].strip() for match in LICENSE_LINE.finditer(block)}
     if "license" not in lines:
         return {}
-    words = {name: found[1] or found[2] for name, line in lines.items() if (found := ONE_WORD.fullmatch(line))}
+    words = {name: word[1] or word[2] for name, line in lines.items() if (word := ONE_WORD.fullmatch(line))}
     return words if "license" in words else {"license": "unknown"}
 
 
@@ -107,18 +107,18 @@ def _fits(block: str) -> bool:
     return True
 
 
-def _plain(found: Any) -> Any:
+def _plain(value: Any) -> Any:
     """A YAML value as JSON would have it: dates and the like as text, keys as text, no number without measure."""
-    if isinstance(found, dict):
-        return {str(key): _plain(value) for key, value in found.items()}
-    if isinstance(found, list | tuple | set):
-        return [_plain(value) for value in found]
-    if isinstance(found, float):
-        return found if math.isfinite(found) else None
-    if isinstance(found, str):
-        return found.encode("utf-8", "replace").decode()
-    return found if found is None or isinstance(found, bool) or _is_small(found) else str(found)[:200]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return value if value is None or isinstance(value, bool) or _is_small(value) else str(value)[:200]
 
 
-def _is_small(found: Any) -> bool:
-    return isinstance(found, int) and abs(found) < strict_json.LARGEST
+def _is_small(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) < strict_json.LARGEST

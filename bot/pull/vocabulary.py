@@ -27,6 +27,8 @@ def is_read(source: Source) -> bool:
     return VOCABULARY in source.small
 
 
-def _same(one: Source, other: Source) -> bool:
-    held = [{e.name: e.sha256 for e in source.files if e.name == VOCABULARY} for source in (one, other)]
-    return held[0] == held[1] and None not in held[0].values() and one.texts.get(SETTINGS) == other.texts.get(SETTINGS)
+def _same(source: Source, other: Source) -> bool:
+    held = [{e.name: e.sha256 for e in either.files if e.name == VOCABULARY} for either in (source, other)]
+    return (
+        held[0] == held[1] and None not in held[0].values() and source.texts.get(SETTINGS) == other.texts.get(SETTINGS)
+    )

@@ -35,7 +35,7 @@ def base_files(source: Source, emit: Emit) -> tuple[str, ...]:
     names = {entry.name for entry in source.files}
     if INDEX in names:
         if SINGLE in names:
-            text = f"{thing(source)} holds both {INDEX} and {SINGLE}; the shards that the index names are used."
+            text = f"{source.called} holds both {INDEX} and {SINGLE}; the shards that the index names are used."
             emit(Note(text=text, level="warning"))
         return _shards(source, names)
     if "config.json" not in names:
@@ -45,7 +45,7 @@ def base_files(source: Source, emit: Emit) -> tuple[str, ...]:
     alone = sorted(name for name in names if re.fullmatch(r"[^/]+\.safetensors", name) and name != ADAPTER)
     if alone:
         raise Refused(
-            f"{thing(source)} holds {alone[0]}, but neither {SINGLE} nor {INDEX}, so transformers would not load it.",
+            f"{source.called} holds {alone[0]}, but neither {SINGLE} nor {INDEX}, so transformers would not load it.",
             remedy=f"Rename it to {SINGLE} if it is whole, or name a revision that has one of the two.",
         )
     _refuse_as_base(source, names)
@@ -56,25 +56,25 @@ def _refuse_as_base(source: Source, names: set[str]) -> None:
     """Raises Refused with the reason that fits what is there."""
     if "adapter_config.json" in names:
         raise Refused(
-            f"{thing(source)}, given as the base, is itself an adapter.",
+            f"{source.called}, given as the base, is itself an adapter.",
             remedy="Merge that adapter into its own base first, then name the result with --base.",
         )
     if "config.json" not in names:
         raise Refused(
-            f"{thing(source)} has no config.json, so it is not a transformers model.",
+            f"{source.called} has no config.json, so it is not a transformers model.",
             remedy="Name the base with --base owner/name.",
         )
     pickles = sorted(name for name in names if PICKLES.fullmatch(name))
     if pickles:
         raise Refused(
-            f"The weights of {thing(source)} are pickles ({pickles[0]}), which can run code when they are read.",
+            f"The weights of {source.called} are pickles ({pickles[0]}), which can run code when they are read.",
             remedy="Convert them to safetensors, or name a revision that has them with --base owner/name@revision "
             "(a conversion PR is refs/pr/N); --allow-pickle is for adapters only.",
         )
     others = sorted(name for name in names if OTHER_FORMATS.fullmatch(name))
     held = f"; it holds {others[0]}" if others else ""
     raise Refused(
-        f"{thing(source)} has no weights in safetensors (looked for {INDEX} and {SINGLE}){held}.",
+        f"{source.called} has no weights in safetensors (looked for {INDEX} and {SINGLE}){held}.",
         remedy="Name a base that has safetensors with --base owner/name.",
     )
 
@@ -83,20 +83,20 @@ def _shards(source: Source, names: set[str]) -> tuple[str, ...]:
     weight_map = read_json(source, INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise Refused(
-            f"{INDEX} of {thing(source)} has no weight_map from tensors to files.",
+            f"{INDEX} of {source.called} has no weight_map from tensors to files.",
             remedy="Repair the index, or name another revision.",
         )
     shards = tuple(dict.fromkeys(weight_map.values()))
     for shard in shards:
         if not is_inside(shard) or not shard.endswith(".safetensors"):
             raise Refused(
-                f"{INDEX} of {thing(source)} names {shard[:200]!r}, which is no safetensors file inside its folder.",
+                f"{INDEX} of {source.called} names {shard[:200]!r}, which is no safetensors file inside its folder.",
                 remedy="Do not trust this repo; name another base.",
             )
     missing = [shard for shard in shards if shard not in names]
     if missing:
         raise Refused(
-            f"{thing(source)} lacks {len(missing)} of the {len(shards)} shards its index names, e.g. {missing[0]}.",
+            f"{source.called} lacks {len(missing)} of the {len(shards)} shards its index names, e.g. {missing[0]}.",
             remedy="Complete the upload, or name another revision.",
         )
     return shards
@@ -118,7 +118,7 @@ def adapter_files(source: Source, *, allow_pickle: bool) -> tuple[str, ...]:
         return (ADAPTER,)
     if PICKLE not in names:
         raise Refused(
-            f"{thing(source)} holds no adapter weights (looked for {ADAPTER} and {PICKLE}).",
+            f"{source.called} holds no adapter weights (looked for {ADAPTER} and {PICKLE}).",
             remedy="Check that the adapter was saved whole, or name another revision.",
         )
     if not allow_pickle:
@@ -136,7 +136,7 @@ def _refuse_as_adapter(source: Source, names: set[str]) -> None:
         remedy = "It looks like a whole model: the adapter comes first, the base is named with --base."
     else:
         remedy = "Name the repo or folder that PEFT's save_pretrained wrote."
-    raise Refused(f"{thing(source)} has no adapter_config.json, so it is not a PEFT adapter.", remedy=remedy)
+    raise Refused(f"{source.called} has no adapter_config.json, so it is not a PEFT adapter.", remedy=remedy)
 
 
 def read_headers(source: Source, names: Sequence[str], hub: Hub, emit: Emit) -> Source:
@@ -161,7 +161,7 @@ def _header(source: Source, name: str, size: int, hub: Hub, emit: Emit) -> Heade
     except Refused:
         if not _was_damaged(source, name, hub):
             raise
-        emit(fetched_again(name, thing(source)))
+        emit(fetched_again(name, source.called))
         return read()  # from the Hub
 
 
@@ -187,8 +187,3 @@ def read_span(source: Source, name: str, start: int, stop: int, hub: Hub) -> byt
     with (source.ref.folder / name).open("rb") as opened:
         opened.seek(start)
         return opened.read(stop - start)
-
-
-def thing(source: Source) -> str:
-    """The source as its user named it."""
-    return source.called
