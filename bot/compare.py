@@ -31,23 +31,23 @@ def compare_folders(first: Path, second: Path) -> Json:
     differences += [Difference(key=key, what="only in B") for key in sorted(b.keys() - a.keys())]
     equal = 0
     for key in sorted(a.keys() & b.keys()):
-        found = _difference(first, a[key], second, b[key])
-        differences += [found] if found else []
-        equal += found is None
+        difference = _difference(first, a[key], second, b[key])
+        differences += [difference] if difference else []
+        equal += difference is None
     return {"equal": equal, "different": [asdict(difference) for difference in differences]}
 
 
-def comparison_table(found: Json) -> str:
+def comparison_table(comparison: Json) -> str:
     """The comparison as plain text: differing tensors, then the count."""
-    rows = [f"{one['key']}: {one['what']}{_numbers(one)}" for one in found["different"]]
-    return "\n".join([*rows, f"{found['equal']} tensors equal to the byte, {len(found['different'])} different"])
+    rows = [f"{row['key']}: {row['what']}{_numbers(row)}" for row in comparison["different"]]
+    return "\n".join([*rows, f"{comparison['equal']} tensors equal to the byte, {len(rows)} different"])
 
 
-def _numbers(one: Json) -> str:
-    if one["elements"] is None:
+def _numbers(row: Json) -> str:
+    if row["elements"] is None:
         return ""
-    relative = "" if one["relative"] is None else f", ‖a−b‖/‖a‖ {one['relative']:.3g}"
-    return f", {one['elements']} elements, largest {one['largest']:.3g}{relative}"
+    relative = "" if row["relative"] is None else f", ‖a−b‖/‖a‖ {row['relative']:.3g}"
+    return f", {row['elements']} elements, largest {row['largest']:.3g}{relative}"
 
 
 def _tensors(folder: Path) -> dict[str, Stored]:

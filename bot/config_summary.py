@@ -22,21 +22,21 @@ FIELDS = {
 }
 
 
-def value(name: str, found: Any) -> str:
-    """`found`, the value of a field whose dotted path is `name`, as a reader of a plan needs it."""
-    if name.endswith("quantization_config") and isinstance(found, dict):
-        return quantization(found)
-    text = one_line(str(found))
+def value(name: str, content: Any) -> str:
+    """`content`, the value of a field whose dotted path is `name`, as a reader of a plan needs it."""
+    if name.endswith("quantization_config") and isinstance(content, dict):
+        return quantization(content)
+    text = one_line(str(content))
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def quantization(config: Json) -> str:
     """`bitsandbytes nf4, double quantisation, 2 modules left out`."""
     method = one_line(str(config.get("quant_method") or _oldest(config)))
-    said = [part for part in (*_bitsandbytes(config), *_fields(config), *_groups(config)) if part]
-    left = next((found for name in LEFT_OUT if isinstance(found := config.get(name), list) and found), list[Any]())
+    words = [part for part in (*_bitsandbytes(config), *_fields(config), *_groups(config)) if part]
+    left = next((names for field in LEFT_OUT if isinstance(names := config.get(field), list) and names), list[Any]())
     more = [f"{len(left)} module{'' if len(left) == 1 else 's'} left out"] if left else []
-    first, *rest = said or [""]
+    first, *rest = words or [""]
     return ", ".join(part for part in (f"{method} {first}".strip(), *rest, *more))[:200]
 
 
@@ -56,11 +56,11 @@ def _bitsandbytes(config: Json) -> Iterator[str]:
 
 def _fields(config: Json) -> Iterator[str]:
     for name, words in FIELDS.items():
-        found = config.get(name)
-        if isinstance(found, list) and found and all(isinstance(size, int) for size in found):
-            yield words.format(" × ".join(map(str, found)))
-        elif isinstance(found, str | int) and not isinstance(found, bool):
-            yield words.format(one_line(str(found))[:LONGEST])
+        content = config.get(name)
+        if isinstance(content, list) and content and all(isinstance(size, int) for size in content):
+            yield words.format(" × ".join(map(str, content)))
+        elif isinstance(content, str | int) and not isinstance(content, bool):
+            yield words.format(one_line(str(content))[:LONGEST])
 
 
 def _groups(config: Json) -> Iterator[str]:

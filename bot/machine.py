@@ -1,4 +1,4 @@
-"""The only door to the machine: memory, disk, processors, GPU, versions. Imports nothing heavy."""
+"""The only module that asks the machine: memory, disk, processors, GPU, versions. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def look(folder: Path) -> Machine:
 
 def free_beside(cache: Path, output: Path) -> int | None:
     """Free bytes where downloads go; None where that is the disk that the output goes to."""
-    found, other = (_existing(folder) for folder in (cache, output))
-    if found.stat().st_dev == other.stat().st_dev:
+    folders = [_existing(folder) for folder in (cache, output)]
+    if folders[0].stat().st_dev == folders[1].stat().st_dev:
         return None
-    one, two = (os.statvfs(folder) for folder in (found, other))
-    if (one.f_blocks, one.f_bfree) == (two.f_blocks, two.f_bfree):  # subvolumes of one disk have devices of their own
-        return None
-    return one.f_bavail * one.f_frsize
+    disk, other = map(os.statvfs, folders)
+    # Subvolumes of one disk have devices of their own.
+    is_same = (disk.f_blocks, disk.f_bfree) == (other.f_blocks, other.f_bfree)
+    return None if is_same else disk.f_bavail * disk.f_frsize
 
 
 # What a process of strangers' code or files needs of the environment: to find programs and libraries, and to be tuned.
@@ -119,8 +119,8 @@ def torch_has_cuda() -> bool:
     spec = importlib.util.find_spec("torch")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         with suppress(OSError):
-            found = re.search(r"^cuda\b.*=\s*(\S+)$", (Path(folder) / "version.py").read_text(), re.MULTILINE)
-            return found is None or found[1] != "None"
+            version = re.search(r"^cuda\b.*=\s*(\S+)$", (Path(folder) / "version.py").read_text(), re.MULTILINE)
+            return version is None or version[1] != "None"
     return True
 
 

@@ -58,9 +58,9 @@ def module_summary(module: str, folder: Path | None = None) -> str:
 
 def license_text(folder: Path | None = None) -> str:
     """The licence Python came with: its LICENSE.txt, or a notice that points to it where a packager left it out."""
-    for place in (folder or stdlib_folder(), Path(sys.base_prefix)):
-        if (place / "LICENSE.txt").is_file():
-            return (place / "LICENSE.txt").read_text("utf-8")
+    for parent in (folder or stdlib_folder(), Path(sys.base_prefix)):
+        if (parent / "LICENSE.txt").is_file():
+            return (parent / "LICENSE.txt").read_text("utf-8")
     return f"{sys.copyright}\n\nPSF License Agreement: https://docs.python.org/3/license.html\n"
 
 

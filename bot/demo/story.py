@@ -69,7 +69,7 @@ def _folder(keep: Path | None) -> Iterator[tuple[Path, Path]]:
     """Where models, cache and the Hub's own folder lie while the demo runs, and where the last of these stays."""
     if keep is not None and keep.exists() and any(keep.iterdir()):
         raise Usage(f"{keep} is not empty.", remedy="Name a new folder with --keep.")
-    kept = keep or _own_place()
+    kept = keep or _demo_folder()
     with tempfile.TemporaryDirectory(prefix="adapter-merge-demo-") as root:
         yield Path(root), kept
         if keep is None:  # the last demo's: ours to replace
@@ -77,14 +77,14 @@ def _folder(keep: Path | None) -> Iterator[tuple[Path, Path]]:
         shutil.copytree(Path(root) / "hub", kept, dirs_exist_ok=True)
 
 
-def _own_place() -> Path:
+def _demo_folder() -> Path:
     """Beside the user's own download cache; where that cannot be written, a new folder of the system's."""
-    place = scratch_folder() / "demo"  # asked for now: the demo has a HF_HOME of its own
+    folder = scratch_folder() / "demo"  # asked for now: the demo has a HF_HOME of its own
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return Path(tempfile.mkdtemp(prefix="adapter-merge-demo-hub-"))
-    return place
+    return folder
 
 
 @contextmanager
@@ -127,10 +127,10 @@ def _answers(hub: DevHub, root: Path) -> None:
         "base + adapter": ask_all(root / "base", QUESTIONS, adapter=root / "v1"),
         "merged, no PEFT": _ask_without_peft(merged, QUESTIONS),
     }
-    for place, question in enumerate(QUESTIONS):
+    for number, question in enumerate(QUESTIONS):
         click.echo(click.style(f"  {question}", bold=True))
         for who, answers in given.items():
-            _answer(who, answers[place])
+            _answer(who, answers[number])
 
 
 def _ask_without_peft(folder: Path, questions: Sequence[str]) -> list[str]:
@@ -178,5 +178,5 @@ def _own_command() -> str:
     own = Path(sys.argv[0])
     if own.name != "adapter-merge":
         return f"{shlex.quote(sys.executable)} -m bot"
-    found = shutil.which(own.name)
-    return own.name if found and Path(found).resolve() == own.resolve() else shlex.quote(str(own))
+    path = shutil.which(own.name)
+    return own.name if path and Path(path).resolve() == own.resolve() else shlex.quote(str(own))

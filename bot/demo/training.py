@@ -87,8 +87,8 @@ def train(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], course: Co
 
 def has_native_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 matrices in hardware; emulated, they are slower than float32."""
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _optimizers(model: nn.Module, muon_rate: float) -> list[tuple[torch.optim.Optimizer, float]]:
@@ -96,10 +96,10 @@ def _optimizers(model: nn.Module, muon_rate: float) -> list[tuple[torch.optim.Op
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in trained if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in trained if p.ndim != 2 or "embed" in name]
-    found: list[tuple[torch.optim.Optimizer, float]] = [(Muon(matrices, muon_rate), muon_rate)]
+    optimizers: list[tuple[torch.optim.Optimizer, float]] = [(Muon(matrices, muon_rate), muon_rate)]
     if rest:
-        found.append((torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0), ADAM_RATE))
-    return found
+        optimizers.append((torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0), ADAM_RATE))
+    return optimizers
 
 
 def _schedule(step: int, steps: int) -> float:

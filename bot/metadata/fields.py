@@ -39,11 +39,11 @@ class Left:
 
     def sentences(self, whose: str) -> list[str]:
         """One sentence, or none where nothing was left. `whose`: the card's owner."""
-        told = [f"{name} {_shown(before)} becomes {after}" for name, before, after in _first(self.changed)]
-        told += [f"{name} {_shown(value)} is left out" for name, value in _first(self.dropped)]
-        more = len(self.changed) + len(self.dropped) - len(told)
+        changes = [f"{name} {_shown(before)} becomes {after}" for name, before, after in _first(self.changed)]
+        changes += [f"{name} {_shown(value)} is left out" for name, value in _first(self.dropped)]
+        more = len(self.changed) + len(self.dropped) - len(changes)
         tail = f" and {more} more" if more else ""
-        return [f"The Hub would not take all that {whose}'s card says: {', '.join(told)}{tail}."] if told else []
+        return [f"The Hub would not take all that {whose}'s card says: {', '.join(changes)}{tail}."] if changes else []
 
 
 def _first(values: list[Any]) -> list[Any]:
@@ -77,18 +77,18 @@ def metrics(card: Json, left: Left) -> list[str]:
 
 def task(card: Json, left: Left) -> str | None:
     """The card's `pipeline_tag`, where the Hub lists it."""
-    found = card.get("pipeline_tag")
-    if isinstance(found, str) and found in hub_lists.tasks():
-        return found
-    if found not in (None, ""):
-        left.dropped.append(("pipeline_tag", str(found)))
+    tag = card.get("pipeline_tag")
+    if isinstance(tag, str) and tag in hub_lists.tasks():
+        return tag
+    if tag not in (None, ""):
+        left.dropped.append(("pipeline_tag", str(tag)))
     return None
 
 
 def _taken(card: Json, name: str, read: Callable[[str], Iterable[str]], left: Left) -> list[str]:
     """The values of a field, each once; what cannot be read, or is read as something else, is noted."""
     given = card.get(name)
-    found: dict[str, None] = {}
+    values: dict[str, None] = {}
     for value in given if isinstance(given, list) else [given]:
         text = _text(name, value)
         taken = list(read(text)) if text else []
@@ -96,8 +96,8 @@ def _taken(card: Json, name: str, read: Callable[[str], Iterable[str]], left: Le
             left.dropped.append((name, str(value)))
         elif taken and taken != [text]:
             left.changed.append((name, str(value), " and ".join(taken)))
-        found |= dict.fromkeys(taken)
-    return list(found)[:MOST]
+        values |= dict.fromkeys(taken)
+    return list(values)[:MOST]
 
 
 def _text(name: str, value: Any) -> str:

@@ -13,16 +13,16 @@ SPECIAL = frozenset({"code", "multilingual"})  # languages that are none
 
 @cache
 def _listed() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(
+    lists: dict[str, Any] = json.loads(
         resources.files("bot").joinpath("metadata/hub_lists.json").read_text(encoding="utf-8")
     )
-    return found
+    return lists
 
 
 def licenses() -> dict[str, str]:
     """id → full name."""
-    found: dict[str, str] = _listed()["licenses"]
-    return found
+    names: dict[str, str] = _listed()["licenses"]
+    return names
 
 
 @cache
@@ -33,8 +33,8 @@ def tasks() -> frozenset[str]:
 
 def language_names() -> dict[str, str]:
     """ISO 639-1 code → English name."""
-    found: dict[str, str] = _listed()["languages"]
-    return found
+    names: dict[str, str] = _listed()["languages"]
+    return names
 
 
 @cache

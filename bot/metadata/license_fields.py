@@ -38,56 +38,56 @@ def state(
     Raises Usage where `asked` is no license id.
     """
     given = [(source, terms) for source in (base, *adapters) for terms in terms_of(source)]
-    every = [terms for _, terms in given]
+    all_terms = [terms for _, terms in given]
     of_inputs = "; ".join(_of_inputs(base, adapters))
     wanted = require(asked)
     link = _Link(assets=assets, home=home, hub=hub)
     if wanted not in (None, "other"):
-        said = f"{wanted}, as asked for ({of_inputs})" if of_inputs else str(wanted)
-        return Stated(fields={"license": wanted}, words=said, notes=tuple(_forbidden(every)))
+        words = f"{wanted}, as asked for ({of_inputs})" if of_inputs else str(wanted)
+        return Stated(fields={"license": wanted}, words=words, notes=tuple(_forbidden(all_terms)))
     if not given:
         other = {"license": "other", "license_name": "custom", **link.anywhere()} if wanted else {}
         return Stated(fields=other, words="other" if wanted else "")
-    one = None if wanted else strictest(every)
-    if one is None:
-        names = dict.fromkeys(terms.name or slug(terms.id) for terms in every)
+    strict = None if wanted else strictest(all_terms)
+    if strict is None:
+        names = dict.fromkeys(terms.name or slug(terms.id) for terms in all_terms)
         fields = {"license": "other", "license_name": slug("-and-".join(names)) or "custom", **link.anywhere()}
         why = "as asked for" if wanted else "all of them apply, and none stands for the others"
         notes = [] if wanted else [f"The card's license is `other`: {of_inputs}; {why}. --license states another."]
-        return Stated(fields=fields, words=f"{of_inputs}: {why}", notes=(*notes, *_forbidden(every)))
-    source = next(source for source, terms in given if terms is one)
-    fields = {"license": one.id}
-    if one.id == "other":
-        fields |= {"license_name": one.name, **link.to(one, source)}
-    differ = len({terms.key for terms in every}) > 1
-    words = f"{_named(one)} ({of_inputs})" if differ else f"{_named(one)}{_silent(base, adapters)}"
-    notes = list(_notes(one, every, of_inputs, differ))
+        return Stated(fields=fields, words=f"{of_inputs}: {why}", notes=(*notes, *_forbidden(all_terms)))
+    source = next(source for source, terms in given if terms is strict)
+    fields = {"license": strict.id}
+    if strict.id == "other":
+        fields |= {"license_name": strict.name, **link.to(strict, source)}
+    differ = len({terms.key for terms in all_terms}) > 1
+    words = f"{_named(strict)} ({of_inputs})" if differ else f"{_named(strict)}{_silent(base, adapters)}"
+    notes = list(_notes(strict, all_terms, of_inputs, differ))
     if not terms_of(base):  # an adapter that states none is nothing rare, and then the base's is all that is known
-        notes.append(f"The base states no license; the card's is {_named(one)}. --license states another.")
+        notes.append(f"The base states no license; the card's is {_named(strict)}. --license states another.")
     return Stated(fields=fields, words=words, notes=tuple(notes))
 
 
-def _notes(one: Terms, every: Sequence[Terms], of_inputs: str, differ: bool) -> Iterator[str]:
+def _notes(chosen: Terms, all_terms: Sequence[Terms], of_inputs: str, differ: bool) -> Iterator[str]:
     if differ:
-        yield f"The card's license is {_named(one)}, the stricter one ({of_inputs}). --license states another."
-    elif one.id == "other" and one.said.lower() != "other":
-        yield f"The Hub lists no license {one.said[:60]!r}: the card's is `other`, named {one.name}. --license states another."
-    yield from _forbidden(every)
+        yield f"The card's license is {_named(chosen)}, the stricter one ({of_inputs}). --license states another."
+    elif chosen.id == "other" and chosen.stated.lower() != "other":
+        yield f"The Hub lists no license {chosen.stated[:60]!r}: the card's is `other`, named {chosen.name}. --license states another."
+    yield from _forbidden(all_terms)
 
 
-def _forbidden(every: Sequence[Terms]) -> Iterator[str]:
-    if found := forbids_derivatives(every):
-        yield f"{found} does not let a changed work be shared, and a merged model is one: publishing it needs its owner's leave."
+def _forbidden(all_terms: Sequence[Terms]) -> Iterator[str]:
+    if license_id := forbids_derivatives(all_terms):
+        yield f"{license_id} does not let a changed work be shared, and a merged model is one: publishing it needs its owner's leave."
 
 
 def _of_inputs(base: Source, adapters: Sequence[Source]) -> Iterator[str]:
     """`the base's is cc-by-nc-4.0`; of those that state one."""
-    for source, owner in ((base, "the base's"), *((one, _whose(one, adapters)) for one in adapters)):
-        if found := terms_of(source):
-            yield f"{owner} is {' and '.join(map(_named, found))}"
+    for source, owner in ((base, "the base's"), *((adapter, _owner(adapter, adapters)) for adapter in adapters)):
+        if terms := terms_of(source):
+            yield f"{owner} is {' and '.join(map(_named, terms))}"
 
 
-def _whose(adapter: Source, adapters: Sequence[Source]) -> str:
+def _owner(adapter: Source, adapters: Sequence[Source]) -> str:
     return "the adapter's" if len(adapters) == 1 else f"that of {adapter.called if adapter.repo else 'an adapter'}"
 
 
@@ -115,8 +115,8 @@ class _Link:
 
     def anywhere(self) -> Json:
         """The first license file that goes along."""
-        found = next((asset.name for asset in self.assets if asset.why == "license"), None)
-        return self._inside(found)
+        name = next((asset.name for asset in self.assets if asset.why == "license"), None)
+        return self._inside(name)
 
     def to(self, terms: Terms, source: Source) -> Json:
         """An address as it is; a file as the result has it, else where the source has it."""

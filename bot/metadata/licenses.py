@@ -50,10 +50,10 @@ NAME = re.compile(r"[^a-z0-9.-]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """A license as a card states it. `id`: one of the Hub's; `name`, `link`: what goes with `other`; `said`: as it was written."""
+    """A license as a card states it. `id`: one of the Hub's; `name`, `link`: what goes with `other`; `stated`: as it was written."""
 
     id: str
-    said: str
+    stated: str
     name: str | None = None
     link: str | None = None
 
@@ -90,11 +90,11 @@ def known_id(text: str) -> str | None:
 
 @cache
 def _spellings() -> dict[str, str]:
-    found: dict[str, str | None] = {}
+    ids: dict[str, str | None] = {}
     for name, full in hub_lists.licenses().items():
         for spelled in {_canonical(name), _canonical(full)}:
-            found[spelled] = None if spelled in found and found[spelled] != name else name
-    return {spelled: name for spelled, name in found.items() if spelled and name}
+            ids[spelled] = None if spelled in ids and ids[spelled] != name else name
+    return {spelled: name for spelled, name in ids.items() if spelled and name}
 
 
 def _canonical(text: str) -> str:
@@ -114,11 +114,11 @@ def terms_of(source: Source) -> list[Terms]:
 def _terms(word: str, card: Json) -> Terms:
     known = known_id(word)
     if known not in (None, "other"):
-        return Terms(id=str(known), said=word)
-    said, link = card.get("license_name"), card.get("license_link")
-    name = said if isinstance(said, str) and slug(said) else word
+        return Terms(id=str(known), stated=word)
+    license_name, link = card.get("license_name"), card.get("license_link")
+    name = license_name if isinstance(license_name, str) and slug(license_name) else word
     return Terms(
-        id="other", said=word, name=slug(name) or "custom", link=one_line(link) if isinstance(link, str) else None
+        id="other", stated=word, name=slug(name) or "custom", link=one_line(link) if isinstance(link, str) else None
     )
 
 
@@ -127,13 +127,13 @@ def slug(text: str) -> str:
     return re.sub(r"-{2,}", "-", NAME.sub("-", text.lower()))[:60].strip("-.")
 
 
-def stricter(one: Terms, other: Terms) -> Terms | None:
+def stricter(first: Terms, second: Terms) -> Terms | None:
     """The one of the two whose terms ask all that the other's ask; None where there is no safe order."""
-    if one.key == other.key:
-        return one
-    if _asks_all_of(one.id, other.id):
-        return one
-    return other if _asks_all_of(other.id, one.id) else None
+    if first.key == second.key:
+        return first
+    if _asks_all_of(first.id, second.id):
+        return first
+    return second if _asks_all_of(second.id, first.id) else None
 
 
 def strictest(all_terms: Sequence[Terms]) -> Terms | None:

@@ -25,8 +25,8 @@ def input_files(folder: Path, passed_over: Callable[[str], bool] = lambda name: 
     """The files of an input by name, those of folders in it with a slash; hidden ones are left out, since none changes a
     merge. `passed_over`: whether nobody reads what has this name, so that a link of it need not be followed. Raises Refused for
     another link that leads out of the folder, or nowhere."""
-    found = _walk(folder, folder, hidden=False, passed_over=passed_over)
-    return {path.relative_to(folder).as_posix(): path for path in found if path.is_file()}
+    paths = _walk(folder, folder, hidden=False, passed_over=passed_over)
+    return {path.relative_to(folder).as_posix(): path for path in paths if path.is_file()}
 
 
 def result_files(folder: Path) -> dict[str, Path]:
@@ -101,7 +101,7 @@ def _leads_somewhere(link: Path) -> bool:
 
 def _blobs(folder: Path) -> Path | None:
     """The blobs of the Hub cache that a folder is part of: `…/blobs` beside `…/snapshots/<commit>`."""
-    for place in (folder, *folder.parents):
-        if place.parent.name == "snapshots" and COMMIT.fullmatch(place.name):
-            return place.parent.parent / "blobs"
+    for snapshot in (folder, *folder.parents):
+        if snapshot.parent.name == "snapshots" and COMMIT.fullmatch(snapshot.name):
+            return snapshot.parent.parent / "blobs"
     return None

@@ -46,15 +46,15 @@ for kind, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory))
 def say(what):
     print(json.dumps(what), flush=True)
 try:
-    ways = [(at, getattr(re.compile(pattern), mode)) for at, mode, pattern in json.loads(sys.stdin.readline())]
+    matchers = [(at, getattr(re.compile(pattern), mode)) for at, mode, pattern in json.loads(sys.stdin.readline())]
 except (re.error, RecursionError, OverflowError) as error:
     say({"error": str(error)[:200] or type(error).__name__})
     sys.exit()
 say({})
 for line in sys.stdin:
     text = json.loads(line)
-    found = next(((at, match.groupdict()) for at, way in ways if (match := way(text))), None)
-    say(found)
+    answer = next(((at, match.groupdict()) for at, matcher in matchers if (match := matcher(text))), None)
+    say(answer)
 """
 
 
@@ -63,14 +63,14 @@ class BadPattern(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class PatternMatch:
     """Which pattern matched first, and its named groups."""
 
     at: int
     groups: dict[str, str | None] = field(default_factory=dict)
 
 
-def first(patterns: Iterable[str], text: str, form: str = "{}", mode: Mode = "match") -> Found | None:
+def first(patterns: Iterable[str], text: str, form: str = "{}", mode: Mode = "match") -> PatternMatch | None:
     """The first of the patterns, each put into `form`, that matches. Raises BadPattern, and Refused where it takes too long."""
     given = tuple(patterns)
     if len(given) > MOST:
@@ -98,7 +98,7 @@ def hold_to_end(config: dict[str, Any], names: Iterable[str]) -> None:
         if isinstance(patterns := config.get(field_name), dict):
             _try(tuple(patterns), texts, r"(.*\.)?({})$", "match")
     layers = config.get("layers_pattern") or ()
-    given = (layers,) if isinstance(layers, str) else tuple(one for one in layers if isinstance(one, str))
+    given = (layers,) if isinstance(layers, str) else tuple(name for name in layers if isinstance(name, str))
     _try(given, texts, r"(?:^|.*?\.){}\.(\d+)\.", "match")
 
 
@@ -123,44 +123,44 @@ class _Set:
         self._lock = threading.Lock()
         names = [(at, pattern) for at, pattern in enumerate(patterns) if NAME.fullmatch(pattern)]
         self._others = [(at, pattern) for at, pattern in enumerate(patterns) if not NAME.fullmatch(pattern)]
-        self._names = [(at, self._spent(self._compiled, pattern)) for at, pattern in names]
-        self._answers: dict[str, Found | None] = {}
+        self._names = [(at, self._timed(self._compiled, pattern)) for at, pattern in names]
+        self._answers: dict[str, PatternMatch | None] = {}
         self._bad = ""
 
-    def first(self, text: str) -> Found | None:
+    def first(self, text: str) -> PatternMatch | None:
         with self._lock:
             if text not in self._answers:
-                near, far = self._spent(self._among_names, text), self._among_others(text)
-                self._answers[text] = min(filter(None, (near, far)), key=lambda one: one.at, default=None)
+                near, far = self._timed(self._among_names, text), self._among_others(text)
+                self._answers[text] = min(filter(None, (near, far)), key=lambda match: match.at, default=None)
             return self._answers[text]
 
     def _compiled(self, pattern: str) -> re.Pattern[str]:
         return re.compile(self._form.replace("{}", pattern))
 
-    def _among_names(self, text: str) -> Found | None:
+    def _among_names(self, text: str) -> PatternMatch | None:
         for at, pattern in self._names:
             if match := getattr(pattern, self._mode)(text):
-                return Found(at=at, groups=match.groupdict())
+                return PatternMatch(at=at, groups=match.groupdict())
         return None
 
-    def _spent(self, do: Any, given: str) -> Any:
+    def _timed(self, do: Any, argument: str) -> Any:
         """What `do` gives, its time taken off what is left."""
         began = time.thread_time()
-        found = do(given)
+        result = do(argument)
         self._left -= time.thread_time() - began
         if self._left < 0:
             raise self._too_long()
-        return found
+        return result
 
-    def _among_others(self, text: str) -> Found | None:
+    def _among_others(self, text: str) -> PatternMatch | None:
         if not self._others:
             return None
         if self._worker is None:
-            self._worker = self._started()
-        found = self._asked(text)
-        return Found(at=found[0], groups=found[1]) if found else None
+            self._worker = self._start()
+        answer = self._ask(text)
+        return PatternMatch(at=answer[0], groups=answer[1]) if answer else None
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         if self._bad:
             raise BadPattern(self._bad)
         command = [sys.executable, "-I", "-S", "-c", WORKER, str(SECONDS), str(MEMORY)]
@@ -169,14 +169,14 @@ class _Set:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, cwd="/"
         )
         self._worker = worker
-        found = self._asked([(at, self._mode, self._form.replace("{}", one)) for at, one in self._others])
-        if found:
+        failure = self._ask([(at, self._mode, self._form.replace("{}", pattern)) for at, pattern in self._others])
+        if failure:
             self._end()
-            self._bad = str(found["error"])
+            self._bad = str(failure["error"])
             raise BadPattern(self._bad)
         return worker
 
-    def _asked(self, what: Any) -> Any:
+    def _ask(self, what: Any) -> Any:
         """One answer of the worker's."""
         worker = self._worker
         assert worker is not None
@@ -211,9 +211,9 @@ class _Set:
         return Refused(f"{self._shown()}, took more than {SECONDS} seconds to match.", remedy=REMEDY)
 
     def _shown(self) -> str:
-        one = (self._others or [(0, self._patterns[0])])[0][1]
+        example = (self._others or [(0, self._patterns[0])])[0][1]
         what = f"{len(self._patterns):,} patterns" if len(self._patterns) > 1 else "A pattern"
-        return f"{what} of the config, e.g. {one[:80]!r}"
+        return f"{what} of the config, e.g. {example[:80]!r}"
 
     def _end(self) -> None:
         worker, self._worker = self._worker, None

@@ -96,4 +96,4 @@ def test_where_no_cache_can_be_written_the_demo_keeps_its_hub_elsewhere(
     monkeypatch.setenv("HF_HOME", str(tmp_path / "file" / "hf"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert story._own_place().parent == tmp_path
+    assert story._demo_folder().parent == tmp_path

@@ -71,7 +71,7 @@ def test_the_stricter_of_the_two_binds_and_without_an_order_both_are_named(base:
 def test_no_license_that_asks_less_ever_stands_for_one_that_asks_more() -> None:
     """What may be sold, closed or changed under the result's license may be so under each input's."""
     for one, other in product(hub_lists.licenses(), repeat=2):
-        chosen = licenses.stricter(licenses.Terms(id=one, said=one), licenses.Terms(id=other, said=other))
+        chosen = licenses.stricter(licenses.Terms(id=one, stated=one), licenses.Terms(id=other, stated=other))
         if chosen is None:
             continue
         left = other if chosen.id == one else one

@@ -118,7 +118,7 @@ def test_limits_that_the_system_has_already_set_are_kept() -> None:
             resource.setrlimit(kind, (most, most))
         print(patterns.first(["a.*"], "abc"))"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "Found(at=0, groups={})\n"
+    assert done.stdout == "PatternMatch(at=0, groups={})\n"
 
 
 def test_a_worker_that_cannot_run_is_not_called_slow(monkeypatch: pytest.MonkeyPatch) -> None:
