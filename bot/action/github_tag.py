@@ -13,7 +13,7 @@ from dataclasses import replace
 from bot.errors import Forbidden, Gated, Outside
 from bot.events import Emit, Note
 from bot.hub import Hub
-from bot.hub.errors import Busy
+from bot.hub.errors import HubBusy
 from bot.records import Ref
 
 SEPARATOR = r"[-/@_]"
@@ -66,7 +66,7 @@ def _known(repo: str, hub: Hub) -> Callable[[str], bool]:
     """Whether the adapter has a tag. A Hub that does not list tags (some companies' proxies) is asked for each."""
     try:
         tags = hub.tags_of(repo)
-    except (Busy, Gated, Forbidden):
+    except (HubBusy, Gated, Forbidden):
         raise
     except Outside:
         hub.pin(repo)  # says so where it is the repo that is missing

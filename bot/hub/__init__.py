@@ -17,7 +17,7 @@ from bot.hub.names import cache_folder, is_repo_id, scratch_folder, shown_addres
 if TYPE_CHECKING:
     from bot.hub.client import Hub
     from bot.hub.connection import Blob
-    from bot.hub.errors import Busy, NoDiscussions, Unserved
+    from bot.hub.errors import HubBusy, NoDiscussions, Unserved
     from bot.hub.pulls import Pull
     from bot.hub.read import Pinned
     from bot.hub.rights import Who
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from bot.hub.write import Target
 
 __all__ = [
-    "Blob", "Busy", "Change", "Hub", "NoDiscussions", "Pinned", "Pull", "Target", "Unserved", "Upload", "Who", "is_repo_id",
+    "Blob", "HubBusy", "Change", "Hub", "NoDiscussions", "Pinned", "Pull", "Target", "Unserved", "Upload", "Who", "is_repo_id",
     "lazy_hub",
 ]  # fmt: skip
 
 HOMES = {
-    "Hub": "client", "Blob": "connection", "Busy": "errors", "NoDiscussions": "errors", "Unserved": "errors", "Pull": "pulls",
+    "Hub": "client", "Blob": "connection", "HubBusy": "errors", "NoDiscussions": "errors", "Unserved": "errors", "Pull": "pulls",
     "Pinned": "read", "Change": "upload", "Upload": "upload", "Target": "write", "Who": "rights",
 }  # fmt: skip
 

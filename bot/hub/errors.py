@@ -27,9 +27,9 @@ from huggingface_hub.errors import (
 
 from bot.errors import AdapterMergeError
 from bot.hub import network, sentences
-from bot.hub.sentences import Busy, NoDiscussions, Unserved, Where, plain
+from bot.hub.sentences import HubBusy, NoDiscussions, Unserved, Where, plain
 
-__all__ = ["Busy", "NoDiscussions", "Unreached", "Unserved", "Where", "translate_errors", "plain", "translate"]
+__all__ = ["HubBusy", "NoDiscussions", "Unreached", "Unserved", "Where", "translate_errors", "plain", "translate"]
 
 
 class Unreached(httpx2.TransportError):

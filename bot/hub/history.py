@@ -8,7 +8,7 @@ from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[att
 
 from bot.errors import Outside
 from bot.hub.connection import Connection
-from bot.hub.errors import Busy, Unserved
+from bot.hub.errors import HubBusy, Unserved
 from bot.hub.read import nobody_answered
 
 LONGEST = 5_000  # commits of main that are looked through, 50 a request; what is older needs a tag
@@ -38,14 +38,14 @@ class HistoryClient(Connection):
     def current_name(self, repo: str, *, sure: bool = False) -> str:
         """A repo's name as the Hub has it today: renamed repos answer to their old names. Itself where nobody knows it.
 
-        `sure`: raises Busy where the Hub could not be asked, which says nothing of the name.
+        `sure`: raises HubBusy where the Hub could not be asked, which says nothing of the name.
         """
         if repo not in self.current_names:
             try:
                 where = self.where(f"look up {repo}", repo)
                 info = self.patiently(where, lambda: self.inputs.model_info(repo), publishing=sure)
             except Outside as error:
-                if sure and isinstance(error, Busy):
+                if sure and isinstance(error, HubBusy):
                     raise
                 return repo
             self.current_names[repo] = info.id

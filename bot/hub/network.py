@@ -12,7 +12,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx2
 
 from bot.errors import AdapterMergeError, Outside
-from bot.hub.sentences import Busy, Where, plain
+from bot.hub.sentences import HubBusy, Where, plain
 from bot.untrusted.redact import redact
 
 CERTIFICATES = (
@@ -39,11 +39,11 @@ def unreachable(error: BaseException, where: Where) -> AdapterMergeError:
             "the Hub in NO_PROXY.",
         )
     if proxy and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
-        return Busy(
+        return HubBusy(
             f"Could not {where.doing}: the proxy {proxy} cannot be reached ({words or type(error).__name__}).",
             remedy="Correct or unset that variable, or name the Hub in NO_PROXY; then run it again.",
         )
-    return Busy(
+    return HubBusy(
         f"Could not {where.doing}: {where.endpoint} cannot be reached ({type(error).__name__}).",
         remedy="Check the network, HF_ENDPOINT and any proxy, then run it again; what was transferred is kept.",
     )

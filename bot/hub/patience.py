@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from bot.errors import AdapterMergeError
 from bot.events import Emit, Note, silent
-from bot.hub.sentences import Busy, Where
+from bot.hub.sentences import HubBusy, Where
 from bot.signals import interrupted
 
 PAUSES = (1.0, 4.0, 15.0, 30.0, 60.0, 60.0)  # seconds before each further try, a quarter more or less
@@ -56,7 +56,7 @@ class Tries:
         pauses = (
             self._patience.pauses if self._publishing and self._patience.answered else self._patience.pauses[:BRIEF]
         )
-        if not isinstance(error, Busy) or self.made >= len(pauses):
+        if not isinstance(error, HubBusy) or self.made >= len(pauses):
             return False
         stated = error.wait
         # Not all at the same moment: what had to wait together would be too much together again.

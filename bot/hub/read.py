@@ -23,7 +23,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported
 
 from bot.errors import NotFound, Outside
 from bot.hub.connection import Connection
-from bot.hub.errors import Busy, Where, translate_errors
+from bot.hub.errors import HubBusy, Where, translate_errors
 from bot.hub.suggestions import advise
 from bot.records import FileEntry
 from bot.untrusted.links import OID, SHA256, cached_blob, link_target
@@ -252,7 +252,7 @@ def _from_cache(name: str, size: int, path: Path) -> FileEntry:
 
 def nobody_answered(error: Outside) -> bool:
     """Whether a failure says nothing of the repo: the Hub was busy or out of reach, or we are to stay offline."""
-    return isinstance(error, Busy) or isinstance(error.__cause__, OfflineModeIsEnabled)
+    return isinstance(error, HubBusy) or isinstance(error.__cause__, OfflineModeIsEnabled)
 
 
 def _meter(arrived: Callable[[int], None] | None) -> Any:

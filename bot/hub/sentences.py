@@ -24,7 +24,7 @@ TOKENS = "https://huggingface.co/settings/tokens"
 BAD_TOKEN = "bad-token"
 
 
-class Busy(Outside):
+class HubBusy(Outside):
     """The Hub did not answer, or asked to come back later: the same call may succeed after `wait` seconds.
 
     `silent`: it let us wait, so that the time that this took counts as waiting too.
@@ -133,15 +133,17 @@ def answered(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
     if status in UNSERVED and not (where.writing and status == 400) and not error.response.headers.get("X-Error-Code"):
         return _unserved(error, where)
     if status >= 500 or status == 408:
-        return Busy(
+        return HubBusy(
             f"Could not {where.doing}: the Hub failed with {status}{_quoted(error)}.",
             remedy=TRY_AGAIN,
             wait=seconds_to_wait(error.response.headers),
         )
     if status == 409 and IN_PROGRESS in (error.server_message or ""):
-        return Busy(f"Could not {where.doing}: the Hub is busy with another change of this account.", remedy=TRY_AGAIN)
+        return HubBusy(
+            f"Could not {where.doing}: the Hub is busy with another change of this account.", remedy=TRY_AGAIN
+        )
     if is_not_there_yet(error):
-        return Busy(
+        return HubBusy(
             f"Could not {where.doing}: the Hub does not see a file yet that was uploaded to it.", remedy=TRY_AGAIN
         )
     return STATUS.get(status, _odd)(error, where)
@@ -227,7 +229,7 @@ def _moved(error: Any, where: Where) -> AdapterMergeError:
 def _too_many(error: HfHubHTTPError, where: Where) -> AdapterMergeError:
     wait = seconds_to_wait(error.response.headers)
     later = f"in {wait:.0f} seconds" if wait is not None else "in five minutes"
-    return Busy(
+    return HubBusy(
         f"Could not {where.doing}: the Hub's rate limit is reached{_quoted(error)}.",
         remedy=f"Run it again {later}; "
         + ("" if where.signed_in else "a token (HF_TOKEN) raises the limit; ")
@@ -295,7 +297,7 @@ def no_oidc(error: Any, where: Where) -> AdapterMergeError:
 
 def slow(error: Any, where: Where) -> AdapterMergeError:
     what = f"Could not {where.doing}: {where.endpoint} did not answer in time."
-    return Busy(what, remedy=TRY_AGAIN, silent=True)
+    return HubBusy(what, remedy=TRY_AGAIN, silent=True)
 
 
 def _xet(error: Any, where: Where) -> AdapterMergeError:
@@ -324,7 +326,7 @@ def disk(error: BaseException, where: Where) -> AdapterMergeError | None:
             remedy="Point HF_HOME at a folder that this user may write.",
         )
     if "Consistency check failed" in str(error):
-        return Busy(f"Could not {where.doing}: the download arrived incomplete.", remedy=TRY_AGAIN)
+        return HubBusy(f"Could not {where.doing}: the download arrived incomplete.", remedy=TRY_AGAIN)
     return None
 
 

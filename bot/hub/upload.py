@@ -17,7 +17,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported
 )
 
 from bot.errors import Outside
-from bot.hub.errors import Busy, Where, plain, translate_errors
+from bot.hub.errors import HubBusy, Where, plain, translate_errors
 from bot.hub.sentences import is_not_there_yet
 from bot.hub.write import TargetClient
 from bot.untrusted.redact import redact
@@ -146,7 +146,7 @@ def _by_storage(error: Outside) -> bool:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__
-    if cause is None or isinstance(error, Busy):
+    if cause is None or isinstance(error, HubBusy):
         return False
     request = cause.response.request
     return request.method == "PUT" or STORAGE.search(request.url.path) is not None

@@ -32,14 +32,14 @@ def decide(repos: Iterable[tuple[str, str | None]], private: str, hub: Hub, emit
 
     What this token cannot look up counts as private.
     """
-    from bot.hub import Busy
+    from bot.hub import HubBusy
 
     inputs: list[Input] = []
     for role, repo in repos:
         try:
             is_private, gate = (True, None) if repo is None else hub.privacy(repo)
         except Outside as error:
-            if isinstance(error, Busy):  # says nothing of the input: an hour later the result would be a public one
+            if isinstance(error, HubBusy):  # says nothing of the input: an hour later the result would be a public one
                 raise
             emit(Note(text=f"{error.what} It counts as private.", level="warning"))
             is_private, gate = True, None

@@ -19,7 +19,7 @@ from bot import signals
 from bot.devhub import Fault
 from bot.errors import Outside
 from bot.events import Note
-from bot.hub import Busy, patience, session
+from bot.hub import HubBusy, patience, session
 from bot.hub.patience import MOST, PAUSES, Step, rest, under_way
 from tests.publish.given import BASE, TARGET, deliver
 from tests.pull.given import door, two_sentences
@@ -60,7 +60,7 @@ def test_the_wait_that_the_hub_asks_for_is_kept(dev, patient, waits, owner, fold
 def test_a_wait_that_is_too_long_is_told_instead(dev, patient, waits, owner, folder, document):
     owner.existing()
     dev.faults.add(Fault(path="/commit/main", status=429, times=None, headers={"Retry-After": f"{MOST:.0f}"}))
-    with pytest.raises(Busy) as caught:
+    with pytest.raises(HubBusy) as caught:
         deliver(folder, document, patient, how="push")
     two_sentences(caught.value, what="rate limit", do=f"again in {MOST:.0f} seconds")
     assert caught.value.exit_code == 5
@@ -78,7 +78,7 @@ def test_two_policies_do_not_multiply(dev, patient, waits, owner, folder, docume
     owner.existing()
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("the client waited by itself"))
     fault = dev.faults.add(Fault(path=route, status=500, times=None))
-    with pytest.raises(Busy):
+    with pytest.raises(HubBusy):
         deliver(folder, document, patient, how="push")
     shards = 2 if route == "/upload" else 1  # each is a request of its own, side by side
     assert dev.faults.hits(fault) == shards * (1 + len(PAUSES))

@@ -7,7 +7,7 @@ import pytest
 from bot.devhub import Fault
 from bot.errors import Forbidden, Moved, Outside, Refused, Usage
 from bot.events import Note
-from bot.hub import Busy
+from bot.hub import HubBusy
 from bot.hub.patience import PAUSES
 from bot.hub.pulls import CLOSED, LISTED, OPEN
 from bot.publish import PublishSettings, apply_settings, find_existing
@@ -222,7 +222,7 @@ def test_a_hub_that_is_busy_makes_no_result_private(dev, owner, folder, document
 
 def test_a_hub_that_stays_away_is_told_instead(dev, hub, owner, folder, document):
     dev.faults.add(Fault(path=f"/api/models/{BASE}$", status=503, times=None))
-    with pytest.raises(Busy):
+    with pytest.raises(HubBusy):
         deliver(folder, document, hub)
     assert not owner.api.repo_exists(TARGET)
 
@@ -230,7 +230,7 @@ def test_a_hub_that_stays_away_is_told_instead(dev, hub, owner, folder, document
 def test_a_hub_that_is_busy_hides_no_input_behind_its_new_name(dev, hub, owner, folder, document):
     owner.api.move_repo(BASE, "demo/base-2")
     dev.faults.add(Fault(path=f"/api/models/{BASE}$", status=503, times=None))
-    with pytest.raises(Busy):
+    with pytest.raises(HubBusy):
         deliver(folder, document, hub, target="demo/base-2", how="push")
     dev.faults.clear()
     assert TITLE not in owner.titles(repo="demo/base-2")

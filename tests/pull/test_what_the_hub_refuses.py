@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 
 from bot.devhub import Fault
 from bot.errors import Forbidden, Gated, MachineTooSmall, NotFound, Outside, Usage
-from bot.hub import Busy
+from bot.hub import HubBusy
 from bot.hub.errors import Where, translate_errors
 from tests.pull.given import door, put, two_sentences, write_adapter
 
@@ -93,7 +93,7 @@ def test_a_name_that_cannot_be(hub):
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_a_hub_that_fails(hub, dev, status):
     dev.faults.add(Fault(path="/api/models/demo/base", status=status, times=None))
-    two_sentences(failure(Busy, hub.pin, "demo/base"), what=f"failed with {status}", do="again in a few minutes")
+    two_sentences(failure(HubBusy, hub.pin, "demo/base"), what=f"failed with {status}", do="again in a few minutes")
 
 
 def test_a_short_failure_of_the_hub_is_sat_out(dev, pair, tmp_path):
@@ -107,7 +107,7 @@ def test_a_short_failure_of_the_hub_is_sat_out(dev, pair, tmp_path):
 def test_a_rate_limit(hub, dev):
     headers = {"RateLimit": '"api";r=0;t=200', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
     dev.faults.add(Fault(path="/api/models/demo/base", status=429, times=None, headers=headers))
-    error = failure(Busy, hub.pin, "demo/base")
+    error = failure(HubBusy, hub.pin, "demo/base")
     two_sentences(error, what="rate limit", do="again in 200 seconds")
     assert error.wait == 200
 
@@ -121,7 +121,7 @@ def test_a_short_rate_limit_is_waited_for(dev, pair, tmp_path):
 def test_a_hub_that_is_not_there(dev, tmp_path):
     hub = door(dev, tmp_path)
     dev.close()
-    two_sentences(failure(Busy, hub.pin, "demo/base"), what="cannot be reached", do="HF_ENDPOINT")
+    two_sentences(failure(HubBusy, hub.pin, "demo/base"), what="cannot be reached", do="HF_ENDPOINT")
 
 
 def test_an_endpoint_that_is_no_hub(hub, dev, pair):
