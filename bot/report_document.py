@@ -19,7 +19,7 @@ from bot.errors import Refused
 from bot.options import Options, options_of
 from bot.untrusted import strict_json
 from bot.untrusted.redact import redact
-from bot.untrusted.strict_json import Each
+from bot.untrusted.strict_json import AllFit
 
 Json = dict[str, Any]
 
@@ -30,8 +30,8 @@ DIGITS = 6  # significant digits of every float: more would differ from machine 
 NUMBER = (int, float)
 NULLABLE = frozenset({"noise_floor", "tag", "target"})
 FIELDS: Json = {  # what a report may hold there, if it has the field; others are left alone
-    "subject": {"files": Each(str, named=True)},
-    "inputs": {"base": dict, "adapter": dict, "adapters": Each(dict), "combination": dict, "recipe": str},
+    "subject": {"files": AllFit(str, named=True)},
+    "inputs": {"base": dict, "adapter": dict, "adapters": AllFit(dict), "combination": dict, "recipe": str},
     "merge": {
         "fingerprint": str,
         "method": str,
@@ -39,18 +39,18 @@ FIELDS: Json = {  # what a report may hold there, if it has the field; others ar
         "dtype": str,
         "tag": str,
         "target": str,
-        "tensors": Each(NUMBER, named=True),
-        "ranks": Each(NUMBER),
-        "scalings": Each(NUMBER),
+        "tensors": AllFit(NUMBER, named=True),
+        "ranks": AllFit(NUMBER),
+        "scalings": AllFit(NUMBER),
         "parameters": dict,
         "options": {
             each.field: frozenset(each.choices) for each in options_of(Options) if each.decides and each.choices
         }
-        | {"quantization": Each((str, int, bool), named=True)},
+        | {"quantization": AllFit((str, int, bool), named=True)},
     },
-    "checks": Each({"id": str, "status": str, "measured": str, "allowed": str, "why": str, "worst": Each(str)}),
-    "not_run": Each({"id": str, "reason": str}),
-    "comparison": Each(dict),
+    "checks": AllFit({"id": str, "status": str, "measured": str, "allowed": str, "why": str, "worst": AllFit(str)}),
+    "not_run": AllFit({"id": str, "reason": str}),
+    "comparison": AllFit(dict),
     "environment": dict,
     "noise_floor": dict,
     "verdict": str,

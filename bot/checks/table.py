@@ -36,8 +36,8 @@ def comparison_lines(rows: list[Json]) -> list[str]:
     """The ways to use a quantised base or result, side by side; [] where nothing was compared."""
     if not rows:
         return []
-    ways = [str(row.get("what")) + (" (this model)" if row.get("published") else "") for row in rows]
-    cells = [("way", *COLUMNS), *((way, *comparison_cells(row)) for way, row in zip(ways, rows, strict=True))]
+    labels = [str(row.get("what")) + (" (this model)" if row.get("published") else "") for row in rows]
+    cells = [("way", *COLUMNS), *((label, *comparison_cells(row)) for label, row in zip(labels, rows, strict=True))]
     widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))]
     aligned = [[f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)] for row in cells]
     lines = [GAP.join([f"{row[0]:<{widths[0]}}", *rest]) for row, rest in zip(cells, aligned, strict=True)]

@@ -107,11 +107,11 @@ class Output:
         self._mark(position, position + length)
 
     def write(self, content: bytes | memoryview, offset: int) -> None:
-        """Write all of it at the offset; `written` says when that is final."""
+        """Write all of it at the offset; `mark_final` says when that is final."""
         with self._writing:
             write_all(self._descriptor, content, offset)
 
-    def written(self, start: int, stop: int) -> None:
+    def mark_final(self, start: int, stop: int) -> None:
         """Bytes `start` to `stop` are final now."""
         self._mark(start, stop)
 

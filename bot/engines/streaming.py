@@ -48,7 +48,7 @@ def write_shard(
         for start, stop in computed_ranges(ops):
             out.reserve(start, stop)
         out.write(shard.header, 0)
-        out.written(0, len(shard.header))
+        out.mark_final(0, len(shard.header))
         moved(len(shard.header))
         _Run(files, out, moved, arithmetic).do(ops)
         peft = [op for op in ops if isinstance(op, PeftMerge)]
@@ -56,7 +56,7 @@ def write_shard(
             assert later is not None
             later(peft, descriptor)
             for op in peft:
-                out.written(op.target.start, op.target.stop)
+                out.mark_final(op.target.start, op.target.stop)
         files.unchanged()
         return out.digest()
 
@@ -121,7 +121,7 @@ class _Run:
         take = partial(self.rows.float32, op.make, item.columns)
         for key, offset, content in formats.writer_of(op).quantise(op.target.key, take, op.target.shape):
             self.out.write(np.ascontiguousarray(content).data.cast("B"), parts[key].start + offset)
-        self.out.written(item.start, item.start + item.length)
+        self.out.mark_final(item.start, item.start + item.length)
 
 
 def _processors() -> int:

@@ -37,8 +37,8 @@ def compare_vocabulary(plan: Plan, inputs: Local, emit: Emit) -> None:
 
 def _config(plan: Plan, base: Path) -> Json:
     content = next((asset.content for asset in plan.assets if asset.name == "config.json"), None)
-    found: Json = json.loads(content if content is not None else (base / "config.json").read_bytes())
-    return found
+    config: Json = json.loads(content if content is not None else (base / "config.json").read_bytes())
+    return config
 
 
 def _rows(config: Json) -> int | None:

@@ -53,20 +53,20 @@ class ScaleGridRows:
 
     main: Stored
     kind: str  # how `main` is coded: e4m3, e2m1, int8, or packN: unsigned numbers of N bits, offset by 2^(N−1)
-    grid: ScaleGrid
+    scale_grid: ScaleGrid
     scale: Array
     zero: Array | None
     read: ReadRange
 
     def rows(self, first: int, count: int) -> Array:
         """float32, count × columns."""
-        wide = row_bytes(self.kind, self.grid.columns)
+        wide = row_bytes(self.kind, self.scale_grid.columns)
         raw = self.read(self.main, first * wide, count * wide).reshape(count, wide)
-        values = decode(raw, self.kind, self.grid.columns)
-        lines = self.grid.lines(first, count)
+        values = decode(raw, self.kind, self.scale_grid.columns)
+        lines = self.scale_grid.lines(first, count)
         if self.zero is not None:
-            _apply(np.subtract, values, self.zero[lines], self.grid.wide)
-        _apply(np.multiply, values, self.scale[lines], self.grid.wide)
+            _apply(np.subtract, values, self.zero[lines], self.scale_grid.wide)
+        _apply(np.multiply, values, self.scale[lines], self.scale_grid.wide)
         return values
 
 
@@ -146,7 +146,7 @@ def open_scale_grid(tensor: Stored, read: ReadRange, zero: Array | None = None) 
     return ScaleGridRows(
         main=parts["weight"],
         kind=str(settings["kind"]),
-        grid=grid,
+        scale_grid=grid,
         scale=np.ascontiguousarray(_spread(scale, shape)),
         zero=None if zero is None else np.ascontiguousarray(_spread(zero, shape)),
         read=read,

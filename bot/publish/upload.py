@@ -117,15 +117,15 @@ def plain_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+def differences(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
     """Short words for each name that is missing, extra or of another sha256."""
     return [
-        *(f"{name} is missing" for name in sorted(expected.keys() - found.keys())),
-        *(f"{name} is not in the report" for name in sorted(found.keys() - expected.keys())),
+        *(f"{name} is missing" for name in sorted(expected.keys() - actual.keys())),
+        *(f"{name} is not in the report" for name in sorted(actual.keys() - expected.keys())),
         *(
             f"{name} has other bytes"
-            for name in sorted(expected.keys() & found.keys())
-            if expected[name] != found[name]
+            for name in sorted(expected.keys() & actual.keys())
+            if expected[name] != actual[name]
         ),
     ]
 

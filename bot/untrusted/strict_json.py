@@ -18,35 +18,35 @@ def loads(text: bytes | str, pairs: Pairs | None = None) -> Any:
     not Unicode (half of a surrogate pair), which no file and no terminal could take.
     """
     try:
-        found = json.loads(text, object_pairs_hook=pairs, parse_int=_whole)
+        value = json.loads(text, object_pairs_hook=pairs, parse_int=_whole)
     except RecursionError as error:
         raise ValueError("it is nested without end") from error
-    _look(found)
-    return found
+    _require_measure(value)
+    return value
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > 42 or abs(found := int(digits)) >= LARGEST:
+    if len(digits) > 42 or abs(number := int(digits)) >= LARGEST:
         raise ValueError(f"a number of {len(digits)} digits stands in it")
-    return found
+    return number
 
 
-def _look(found: Any) -> None:
+def _require_measure(value: Any) -> None:
     """Every text and every depth, without recursion."""
-    level, depth = [found], 0
+    level, depth = [value], 0
     while level:
         depth += 1
         if depth > DEEPEST:
             raise ValueError("it is nested without end")
         below: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                below += one.keys()
-                below += one.values()
-            elif isinstance(one, list):
-                below += one
-            elif isinstance(one, str) and not one.isascii():
-                one.encode()  # UnicodeEncodeError is a ValueError
+        for item in level:
+            if isinstance(item, dict):
+                below += item.keys()
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, str) and not item.isascii():
+                item.encode()  # UnicodeEncodeError is a ValueError
         level = below
 
 
@@ -56,7 +56,7 @@ Kind = Callable[[Any], bool]
 
 
 def _names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _count(value: Any) -> bool:
@@ -88,7 +88,7 @@ ADAPTER: dict[str, tuple[str, Kind]] = {
     "feedforward_modules": ("names or a pattern", lambda value: isinstance(value, str) or _names(value)),
     "layers_pattern": ("names or a pattern", lambda value: isinstance(value, str) or _names(value)),
     "modules_to_save": ("names", lambda value: isinstance(value, str) or _names(value)),
-    "layers_to_transform": ("whole numbers", lambda value: all(type(one) is int for one in _listed(value))),
+    "layers_to_transform": ("whole numbers", lambda value: all(type(item) is int for item in _listed(value))),
 }
 TABLES = {"config.json": CONFIG, "adapter_config.json": ADAPTER}
 # What makes a library build as many modules as it says, wherever in a config it stands.
@@ -99,20 +99,20 @@ COUNTS = frozenset(
 )
 
 
-def misfit(name: str, found: Any) -> str | None:
+def misfit(name: str, config: Any) -> str | None:
     """What is wrong with the fields of a config of this file name, as the rest of a sentence; None where nothing is."""
-    if not isinstance(found, dict):
+    if not isinstance(config, dict):
         return "it is not a JSON object"
     for field, (wanted, fits) in TABLES.get(name, {}).items():
-        if found.get(field) is not None and not fits(found[field]):
-            return f"{field} is {_shown(found[field])}, where {wanted} belongs"
-    return _uncounted(found) if name == "config.json" else None
+        if config.get(field) is not None and not fits(config[field]):
+            return f"{field} is {_shown(config[field])}, where {wanted} belongs"
+    return _overcounted(config) if name == "config.json" else None
 
 
-def _uncounted(found: Any) -> str | None:
-    level = [found]
-    for one in level:  # which grows; how deep it goes was looked at before
-        for field, value in one.items():
+def _overcounted(config: Any) -> str | None:
+    level = [config]
+    for part in level:  # which grows; how deep it goes was looked at before
+        for field, value in part.items():
             if isinstance(value, dict):
                 level.append(value)
             elif field in COUNTS and type(value) is int and not _count(value):
@@ -132,7 +132,7 @@ def _shown(value: Any) -> str:
 # --- the types that a file has to hold -----------------------------------------------------------------------------
 
 
-class Each:
+class AllFit:
     """A list, or with `named` an object, whose every value fits."""
 
     def __init__(self, inner: Any, *, named: bool = False) -> None:
@@ -144,32 +144,32 @@ def fitting(text: bytes, fields: dict[str, Any], nullable: frozenset[str]) -> di
 
     Raises ValueError, with the reason, where one is not.
     """
-    found = loads(text)
-    if not isinstance(found, dict):
+    value = loads(text)
+    if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
-    if odd := _odd(found, fields, nullable, ""):
+    if odd := _odd(value, fields, nullable, ""):
         raise ValueError(odd)
-    return found
+    return value
 
 
-def _odd(found: Any, wanted: Any, nullable: frozenset[str], path: str) -> str:
+def _odd(value: Any, wanted: Any, nullable: frozenset[str], path: str) -> str:
     """Where a value does not fit; "" where it does."""
-    if found is None and path.rpartition(".")[2] in nullable:
+    if value is None and path.rpartition(".")[2] in nullable:
         return ""
-    if isinstance(wanted, Each):
-        values = found.values() if wanted.named and isinstance(found, dict) else found
-        if isinstance(values, str | dict) or not hasattr(values, "__iter__") or wanted.named != isinstance(found, dict):
-            return f"{path} is {_shown(found)}"
-        return next(filter(None, (_odd(value, wanted.inner, nullable, f"{path}[]") for value in values)), "")
+    if isinstance(wanted, AllFit):
+        values = value.values() if wanted.named and isinstance(value, dict) else value
+        if isinstance(values, str | dict) or not hasattr(values, "__iter__") or wanted.named != isinstance(value, dict):
+            return f"{path} is {_shown(value)}"
+        return next(filter(None, (_odd(item, wanted.inner, nullable, f"{path}[]") for item in values)), "")
     if isinstance(wanted, dict):
-        if not isinstance(found, dict):
-            return f"{path} is {_shown(found)}"
-        there = [(name, inner) for name, inner in wanted.items() if name in found]
-        odd = (_odd(found[name], inner, nullable, f"{path}.{name}".lstrip(".")) for name, inner in there)
+        if not isinstance(value, dict):
+            return f"{path} is {_shown(value)}"
+        there = [(name, inner) for name, inner in wanted.items() if name in value]
+        odd = (_odd(value[name], inner, nullable, f"{path}.{name}".lstrip(".")) for name, inner in there)
         return next(filter(None, odd), "")
-    fits = found in wanted if isinstance(wanted, frozenset) and isinstance(found, str) else _is_a(found, wanted)
-    return "" if fits else f"{path} is {_shown(found)}"
+    fits = value in wanted if isinstance(wanted, frozenset) and isinstance(value, str) else _is_a(value, wanted)
+    return "" if fits else f"{path} is {_shown(value)}"
 
 
-def _is_a(found: Any, wanted: Any) -> bool:
-    return not isinstance(wanted, frozenset) and isinstance(found, wanted)
+def _is_a(value: Any, wanted: Any) -> bool:
+    return not isinstance(wanted, frozenset) and isinstance(value, wanted)

@@ -62,7 +62,7 @@ def test_the_hash_is_the_files_in_whatever_order_threads_write(
                     out.copy(source, at, at, stop - at)
                 case 2:
                     out.write(content[at:stop], at)
-                    out.written(at, stop)
+                    out.mark_final(at, stop)
 
         list(pool.map(lambda given: write(*given), ranges))
         assert out.digest() == hashlib.sha256(content).hexdigest()

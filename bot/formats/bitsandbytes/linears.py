@@ -98,8 +98,8 @@ def _by_default(modules: Iterable[str], root: Json, family: ModelFamily) -> set[
 
 def _row(name: str) -> Json | None:
     at = table()["classes"].get(name)
-    found: Json | None = None if at is None else table()["rows"][at]
-    return found
+    row: Json | None = None if at is None else table()["rows"][at]
+    return row
 
 
 def _is_bare(family: ModelFamily, parts: Iterable[SubModel], routes: Mapping[str, Route]) -> bool:
