@@ -79,7 +79,7 @@ def _selected_checks(subject: Subject) -> Iterator[Check]:
 
 def _excused(subject: Subject, trial: Trial | None) -> frozenset[str]:
     """The checks that may be skipped: those of the level `full`, where nobody asked for it by name and it cannot be had."""
-    if subject.required or trial is None or trial.beyond is None:
+    if subject.required or trial is None or trial.unrunnable is None:
         return frozenset()
     return frozenset(check.id for check in CHECKS if check.level == "full")
 

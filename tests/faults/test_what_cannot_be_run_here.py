@@ -83,4 +83,4 @@ def test_an_adapter_that_peft_does_not_load_whole_is_no_excuse():
     reference = Stopped(status="skip", why="PEFT did not load the whole adapter: …")
     loads = LoadReport(missing=[], unexpected=[], mismatched=[], complaints=[], model_class="LlamaForCausalLM")
     merged = MergedAnswer(loads=loads, distances=None)
-    assert Trial(reference=reference, merged=merged, expected=frozenset()).beyond is None
+    assert Trial(reference=reference, merged=merged, expected=frozenset()).unrunnable is None

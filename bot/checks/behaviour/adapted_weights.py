@@ -110,10 +110,10 @@ def _delta(layer: Any) -> Tensor:
 def _saved(path: str, layer: Any) -> Iterator[Adapted]:
     """modules_to_save: another module in the place of the base's."""
     saved = dict(layer.modules_to_save[_active(layer)].named_parameters())
-    for place, owner in layer.original_module.named_modules():
+    for submodule, owner in layer.original_module.named_modules():
         for name, _ in owner.named_parameters(recurse=False):
-            value = saved[f"{place}.{name}" if place else name]
-            below = f"{path}.{place}" if place else path
+            value = saved[f"{submodule}.{name}" if submodule else name]
+            below = f"{path}.{submodule}" if submodule else path
             yield Adapted(path=below, owner=owner, name=name, exact=value.double, own=False)
 
 

@@ -30,10 +30,10 @@ class Trial:
     comparison: list[Json] | Stopped | None = None
 
     @property
-    def beyond(self) -> str | None:
+    def unrunnable(self) -> str | None:
         """Why this installation cannot run the models at all, whatever the merge is worth; None where it can."""
         answers = (self.reference, self.merged, self.comparison)
-        return next((answer.why for answer in answers if isinstance(answer, Stopped) and answer.beyond), None)
+        return next((answer.why for answer in answers if isinstance(answer, Stopped) and answer.unrunnable), None)
 
     @property
     def lost(self) -> str | None:

@@ -77,9 +77,9 @@ class Choices(TorchFunctionMode):
 
     def _tally(self, wanted: Tensor, imposed: Tensor, dim: int | None) -> None:
         """By sets: the order in which the same experts are named along `dim` does not matter. None: one is chosen."""
-        one, other = (x.unsqueeze(-1) if dim is None else x.movedim(dim, -1) for x in (wanted, imposed))
+        own, other = (x.unsqueeze(-1) if dim is None else x.movedim(dim, -1) for x in (wanted, imposed))
         self.count += imposed.numel()
-        self.flipped += int((other.unsqueeze(-1) != one.unsqueeze(-2)).all(-1).sum())
+        self.flipped += int((other.unsqueeze(-1) != own.unsqueeze(-2)).all(-1).sum())
 
     @contextmanager
     def along(self, model: nn.Module) -> Iterator[None]:
@@ -99,5 +99,5 @@ class Choices(TorchFunctionMode):
 
 
 def _dimension(func: Any, args: Any, kwargs: Any) -> int:
-    place = 2 if func in TOPK else 1
-    return int(kwargs.get("dim", args[place] if len(args) > place else -1))
+    position = 2 if func in TOPK else 1
+    return int(kwargs.get("dim", args[position] if len(args) > position else -1))

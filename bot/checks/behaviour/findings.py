@@ -27,7 +27,7 @@ def loads(case: Case) -> Finding:
     """The plain class loads the folder, without peft and without network: nothing missing, extra, or made up."""
     reference, merged = case.once(run_models).reference, case.once(run_models).merged
     if isinstance(merged, Stopped):
-        if merged.raised and isinstance(reference, Stopped) and reference.beyond:
+        if merged.raised and isinstance(reference, Stopped) and reference.unrunnable:
             merged = reference  # what fails with the base fails with whatever is made of it
         return _stopped("loads", "no complaint", merged)
     report = merged.loads

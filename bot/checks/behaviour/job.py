@@ -20,12 +20,12 @@ Role = Literal["reference", "merged", "comparison"]
 @dataclass(frozen=True, kw_only=True)
 class Usage:
     """One way to use base and adapter, to be measured. `folder`: the model to load; `merge`: the adapter is merged into it, to
-    nearest; `again`: and then quantised (BitsAndBytesConfig's fields)."""
+    nearest; `requantize`: and then quantised (BitsAndBytesConfig's fields)."""
 
     id: str
     folder: Path
     merge: bool
-    again: Json | None
+    requantize: Json | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +109,12 @@ class OutputSums:
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped:
-    """No answer: an `error`, or a known limit (a `skip`). `beyond`: of this installation, so that no merge is to blame; `raised`:
+    """No answer: an `error`, or a known limit (a `skip`). `unrunnable`: of this installation, so that no merge is to blame; `raised`:
     an exception ended the role."""
 
     status: Literal["error", "skip"]
     why: str
-    beyond: bool = False
+    unrunnable: bool = False
     raised: bool = False
 
 

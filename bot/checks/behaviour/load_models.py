@@ -47,7 +47,7 @@ def load_tuned(job: WorkerJob) -> Any:
     with trying(BASE):
         model = _load_base(job)
     if model is None:
-        return Stopped(status="skip", why=NEEDS_CODE, beyond=True)
+        return Stopped(status="skip", why=NEEDS_CODE, unrunnable=True)
     adapter_config = read_json(job.adapter / "adapter_config.json") or {}
     hold_to_end(adapter_config, (name for name, _ in model.named_modules()))
     adapter = readable_adapter(model, job)

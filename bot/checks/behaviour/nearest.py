@@ -11,33 +11,33 @@ from torch import Tensor, nn
 from bot.checks.behaviour.control import replace_parameters
 from bot.checks.elementwise.rounding import round_once
 
-Again = Callable[[Tensor], Tensor]
+Requantize = Callable[[Tensor], Tensor]
 
 
-def merge_to_nearest(model: nn.Module, dtype: torch.dtype, again: dict[str, Again]) -> None:
+def merge_to_nearest(model: nn.Module, dtype: torch.dtype, requantize: dict[str, Requantize]) -> None:
     """Turn the base model inside a PEFT model into the merge, in place, each number rounded once to `dtype`. Its adapters
-    must be off. `again`: what becomes of a module's exact weight (float32, out × in) instead."""
+    must be off. `requantize`: what becomes of a module's exact weight (float32, out × in) instead."""
 
     def remake(path: str, name: str, exact: Tensor, kept: torch.dtype) -> nn.Parameter:
         exact = exact.double()
-        made = again[path](exact.float()) if name == "weight" and path in again else round_once(exact, dtype)
+        made = requantize[path](exact.float()) if name == "weight" and path in requantize else round_once(exact, dtype)
         return nn.Parameter(made.to(kept), requires_grad=False)
 
     replace_parameters(model, remake)
 
 
-def quantised_again(model: Any, settings: dict[str, Any], skeleton: Any) -> dict[str, Again]:
+def quantised_again(model: Any, settings: dict[str, Any], skeleton: Any) -> dict[str, Requantize]:
     """For each module that bitsandbytes would convert: there and back. `skeleton`: the model without weights, to be spoilt."""
     from bot.checks.reading import bitsandbytes
 
     modules = dict(model.named_modules())
-    again: dict[str, Again] = {}
+    requantize: dict[str, Requantize] = {}
     for name in bitsandbytes.modules(skeleton, settings):
-        again[name] = bitsandbytes.there_and_back(settings)
+        requantize[name] = bitsandbytes.there_and_back(settings)
         if name in modules and type(modules[name]).__name__ == "Conv1D":
-            again[name] = _on_transposed(again[name])
-    return again
+            requantize[name] = _on_transposed(requantize[name])
+    return requantize
 
 
-def _on_transposed(again: Again) -> Again:
-    return lambda weight: again(weight.T.contiguous()).T.contiguous()
+def _on_transposed(requantize: Requantize) -> Requantize:
+    return lambda weight: requantize(weight.T.contiguous()).T.contiguous()

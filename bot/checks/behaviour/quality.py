@@ -27,7 +27,7 @@ NOT_HERE = "the 16-bit model that the base was made from is not at hand"
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One way to use base and adapter. `folder`: the model to load; `merge`: the adapter is merged into it, to nearest;
-    `again`: and then quantised (BitsAndBytesConfig's fields). `missing`: why it is not measured."""
+    `requantize`: and then quantised (BitsAndBytesConfig's fields). `missing`: why it is not measured."""
 
     id: str
     what: str
@@ -35,19 +35,19 @@ class Row:
     published: bool = False
     folder: Path | None = None
     merge: bool = False
-    again: Json | None = None
+    requantize: Json | None = None
     missing: str | None = None
 
 
 def applies(case: Case) -> bool:
     """There is something to compare where base or result is quantised."""
-    return case.subject.quantize != "none" or any(place.packed for place in case.base.tensors.values())
+    return case.subject.quantize != "none" or any(ref.packed for ref in case.base.tensors.values())
 
 
 def rows(case: Case, base: Path, work: Path, storage: str) -> list[Row]:
     """The ways, in the order in which they are read. `base`: the base as plain numbers."""
     subject = case.subject
-    packed = any(place.packed for place in case.base.tensors.values())
+    packed = any(ref.packed for ref in case.base.tensors.values())
     result = subject.quantize != "none"
     plain = _plain_bytes(case.base, storage)
     rows_to_read = []
@@ -62,7 +62,7 @@ def rows(case: Case, base: Path, work: Path, storage: str) -> list[Row]:
         rows_to_read.append(Row(id="re-quantised", what=f"merged, then stored as {subject.quantize}", published=True,
                          size=_bytes(case.merged), folder=folder))  # fmt: skip
     else:
-        rows_to_read.append(_again(case, base))
+        rows_to_read.append(_requantised(case, base))
     return rows_to_read
 
 
@@ -78,7 +78,7 @@ def _original(case: Case, packed: bool, storage: str) -> Row:
     return Row(id=id, what=what, size=size, folder=subject.original, merge=True)
 
 
-def _again(case: Case, base: Path) -> Row:
+def _requantised(case: Case, base: Path) -> Row:
     """What quantising the merge again would come to, where bitsandbytes can say."""
     settings = settings_of(case.subject.quantization) if case.subject.base_weights == "simulate-nf4" else None
     settings = settings or quantization_of(case.base_config) or {}
@@ -89,26 +89,28 @@ def _again(case: Case, base: Path) -> Row:
         )
     name = str(settings.get("bnb_4bit_quant_type", "fp4")) if four else "int8"
     return Row(id="re-quantised", what=f"merged, then quantised again ({name}; not stored)", folder=base, merge=True,
-               again=settings, size=_stored_bytes(case.base))  # fmt: skip
+               requantize=settings, size=_stored_bytes(case.base))  # fmt: skip
 
 
 def usages(rows: list[Row]) -> tuple[Usage, ...]:
     """The rows that can be measured, for the worker."""
-    return tuple(Usage(id=row.id, folder=row.folder, merge=row.merge, again=row.again) for row in rows if row.folder)
+    return tuple(
+        Usage(id=row.id, folder=row.folder, merge=row.merge, requantize=row.requantize) for row in rows if row.folder
+    )
 
 
 def table_of(case: Case, rows: list[Row], measured: Mapping[str, OutputSums]) -> list[Json]:
     """The rows with what was measured. `measured`: sums by id, those of the base and of the unmerged model among them."""
     base_bytes = _stored_bytes(case.base)
     adapter = sum(path.stat().st_size for path in case.subject.adapter.glob("adapter_model.safetensors"))
-    packed = any(place.packed for place in case.base.tensors.values())
+    packed = any(ref.packed for ref in case.base.tensors.values())
     kind = "quantised base" if packed else "base"
-    every = [
+    all_rows = [
         Row(id="as-trained", what=f"as trained: the {kind} with the adapter", size=base_bytes + adapter),
         *rows,
         Row(id="base", what=f"the {kind} alone", size=base_bytes),
     ]
-    return [_entry(row, measured) for row in every]
+    return [_entry(row, measured) for row in all_rows]
 
 
 def _entry(row: Row, measured: Mapping[str, OutputSums]) -> Json:
@@ -132,15 +134,15 @@ def _bytes(checkpoint: Checkpoint) -> int:
 
 def _plain_bytes(checkpoint: Checkpoint, storage: str) -> int:
     """Of the weights as plain numbers."""
-    return sum(place.elements * ITEM[storage] if place.packed else place.stored.stop - place.stored.start
-               for place in checkpoint.tensors.values())  # fmt: skip
+    return sum(ref.elements * ITEM[storage] if ref.packed else ref.stored.stop - ref.stored.start
+               for ref in checkpoint.tensors.values())  # fmt: skip
 
 
 def _stored_bytes(checkpoint: Checkpoint) -> int:
     """Of the weights as they are stored; of simulated ones, as bitsandbytes would hold them."""
     total = 0
-    for place in checkpoint.tensors.values():
-        parts = place.packed.components.values() if place.packed else (place,)
+    for ref in checkpoint.tensors.values():
+        parts = ref.packed.components.values() if ref.packed else (ref,)
         held = sum(part.stored.stop - part.stored.start for part in parts)
-        total += place.packed.settings.get("held", held) if place.packed else held
+        total += ref.packed.settings.get("held", held) if ref.packed else held
     return total

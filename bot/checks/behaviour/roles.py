@@ -149,9 +149,9 @@ def _measure(usage: Usage, job: WorkerJob) -> OutputSums:
     tuned = load_tuned(replace(job, base=usage.folder))
     assert not isinstance(tuned, Stopped), tuned
     plain = tuned.get_base_model()
-    again = quantised_again(plain, usage.again, _skeleton(usage.folder, job)) if usage.again else {}
+    requantised = quantised_again(plain, usage.requantize, _skeleton(usage.folder, job)) if usage.requantize else {}
     with tuned.disable_adapter():
-        merge_to_nearest(plain, getattr(torch, job.storage), again)
+        merge_to_nearest(plain, getattr(torch, job.storage), requantised)
         return sums(plain, job)
 
 
@@ -166,8 +166,8 @@ def merged(job: WorkerJob) -> Answer:
     logging.getLogger("transformers").addHandler(complaints)
     model, loading = load_folder(job.folder, job)
     if model is None:
-        beyond = str(job.folder) not in job.distrusted
-        return Stopped(status="skip", why=why_no_code(job.folder, job), beyond=beyond)
+        is_unrunnable = str(job.folder) not in job.distrusted
+        return Stopped(status="skip", why=why_no_code(job.folder, job), unrunnable=is_unrunnable)
     tokenizer, tokens, remarks = "none", list[str](), list[str]()
     if has_tokenizer(job.folder):
         own = load_tokenizer(job.folder, job.trusts(job.folder))

@@ -87,9 +87,9 @@ def _drop_capabilities(libc: ctypes.CDLL) -> None:
 
 
 def _pythons() -> Iterable[Path]:
-    places = {Path(place) for place in (sys.prefix, sys.base_prefix, *sys.path) if place}
+    folders = {Path(folder) for folder in (sys.prefix, sys.base_prefix, *sys.path) if folder}
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)  # on clusters with modules, anywhere
-    return places | {Path(place) for place in libraries if place.startswith("/")}
+    return folders | {Path(folder) for folder in libraries if folder.startswith("/")}
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:

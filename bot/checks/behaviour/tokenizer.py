@@ -27,18 +27,18 @@ def compare_tokenizers(merged: Any, job: WorkerJob) -> tuple[list[str], list[str
     only because of the config.json beside it, which the base has as well."""
     adapter, base = job.adapter, job.base
     with TemporaryDirectory(dir=job.work) as work:
-        place = Path(work)
+        folder = Path(work)
         if not vocabulary_files(adapter):
-            owner = _base_under_settings(base, adapter, place, job)
+            owner = _base_under_settings(base, adapter, folder, job)
             return ([] if owner is None else differences(merged, owner)), []
         alone = _loaded(adapter, job.trusts(adapter))
         owner = alone if alone is not None else _loaded(base, job.trusts(base))
         faults = differences(merged, owner) if owner is not None else []
         if alone is None or not faults:
             return faults, []
-        _copy(adapter, place, {MODEL})
-        shutil.copyfile(base / MODEL, place / MODEL)
-        beside = _loaded(place, trust=False)
+        _copy(adapter, folder, {MODEL})
+        shutil.copyfile(base / MODEL, folder / MODEL)
+        beside = _loaded(folder, trust=False)
     if beside is None or differences(merged, beside):
         return faults, []
     by_itself, own = type(alone).__name__, type(merged).__name__
@@ -46,13 +46,13 @@ def compare_tokenizers(merged: Any, job: WorkerJob) -> tuple[list[str], list[str
     return [], [f"transformers reads the adapter's tokenizer {why}: {'; '.join(faults)}"]
 
 
-def _base_under_settings(base: Path, adapter: Path, place: Path, job: WorkerJob) -> Any:
+def _base_under_settings(base: Path, adapter: Path, folder: Path, job: WorkerJob) -> Any:
     """The base's tokenizer with the adapter's settings, where it ships some; None where that cannot be loaded."""
     if not any((adapter / name).is_file() for name in (CONFIG, MAP, ADDED)):
         return _loaded(base, job.trusts(base))
-    _copy(base, place, {MAP} if (adapter / CONFIG).is_file() else set())
-    _copy(adapter, place, {MODEL})
-    return _loaded(place, trust=False)
+    _copy(base, folder, {MAP} if (adapter / CONFIG).is_file() else set())
+    _copy(adapter, folder, {MODEL})
+    return _loaded(folder, trust=False)
 
 
 def differences(merged: Any, owner: Any) -> list[str]:
@@ -81,8 +81,8 @@ def _loaded(folder: Path, trust: bool) -> Any:
         return None
 
 
-def _copy(folder: Path, place: Path, but: set[str]) -> None:
+def _copy(source: Path, target: Path, but: set[str]) -> None:
     """A folder's small files: no code, and no weights."""
-    for path in folder.iterdir():
+    for path in source.iterdir():
         if path.is_file() and path.suffix not in NOT_COPIED and path.name not in but:
-            shutil.copyfile(path, place / path.name)
+            shutil.copyfile(path, target / path.name)

@@ -120,7 +120,7 @@ def _work(case: Case, job: WorkerJob) -> Answer:
             case.emit(Note(text=UNCONFINED, level="warning"))
         return answer
     if status == -9:
-        return Stopped(status="skip", why="the system killed the process, most likely for its memory", beyond=True)
+        return Stopped(status="skip", why="the system killed the process, most likely for its memory", unrunnable=True)
     last = (job.work / f"{job.role}.log").read_text(errors="replace").strip().splitlines()[-1:]
     return Stopped(status="error", why=f"the process ended with status {status}: {' '.join(last)}")
 
@@ -147,7 +147,7 @@ def _run(case: Case, job: WorkerJob) -> int:
 
 def _base(case: Case, work: Path) -> Path:
     """The base as plain numbers: its own folder, or what its quantised weights mean in a folder of the work's own."""
-    if case.once(adapter_claims).problems or not any(place.packed for place in case.base.tensors.values()):
+    if case.once(adapter_claims).problems or not any(ref.packed for ref in case.base.tensors.values()):
         return case.subject.base
     from bot.checks.reading.plain_copy import write_plain
 

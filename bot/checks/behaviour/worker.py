@@ -38,7 +38,7 @@ def attempt(job: WorkerJob) -> Answer:
     try:
         return ROLES[job.role](job)
     except CannotRun as error:
-        return Stopped(status="skip", why=str(error), beyond=True)
+        return Stopped(status="skip", why=str(error), unrunnable=True)
     except Exception as error:  # the gate of this process: its parent reads a file, not a traceback
         import traceback
 

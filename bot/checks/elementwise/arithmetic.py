@@ -26,7 +26,7 @@ class Magnitudes:
     product: Tensor
     value: Tensor
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Magnitudes:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Magnitudes:
         """All four, changed alike."""
         four = (self.weight, self.delta, self.product, self.value)
         weight, delta, product, value = (change(size) for size in four)

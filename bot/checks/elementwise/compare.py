@@ -55,31 +55,31 @@ def compare_touched(rows: RowRange, opened: Opened, tally: Tally) -> None:
     every = max(1, merged.elements // LOOKED_AT)
     leans = rows.foreign and bool(steps) and all(isinstance(step, AddProduct) and step.right for step, _ in steps)
     for number, (low, high) in enumerate(rows.ranges):
-        found = opened.rows(merged, low, high, wanted.view)
+        actual = opened.rows(merged, low, high, wanted.view)
         weight = opened.rows(wanted.source, low, high, wanted.view).to(torch.float64)
         exact = _exact(weight, steps, low, high, opened)
         part = ExactRows(
-            low=low, high=high, weight=weight, exact=_clamped(exact, found.dtype, tally) if clamps else exact
+            low=low, high=high, weight=weight, exact=_clamped(exact, actual.dtype, tally) if clamps else exact
         )
-        right = round_once(part.exact, found.dtype)
-        tally.elements += found.numel()
-        if not torch.equal(right, found):
-            _blame(tally, _terms(part, steps, opened, found.dtype), right, found, low)
+        right = round_once(part.exact, actual.dtype)
+        tally.elements += actual.numel()
+        if not torch.equal(right, actual):
+            _blame(tally, _terms(part, steps, opened, actual.dtype), right, actual, low)
         if leans and number % every == 0:
             wider = wanted.source.stored.dtype != merged.stored.dtype
-            measure(tally.drifts, weight, exact, found, low, wider=wider)
+            measure(tally.drifts, weight, exact, actual, low, wider=wider)
         before = _before(wanted, low, high, opened)
         if STORED not in tally.keeps:
-            tally.keeps |= keeps(part.exact, _alone(wanted, before, weight, found.dtype, clamps), found.dtype)
-            if not tally.keeps and bool(_terms(part, steps, opened, found.dtype).delta.any()):
+            tally.keeps |= keeps(part.exact, _alone(wanted, before, weight, actual.dtype, clamps), actual.dtype)
+            if not tally.keeps and bool(_terms(part, steps, opened, actual.dtype).delta.any()):
                 tally.keeps.add(ANY)
         if before is None:
-            _count_bad(tally, weight, found)
-            tally.changed += found.numel()
+            _count_bad(tally, weight, actual)
+            tally.changed += actual.numel()
         else:
             if clamps:  # a clamped number says nothing of how much of the delta is left
                 before = torch.where(part.exact == exact, before, part.exact)
-            _retain(tally, before, found, part.exact - before)
+            _retain(tally, before, actual, part.exact - before)
 
 
 def _clamped(exact: Tensor, dtype: torch.dtype, tally: Tally) -> Tensor:
@@ -105,8 +105,8 @@ def _alone(wanted: Expected, before: Tensor | None, weight: Tensor, dtype: torch
     """What would stand there without the adapter; None where nothing would, or something of another shape."""
     if before is None and (wanted.base is not None or wanted.uses):
         return None
-    found = weight if before is None else before  # a head that is written apart, a layer that is there twice
-    return clamp(found, dtype) if clamps else found
+    value = weight if before is None else before  # a head that is written apart, a layer that is there twice
+    return clamp(value, dtype) if clamps else value
 
 
 def _exact(weight: Tensor, steps: Steps, low: int, high: int, opened: Opened) -> Tensor:
@@ -136,66 +136,66 @@ def _terms(part: ExactRows, steps: Steps, opened: Opened, storage: torch.dtype) 
     """What the error bounds are made of; between the steps' rectangles nothing is computed and nothing can err."""
     weight, zero = part.weight.clone(), torch.zeros_like(part.weight)
     delta, product, factor = zero.clone(), zero.clone(), torch.ones_like(zero)
-    shares = Magnitudes(weight=zero, delta=zero, product=zero, value=zero).each(torch.clone)
+    shares = Magnitudes(weight=zero, delta=zero, product=zero, value=zero).map(torch.clone)
     rank = length = 0
     for step, ready, lines in _within(steps, part.low, part.high):
         block = slice(lines.start - part.low, lines.stop - part.low, lines.step), slice(*step.columns)
-        found: Parts = ready.parts(part.weight[block], lines.start, lines.stop, opened)
-        weight[block], delta[block], product[block] = found.weight, found.delta, found.product
-        rank, length = max(rank, found.rank), max(length, found.length)
-        if found.factor is not None and found.shares is not None:
-            factor[block] = found.factor
+        parts: Parts = ready.parts(part.weight[block], lines.start, lines.stop, opened)
+        weight[block], delta[block], product[block] = parts.weight, parts.delta, parts.product
+        rank, length = max(rank, parts.rank), max(length, parts.length)
+        if parts.factor is not None and parts.shares is not None:
+            factor[block] = parts.factor
             for name in ("weight", "delta", "product", "value"):
-                getattr(shares, name)[block] = getattr(found.shares, name)
+                getattr(shares, name)[block] = getattr(parts.shares, name)
     return BoundTerms(
         exact=part.exact, weight=weight, delta=delta, magnitude=product, rank=rank, storage=storage,
         factor=factor if length else None, shares=shares if length else None, length=length,
     )  # fmt: skip
 
 
-def _blame(tally: Tally, terms: BoundTerms, right: Tensor, found: Tensor, low: int) -> None:
+def _blame(tally: Tally, terms: BoundTerms, right: Tensor, actual: Tensor, low: int) -> None:
     """Sort the elements that differ into undecided and wrong, and find the arithmetic that explains them."""
-    differs = right != found  # NaN differs from everything, as it should
-    close = arithmetic.fits(terms, found, arithmetic.EXACT)
+    differs = right != actual  # NaN differs from everything, as it should
+    close = arithmetic.fits(terms, actual, arithmetic.EXACT)
     wrong = differs & ~close
     tally.undecided += int((differs & close).sum())
     tally.wrong += int(wrong.sum())
-    tally.arithmetic = max(tally.arithmetic, arithmetic.tightest(terms, found))
+    tally.arithmetic = max(tally.arithmetic, arithmetic.tightest(terms, actual))
     if not tally.example and bool(wrong.any()):
         row, column = (int(at) for at in wrong.nonzero()[0])
-        tally.example = f"[{low + row}, {column}] is {found[row, column]:.9g}, not {right[row, column]:.9g}"
+        tally.example = f"[{low + row}, {column}] is {actual[row, column]:.9g}, not {right[row, column]:.9g}"
 
 
-def _retain(tally: Tally, stored: Tensor, found: Tensor, delta: Tensor) -> None:
+def _retain(tally: Tally, stored: Tensor, actual: Tensor, delta: Tensor) -> None:
     """<W'−W, D> and <D, D>; a NaN or infinity shows up in the first, and is only then looked for."""
-    moved = found.to(torch.float64) - stored
+    moved = actual.to(torch.float64) - stored
     kept, power = float(torch.dot(moved.flatten(), delta.flatten())), float(torch.dot(delta.flatten(), delta.flatten()))
     tally.changed += int(torch.count_nonzero(moved))
     if math.isfinite(kept):
         tally.kept += kept
         tally.power += power
     else:
-        _count_bad(tally, stored, found)
+        _count_bad(tally, stored, actual)
 
 
 def compare_bytes(rows: RowRange, opened: Opened, tally: Tally) -> None:
     """The same dtype on both sides: the bytes must be the same, whatever they mean."""
     base, merged = rows.wanted.source, rows.merged
     for low, high in rows.ranges:
-        stored, found = _bytes(base, low, high, opened), _bytes(merged, low, high, opened)
-        if not found:
+        stored, actual = _bytes(base, low, high, opened), _bytes(merged, low, high, opened)
+        if not actual:
             continue
         tally.elements += merged.elements // (merged.stored.shape[0] if merged.stored.shape else 1) * (high - low)
         if merged.stored.dtype in FLOATS:
             dtype = TORCH[merged.stored.dtype]
-            _count_bad(tally, torch.frombuffer(stored, dtype=dtype), torch.frombuffer(found, dtype=dtype))
-        if stored != found:
-            _count_differing_bytes(tally, stored, found, merged)
+            _count_bad(tally, torch.frombuffer(stored, dtype=dtype), torch.frombuffer(actual, dtype=dtype))
+        if stored != actual:
+            _count_differing_bytes(tally, stored, actual, merged)
 
 
-def _count_differing_bytes(tally: Tally, stored: bytearray, found: bytearray, merged: TensorRef) -> None:
+def _count_differing_bytes(tally: Tally, stored: bytearray, actual: bytearray, merged: TensorRef) -> None:
     size = max(1, (merged.stored.stop - merged.stored.start) // max(1, merged.elements))
-    mine, theirs = torch.frombuffer(found, dtype=torch.uint8), torch.frombuffer(stored, dtype=torch.uint8)
+    mine, theirs = torch.frombuffer(actual, dtype=torch.uint8), torch.frombuffer(stored, dtype=torch.uint8)
     count = int((mine != theirs).view(-1, size).any(dim=1).sum())
     tally.wrong += count
     tally.changed += count
@@ -204,30 +204,30 @@ def _count_differing_bytes(tally: Tally, stored: bytearray, found: bytearray, me
 def compare_cast(rows: RowRange, opened: Opened, tally: Tally) -> None:
     """Another floating-point dtype: every element must be the base's, correctly rounded."""
     for low, high in rows.ranges:
-        stored, found = opened.rows(rows.wanted.source, low, high), opened.rows(rows.merged, low, high)
+        stored, actual = opened.rows(rows.wanted.source, low, high), opened.rows(rows.merged, low, high)
         exact = stored.to(torch.float64)
-        right = round_once(_clamped(exact, found.dtype, tally) if rows.clamps else exact, found.dtype)
-        differs = (right != found) & ~(right.isnan() & found.isnan())
+        right = round_once(_clamped(exact, actual.dtype, tally) if rows.clamps else exact, actual.dtype)
+        differs = (right != actual) & ~(right.isnan() & actual.isnan())
         count = int(differs.sum())
-        tally.elements += found.numel()
+        tally.elements += actual.numel()
         tally.wrong += count
         tally.changed += count
-        _count_bad(tally, stored, found)
+        _count_bad(tally, stored, actual)
 
 
-def _bytes(place: TensorRef, low: int, high: int, opened: Opened) -> bytearray:
-    count = place.stored.shape[0] if place.stored.shape else 1
-    size = (place.stored.stop - place.stored.start) // max(1, count)
-    return opened.read(place.path, place.stored.start + low * size, (high - low) * size)
+def _bytes(ref: TensorRef, low: int, high: int, opened: Opened) -> bytearray:
+    count = ref.stored.shape[0] if ref.stored.shape else 1
+    size = (ref.stored.stop - ref.stored.start) // max(1, count)
+    return opened.read(ref.path, ref.stored.start + low * size, (high - low) * size)
 
 
-def _count_bad(tally: Tally, stored: Tensor, found: Tensor) -> None:
+def _count_bad(tally: Tally, stored: Tensor, actual: Tensor) -> None:
     """NaN and infinity in the merged tensor, by whether the base has one in the same place."""
     # x − x is 0 for a finite x and NaN otherwise: one sum says whether there is anything to count.
-    if bool(torch.isfinite((found - found).sum(dtype=torch.float32))):
+    if bool(torch.isfinite((actual - actual).sum(dtype=torch.float32))):
         return
-    bad, own = ~torch.isfinite(found), ~torch.isfinite(stored)
-    numbers, inherited = int((bad & own & found.isnan()).sum()), int((bad & own & found.isinf()).sum())
+    bad, own = ~torch.isfinite(actual), ~torch.isfinite(stored)
+    numbers, inherited = int((bad & own & actual.isnan()).sum()), int((bad & own & actual.isinf()).sum())
     tally.unnumbered += numbers
     tally.inherited += inherited
     tally.bad += int(bad.sum()) - numbers - inherited

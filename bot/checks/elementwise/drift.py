@@ -55,9 +55,9 @@ class RoundedRows:
         spacing = (power * (2 * UNIT[stored.dtype])).clamp_min_(SMALLEST[stored.dtype])
         self.size = delta.abs() / spacing
         self.usable = self.exact.isfinite() & stored.isfinite() & (self.size < LARGE)
-        place = (self.exact.abs() / spacing).frac_().sub_(0.5).mul_(2)
-        self.short = place < 0
-        distance = place.abs_().clamp_(2.0 ** (-STRATA / 2), 0.999)
+        position = (self.exact.abs() / spacing).frac_().sub_(0.5).mul_(2)
+        self.short = position < 0
+        distance = position.abs_().clamp_(2.0 ** (-STRATA / 2), 0.999)
         self.near = distance < NEAR
         # The exponent and the first bit behind it: two strata for each halving.
         self.stratum = (distance.view(torch.int64) >> 51) - ((1023 - STRATA // 2) << 1)
@@ -100,8 +100,8 @@ class Drift:
         inward = seen.short != upward
         moved = torch.where(used, seen.steps * along, 0.0)
         crossing = torch.where(inward, moved < 0, moved > 0)
-        place = seen.stratum + STRATA * inward + 2 * STRATA * crossing
-        counts = torch.bincount(place[used], minlength=4 * STRATA).view(2, 2, STRATA).double()
+        cell = seen.stratum + STRATA * inward + 2 * STRATA * crossing
+        counts = torch.bincount(cell[used], minlength=4 * STRATA).view(2, 2, STRATA).double()
         self.risk += counts.sum(dim=0)
         self.crossed += counts[1]
         self.rows.index_add_(0, torch.arange(first, first + moved.shape[0]) % GROUPS, moved.sum(dim=1))
@@ -204,8 +204,8 @@ def lean(tensors: Sequence[Drifts], questions: int, scalings: Sequence[float], s
 def _scaled(sums: DriftSums, sure: float, scalings: Sequence[float], storage: torch.dtype) -> str:
     slope, error = sums.total / sums.unit, sure * math.sqrt(sums.variance) / sums.unit
     rounded = [0.0, *(float(torch.tensor(scaling, dtype=storage)) / scaling - 1 for scaling in scalings if scaling)]
-    beyond = slope - min(max(slope, min(rounded)), max(rounded))
-    if abs(beyond) <= FLOOR * UNIT[storage] + error:
+    excess = slope - min(max(slope, min(rounded)), max(rounded))
+    if abs(excess) <= FLOOR * UNIT[storage] + error:
         return ""
     if abs(slope) > MUCH:
         return f"its delta is off by {MUCH:.0%} or more"
@@ -216,5 +216,5 @@ def _truncated(sums: DriftSums, sure: float) -> str:
     mean, error = sums.total / max(1, sums.elements), sure * math.sqrt(sums.variance) / max(1, sums.elements)
     if abs(mean) <= TOWARD + error:
         return ""
-    way = "toward zero" if mean < 0 else "away from zero"
-    return f"it is rounded {way}, not to nearest: by {abs(mean):.2f} of a unit in the last place on average"
+    direction = "toward zero" if mean < 0 else "away from zero"
+    return f"it is rounded {direction}, not to nearest: by {abs(mean):.2f} of a unit in the last place on average"

@@ -18,14 +18,14 @@ ALLOWED = "at least 1"
 def effect(case: Case) -> Finding:
     """At least one number is another one than the base's, or the model is another one."""
     claims = case.once(adapter_claims)
-    found = [one.keeps for one in case.once(sweep_all).touched]
+    keeps = [tally.keeps for tally in case.once(sweep_all).touched]
     packed = [key for key in claims.changes if key in case.once(sweep_all).packed]
-    changed, known = sum(STORED in one for one in found), set[str]().union(*found)
+    changed, known = sum(STORED in kinds for kinds in keeps), set[str]().union(*keeps)
     if packed:
         known |= case.once(compare_quantised).keeps
-    another = claims.dropped or any(one.why == REPLICATED for one in claims.declared)
+    another = claims.dropped or any(change.why == REPLICATED for change in claims.declared)
     if (
-        STORED in known or another or len(found) + len(packed) < len(claims.changes)
+        STORED in known or another or len(keeps) + len(packed) < len(claims.changes)
     ):  # what was not compared is told elsewhere
         measured = "changed" if packed or not changed else f"{changed:,} of {counted(len(claims.changes), 'tensor')}"
         return finding("effect", "pass", measured, ALLOWED, "The merge is not the base.")
@@ -41,5 +41,5 @@ def effect(case: Case) -> Finding:
 
 
 def _dtypes(case: Case) -> list[str]:
-    kinds = {case.model.tensors[one.key].stored.dtype for one in case.once(sweep_all).touched}
+    kinds = {case.model.tensors[tally.key].stored.dtype for tally in case.once(sweep_all).touched}
     return sorted(TORCH_NAMES[kind] if kind in STORED_AS.values() else kind for kind in kinds)

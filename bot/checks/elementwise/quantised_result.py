@@ -52,7 +52,7 @@ class QuantisedResult:
     @property
     def worst(self) -> list[tuple[str, float]]:
         """The largest first."""
-        return sorted(self.shares.items(), key=lambda one: (-one[1], one[0]))
+        return sorted(self.shares.items(), key=lambda pair: (-pair[1], pair[0]))
 
     @property
     def median(self) -> float | None:
@@ -63,31 +63,31 @@ class QuantisedResult:
 
 def compare_quantised(case: Case) -> QuantisedResult:
     """Every weight that is stored quantised, and those that should be."""
-    said = quantization_of(case.merged_config or {}) or {}
-    form = next((one for one in FORMS if one.recognises(said)), None)
+    quantization = quantization_of(case.merged_config or {}) or {}
+    form = next((form for form in FORMS if form.recognises(quantization)), None)
     if case.unreadable or form is None:
         what = case.unreadable or "config.json names no form that a merge is written in."
         return QuantisedResult(count=0, faults=(what,))
-    merged = {key: place for key, place in case.model.tensors.items() if place.packed is not None}
-    faults = _other_weights(case, form, said, set(merged))
+    merged = {key: ref for key, ref in case.model.tensors.items() if ref.packed is not None}
+    faults = _other_weights(case, form, quantization, set(merged))
     shares: dict[str, float] = {}
     left = 0
     keeps: set[str] = set()
-    done, total = 0, sum(place.elements for place in merged.values())
+    done, total = 0, sum(ref.elements for ref in merged.values())
     case.emit(_moved(done, total))
-    for key, place in sorted(merged.items()):
-        done += place.elements
+    for key, ref in sorted(merged.items()):
+        done += ref.elements
         wanted = case.once(adapter_claims).expected.get(key)
-        if wanted is None or place.packed is None or wanted.shape != place.stored.shape:
+        if wanted is None or ref.packed is None or wanted.shape != ref.stored.shape:
             continue  # the checks of keys and shapes say so
         if (kept := _kept(case, wanted)) is not None:
-            faults += _bytes_of(key, kept, place.packed)
+            faults += _bytes_of(key, kept, ref.packed)
             left += 1
             continue
-        found, share = _one(wanted, place.packed, form, case.subject.quantize)
+        problems, share = _compare_weight(wanted, ref.packed, form, case.subject.quantize)
         if share is not None and STORED not in keeps:
-            keeps |= _keeps(wanted, place.packed, form)
-        faults += [f"{key}: {one}." for one in found]
+            keeps |= _keeps(wanted, ref.packed, form)
+        faults += [f"{key}: {problem}." for problem in problems]
         if share is not None:
             shares[key] = share
         case.emit(_moved(done, total))
@@ -102,24 +102,27 @@ def _moved(done: int, total: int) -> StepProgress:
 
 def quantised(case: Case) -> Finding:
     """Every quantised weight is what its library makes of the exact merge, bit for bit."""
-    found = case.once(compare_quantised)
+    result = case.once(compare_quantised)
     allowed = "bit for bit"
-    if found.faults:
-        return graded("quantised", allowed, ("", ""), fails=found.faults)
-    why = _how_stored(found, case.subject.quantize)
-    worst = [f"{key}: ‖W − Wq‖ is {share:.3g} × ‖D‖" for key, share in found.worst]
-    measured = counted(found.count, "weight")
-    if found.median is not None:
-        why += f" Against what the adapter changes, its rounding is {found.median:.3g} × (median), {found.worst[0][1]:.3g} × at most."
+    if result.faults:
+        return graded("quantised", allowed, ("", ""), fails=result.faults)
+    why = _how_stored(result, case.subject.quantize)
+    worst = [f"{key}: ‖W − Wq‖ is {share:.3g} × ‖D‖" for key, share in result.worst]
+    measured = counted(result.count, "weight")
+    if result.median is not None:
+        most = result.worst[0][1]
+        why += (
+            f" Against what the adapter changes, its rounding is {result.median:.3g} × (median), {most:.3g} × at most."
+        )
     return finding("quantised", "pass", measured, allowed, why, worst)
 
 
-def _how_stored(found: QuantisedResult, name: str) -> str:
-    if not found.kept:
+def _how_stored(result: QuantisedResult, name: str) -> str:
+    if not result.kept:
         return f"Each is what its library makes of the exact merge in {name}."
-    others = "" if found.kept == found.count else " Each of the others is what its library makes of the exact merge."
-    are = "is" if found.kept == 1 else "are"
-    return f"{counted(found.kept, 'weight')} {are} the base's, byte for byte.{others}"
+    others = "" if result.kept == result.count else " Each of the others is what its library makes of the exact merge."
+    are = "is" if result.kept == 1 else "are"
+    return f"{counted(result.kept, 'weight')} {are} the base's, byte for byte.{others}"
 
 
 def _kept(case: Case, wanted: Expected) -> PackedWeight | None:
@@ -138,42 +141,42 @@ def _bytes_of(key: str, before: PackedWeight, after: PackedWeight) -> list[str]:
 
 
 def _same_part(role: str, before: PackedWeight, after: PackedWeight) -> bool:
-    one, other = before.components.get(role), after.components.get(role)
-    return one is not None and other is not None and _equal(read_component(one), read_component(other))
+    own, other = before.components.get(role), after.components.get(role)
+    return own is not None and other is not None and _equal(read_component(own), read_component(other))
 
 
-def _other_weights(case: Case, form: Form, said: Json, found: set[str]) -> list[str]:
+def _other_weights(case: Case, form: Form, quantization: Json, stored: set[str]) -> list[str]:
     """Which weights are quantised: those that the form's own loader will take for it, or those of the base."""
     if case.subject.quantize == SAME:
-        wanted = {key for key, place in case.base.tensors.items() if place.packed is not None}
+        wanted = {key for key, ref in case.base.tensors.items() if ref.packed is not None}
     else:
-        modules = partial(form.modules, quantization=said)
+        modules = partial(form.modules, quantization=quantization)
         try:
             wanted = set(converted(case.model, case.subject.folder, modules))
         except Refused as refused:
             return [refused.what]
-    said_of = _beside(case, form)
-    said_of += [f"{key} is stored quantised, and its loader takes it for plain." for key in sorted(found - wanted)]
-    return said_of + [
-        f"{key} is stored plain, and its loader takes it for quantised." for key in sorted(wanted - found)
+    faults = _beside(case, form)
+    faults += [f"{key} is stored quantised, and its loader takes it for plain." for key in sorted(stored - wanted)]
+    return faults + [
+        f"{key} is stored plain, and its loader takes it for quantised." for key in sorted(wanted - stored)
     ]
 
 
 def _beside(case: Case, form: Form) -> list[str]:
     """Scales of activations and caches: none of a new form, and all of the base's with its own, byte for byte."""
-    found = form.extras(case.merged.tensors.keys())
+    stored = form.extras(case.merged.tensors.keys())
     if case.subject.quantize != SAME:
-        return [f"{key} is no part of a weight." for key in sorted(found)]
+        return [f"{key} is no part of a weight." for key in sorted(stored)]
     before = read_input(case.subject.base, "base").tensors
     wanted = form.extras(before.keys())
-    said = [f"{key} is missing, and the base has it." for key in sorted(wanted - found)]
-    said += [f"{key} is no part of a weight, and the base has it not." for key in sorted(found - wanted)]
-    both = sorted(wanted & found)
-    return said + [f"{key} is not the base's." for key in both
+    faults = [f"{key} is missing, and the base has it." for key in sorted(wanted - stored)]
+    faults += [f"{key} is no part of a weight, and the base has it not." for key in sorted(stored - wanted)]
+    both = sorted(wanted & stored)
+    return faults + [f"{key} is not the base's." for key in both
                    if not _equal(read_component(before[key]), read_component(case.merged.tensors[key]))]  # fmt: skip
 
 
-def _one(wanted: Expected, packed: PackedWeight, form: Form, name: str) -> tuple[list[str], float | None]:
+def _compare_weight(wanted: Expected, packed: PackedWeight, form: Form, name: str) -> tuple[list[str], float | None]:
     """(faults, share) of one weight."""
     if form.name_of(packed) != name and name != SAME:
         return [f"it is stored as {form.name_of(packed) or form.NAME}, not as {name}"], None
@@ -195,7 +198,7 @@ def _keeps(wanted: Expected, packed: PackedWeight, form: Form) -> set[str]:
     """Whether what is stored of a weight whose delta is not zero is other than what the base alone would be."""
     alone = _made(replace(wanted, steps=()), packed)[0]
     try:
-        sides = [form.quantise(one.reshape(packed.shape), packed) for one in (_made(wanted, packed)[0], alone)]
+        sides = [form.quantise(value.reshape(packed.shape), packed) for value in (_made(wanted, packed)[0], alone)]
     except ValueError:
         return {STORED}  # that it cannot be stored is told elsewhere
     same = sides[0].keys() == sides[1].keys() and all(_equal(value, sides[1][role]) for role, value in sides[0].items())
@@ -206,7 +209,7 @@ def _made(wanted: Expected, packed: PackedWeight) -> tuple[Tensor, float, float]
     """(the exact merge in float32, ‖W − W_q‖, ‖D‖)."""
     height, width = wanted.view
     exact32 = torch.empty((height, width), dtype=torch.float32)
-    source = SourceMatrix(place=wanted.source, view=wanted.view)
+    source = SourceMatrix(ref=wanted.source, view=wanted.view)
     steps = tuple((step, ready(step, source)) for step in wanted.steps)
     size = wanted.source.elements // packed.slabs
     off = power = 0.0
@@ -224,17 +227,17 @@ def _made(wanted: Expected, packed: PackedWeight) -> tuple[Tensor, float, float]
     return exact32, off**0.5, power**0.5
 
 
-def _equal_part(value: Tensor, place: TensorRef | None) -> bool:
-    return place is not None and _equal(value, read_component(place))
+def _equal_part(value: Tensor, ref: TensorRef | None) -> bool:
+    return ref is not None and _equal(value, read_component(ref))
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _equal(first: Tensor, second: Tensor) -> bool:
     """The same bytes in whatever shape; JSON (a quantisation state) by what it says."""
-    mine, theirs = _raw(one), _raw(other)
+    mine, theirs = _raw(first), _raw(second)
     if torch.equal(mine, theirs):
         return True
-    said = [_json(mine), _json(theirs)]
-    return said[0] is not None and said[0] == said[1]
+    states = [_json(mine), _json(theirs)]
+    return states[0] is not None and states[0] == states[1]
 
 
 def _raw(value: Tensor) -> Tensor:
@@ -243,16 +246,16 @@ def _raw(value: Tensor) -> Tensor:
 
 def _json(raw: Tensor) -> Json | None:
     try:
-        found = json.loads(bytes(raw[:4096].tolist()))
+        content = json.loads(bytes(raw[:4096].tolist()))
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
-def _count(value: Tensor, place: TensorRef | None) -> str:
-    if place is None:
+def _count(value: Tensor, ref: TensorRef | None) -> str:
+    if ref is None:
         return " (it is missing)"
-    mine, theirs = _raw(value), _raw(read_component(place))
+    mine, theirs = _raw(value), _raw(read_component(ref))
     if mine.shape != theirs.shape:
         return f" ({theirs.numel()} bytes for {mine.numel()})"
     return f" ({int((mine != theirs).sum()):,} of {mine.numel():,} bytes differ)"

@@ -74,5 +74,5 @@ def keeps(exact: Tensor, alone: Tensor | None, stored: torch.dtype) -> set[str]:
 
 
 def _differ(exact: Tensor, alone: Tensor, dtype: torch.dtype) -> bool:
-    one, other = round_once(exact, dtype), round_once(alone, dtype)
-    return not torch.equal(one, other) and bool(((one != other) & ~(one.isnan() & other.isnan())).any())
+    first, second = round_once(exact, dtype), round_once(alone, dtype)
+    return not torch.equal(first, second) and bool(((first != second) & ~(first.isnan() & second.isnan())).any())

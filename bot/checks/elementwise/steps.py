@@ -34,12 +34,12 @@ WIDE = 1 << 22  # elements of a factor that is kept in float64 (32 MB); a larger
 class SourceMatrix:
     """The tensor that a step works on, before any step, seen as a matrix."""
 
-    place: TensorRef
+    ref: TensorRef
     view: View
 
     def block(self, opened: Opened, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
         """A rectangle in float64."""
-        return opened.rows(self.place, *rows, self.view)[:, columns[0] : columns[1]].to(torch.float64)
+        return opened.rows(self.ref, *rows, self.view)[:, columns[0] : columns[1]].to(torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +122,10 @@ class ReadyProduct:
         sizes = Magnitudes(weight=weight, delta=delta, product=product, value=weight + delta)
         if self.step.along == "rows":
             magnitude = self._column(self.step.magnitude, low, high, opened)
-            norms, length = sizes.each(lambda size: size.norm(dim=1, keepdim=True)), weight.shape[1]
+            norms, length = sizes.map(lambda size: size.norm(dim=1, keepdim=True)), weight.shape[1]
         else:
             magnitude, norms, length = self._magnitude_row, self._norms, len(self.step.lines)
-        shares = norms.each(lambda size: (size / norms.value).expand_as(weight))
+        shares = norms.map(lambda size: (size / norms.value).expand_as(weight))
         factor = (magnitude / norms.value).expand_as(weight)
         return Parts(
             weight=weight, delta=delta, product=product, rank=self.rank, factor=factor, shares=shares, length=length

@@ -27,23 +27,23 @@ TALL = 16
 def sweep(merged: Checkpoint, claims: Claims, clamps: bool, emit: Emit, *, foreign: bool = False) -> Swept:
     """Compare every tensor that is as expected in kind and shape. See RowRange for
     `clamps` and `foreign`. Working set: about 10 MB a thread, and the factors of the tensors in work."""
-    packed = frozenset(key for key, place in merged.tensors.items() if place.packed is not None)
+    packed = frozenset(key for key, ref in merged.tensors.items() if ref.packed is not None)
     shared = [key for key in merged.tensors if key in claims.expected and key not in packed]
     comparable = [key for key in shared if _comparable(claims.expected[key], merged.tensors[key])]
     tallies = {
         key: Tally(key=key, wanted=claims.expected[key], stored=merged.tensors[key].stored.dtype) for key in comparable
     }
-    every = [
+    all_ranges = [
         rows for key in comparable for rows in _row_ranges(claims.expected[key], merged.tensors[key], clamps, foreign)
     ]
-    total, done = sum(_size(rows) for rows in every), 0
+    total, done = sum(_size(rows) for rows in all_ranges), 0
     emit(StepProgress(stage=STAGE, done=0, total=total, what=WHAT))
     threads = torch.get_num_threads()
     try:
         # One torch thread per worker: the arrays are too small to share, and workers scale better.
         with ThreadPoolExecutor(os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            running = {pool.submit(_examine, rows): rows for rows in every}
-            del every
+            running = {pool.submit(_examine, rows): rows for rows in all_ranges}
+            del all_ranges
             for finished in as_completed(list(running)):
                 rows = running.pop(finished)
                 tallies[rows.merged.stored.key].add(finished.result())
@@ -68,7 +68,7 @@ def _row_ranges(wanted: Expected, merged: TensorRef, clamps: bool, foreign: bool
     )
     ranges = list(chunks(view, max(CHUNK, tall * view[1])))
     per_task = max(1, SPAN * len(ranges) // max(1, merged.elements))
-    source = SourceMatrix(place=wanted.source, view=view)
+    source = SourceMatrix(ref=wanted.source, view=view)
     steps = tuple((step, ready(step, source)) for step in wanted.steps)
     for at in range(0, len(ranges), per_task):
         some = tuple(ranges[at : at + per_task])

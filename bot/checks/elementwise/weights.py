@@ -33,13 +33,13 @@ def keys(case: Case) -> Finding:
     merged, base = case.model.tensors, case.base.tensors
     # Of an adapter that is not understood: at least nothing was added to the base and nothing lost.
     expected = case.once(adapter_claims).expected.keys() or base.keys()
-    said = {key: f"{key} is missing." for key in expected if key not in merged}
-    said |= {key: _extra(key, case) for key in merged if key not in expected}
+    sentences = {key: f"{key} is missing." for key in expected if key not in merged}
+    sentences |= {key: _extra(key, case) for key in merged if key not in expected}
     # Whether a tied head is stored or not is all the same to a loader; others may have saved it differently.
     free = not case.subject.ours and _tied(case.merged_config or {})
-    fails = [one for key, one in said.items() if not (free and key.endswith(HEADS))]
+    fails = [sentence for key, sentence in sentences.items() if not (free and key.endswith(HEADS))]
     warns, lost = _ignored_heads(case)
-    warns += [one for one in said.values() if one not in fails]
+    warns += [sentence for sentence in sentences.values() if sentence not in fails]
     new, dropped = len(expected - base.keys()), len(base.keys() - expected)
     changes = ", ".join(
         f"{counted(count, 'key')} {how}" for count, how in ((new, "new"), (dropped, "dropped")) if count
@@ -64,7 +64,7 @@ def _ignored_heads(case: Case) -> tuple[list[str], list[str]]:
     heads = [key for key in case.merged.tensors if key.endswith(HEADS)]
     expected = case.once(adapter_claims).expected if heads else {}
     # A head that follows its embedding says the same in either place; one with changes of its own would be lost.
-    tied = {one.steps for key, one in expected.items() if not key.endswith(HEADS)}
+    tied = {wanted.steps for key, wanted in expected.items() if not key.endswith(HEADS)}
     lost = [f"{key} carries the adapter's change, and a loader ignores it: config.json ties it to the embeddings."
             for key in heads if key in expected and expected[key].touched and expected[key].steps not in tied]  # fmt: skip
     return [f"{key} is ignored: config.json ties it to the embeddings." for key in heads if key not in lost], lost
@@ -84,7 +84,7 @@ def shapes(case: Case) -> Finding:
         for key, wanted in expected.items()
         if key in merged and merged[key].stored.shape != wanted.shape
     ]
-    changed = sum(1 for one in expected.values() if one.base and one.base.stored.shape != one.shape)
+    changed = sum(1 for want in expected.values() if want.base and want.base.stored.shape != want.shape)
     why = "The shapes are the base's" + (f", but for {counted(changed, 'resized tensor')}." if changed else ".")
     return graded(
         "shapes", "as declared" if changed else "the base's", (counted(len(merged), "shape"), why), fails=fails
@@ -97,20 +97,20 @@ def dtypes(case: Case) -> Finding:
     A few tensors that a base keeps in another dtype (float32 routers beside bfloat16) were kept so on purpose.
     """
     expected, wanted = case.once(adapter_claims).expected, case.subject.dtype
-    merged = {key: place for key, place in case.model.tensors.items() if place.packed is None}
+    merged = {key: ref for key, ref in case.model.tensors.items() if ref.packed is None}
     main = case.base.main
     fails: list[str] = []
     warns: list[str] = []
     for key in sorted(merged.keys() & expected.keys()):
-        was, found = expected[key].dtype, merged[key].stored.dtype
+        was, stored = expected[key].dtype, merged[key].stored.dtype
         right = STORED_AS[wanted] if wanted != "auto" and was == main else was
-        if found != right:
+        if stored != right:
             # Nobody told us which dtype a foreign merge was asked for: another float is its author's choice.
-            chosen = not case.subject.ours and wanted == "auto" and {was, found} <= FLOATS
-            (warns if chosen else fails).append(f"{key} is stored as {found}, not {right}.")
-    found_dtypes = ", ".join(sorted({place.stored.dtype for place in merged.values()}))
+            chosen = not case.subject.ours and wanted == "auto" and {was, stored} <= FLOATS
+            (warns if chosen else fails).append(f"{key} is stored as {stored}, not {right}.")
+    names = ", ".join(sorted({ref.stored.dtype for ref in merged.values()}))
     allowed = "the base's" if wanted == "auto" else wanted
-    return graded("dtypes", allowed, (found_dtypes, "As declared."), fails=fails, warns=warns)
+    return graded("dtypes", allowed, (names, "As declared."), fails=fails, warns=warns)
 
 
 def method(case: Case) -> Finding:
@@ -125,8 +125,8 @@ def touched(case: Case) -> Finding:
     swept, changes = case.once(sweep_all), case.once(adapter_claims).changes
     tallies = swept.touched
     wrong = _worst(tallies)
-    count, undecided = sum(one.elements for one in tallies), sum(one.undecided for one in tallies)
-    measured = f"{sum(one.wrong for one in wrong):,} of {count:,} differ"
+    count, undecided = sum(t.elements for t in tallies), sum(t.undecided for t in tallies)
+    measured = f"{sum(t.wrong for t in wrong):,} of {count:,} differ"
     unread = [f"{key} could not be compared." for key in swept.skipped if key in changes]
     if wrong or unread:
         return _not_exact(case, measured, wrong, unread)
@@ -139,8 +139,8 @@ def touched(case: Case) -> Finding:
 def _not_exact(case: Case, measured: str, wrong: list[Tally], unread: list[str]) -> Finding:
     from bot.checks.elementwise.arithmetic import NONE_FITS, name_of
 
-    worst = [*unread, *(_describe(tally) for tally in wrong)]
-    loosest = max((tally.arithmetic for tally in wrong), default=NONE_FITS)
+    worst = [*unread, *(_describe(t) for t in wrong)]
+    loosest = max((t.arithmetic for t in wrong), default=NONE_FITS)
     if not case.subject.ours and not unread and loosest < NONE_FITS:
         leaning = _leaning(case.once(sweep_all).touched)
         if leaning:
@@ -159,17 +159,18 @@ def _leaning(tallies: list[Tally]) -> list[str]:
     from bot.checks.elementwise.drift import lean
     from bot.checks.reading.rows import TORCH
 
-    asked = [one for one in tallies if one.drifts]
-    questions, scalings = 2 * (len(asked) + 1), set[float]()
-    said = []
-    for one in asked:
-        own = {step.scaling for step in one.wanted.steps if isinstance(step, AddProduct)}
-        if leans := lean([one.drifts], questions, sorted(own), TORCH[one.stored]):
-            said.append(f"{one.key}: {leans}")
+    measured = [tally for tally in tallies if tally.drifts]
+    questions, scalings = 2 * (len(measured) + 1), set[float]()
+    sentences = []
+    for tally in measured:
+        own = {step.scaling for step in tally.wanted.steps if isinstance(step, AddProduct)}
+        if leans := lean([tally.drifts], questions, sorted(own), TORCH[tally.stored]):
+            sentences.append(f"{tally.key}: {leans}")
         scalings |= own
-    if asked and (leans := lean([one.drifts for one in asked], questions, sorted(scalings), TORCH[asked[0].stored])):
-        said.insert(0, f"over all {len(asked)} tensors: {leans}")
-    return said
+    drifts = [tally.drifts for tally in measured]
+    if drifts and (leans := lean(drifts, questions, sorted(scalings), TORCH[measured[0].stored])):
+        sentences.insert(0, f"over all {len(measured)} tensors: {leans}")
+    return sentences
 
 
 def _describe(tally: Tally) -> str:
@@ -181,9 +182,9 @@ def untouched(case: Case) -> Finding:
     """Every other tensor is the base's, byte for byte (or correctly rounded, where the dtype changes)."""
     swept, changes = case.once(sweep_all), case.once(adapter_claims).changes
     tallies = swept.untouched
-    fails = [f"{one.key}: {one.wrong:,} of {one.elements:,} elements are not the base's." for one in _worst(tallies)]
+    fails = [f"{t.key}: {t.wrong:,} of {t.elements:,} elements are not the base's." for t in _worst(tallies)]
     fails += [f"{key} could not be compared." for key in swept.skipped if key not in changes]
-    right = (f"0 of {sum(one.elements for one in tallies):,} differ", "Every other tensor is the base's.")
+    right = (f"0 of {sum(t.elements for t in tallies):,} differ", "Every other tensor is the base's.")
     return graded("untouched", "0 differ", right, fails=fails)
 
 
@@ -191,14 +192,14 @@ def coverage(case: Case) -> Finding:
     """The tensors that changed are those that the adapter changes, and every adapter tensor was used once."""
     claims, swept = case.once(adapter_claims), case.once(sweep_all)
     changes = claims.changes
-    unmerged = [one for one in swept.touched if one.wrong and one.wanted.base is not None and _same_as_before(one)]
-    fails = [f"{one.key} is still the base's: it was not merged." for one in unmerged]
-    fails += [f"{one.key} changed, and the adapter does not change it." for one in swept.untouched if one.changed]
+    unmerged = [t for t in swept.touched if t.wrong and t.wanted.base is not None and _same_as_before(t)]
+    fails = [f"{t.key} is still the base's: it was not merged." for t in unmerged]
+    fails += [f"{t.key} changed, and the adapter does not change it." for t in swept.untouched if t.changed]
     fails += [f"{key} is missing, and the adapter changes it." for key in changes if key not in swept.tallies
               and key not in swept.packed]  # fmt: skip
     if not changes:
         fails.append("The adapter changes nothing.")
-    lost = sum(1 for one in swept.touched if not one.changed and not one.wrong and one.wanted.steps)
+    lost = sum(1 for t in swept.touched if not t.changed and not t.wrong and t.wanted.steps)
     measured = f"{len(changes):,} of {len(changes):,} tensors"
     why = f"{claims.tensors} adapter tensors, each once" + (f"; {lost} too small to show." if lost else ".")
     return graded("coverage", "as planned", (measured, why), fails=fails)
@@ -226,18 +227,16 @@ def bypassed(case: Case) -> Finding:
 def finite(case: Case) -> Finding:
     """No NaN in any merged weight, and no infinity that the base has not in the same place; where that took clamping, how often."""
     tallies = list(case.once(sweep_all).tallies.values())
-    fails = [f"{one.key} has {counted(one.bad, 'value')} that are NaN or infinite." for one in tallies if one.bad]
+    fails = [f"{t.key} has {counted(t.bad, 'value')} that are NaN or infinite." for t in tallies if t.bad]
     fails += [
-        f"{one.key} has {counted(one.unnumbered, 'value')} that are NaN, as the base has."
-        for one in tallies
-        if one.unnumbered
+        f"{t.key} has {counted(t.unnumbered, 'value')} that are NaN, as the base has." for t in tallies if t.unnumbered
     ]
     own = [
-        f"{one.key} has {counted(one.inherited, 'value')} that are infinite, as the base has."
-        for one in tallies
-        if one.inherited
+        f"{t.key} has {counted(t.inherited, 'value')} that are infinite, as the base has."
+        for t in tallies
+        if t.inherited
     ]
-    clamped = [(one.key, one.clamped) for one in tallies if one.clamped]
+    clamped = [(t.key, t.clamped) for t in tallies if t.clamped]
     if clamped and not fails:
         total = counted(sum(count for _, count in clamped), "value")
         why = f"{total} too large for the dtype, stored as its largest number, as asked."
@@ -249,15 +248,15 @@ def finite(case: Case) -> Finding:
 
 def retention(case: Case) -> Finding:
     """How much of the delta survived rounding: <W'−W, D> / <D, D>. For the reader; never a reason to fail."""
-    tallies = [one for one in case.once(sweep_all).touched if one.retention is not None]
-    power = sum(one.power for one in tallies)
+    tallies = [t for t in case.once(sweep_all).touched if t.retention is not None]
+    power = sum(t.power for t in tallies)
     if not power and case.once(sweep_all).packed:
         why = "What the adapter changes is stored quantised."
         return finding("retention", "pass", "not plain", f"≥ {KEPT_ENOUGH}", why)
     if not power:
         return finding("retention", "pass", "no delta", f"≥ {KEPT_ENOUGH}", "The adapter's delta is zero everywhere.")
-    share = sum(one.kept for one in tallies) / power
-    weak = sorted((one.retention or 0.0, one.key) for one in tallies if (one.retention or 0.0) < KEPT_ENOUGH)
+    share = sum(t.kept for t in tallies) / power
+    weak = sorted((t.retention or 0.0, t.key) for t in tallies if (t.retention or 0.0) < KEPT_ENOUGH)
     worst = [f"{key} keeps {kept:.3f}" for kept, key in weak]
     if share < KEPT_ENOUGH:
         why = "Rounding to the storage dtype loses part of the tune; a wider --dtype would keep more."
@@ -267,4 +266,4 @@ def retention(case: Case) -> Finding:
 
 def _worst(tallies: Iterable[Tally]) -> list[Tally]:
     """Those with wrong elements, the largest share first."""
-    return sorted((one for one in tallies if one.wrong), key=lambda one: (-one.wrong / one.elements, one.key))
+    return sorted((t for t in tallies if t.wrong), key=lambda t: (-t.wrong / t.elements, t.key))

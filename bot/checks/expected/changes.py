@@ -131,8 +131,8 @@ class LowRank:
     @property
     def uses(self) -> tuple[str, ...]:
         """The adapter tensors that it consists of."""
-        places = (self.a, self.b, *([self.magnitude] if self.magnitude else []))
-        return tuple(place.stored.key for place in places)
+        refs = (self.a, self.b, *([self.magnitude] if self.magnitude else []))
+        return tuple(ref.stored.key for ref in refs)
 
 
 @dataclass(frozen=True, kw_only=True)

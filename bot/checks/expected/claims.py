@@ -158,7 +158,7 @@ def _read_adapter(subject: Subject) -> tuple[Json, dict[str, TensorRef]]:
 
 def _names(subject: Subject, base: Checkpoint, config: Json, adapter: Json | None) -> ParameterNames:
     """By the base's class; with `adapter`, by the class that this was trained with too."""
-    shapes = {key: place.stored.shape for key, place in base.tensors.items()}
+    shapes = {key: ref.stored.shape for key, ref in base.tensors.items()}
     skeletons: list[Skeleton] = []
     problem = None
     try:

@@ -77,11 +77,11 @@ class Derivation:
 
     def _start(self) -> dict[str, TensorDraft]:
         """Every base key as it is; a layer's as often as it is replicated."""
-        places = self.names.base.tensors
+        tensors = self.names.base.tensors
         drafts = {}
-        for key, origin in self.replicas.keys(places):
-            place = places[origin]
-            drafts[key] = TensorDraft(base=place, source=place, dtype=place.dtype, view=view_of(place.stored.shape))
+        for key, origin in self.replicas.keys(tensors):
+            ref = tensors[origin]
+            drafts[key] = TensorDraft(base=ref, source=ref, dtype=ref.dtype, view=view_of(ref.stored.shape))
         self.declared += self.replicas.declare(self.config)
         self.problems += self.replicas.problems
         return drafts
@@ -96,7 +96,7 @@ class Derivation:
         self.repeated, self.changes = ties.repeated, ties.changes
         back = {parameter: name for name, parameter in own.items()}
         for parameter, several in ties.changes.items():
-            self._place(back.get(parameter, parameter), parameter, several, ties)
+            self._apply_all(back.get(parameter, parameter), parameter, several, ties)
         self._loosen(ties)
         self.problems += self._unsaved()
         return {key: draft.done(key) for key, draft in self.drafts.items()}
@@ -109,7 +109,7 @@ class Derivation:
 
     # --- one parameter --------------------------------------------------------------------------------------------------
 
-    def _place(self, name: str, parameter: str, several: tuple[Change, ...], ties: Ties) -> None:
+    def _apply_all(self, name: str, parameter: str, several: tuple[Change, ...], ties: Ties) -> None:
         """All changes of one parameter: first what stands for its numbers, then what is added to them."""
         located = self.names.locate(self.replicas.original(name))
         group = ties.of.get(parameter, ())
@@ -119,11 +119,11 @@ class Derivation:
                 return  # it stays tied to a tensor that takes the same changes under its own name
         try:
             for change in sorted(several, key=_order):
-                located = self._one(name, located, change)
+                located = self._apply(name, located, change)
         except Misplaced as wrong:
             self.problems.append(str(wrong))
 
-    def _one(self, name: str, located: Located | str | None, change: Change) -> Located | str | None:
+    def _apply(self, name: str, located: Located | str | None, change: Change) -> Located | str | None:
         if isinstance(located, str):
             raise Misplaced(located)
         if isinstance(change, WholeTensor):
@@ -144,7 +144,7 @@ class Derivation:
     ) -> Iterable[tuple[str, TensorStep, View]]:
         match change:
             case LowRank():
-                yield from place_low_rank(change, located, stored, self._is_transposed(change, located))
+                yield from place_low_rank(change, located, stored, self._transposed(change, located))
             case Shift():
                 yield from place_shift(change, located, stored)
             case TokenRows():
@@ -156,7 +156,7 @@ class Derivation:
             case _:
                 yield from place_whole(change, located, stored)
 
-    def _is_transposed(self, change: LowRank, located: Located) -> bool:
+    def _transposed(self, change: LowRank, located: Located) -> bool:
         """Without a model: the shapes say it; of a square one the family."""
         if located.module is not None or len(located.symbolic.shape) != 2 or self.names.skeletons:
             return False
@@ -279,11 +279,11 @@ class Derivation:
         return f"{module} names no weight of the base" + (f": {problem}." if problem else ".")
 
 
-def _is_zero(place: TensorRef) -> bool:
+def _is_zero(ref: TensorRef) -> bool:
     from bot.checks.reading.rows import Opened
 
     with Opened() as opened:
-        return not bool(opened.rows(place, 0, place.stored.shape[0] if place.stored.shape else 1).any())
+        return not bool(opened.rows(ref, 0, ref.stored.shape[0] if ref.stored.shape else 1).any())
 
 
 def _order(change: Change) -> int:

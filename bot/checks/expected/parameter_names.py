@@ -23,7 +23,7 @@ class ParameterNames:
         self.base = base
         self.skeletons = skeletons
         self.problem = problem
-        self.stored = {key: place.stored.shape for key, place in base.tensors.items()}
+        self.stored = {key: ref.stored.shape for key, ref in base.tensors.items()}
         self.transposed = not skeletons and config.get("model_type") in IN_BY_OUT
         self._shifted: Mapping[str, str] = {}
         self._inner: Mapping[str, str] = {}

@@ -47,7 +47,7 @@ def read(config: Json, tensors: Mapping[str, TensorRef], names: ParameterNames, 
     own = {key for key in tensors if any(part.startswith(front) for part in key.split("."))}
     saved_tensors = SavedTensors(config=config, indices=None)
     problems += saved_tensors.take_all({key: tensor for key, tensor in tensors.items() if key not in own})
-    copies = {name: change.values for name, change in saved_tensors.found()
+    copies = {name: change.values for name, change in saved_tensors.in_order()
               if isinstance(change, WholeTensor) and change.shared}  # fmt: skip
     layers: list[tuple[str, ProbedParameter]] = []
     try:
@@ -87,11 +87,11 @@ def _probed(
     def values(parameter: str) -> Tensor | None:
         key = skeleton.key_of.get(parameter)
         # A copy of the base's own weight that PEFT has saved along is loaded over the base's.
-        place = copies.get(parameter) or names.base.tensors.get(key or "")
-        if place is None:
+        ref = copies.get(parameter) or names.base.tensors.get(key or "")
+        if ref is None:
             return None
         with Opened() as opened:
-            numbers: Tensor = opened.rows(place, 0, place.stored.shape[0]).reshape(place.stored.shape)
+            numbers: Tensor = opened.rows(ref, 0, ref.stored.shape[0]).reshape(ref.stored.shape)
         return numbers if numbers.dtype == torch.float64 else numbers.float()
 
     path = next(iter(tensors.values())).path

@@ -92,9 +92,9 @@ def _plain_convolution(name: str, module: Any) -> None:
         raise Misplaced(f"{name} pads with {module.padding_mode}; a LoRA on it pads with zeros and has no weight.")
 
 
-def flat(place: TensorRef) -> View:
+def flat(ref: TensorRef) -> View:
     """An adapter tensor as a matrix: shape[0] × the rest."""
-    return view_of(place.stored.shape)
+    return view_of(ref.stored.shape)
 
 
 def place_low_rank(
@@ -132,7 +132,7 @@ def _experts(block: Block, axes: Axes) -> range:
 def _product(
     change: LowRank, block: Block, axes: Axes, expert: int, stored: Stored, size: View, traded: bool
 ) -> tuple[str, TensorStep, View]:
-    out_span, into_span = block.box[axes.out], _joined(block, axes, size[1])
+    out_span, into_span = block.box[axes.out], _input_span(block, axes, size[1])
     (rows, every), columns, view, transposed = rectangle(block, stored[block.key], axes, expert)
     if change.kind == "parameter" and axes.experts is not None:  # A: (experts · rank) × in; B: out × (rank · experts)
         count = flat(change.a)[0] // change.rank
@@ -141,11 +141,11 @@ def _product(
     else:
         from_a = from_b = range(change.rank)
     if traded:  # Aᵀ takes B's part, and Bᵀ takes A's
-        b = Matrix(place=change.a, rows=from_a, columns=range(*out_span), transposed=True)
-        a = Matrix(place=change.b, rows=range(*into_span), columns=from_b, transposed=True)
+        b = Matrix(ref=change.a, rows=from_a, columns=range(*out_span), transposed=True)
+        a = Matrix(ref=change.b, rows=range(*into_span), columns=from_b, transposed=True)
     else:
-        b = Matrix(place=change.b, rows=range(*out_span), columns=from_b)
-        a = Matrix(place=change.a, rows=from_a, columns=range(*into_span))
+        b = Matrix(ref=change.b, rows=range(*out_span), columns=from_b)
+        a = Matrix(ref=change.a, rows=from_a, columns=range(*into_span))
     if transposed:
         left, right = _transposed(a), _transposed(b)
     else:
@@ -164,14 +164,14 @@ def _transposed(matrix: Matrix) -> Matrix:
     return replace(matrix, transposed=not matrix.transposed)
 
 
-def _magnitude(place: TensorRef, span: Span) -> Matrix:
+def _magnitude(ref: TensorRef, span: Span) -> Matrix:
     """A vector, or 1 × out × 1 × 1 as convolutions have it: its numbers as one column, cut to the outputs wanted."""
-    if flat(place)[0] == 1 and flat(place)[1] > 1:
-        return Matrix(place=place, rows=range(1), columns=range(*span), transposed=True)
-    return Matrix(place=place, rows=range(*span), columns=range(1))
+    if flat(ref)[0] == 1 and flat(ref)[1] > 1:
+        return Matrix(ref=ref, rows=range(1), columns=range(*span), transposed=True)
+    return Matrix(ref=ref, rows=range(*span), columns=range(1))
 
 
-def _joined(block: Block, axes: Axes, into: int) -> Span:
+def _input_span(block: Block, axes: Axes, into: int) -> Span:
     """The inputs that a box spans; those of a convolution (channels × kernel) only all at once."""
     if len(axes.into) == 1:
         return block.box[axes.into[0]]
@@ -218,7 +218,7 @@ def place_shift(change: Shift, where: Located, stored: Stored) -> Iterator[tuple
         (_, low, high, every), view = block.source[-1], view_of(stored[block.key])
         if view[1] != 1:
             raise Misplaced(f"{block.key} holds more than a bias.")
-        left = Matrix(place=change.values, rows=range(*block.box[0]), columns=range(1))
+        left = Matrix(ref=change.values, rows=range(*block.box[0]), columns=range(1))
         yield block.key, AddProduct(
             module=change.module, uses=change.uses, rows=(low, high), columns=(0, 1), left=left, right=None,
             scaling=change.scaling, every=every,
@@ -260,7 +260,7 @@ def place_whole(change: WholeTensor, where: Located, stored: Stored) -> Iterator
             above = at * shape[1] if len(shape) == 3 else 0
             across = range(*block.box[axes.into[0]]) if len(shape) > 1 else range(1)
             values = Matrix(
-                place=change.values, rows=range(above + low, above + high), columns=across, transposed=transposed,
+                ref=change.values, rows=range(above + low, above + high), columns=across, transposed=transposed,
                 view=view_of(shape, stacked=True),
             )  # fmt: skip
             yield (

@@ -30,24 +30,24 @@ class SavedTensors:
         problems = [self.take(read_key(key, names), tensor) for key, tensor in tensors.items()]
         return [problem for problem in problems if problem]
 
-    def take(self, named: Named | None, place: TensorRef) -> str | None:
+    def take(self, named: Named | None, ref: TensorRef) -> str | None:
         """Account for one tensor. Returns what is wrong with it, if anything is."""
         if named is None:
-            return f"{place.stored.key} is no tensor that this verifier knows."
+            return f"{ref.stored.key} is no tensor that this verifier knows."
         parameter = f"{named.module}.{named.tail}"
         match named.part:
             case "unused":
-                self.unused.append(place.stored.key)
+                self.unused.append(ref.stored.key)
             case "tokens":
-                return self._tokens(named.module, place)
+                return self._tokens(named.module, ref)
             case "saved" | "copy" | "plain":
                 saved = named.part == "saved" or (named.part == "plain" and self._is_saved(named.module))
-                return self._whole(parameter, WholeTensor(module=named.module, values=place, shared=not saved))
+                return self._whole(parameter, WholeTensor(module=named.module, values=ref, shared=not saved))
             case _:
-                return f"{place.stored.key} is no tensor that this verifier knows."
+                return f"{ref.stored.key} is no tensor that this verifier knows."
         return None
 
-    def found(self) -> list[tuple[str, Change]]:
+    def in_order(self) -> list[tuple[str, Change]]:
         """(parameter, change), the copies that stand for the base's own first."""
         return sorted(self.changes, key=lambda pair: not (isinstance(pair[1], WholeTensor) and pair[1].shared))
 
@@ -56,7 +56,7 @@ class SavedTensors:
     ) -> AdapterReading:
         """What was collected, and then the changes of the method's own layers, as (parameter, change)."""
         changes: dict[str, tuple[Change, ...]] = {}
-        for parameter, change in (*self.found(), *layers):
+        for parameter, change in (*self.in_order(), *layers):
             changes[parameter] = (*changes.get(parameter, ()), change)
         return AdapterReading(
             name=name, changes=changes, unused=tuple(self.unused), problems=tuple(problems), config=self.config, **more
@@ -82,14 +82,14 @@ class SavedTensors:
         above = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
         return any(path.endswith(name) for path in above for name in saved)
 
-    def _tokens(self, module: str, place: TensorRef) -> str | None:
+    def _tokens(self, module: str, ref: TensorRef) -> str | None:
         at = self.indices
         if isinstance(at, dict):
             named = [name for name in at if module.endswith(name)]
             at = at[max(named, key=len)] if named else None
         if not isinstance(at, list) or not all(type(number) is int and number >= 0 for number in at):
             return f"{module} has trained tokens, and the config does not say which."
-        if place.stored.shape[0] != len(at):
-            return f"{module}: the config names {len(at)} tokens, and the adapter has {place.stored.shape[0]}."
-        self.changes.append((f"{module}.weight", TokenRows(module=module, at=tuple(at), values=place)))
+        if ref.stored.shape[0] != len(at):
+            return f"{module}: the config names {len(at)} tokens, and the adapter has {ref.stored.shape[0]}."
+        self.changes.append((f"{module}.weight", TokenRows(module=module, at=tuple(at), values=ref)))
         return None

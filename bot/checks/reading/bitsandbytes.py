@@ -124,7 +124,7 @@ def _four(key: str, tensors: Mapping[str, TensorRef], config: Json, dtype: str) 
     state = next(ref for role, ref in components.items() if f".{role}".startswith(STATE))
     settings: dict[str, Any] = unpack_tensor_to_dict(read_component(state))
     shape = tuple(int(extent) for extent in settings["shape"])
-    transposed = _is_transposed(key, config)
+    transposed = _transposed(key, config)
     return PackedWeight(dense=dense, components=components, shape=shape[::-1] if transposed else shape, dtype=dtype,
                   settings={"bits": 4, "transposed": transposed, **settings})  # fmt: skip
 
@@ -132,7 +132,7 @@ def _four(key: str, tensors: Mapping[str, TensorRef], config: Json, dtype: str) 
 def _eight(module: str, tensors: Mapping[str, TensorRef], config: Json, dtype: str) -> PackedWeight:
     names = {role: f"{module}.{role}" for role in ("weight", "SCB", "weight_format")}
     components = {role: tensors[key] for role, key in names.items() if key in tensors}
-    weight, transposed = components["weight"].stored, _is_transposed(names["weight"], config)
+    weight, transposed = components["weight"].stored, _transposed(names["weight"], config)
     if weight.dtype != "I8" or components["SCB"].stored.shape != weight.shape[:1]:
         raise ValueError(f"{module} has SCB, and is not stored as int8.")
     if "weight_format" in components and int(read_component(components["weight_format"]).flatten()[0]):
@@ -142,5 +142,5 @@ def _eight(module: str, tensors: Mapping[str, TensorRef], config: Json, dtype: s
     return PackedWeight(dense=dense, components=components, shape=shape, dtype=dtype, settings=settings)
 
 
-def _is_transposed(key: str, config: Json) -> bool:
+def _transposed(key: str, config: Json) -> bool:
     return config.get("model_type") in IN_BY_OUT and key.split(".")[-2] in CONV1D

@@ -16,7 +16,7 @@ class Matrix:
     `rows` and `columns` say what is cut out of that view; `transposed`: the cut is then transposed.
     """
 
-    place: TensorRef
+    ref: TensorRef
     rows: range
     columns: range
     transposed: bool = False

@@ -79,25 +79,25 @@ class Opened:
     def matrix(self, matrix: Matrix) -> Tensor:
         """A matrix out of an adapter tensor, in its stored dtype; only the rows that it needs are read."""
         if not matrix.shape[0] or not matrix.shape[1]:
-            return torch.empty(matrix.shape, dtype=TORCH[matrix.place.stored.dtype])
+            return torch.empty(matrix.shape, dtype=TORCH[matrix.ref.stored.dtype])
         rows, columns = matrix.rows, matrix.columns
-        height, width = matrix.view or flat_view(matrix.place)
-        if matrix.transposed and columns.step == 1 and len(columns) * 8 < width and matrix.place.packed is None:
+        height, width = matrix.view or flat_view(matrix.ref)
+        if matrix.transposed and columns.step == 1 and len(columns) * 8 < width and matrix.ref.packed is None:
             values = self._strips(matrix, width)
         else:
-            whole = self.rows(matrix.place, rows.start, rows[-1] + 1, (height, width))
+            whole = self.rows(matrix.ref, rows.start, rows[-1] + 1, (height, width))
             values = whole[:: rows.step, columns.start : columns.stop : columns.step]
         return values.T if matrix.transposed else values
 
     def _strips(self, matrix: Matrix, width: int) -> Tensor:
         """A few columns of many: one read for each row, of these columns only."""
-        dtype, columns = TORCH[matrix.place.stored.dtype], matrix.columns
+        dtype, columns = TORCH[matrix.ref.stored.dtype], matrix.columns
         length = columns[-1] + 1 - columns.start
         buffer = bytearray(len(matrix.rows) * length * dtype.itemsize)
         view, size = memoryview(buffer), length * dtype.itemsize
         for number, row in enumerate(matrix.rows):
-            start = matrix.place.stored.start + (row * width + columns.start) * dtype.itemsize
-            self.read_into(matrix.place.path, start, view[number * size : (number + 1) * size])
+            start = matrix.ref.stored.start + (row * width + columns.start) * dtype.itemsize
+            self.read_into(matrix.ref.path, start, view[number * size : (number + 1) * size])
         return torch.frombuffer(buffer, dtype=dtype).view(len(matrix.rows), length)[:, :: columns.step]
 
 
@@ -131,7 +131,7 @@ def same_transposed(first: TensorRef, second: TensorRef) -> bool:
     if first.stored.shape != second.stored.shape[::-1] or not {first.stored.dtype, second.stored.dtype} <= TORCH.keys():
         return False
     height, width = flat_view(first)
-    columns = Matrix(place=second, rows=range(width), columns=range(height), transposed=True)
+    columns = Matrix(ref=second, rows=range(width), columns=range(height), transposed=True)
     with Opened() as opened:
         return all(
             torch.equal(opened.rows(first, low, high).double(), opened.matrix(columns.between(low, high)).double())
