@@ -3,4 +3,5 @@
 from __future__ import annotations
 
 NAME = "adapter-merge"
+HIDDEN_MARK = f"<!-- {NAME}:"  # how every mark begins by which we know a comment of ours again
 REPOSITORY = "https://github.com/adapter-merge/adapter-merge"

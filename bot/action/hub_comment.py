@@ -8,17 +8,14 @@ from bot.action.identity import publishing
 from bot.action.state import Job
 from bot.events import Emit, Note
 from bot.hub import Hub
-from bot.hub.errors import translate_errors
+from bot.hub.talk import CLOSING
 from bot.report_document import Pin
 from bot.untrusted.markdown import cell, code
-from bot.untrusted.redact import redact
 
 if TYPE_CHECKING:
     from bot.action.phases import Run
 
 MARK = "<!-- adapter-merge:merged -->"
-TITLE = "A merged model of this adapter"
-CLOSING = "Feel free to close this discussion; a closed one is left alone."
 
 
 def tell_adapters(run: Run) -> None:
@@ -38,18 +35,14 @@ def tell_adapters(run: Run) -> None:
 
 def _comment(hub: Hub, repo: str, text: str, emit: Emit) -> None:
     """Our open discussion gets a comment; where there is none, it is opened; one that was closed stays so."""
-    me = hub.whoami().name
-    where = hub.where_writing(f"comment on {repo}", repo)
-    with translate_errors(where):
-        ours = [d for d in hub.outputs.get_repo_discussions(repo, author=me) if d.title == TITLE and d.author == me]
-        if any(discussion.status == "closed" for discussion in ours):
-            return
-        if ours:
-            hub.outputs.comment_discussion(repo, ours[0].num, redact(text))
-            url = ours[0].url
-        else:
-            first = redact(f"{text}\n\n{CLOSING}\n{MARK}")
-            url = hub.outputs.create_discussion(repo, TITLE, description=first).url
+    ours = hub.our_conversations(repo)
+    if any(each.closed for each in ours):
+        return
+    if ours:
+        hub.say(repo, ours[0].num, text, text)
+        url = ours[0].url
+    else:
+        url = hub.open_conversation(repo, f"{text}\n\n{CLOSING}\n{MARK}", text).url
     emit(Note(text=f"Hub comment: {url}"))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,10 @@ from bot.cli.printing import print_json, print_text
 from bot.cli.requests import the_hub
 from bot.dispatch.chosen import BackendOptions, Surroundings, backend_of, state_file
 from bot.errors import Usage
+
+if TYPE_CHECKING:
+    from bot.dispatch.store import Store
+    from bot.events import Emit
 
 SECRET = "ADAPTER_MERGE_WEBHOOK_SECRET"
 STATE = click.option(
@@ -27,6 +32,11 @@ ALLOWED = options(
     click.option("--tags", metavar="PATTERN", multiple=True, help="Tags that start one, as 'v*'. Default: every tag."),
 )  # fmt: skip
 RUNNING = options(STATE, fields(BackendOptions))
+TELLING = click.option(
+    "--announce",
+    is_flag=True,
+    help="Tell of each run in a comment on its adapter; needs ADAPTER_MERGE_HUB_TOKEN.",
+)
 
 
 @click.command(cls=Command)
@@ -41,6 +51,7 @@ RUNNING = options(STATE, fields(BackendOptions))
     help=f"Holds the webhook's secret. Default: the variable {SECRET}.",
 )
 @click.option("--no-page", is_flag=True, help="Show no page at /.")
+@TELLING
 @DEBUG
 def serve(
     allow: tuple[str, ...],
@@ -50,14 +61,16 @@ def serve(
     port: int,
     secret_file: Path | None,
     no_page: bool,
+    announce: bool,
     debug: bool,
     **chosen: Any,
 ) -> int:
     """Listen to the Hub: a tag pushed to an allowed adapter starts one merge. Stop it with Ctrl-C; nothing is lost."""
     from bot.dispatch.allow import Allowed
+    from bot.dispatch.beside import Beside
     from bot.dispatch.dispatcher import Dispatcher
     from bot.dispatch.resolve import resolver
-    from bot.dispatch.server import Settings, address_of, listen
+    from bot.dispatch.server import ORDERLY, Settings, address_of, listen
     from bot.dispatch.server import serve as serve_until_ended
     from bot.dispatch.store import Store
     from bot.terminal.console import Console
@@ -71,11 +84,20 @@ def serve(
     settings = Settings(secret=secret, allowed=allowed, hub=hub.address, page=not no_page)
     print_text(f"Listening at {address_of(listener)}/webhook; merges run by the backend {backend.NAME}.")
     dispatcher = Dispatcher(store, backend, resolver(hub, allowed), console)
+    tell = Beside(announcer(store, console) if announce else lambda: None)
     try:
-        serve_until_ended(store, settings, dispatcher, lambda comment: (), listener, lambda: None)
+        serve_until_ended(store, settings, dispatcher, lambda comment: (), listener, tell)
     finally:
-        store.close()
+        if tell.finish(ORDERLY):
+            store.close()
     return 0
+
+
+def announcer(store: Store, emit: Emit) -> Callable[[], None]:
+    """What tells of runs. Raises Usage, Forbidden or Outside where the token may not."""
+    from bot.dispatch.announce import Announcer, account_that_comments
+
+    return Announcer(store, account_that_comments(os.environ, emit), emit)
 
 
 @click.command(cls=Command)
@@ -88,12 +110,14 @@ def serve(
     multiple=True,
     help="An option of the run, by its name as an input of the action: dtype=float16.",
 )
+@TELLING
 @click.option("--wait", is_flag=True, help="Follow the run, print the end of its log, and end with its exit code.")
 @SPEAKING
 def dispatch(
     adapter: str,
     state: Path | None,
     wanted: tuple[str, ...],
+    announce: bool,
     wait: bool,
     as_json: bool,
     quiet: bool,
@@ -111,7 +135,8 @@ def dispatch(
     store = Store(path)
     try:
         backend = backend_of(BackendOptions(**chosen), Surroundings(state=path, hub=hub, environment=os.environ))
-        request = dispatch_by_hand(order, store, backend, hub, console, wait=wait)
+        tell = announcer(store, console) if announce else lambda: None
+        request = dispatch_by_hand(order, store, backend, hub, console, wait=wait, after=tell)
         if wait and not as_json:
             for line in backend.log(request, 20):
                 click.echo(f"  {line}", err=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from bot.cli.bot_commands import ALLOWED, RUNNING
+from bot.cli.bot_commands import ALLOWED, RUNNING, TELLING, announcer
 from bot.cli.click_options import SPEAKING
 from bot.cli.option_groups import Command
 from bot.cli.printing import print_json, print_text
@@ -23,12 +23,14 @@ from bot.events import Note
 @click.command(cls=Command)
 @ALLOWED
 @RUNNING
+@TELLING
 @click.option("--dry-run", is_flag=True, help="Say what would be dispatched, and why the rest not; write nothing.")
 @SPEAKING
 def poll(
     allow: tuple[str, ...],
     tags: tuple[str, ...],
     state: Path | None,
+    announce: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -56,7 +58,8 @@ def poll(
                 around = Surroundings(state=path, hub=hub, environment=os.environ)
                 backend = backend_of(BackendOptions(**chosen), around)
                 dispatcher = Dispatcher(store, backend, resolver(hub, allowed), console)
-                polled = dispatch_missing(look(hub, allowed, store), store, dispatcher)
+                tell = announcer(store, console) if announce else lambda: None
+                polled = dispatch_missing(look(hub, allowed, store), store, dispatcher, tell)
             for problem in polled.problems:
                 console(Note(text=str(problem), level="warning"))
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from bot.dispatch.backends import Backend
@@ -41,15 +41,25 @@ def order_by_hand(text: str, options: Iterable[str]) -> Order:
     return order
 
 
-def dispatch_by_hand(order: Order, store: Store, backend: Backend, hub: Hub, emit: Emit, *, wait: bool) -> Request:
+def dispatch_by_hand(
+    order: Order,
+    store: Store,
+    backend: Backend,
+    hub: Hub,
+    emit: Emit,
+    *,
+    wait: bool,
+    after: Callable[[], None] = lambda: None,
+) -> Request:
     """Send it now, and with `wait` follow it to its end. Raises Refused where there is nothing to run, Outside where it could not
-    be sent: a person tries again himself."""
+    be sent: a person tries again himself. `after`: done after every step."""
     request = store.add(order)
     assert request is not None  # its key is a new one
     dispatcher = Dispatcher(store, backend, resolver(hub, None), emit, only=request.id)
     emit(Stage(name="dispatch", title=f"Dispatching {order.adapter}"))
     while True:
         worked = dispatcher.step()
+        after()
         request = store.request(request.id) or request
         if request.state == "waiting" and request.attempts:
             store.drop(request, request.reason)

@@ -36,10 +36,16 @@ MIGRATIONS = (
         owner TEXT NOT NULL DEFAULT '', lease REAL NOT NULL DEFAULT 0);
     CREATE INDEX requests_by_state ON requests (state, due);
     """,
+    """
+    ALTER TABLE requests ADD COLUMN teller REAL NOT NULL DEFAULT 0;
+    ALTER TABLE requests ADD COLUMN compared REAL NOT NULL DEFAULT 0;
+    """,
 )
 KEPT = 90 * 86400.0  # seconds that deliveries are remembered; requests stay, as they say what was merged already
 BUSY = 20.0  # seconds that another process's transaction is waited for
 LEASE = 60.0  # seconds that a request stays with its sender after he was last heard of
+TELLING = 300.0  # seconds in which a comment is made
+NEWS = 7 * 86400.0  # seconds; what changed before that is not told any more
 FAR = 86400.0  # seconds; nothing is due later than that: the clock was wrong when it was written
 
 
@@ -223,10 +229,43 @@ class Store:
             request, attempts=request.attempts + 1, due=self.clock() + seconds, reason=error.what, remedy=error.remedy
         )
 
-    def announce(self, request: Request, announced: str, told: str) -> None:
-        """Which comment tells of it, and what that says now."""
+    def claim_telling(self) -> Request | None:
+        """The request that changed first since its comment was compared with it, now ours to tell of for TELLING seconds. Nobody
+        else tells anything on the same adapter meanwhile. What changed long ago is not told any more: it is from before comments
+        were asked for."""
+        bound = {"now": self.clock(), "lease": TELLING, "far": FAR, "news": NEWS}
         with self._writing() as rows:
-            rows.execute("UPDATE requests SET announced = ?, told = ? WHERE id = ?", (announced, told, request.id))
+            taken = rows.execute(
+                "UPDATE requests SET teller = :now + :lease WHERE id = (SELECT id FROM requests AS each "
+                "WHERE compared < changed AND changed > :now - :news AND NOT EXISTS (SELECT 1 FROM requests AS other "
+                "WHERE lower(other.adapter) = lower(each.adapter) AND other.teller > :now AND other.teller <= :now + :far) "
+                "ORDER BY changed LIMIT 1) RETURNING *",
+                bound,
+            ).fetchone()
+        return _request(taken) if taken else None
+
+    def announce(self, request: Request, announced: str, told: str) -> None:
+        """Which comment tells of it, as it was when it was claimed, and what that says now."""
+        with self._writing() as rows:
+            rows.execute(
+                "UPDATE requests SET announced = ?, told = ?, compared = ?, teller = 0 WHERE id = ?",
+                (announced, told, request.changed, request.id),
+            )
+
+    def tell_later(self, request: Request, seconds: float) -> None:
+        """It could not be told: try again in `seconds`."""
+        with self._writing() as rows:
+            rows.execute("UPDATE requests SET teller = ? WHERE id = ?", (self.clock() + seconds, request.id))
+
+    def is_superseded(self, request: Request) -> bool:
+        """Whether there is a newer merge for the same tag: it was moved, and the comment tells of the newer one."""
+        with self._reading() as rows:
+            newer = rows.execute(
+                "SELECT 1 FROM requests WHERE kind = 'merge' AND answer IS NULL AND lower(adapter) = lower(?) AND revision IS ? "
+                "AND created > ? AND state != 'dropped'",
+                (request.order.adapter, request.order.revision, request.created),
+            ).fetchone()
+        return newer is not None
 
     def _change(self, request: Request, **values: Any) -> None:
         """Change a row, if it is still as we took it: nobody else took it over meanwhile."""
@@ -257,12 +296,6 @@ class Store:
         with self._reading() as rows:
             listed = rows.execute("SELECT * FROM requests ORDER BY created DESC LIMIT ?", (limit,)).fetchall()
         return [_request(row) for row in listed]
-
-    def to_tell(self, limit: int = 20) -> list[Request]:
-        """Those that changed since their comment was last compared with them: the oldest change first."""
-        with self._reading() as rows:
-            listed = rows.execute("SELECT * FROM requests ORDER BY changed DESC LIMIT ?", (limit,)).fetchall()
-        return [_request(row) for row in reversed(listed)]
 
     def deliveries(self, limit: int = 100) -> list[Delivery]:
         """The newest ones first."""

@@ -6,7 +6,8 @@ from bot.hub.history import HistoryClient
 from bot.hub.pulls import PullRequestClient
 from bot.hub.read import InputClient
 from bot.hub.tags import TagClient
+from bot.hub.talk import DiscussionClient
 
 
-class Hub(InputClient, TagClient, HistoryClient, PullRequestClient):
+class Hub(InputClient, TagClient, HistoryClient, DiscussionClient, PullRequestClient):
     """One Hub, its two tokens (read the inputs, write the target) and the download cache."""

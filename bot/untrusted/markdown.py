@@ -15,6 +15,17 @@ def cell(text: str) -> str:
     return re.sub(r"([\\`*\[\]|<>~])", r"\\\1", one_line(text))
 
 
+def link(text: str, url: str) -> str:
+    """A link with plain text; the text alone where the address is not a web page's, or could end the link."""
+    fits = re.fullmatch(r"https?://[^\s()<>\\\[\]]+", url) is not None
+    return f"[{cell(text)}]({url})" if fits else cell(text)
+
+
+def unaddressed(text: str) -> str:
+    """Plain text for a line that calls nobody: an @name in it is no mention."""
+    return re.sub(r"(?<![\w/])@(?=\w)", "@\u200b", cell(text))
+
+
 def code(text: str) -> str:
     """An inline code span that the text cannot end; a pipe in it would end a table's cell, so it is no text for those."""
     text = one_line(text)
