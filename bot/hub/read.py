@@ -63,7 +63,9 @@ class InputClient(Connection):
             if not nobody_answered(away):
                 advise(self, away, repo, revision)
                 raise
-            return self._pin_cached(repo, revision, away)
+            if (cached := self._in_cache(repo, revision)) is None:
+                raise
+            return cached
         assert info.sha is not None
         self.current_names |= {repo: info.id, info.id: info.id}
         tree = self.tree(self.inputs, where, info.id, info.sha)
@@ -95,12 +97,6 @@ class InputClient(Connection):
         with suppress(OSError):  # a cache that is only readable still serves what it has
             ref.parent.mkdir(parents=True, exist_ok=True)
             ref.write_text(sha)
-
-    def _pin_cached(self, repo: str, revision: str | None, away: Outside) -> Pinned:
-        pinned = self._in_cache(repo, revision)
-        if pinned is None:
-            raise away from away.__cause__
-        return pinned
 
     def _in_cache(self, repo: str, revision: str | None) -> Pinned | None:
         """What the cache has of a repo; None where it has nothing."""

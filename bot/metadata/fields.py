@@ -39,15 +39,11 @@ class Left:
 
     def sentences(self, whose: str) -> list[str]:
         """One sentence, or none where nothing was left. `whose`: the card's owner."""
-        changes = [f"{name} {_shown(before)} becomes {after}" for name, before, after in _first(self.changed)]
-        changes += [f"{name} {_shown(value)} is left out" for name, value in _first(self.dropped)]
+        changes = [f"{name} {_shown(before)} becomes {after}" for name, before, after in self.changed[:SHOWN]]
+        changes += [f"{name} {_shown(value)} is left out" for name, value in self.dropped[:SHOWN]]
         more = len(self.changed) + len(self.dropped) - len(changes)
         tail = f" and {more} more" if more else ""
         return [f"The Hub would not take all that {whose}'s card says: {', '.join(changes)}{tail}."] if changes else []
-
-
-def _first(values: list[Any]) -> list[Any]:
-    return values[:SHOWN]
 
 
 def _shown(value: str) -> str:
