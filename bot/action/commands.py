@@ -13,7 +13,7 @@ from bot.terminal.workflow_commands import command, defused
 MOST = 10  # annotations of one type that GitHub keeps of a step
 
 
-class Commands:
+class WorkflowCommands:
     """Speaks to the runner; outside of Actions (`on` is false) it prints for people instead."""
 
     def __init__(self, *, on: bool, debug: bool = False, stream: TextIO | None = None) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bot.action.commands import Commands
+from bot.action.commands import WorkflowCommands
 from bot.action.input_names import as_inputs
 from bot.action.tokens import secrets_in
 from bot.errors import OUR_BUG, AdapterMergeError, Interrupted, Usage, of_system
@@ -17,7 +17,7 @@ from bot.signals import end_on_signals, interrupted
 from bot.terminal.streams import guard_streams
 
 if TYPE_CHECKING:
-    from bot.action.phases import Run
+    from bot.action.phases import RunContext
     from bot.action.state import Failure, StateStore
 
 ORDER = ("preflight", "fetch", "merge", "publish")
@@ -34,7 +34,7 @@ def main() -> None:
 
 def act(arguments: list[str], env: MutableMapping[str, str]) -> int:
     """One call of `python -m bot.action`; its exit code."""
-    commands = Commands(on=env.get("GITHUB_ACTIONS") == "true", debug=_wants_debug(env))
+    commands = WorkflowCommands(on=env.get("GITHUB_ACTIONS") == "true", debug=_wants_debug(env))
     commands.mask(secrets_in(env))
     try:
         return _act(arguments, env, commands)
@@ -61,12 +61,12 @@ def _wants_debug(env: Mapping[str, str]) -> bool:
     return env.get("INPUT_DEBUG", "").strip().lower() == "true" or env.get("RUNNER_DEBUG") == "1"
 
 
-def _interrupted(commands: Commands) -> int:
+def _interrupted(commands: WorkflowCommands) -> int:
     _complain(commands, ((INTERRUPTED.what, INTERRUPTED.remedy),), "")
     return INTERRUPTED.exit_code
 
 
-def _act(arguments: list[str], env: MutableMapping[str, str], commands: Commands) -> int:
+def _act(arguments: list[str], env: MutableMapping[str, str], commands: WorkflowCommands) -> int:
     if len(arguments) != 1 or arguments[0] not in (*ORDER, "all"):
         raise Usage("A phase has to be named.", remedy=f"One of {', '.join(ORDER)}, or all.")
     _enter(env)
@@ -106,12 +106,12 @@ def _work(env: MutableMapping[str, str]) -> Path:
     return Path(env["RUNNER_TEMP"]) / "adapter-merge"
 
 
-def _prepare(env: MutableMapping[str, str], store: StateStore, commands: Commands) -> Run | None:
+def _prepare(env: MutableMapping[str, str], store: StateStore, commands: WorkflowCommands) -> RunContext | None:
     """The run that the environment asks for; None, with the failure written down, where it makes no sense."""
     from bot.action.event import read_event
     from bot.action.inputs import read_inputs
     from bot.action.log import Log
-    from bot.action.phases import Run
+    from bot.action.phases import RunContext
     from bot.action.report import file_of
     from bot.action.tokens import read_tokens
 
@@ -123,10 +123,10 @@ def _prepare(env: MutableMapping[str, str], store: StateStore, commands: Command
         return None
     log = Log(commands, file_of(event.workflow, [request.adapter.folder for request in inputs.requests]))
     tokens = read_tokens(env, plan_only=bool(event.plan_only))
-    return Run(inputs=inputs, event=event, tokens=tokens, store=store, emit=log)
+    return RunContext(inputs=inputs, event=event, tokens=tokens, store=store, emit=log)
 
 
-def _perform(phase: str, run: Run, env: MutableMapping[str, str], commands: Commands) -> None:
+def _perform(phase: str, run: RunContext, env: MutableMapping[str, str], commands: WorkflowCommands) -> None:
     """One phase. Its failure is saved and reported; the publish phase, the last one, also reports elsewhere."""
     from bot.action.phases import PHASES
     from bot.action.report import file_of, send
@@ -156,7 +156,7 @@ def _perform(phase: str, run: Run, env: MutableMapping[str, str], commands: Comm
         _close(store, commands)
 
 
-def _fail(error: AdapterMergeError, store: StateStore, commands: Commands, file: str) -> None:
+def _fail(error: AdapterMergeError, store: StateStore, commands: WorkflowCommands, file: str) -> None:
     from bot.action.state import failure_of
 
     failure: Failure = failure_of(error)
@@ -178,7 +178,7 @@ def _tell(store: StateStore, env: MutableMapping[str, str], *, summary: bool = T
         write_summary(Path(page), whole(store))
 
 
-def _close(store: StateStore, commands: Commands) -> None:
+def _close(store: StateStore, commands: WorkflowCommands) -> None:
     from bot.action.summary import headline
 
     commands.end_group()
@@ -187,17 +187,17 @@ def _close(store: StateStore, commands: Commands) -> None:
         commands.line(f"{headline(job, None)}  {link}".replace("\\", "").rstrip())
 
 
-def _complain(commands: Commands, sentences: tuple[tuple[str, str], ...], file: str) -> None:
+def _complain(commands: WorkflowCommands, sentences: tuple[tuple[str, str], ...], file: str) -> None:
     for what, remedy in sentences:
         commands.annotate("error", as_inputs(f"{what} {remedy}"), title=TITLE, file=file)
 
 
-def _trace(commands: Commands) -> None:
+def _trace(commands: WorkflowCommands) -> None:
     if commands.debug:
         _crash(commands)
 
 
-def _crash(commands: Commands) -> None:
+def _crash(commands: WorkflowCommands) -> None:
     commands.end_group()
     commands.line(traceback.format_exc())
 

@@ -13,12 +13,12 @@ from bot.report_document import Pin
 from bot.untrusted.markdown import cell, code
 
 if TYPE_CHECKING:
-    from bot.action.phases import Run
+    from bot.action.phases import RunContext
 
 MARK = "<!-- adapter-merge:merged -->"
 
 
-def tell_adapters(run: Run) -> None:
+def tell_adapters(run: RunContext) -> None:
     """On every adapter that came from the Hub and was published just now."""
     for job in run.store.state.jobs:
         for source in job.sources if job.status == "published" else ():

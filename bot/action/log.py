@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from threading import Lock
 
-from bot.action.commands import Commands
+from bot.action.commands import WorkflowCommands
 from bot.action.input_names import as_inputs
 from bot.events import Event, Note, Stage, StepProgress, TextBlock
 from bot.terminal.progress import Progress
@@ -13,7 +13,7 @@ from bot.terminal.progress import Progress
 class Log:
     """An `Emit` for Actions. `file` is what annotations point at, a path in the GitHub repo."""
 
-    def __init__(self, commands: Commands, file: str = "") -> None:
+    def __init__(self, commands: WorkflowCommands, file: str = "") -> None:
         self._commands, self._file = commands, file
         self._progress, self._lock = Progress(terminal=False), Lock()
 

@@ -45,7 +45,7 @@ from bot.run_each import require_none_replaced
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunContext:
     """What every phase is given."""
 
     inputs: Inputs
@@ -58,7 +58,7 @@ class Run:
 # --- preflight ----------------------------------------------------------------------------------------------------
 
 
-def preflight(run: Run) -> None:
+def preflight(run: RunContext) -> None:
     """See with the write token whether the targets can be published to; what stands in the way is reported later.
 
     A run that turns out to be unchanged, or a dry run, needs no such right: so this never fails by itself.
@@ -82,7 +82,7 @@ def preflight(run: Run) -> None:
 # --- fetch --------------------------------------------------------------------------------------------------------
 
 
-def fetch(run: Run) -> None:
+def fetch(run: RunContext) -> None:
     """Pin and plan every adapter, refuse early, find what is published already; then download the rest."""
     store = run.store
     require_none_replaced(run.inputs.requests)
@@ -104,7 +104,7 @@ def fetch(run: Run) -> None:
             download(sources, plan, hub, run.emit)
 
 
-def _plan(index: int, run: Run, hub: Hub) -> tuple[Sources, Plan]:
+def _plan(index: int, run: RunContext, hub: Hub) -> tuple[Sources, Plan]:
     """One adapter's plan. Raises ReportedFailure with all refusals; what needs no merge gets its status."""
     request, store = run.inputs.requests[index], run.store
     if run.event.plan_only:
@@ -140,13 +140,13 @@ def _require_no_refusal(plan: Plan) -> None:
         raise ReportedFailure(code, tuple((refusal.reason, refusal.remedy) for refusal in plan.refusals))
 
 
-def _existing(request: Request, target: str | None, plan: Plan, run: Run, hub: Hub) -> Publication | None:
+def _existing(request: Request, target: str | None, plan: Plan, run: RunContext, hub: Hub) -> Publication | None:
     if target is None or request.force:
         return None
     return find_existing(plan.fingerprint, target, hub, run.emit, request.publish)
 
 
-def _planned(request: Request, run: Run, hub: Hub) -> tuple[Sources, Plan]:
+def _planned(request: Request, run: RunContext, hub: Hub) -> tuple[Sources, Plan]:
     sources = pin(request, hub, run.emit)
     if sources.adapter.repo is None and run.event.tag:
         # An adapter in the GitHub repo itself: the tag that was pushed there is the adapter's tag.
@@ -168,7 +168,7 @@ def _require_reach(job: Job, store: StateStore) -> None:
 # --- merge --------------------------------------------------------------------------------------------------------
 
 
-def merge(run: Run) -> None:
+def merge(run: RunContext) -> None:
     """Merge and prove what was fetched, from the cache alone. Raises NotVerified; nothing is published then."""
     store = run.store
     hub = ReplayHub(store.memory)
@@ -187,7 +187,7 @@ def merge(run: Run) -> None:
             store.update(index, status="dry-run")
 
 
-def _merge(request: Request, job: Job, run: Run, hub: Hub) -> Outcome:
+def _merge(request: Request, job: Job, run: RunContext, hub: Hub) -> Outcome:
     pairs = zip(adapters_of(request), job.revisions, strict=True)
     request = _with(request, [ref if ref.repo is None else replace(ref, revision=revision) for ref, revision in pairs])
     sources, plan = _planned(request, run, hub)
@@ -208,7 +208,7 @@ def _merge(request: Request, job: Job, run: Run, hub: Hub) -> Outcome:
 # --- publish ------------------------------------------------------------------------------------------------------
 
 
-def publish(run: Run) -> None:
+def publish(run: RunContext) -> None:
     """Publish every proven merge and carry the tags. No model is loaded."""
     store = run.store
     for index, job in enumerate(_jobs(run)):
@@ -225,7 +225,7 @@ def _publish_settings(job: Job, request: Request) -> PublishSettings:
     return PublishSettings(fingerprint=job.fingerprint, repos=repos, private=request.private, tag=job.tag)
 
 
-def _publish(index: int, job: Job, run: Run, hub: Hub) -> Publication:
+def _publish(index: int, job: Job, run: RunContext, hub: Hub) -> Publication:
     hub.tell(run.emit)
     if job.publication is not None:
         settings = _publish_settings(job, run.inputs.requests[index])
@@ -248,7 +248,7 @@ def _fetch_report(store: StateStore, job: Job, done: Publication, hub: Hub) -> N
         store.save_report(job, text)
 
 
-def _jobs(run: Run) -> tuple[Job, ...]:
+def _jobs(run: RunContext) -> tuple[Job, ...]:
     """The jobs that fetch left. Raises Usage where this phase was asked for other adapters than that one."""
     jobs = run.store.state.jobs
     if [job.adapter for job in jobs] != [called(request) for request in run.inputs.requests]:
@@ -258,11 +258,11 @@ def _jobs(run: Run) -> tuple[Job, ...]:
     return jobs
 
 
-def _target(request: Request, run: Run) -> str | None:
+def _target(request: Request, run: RunContext) -> str | None:
     return None if request.publish == "none" or run.event.plan_only else target_of(request)
 
 
-PHASES: dict[str, Callable[[Run], None]] = {
+PHASES: dict[str, Callable[[RunContext], None]] = {
     "preflight": preflight,
     "fetch": fetch,
     "merge": merge,

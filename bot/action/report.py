@@ -19,7 +19,7 @@ from bot.report_document import NAME as DOCUMENT
 from bot.report_document import CheckResult
 
 if TYPE_CHECKING:
-    from bot.action.phases import Run
+    from bot.action.phases import RunContext
     from bot.gh import Annotation, GitHub
 
 NAME = "adapter-merge"
@@ -27,7 +27,7 @@ MARK = "<!-- adapter-merge:report:{} -->"  # one comment for each workflow and a
 LEVELS: dict[str, Literal["notice", "warning", "failure"]] = {"warn": "warning", "fail": "failure", "skip": "warning"}
 
 
-def send(run: Run) -> None:
+def send(run: RunContext) -> None:
     """Report everywhere that was asked for."""
     wanted = run.inputs.report - {"summary"}
     if "hub-comment" in wanted:
@@ -47,7 +47,7 @@ def send(run: Run) -> None:
     github.close()
 
 
-def _warn_only(run: Run, call: Callable[[], None]) -> None:
+def _warn_only(run: RunContext, call: Callable[[], None]) -> None:
     try:
         call()
     except AdapterMergeError as error:
@@ -57,7 +57,7 @@ def _warn_only(run: Run, call: Callable[[], None]) -> None:
 # --- the reports --------------------------------------------------------------------------------------------------
 
 
-def _check_run(run: Run, github: GitHub) -> None:
+def _check_run(run: RunContext, github: GitHub) -> None:
     from bot.gh import CheckRun
 
     text = summary.whole(run.store)
@@ -75,7 +75,7 @@ def _check_run(run: Run, github: GitHub) -> None:
     run.emit(Note(text=f"Check run: {github.add_check_run(check)}"))
 
 
-def _comment(run: Run, github: GitHub) -> None:
+def _comment(run: RunContext, github: GitHub) -> None:
     if run.event.pull is None:
         run.emit(Note(text="This event belongs to no pull request, so that no comment was written."))
         return
@@ -84,7 +84,7 @@ def _comment(run: Run, github: GitHub) -> None:
     run.emit(Note(text=f"Comment: {url}"))
 
 
-def _release(run: Run, github: GitHub) -> None:
+def _release(run: RunContext, github: GitHub) -> None:
     if run.event.tag is None:
         run.emit(Note(text="This event is no tag's, so that no release was written."))
         return
@@ -103,14 +103,14 @@ def _release(run: Run, github: GitHub) -> None:
     run.emit(Note(text=f"Release: {url}"))
 
 
-def _status(run: Run, github: GitHub) -> None:
+def _status(run: RunContext, github: GitHub) -> None:
     failure = run.store.state.failure
     answered = failure is not None and failure.exit_code in (3, 4)
     state: Literal["success", "failure", "error"] = "success" if failure is None else "failure" if answered else "error"
     github.set_status(run.event.sha, state, context=_name(run), text=_title(run.store), url=_link(run))
 
 
-REPORTS: dict[str, Callable[[Run, GitHub], None]] = {
+REPORTS: dict[str, Callable[[RunContext, GitHub], None]] = {
     "check-run": _check_run,
     "comment": _comment,
     "release": _release,
@@ -121,7 +121,7 @@ REPORTS: dict[str, Callable[[Run, GitHub], None]] = {
 # --- words --------------------------------------------------------------------------------------------------------
 
 
-def _annotations(run: Run) -> list[Annotation]:
+def _annotations(run: RunContext) -> list[Annotation]:
     """What went wrong, and every finding that did not simply pass."""
     from bot.gh import Annotation
 
@@ -170,12 +170,12 @@ def _title(store: StateStore) -> str:
     return f"{text}. {as_inputs(failure.sentences[0][0])}" if failure else text
 
 
-def _name(run: Run) -> str:
+def _name(run: RunContext) -> str:
     requests = run.inputs.requests
     return NAME if len(requests) > 1 else f"{NAME} ({_names(requests[0])})"
 
 
-def _key(run: Run) -> str:
+def _key(run: RunContext) -> str:
     names = ",".join(_names(request) for request in run.inputs.requests)
     return f"{run.event.workflow}:{names}".replace("--", "-").replace(">", "")
 
@@ -184,7 +184,7 @@ def _names(request: Request) -> str:
     return " + ".join(ref.as_repo or ref.text for ref in adapters_of(request))
 
 
-def _link(run: Run) -> str | None:
+def _link(run: RunContext) -> str | None:
     jobs = run.store.state.jobs
     done = jobs[0].publication if len(jobs) == 1 and run.store.state.failure is None else None
     return (done.link if done else None) or run.event.run_url

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.action.commands import MOST, Commands
+from bot.action.commands import MOST, WorkflowCommands
 from bot.action.input_names import as_inputs
 from bot.action.outputs import write_outputs
 from bot.action.summary import MOST as MOST_BYTES
@@ -18,9 +18,9 @@ from bot.untrusted.markdown import fenced
 from tests.action.conftest import parse_outputs
 
 
-def spoken(*, on: bool = True) -> tuple[Commands, io.StringIO]:
+def spoken(*, on: bool = True) -> tuple[WorkflowCommands, io.StringIO]:
     stream = io.StringIO()
-    return Commands(on=on, stream=stream), stream
+    return WorkflowCommands(on=on, stream=stream), stream
 
 
 def test_an_annotation_is_one_line_whatever_it_says() -> None:
