@@ -51,7 +51,7 @@ TUNING = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "ATEN_", "MALLOC_
 
 
 def bare_environment() -> dict[str, str]:
-    """The environment for a process that must not know a secret: named variables only, never all but some."""
+    """The environment for a process that must not know a secret: only variables on a list, instead of all but the known secrets."""
     return {name: value for name, value in os.environ.items() if name in NEEDED or name.startswith(TUNING)}
 
 

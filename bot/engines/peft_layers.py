@@ -27,7 +27,7 @@ from bot.engines.probing import probe_for, same_output
 from bot.errors import Refused
 from bot.numerics.rounding import RAW, Array, clamp, narrow, widen
 from bot.records import Json, PeftMerge, Stored
-from bot.untrusted.patterns import hold_to_end
+from bot.untrusted.patterns import require_terminating
 
 
 class PeftLayers:
@@ -52,7 +52,7 @@ class PeftLayers:
             real = engine_for(adapter_config) == "in-memory"
             if real:
                 in_memory.fill(model, self._sources(), self.read)
-            hold_to_end(adapter_config, (name for name, _ in model.named_modules()))
+            require_terminating(adapter_config, (name for name, _ in model.named_modules()))
             float64 = real and peft_model.may_use_float64(adapter_config)
             tuned = peft_model.inject(model, peft_model.peft_config(adapter_config), float64=float64)
             peft_model.load_adapter(tuned, self._phantoms.keys(), adapter, adapter_config)

@@ -33,7 +33,7 @@ __all__ = ["HubBusy", "NoDiscussions", "Unreached", "Unserved", "Where", "transl
 
 
 class Unreached(httpx2.TransportError):
-    """No answer came; its cause says why. Of a class that the client does not try again by itself."""
+    """No answer came; `__cause__` says why. The client does not retry errors of this class by itself."""
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def translate_errors(where: Where) -> Iterator[None]:
 
 
 def _while_reading(error: BaseException) -> bool:
-    """Whether it happened in the client, or where this package looks at an answer; elsewhere it is our own fault."""
+    """Whether it was raised in the client, or in one of our modules that read its answers; anywhere else it is our own bug."""
     step = error.__traceback__
     while step is not None:
         if str(step.tb_frame.f_globals.get("__name__")).startswith(READERS):
@@ -65,7 +65,7 @@ def _while_reading(error: BaseException) -> bool:
 
 
 def remember_response(response: httpx2.Response) -> None:
-    """Remember what the Hub said last in this thread, for the sentence about an answer that nobody understands."""
+    """Remember the last response in this thread: the error about an answer that cannot be understood quotes it."""
     _LAST.response = response
 
 

@@ -1,4 +1,4 @@
-"""Who put a commit there: what lies in main's history, or in a branch or tag, its owners did; a pull request is anybody's."""
+"""Whether a repo's owners made a commit: one in main's history, in a branch or under a tag. A pull request's can be anybody's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LONGEST = 5_000  # commits of main that are looked through, 50 a request; what i
 
 
 class HistoryClient(Connection):
-    """What the refs and the commits of a repo say of one commit."""
+    """Questions about one commit or name of a repo, answered from its refs and commits."""
 
     def is_owners(self, repo: str, sha: str) -> bool | None:
         """Whether a commit is in main's history, or the end of a branch or a tag. None where nobody can be asked."""

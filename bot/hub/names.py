@@ -1,4 +1,4 @@
-"""What can be told of a name or a path without asking any Hub, and without importing its client until then."""
+"""Repo names, and folders and addresses by the client's rules: no Hub is asked, and the client is imported only where needed."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ CERTIFICATES = (
 
 
 def unreachable(error: BaseException, where: Where) -> AdapterMergeError:
-    """No answer came. Only what may pass is worth another try: a certificate that is not trusted stays so."""
+    """No answer came. HubBusy (try again) only where that can help: a certificate that is not trusted stays so."""
     unverified = next((cause for cause in _chain(error) if isinstance(cause, ssl.SSLCertVerificationError)), None)
     if unverified is not None:
         return Outside(
@@ -50,7 +50,7 @@ def unreachable(error: BaseException, where: Where) -> AdapterMergeError:
 
 
 def misconfigured(error: BaseException) -> Outside:
-    """Why this machine's settings make no client at all."""
+    """Why no HTTP client can be made with this machine's settings."""
     words = plain(str(error), 160).rstrip(".")
     if isinstance(error, OSError):
         named = next(((name, os.environ[name]) for name in CERTIFICATES if os.environ.get(name)), None)
@@ -84,7 +84,7 @@ def _variable(scheme: str) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and what it came of."""
+    """An error and its causes."""
     seen: list[Any] = []
     while error is not None and error not in seen:
         seen.append(error)

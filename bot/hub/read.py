@@ -240,7 +240,7 @@ class InputClient(Connection):
 
 
 def _from_cache(name: str, size: int, path: Path) -> FileEntry:
-    """A file of which nobody can be asked: its blob's name in the cache says what must be in it, where there is one."""
+    """A file of the cache, without asking the Hub: the name of its blob, where it has one, is the hash of its content."""
     blob = cached_blob(path) or ""
     sha256, oid = (blob if kind.fullmatch(blob) else None for kind in (SHA256, OID))
     return FileEntry(name=name, size=size, sha256=sha256, oid=oid, here=path.is_file())

@@ -1,4 +1,4 @@
-"""The Hub's answers, looked at: what does not have the shape of a Hub's answer is a ValueError, which `translate_errors` tells.
+"""The shapes of the Hub's answers, checked: another shape is a ValueError, which `translate_errors` makes a sentence of.
 
 The client takes over much of what it is told as it is: a file named `../x`, a sha that is none, a tag without a name.
 """
@@ -33,7 +33,7 @@ def _repo_at(api: HfApi, *args: Any, **kwargs: Any) -> Any:
 
 
 class CheckedApi(HfApi):
-    """The client, with a look at what it gives back. Raises ValueError, within the callers' `translate_errors`."""
+    """The client, with its answers checked. Raises ValueError, within the callers' `translate_errors`."""
 
     model_info = _repo_at
 

@@ -50,8 +50,8 @@ class Who:
         )
 
     def is_in(self, owner: str) -> bool:
-        """Whether the account is in this organization, or is it. What the token may write to it is in, though the Hub does not list
-        it; of a token that is no access token (an application's) the Hub need not list any."""
+        """Whether this is the account itself, or an organization that it is in. One that the token may write to counts, though the
+        Hub does not list it; for an application's token, which is no access token, the Hub need not list any."""
         named = {name.casefold() for name in (self.name, *self.orgs)}
         granted = any(
             WRITE in grant.permissions and grant.on.casefold() == owner.casefold() for grant in self.grants or ()

@@ -37,7 +37,7 @@ class HubBusy(Outside):
 
 
 class Unserved(Outside):
-    """The address is none that this server has, as mirrors and company proxies serve only a part of the Hub's."""
+    """This server lacks the address: mirrors and company proxies serve only a part of the Hub's API."""
 
 
 class NoDiscussions(Forbidden):

@@ -1,4 +1,4 @@
-"""What lies near a name that is not there: the tags and branches of a repo, the models of an owner. Asked once, on the way out."""
+"""Suggestions for a name that was not found: the repo's tags and branches, similar models. Asked once, for the error's remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALIKE_ELSEWHERE = 0.8
 
 
 def advise(connection: Connection, missing: Outside, repo: str, revision: str | None) -> None:
-    """Add to a failure's remedy what there is. Where the Hub does not tell, the failure stays as it is."""
+    """Add the names that there are to a failure's remedy. Where the Hub lists none, the failure stays as it is."""
     try:
         if isinstance(missing.__cause__, RevisionNotFoundError):
             missing.remedy += _revisions(connection, repo, revision or "main")

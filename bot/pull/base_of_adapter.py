@@ -1,4 +1,4 @@
-"""Whose base it is: a repo and a revision that came out of somebody's file, and not from the person who asks.
+"""A base whose repo and revision were read from a file, not given by the user: its commit must be the repo owners' own.
 
 A pull request's commit lies in the base's repo, under the base's good name, and anybody can open one. So a revision out of
 an adapter's config, or a commit out of a verification.json, counts only where the repo's owners have it: in main's history,
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def vouch(source: Source, hub: Hub, emit: Emit, named_by: str) -> Source:
-    """The source, where its commit is its owners'. `named_by`: the file that named it, for the sentence. Raises Refused."""
+    """The source. Raises Refused where its commit is not its owners' own. `named_by`: the file that named it."""
     if source.repo is None or source.revision in (None, "main"):
         return source
     known = hub.is_owners(source.repo, source.sha)

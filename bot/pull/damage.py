@@ -83,7 +83,7 @@ def _held(entry: FileEntry, folder: Path, owner: str, repo: str | None, sha: str
 
 @contextmanager
 def dropping(hub: Hub) -> Iterator[None]:
-    """What turns out to be damaged inside is not found a second time: it leaves the Hub's cache, or our memory of hashes."""
+    """Files that turn out to be damaged in this block are removed from the Hub's cache, or from our remembered hashes."""
     try:
         yield
     except Damaged as damaged:

@@ -64,8 +64,8 @@ def with_hashes(source: Source, emit: Emit, hashes: Hashes) -> Source:
 
 
 def sha_of_all(source: Source) -> str:
-    """The sha by which a folder was named before only what a merge reads counted: over every file that lies in it; "" where it
-    had none."""
+    """The sha by which earlier versions named a folder: over every file in it, not only over what a merge reads. "" where they
+    would have refused it."""
     assert source.ref.folder is not None
     try:
         paths = {name: path for name, path in input_files(source.ref.folder).items() if name not in LEFT_OUT}
@@ -76,8 +76,8 @@ def sha_of_all(source: Source) -> str:
 
 
 def entry_of(name: str, path: Path) -> FileEntry:
-    """What is known without reading it; a Hub cache's link says in its target's name what it holds, which is believed until
-    the bytes are read."""
+    """What is known of a file without reading it. A link of a Hub cache leads to a blob that is named by its hash, which is
+    believed until the bytes are read."""
     identity, blob = look(path), cached_blob(path) or ""
     sha256, oid = (blob or None, None) if len(blob) == 64 else (None, blob or None)
     return FileEntry(name=name, size=identity.size, sha256=sha256, oid=oid, here=True, identity=identity)

@@ -1,4 +1,4 @@
-"""Whether a folder can be walked and named at all, before anybody walks it: its depth, its size, and its files' names."""
+"""Checks a folder before anything else walks it: its depth, its number of files, and their names."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def card_of(texts: dict[str, bytes]) -> Json:
 
 def _license_alone(block: str) -> Json:
     """The license fields of a block that cannot be read as a whole: a merged model's card must not state less than its inputs.
-    `unknown`, which stands back behind no other, where there is one that cannot be read either."""
+    `unknown`, which no other license replaces, where a license is stated that cannot be read either."""
     lines = {match[1]: match[2].strip() for match in LICENSE_LINE.finditer(block)}
     if "license" not in lines:
         return {}

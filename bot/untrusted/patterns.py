@@ -1,4 +1,4 @@
-"""Regular expressions out of strangers' configs: matched as `re` does, and always with an end.
+"""Regular expressions out of strangers' configs: matched as `re` does, within a time limit.
 
 PEFT's and transformers' meaning of a pattern is that of Python's `re`, which nothing can interrupt within a thread, and
 which takes longer than the universe for `(([a-z_.0-9]+)+)+!`. So a pattern that is more than a name is compiled and matched
@@ -85,7 +85,7 @@ def check(patterns: Iterable[str], form: str = "{}") -> None:
     first(patterns, "", form)
 
 
-def hold_to_end(config: dict[str, Any], names: Iterable[str]) -> None:
+def require_terminating(config: dict[str, Any], names: Iterable[str]) -> None:
     """Raises Refused unless PEFT comes to an end with this config's patterns on these names of modules.
 
     PEFT itself matches them with `re`, in whatever process it runs: it is given none that was not tried here before.

@@ -1,4 +1,4 @@
-"""No secret leaves: what is printed, written or uploaded goes through `redact` at the door that it leaves by.
+"""No secret leaves: what is printed, written or uploaded goes through `redact` first.
 
 Tokens are known by their form (Hugging Face, GitHub, JSON Web Tokens), by their place (signed URLs, `Authorization`
 headers, a URL's user and password), and by their value, where this run was given them.
@@ -35,7 +35,7 @@ _given: set[str] = set()
 
 
 def know(secret: object) -> None:
-    """Never let this value out, in whatever it stands."""
+    """Remember a secret: `redact` takes it out of every text."""
     if isinstance(secret, str) and len(secret.strip()) >= SHORTEST:
         _given.add(secret.strip())
 

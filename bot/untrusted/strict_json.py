@@ -1,4 +1,4 @@
-"""JSON out of strangers' files, as far as every later step can hold it."""
+"""JSON from untrusted files: refused where it is too deep, too large, or of types that no later step could handle."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _whole(digits: str) -> int:
 
 
 def _require_measure(value: Any) -> None:
-    """Every text and every depth, without recursion."""
+    """Raises ValueError for nesting without end, and for text that is not Unicode. Works without recursion."""
     level, depth = [value], 0
     while level:
         depth += 1

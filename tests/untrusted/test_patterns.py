@@ -20,7 +20,7 @@ from bot.checks.expected.lora import scale
 from bot.errors import Refused
 from bot.formats.bitsandbytes.linears import _is_converted
 from bot.untrusted import patterns
-from bot.untrusted.patterns import BadPattern, check, first, hold_to_end
+from bot.untrusted.patterns import BadPattern, check, first, require_terminating
 from tests.pull.given import write_adapter, write_base
 from tests.untrusted.conftest import ROOT, Started
 
@@ -53,9 +53,9 @@ def endless(call: Any) -> None:
         lambda: scaling_of(read_settings({"alpha_pattern": {ENDLESS: 4}})[0], MODULE),
         lambda: scale(MODULE, {"r": 8, "rank_pattern": {ENDLESS: 4}}),
         lambda: _is_converted(MODULE, [ENDLESS]),
-        lambda: hold_to_end({"target_modules": ENDLESS}, ["fine", MODULE]),
-        lambda: hold_to_end({"rank_pattern": {ENDLESS: 1}}, [MODULE]),
-        lambda: hold_to_end({"layers_pattern": ENDLESS}, [MODULE]),
+        lambda: require_terminating({"target_modules": ENDLESS}, ["fine", MODULE]),
+        lambda: require_terminating({"rank_pattern": {ENDLESS: 1}}, [MODULE]),
+        lambda: require_terminating({"layers_pattern": ENDLESS}, [MODULE]),
         lambda: check(["(?:a[b-d]+|e)" * 60_000]),  # endless to compile
         lambda: first(["(?=(a+)+$)x"], "a" * 60 + "b"),
     ],

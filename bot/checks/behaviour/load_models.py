@@ -17,7 +17,7 @@ from bot.checks.expected.float64_mode import loading, mend
 from bot.checks.reading.folders import read_json
 from bot.checks.reading.model_skeleton import NEEDS_CODE, Skeleton, model_class
 from bot.records import Json
-from bot.untrusted.patterns import hold_to_end
+from bot.untrusted.patterns import require_terminating
 
 BASE, UNMERGED = "the base itself", "PEFT's unmerged model"
 # Fused attention and grouped products of experts add in an order of their own, and some have no float64.
@@ -49,7 +49,7 @@ def load_tuned(job: WorkerJob) -> Any:
     if model is None:
         return Stopped(status="skip", why=NEEDS_CODE, unrunnable=True)
     adapter_config = read_json(job.adapter / "adapter_config.json") or {}
-    hold_to_end(adapter_config, (name for name, _ in model.named_modules()))
+    require_terminating(adapter_config, (name for name, _ in model.named_modules()))
     adapter = readable_adapter(model, job)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -20,7 +20,7 @@ from bot.checks.expected.float64_mode import float64_mode, loading, use_saved_pr
 from bot.checks.expected.probed_methods import KEPT_OUT, SLACK, reads_base
 from bot.checks.expected.probing import NoWeight, probe
 from bot.records import Json
-from bot.untrusted.patterns import hold_to_end
+from bot.untrusted.patterns import require_terminating
 
 PREFIX = "base_model.model."
 ERRORS = (ImportError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
@@ -134,7 +134,7 @@ def _layers(model: Any, config: Json, given: Mapping[str, Tensor], shared: set[i
     from peft import PeftModel, set_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    hold_to_end(config, (name for name, _ in model.named_modules()))
+    require_terminating(config, (name for name, _ in model.named_modules()))
     tuned = PeftModel(model, _made(config), autocast_adapter_dtype=False).eval()
     _double_own(tuned, shared)
     result = set_peft_model_state_dict(tuned, dict(given))
