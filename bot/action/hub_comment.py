@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bot.action.identity import publishing
-from bot.action.state import Job
+from bot.action.state import MergeJob
 from bot.events import Emit, Note
 from bot.hub import Hub
 from bot.hub.talk import CLOSING
@@ -46,7 +46,7 @@ def _comment(hub: Hub, repo: str, text: str, emit: Emit) -> None:
     emit(Note(text=f"Hub comment: {url}"))
 
 
-def _text(job: Job, source: Pin) -> str:
+def _text(job: MergeJob, source: Pin) -> str:
     done = job.publication
     assert done is not None
     at = " ".join(filter(None, (source.revision or str(source.sha)[:12], source.subfolder)))

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from bot.action.state import CHECKSUMS, Failure, Job, StateStore
+from bot.action.state import CHECKSUMS, Failure, MergeJob, StateStore
 from bot.errors import NotVerified, Refused
 from bot.report_document import NAME
 from bot.untrusted.redact import redact
@@ -44,7 +44,7 @@ def outputs_of(store: StateStore) -> dict[str, str]:
     return {name: json.dumps([outputs[name] for outputs in merges], ensure_ascii=False) for name in OUTPUTS}
 
 
-def _of(index: int, job: Job, store: StateStore) -> dict[str, str]:
+def _of(index: int, job: MergeJob, store: StateStore) -> dict[str, str]:
     """One merge's outputs. Where another one failed and this one had no end yet, it failed with it."""
     failure = store.state.failure
     failed = failure is not None and (index == store.state.current or not job.status)
@@ -70,7 +70,7 @@ def _status(failure: Failure | None) -> str:
     return STATUS_OF.get(failure.exit_code, FAILED) if failure is not None else FAILED
 
 
-def _shas(job: Job) -> str:
+def _shas(job: MergeJob) -> str:
     """The adapter's commit; of several that became one, a JSON list."""
     shas = [str(source.sha or "") for source in job.sources]
     return json.dumps(shas) if len(shas) > 1 else "".join(shas)

@@ -17,7 +17,7 @@ from bot.action.github_tag import at_pushed_tag
 from bot.action.hub_replay import RecordingHub, ReplayHub
 from bot.action.identity import as_publisher, publishing
 from bot.action.inputs import Inputs, adapters_of, called
-from bot.action.state import Failure, Job, ReportedFailure, StateStore, failure_of
+from bot.action.state import Failure, MergeJob, ReportedFailure, StateStore, failure_of
 from bot.action.tokens import RunTokens
 from bot.card import preview
 from bot.errors import AdapterMergeError, Refused, Usage
@@ -87,7 +87,7 @@ def fetch(run: RunContext) -> None:
     store = run.store
     require_none_replaced(run.inputs.requests)
     jobs = [
-        Job(number=number, adapter=called(request), target=_target(request, run))
+        MergeJob(number=number, adapter=called(request), target=_target(request, run))
         for number, request in enumerate(run.inputs.requests)
     ]
     store.change(jobs=tuple(jobs), plan_only=run.event.plan_only)
@@ -159,7 +159,7 @@ def _with(request: Request, adapters: Sequence[Ref]) -> Request:
     return replace(request, adapter=first, more=tuple(more))
 
 
-def _require_reach(job: Job, store: StateStore) -> None:
+def _require_reach(job: MergeJob, store: StateStore) -> None:
     reason = store.state.reach.get(job.target or "")
     if reason is not None:
         raise ReportedFailure(reason.exit_code, reason.sentences)
@@ -187,7 +187,7 @@ def merge(run: RunContext) -> None:
             store.update(index, status="dry-run")
 
 
-def _merge(request: Request, job: Job, run: RunContext, hub: Hub) -> Outcome:
+def _merge(request: Request, job: MergeJob, run: RunContext, hub: Hub) -> Outcome:
     pairs = zip(adapters_of(request), job.revisions, strict=True)
     request = _with(request, [ref if ref.repo is None else replace(ref, revision=revision) for ref, revision in pairs])
     sources, plan = _planned(request, run, hub)
@@ -220,12 +220,12 @@ def publish(run: RunContext) -> None:
         store.update(index, status=status, publication=done)
 
 
-def _publish_settings(job: Job, request: Request) -> PublishSettings:
+def _publish_settings(job: MergeJob, request: Request) -> PublishSettings:
     repos = (("base", job.base.repo), *(("adapter", source.repo) for source in job.sources))
     return PublishSettings(fingerprint=job.fingerprint, repos=repos, private=request.private, tag=job.tag)
 
 
-def _publish(index: int, job: Job, run: RunContext, hub: Hub) -> Publication:
+def _publish(index: int, job: MergeJob, run: RunContext, hub: Hub) -> Publication:
     hub.tell(run.emit)
     if job.publication is not None:
         settings = _publish_settings(job, run.inputs.requests[index])
@@ -239,7 +239,7 @@ def _publish(index: int, job: Job, run: RunContext, hub: Hub) -> Publication:
     return done
 
 
-def _fetch_report(store: StateStore, job: Job, done: Publication, hub: Hub) -> None:
+def _fetch_report(store: StateStore, job: MergeJob, done: Publication, hub: Hub) -> None:
     """The report of the merge that the target holds already, so that an unchanged run shows its evidence too."""
     if done.repo is None or done.revision is None or store.document(job) is not None:
         return
@@ -248,7 +248,7 @@ def _fetch_report(store: StateStore, job: Job, done: Publication, hub: Hub) -> N
         store.save_report(job, text)
 
 
-def _jobs(run: RunContext) -> tuple[Job, ...]:
+def _jobs(run: RunContext) -> tuple[MergeJob, ...]:
     """The jobs that fetch left. Raises Usage where this phase was asked for other adapters than that one."""
     jobs = run.store.state.jobs
     if [job.adapter for job in jobs] != [called(request) for request in run.inputs.requests]:

@@ -36,7 +36,7 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class MergeJob:
     """One adapter on its way. `status` is the output of that name, empty while it is open."""
 
     number: int  # its place in the list: two adapters may have the same bytes
@@ -61,7 +61,7 @@ class State:
     `reach`: by target, why it cannot be published to, as the preflight found. `outputs_written`: the summary too.
     """
 
-    jobs: tuple[Job, ...] = ()
+    jobs: tuple[MergeJob, ...] = ()
     current: int = 0
     plan_only: str = ""
     reach: dict[str, Failure] = field(default_factory=dict)
@@ -106,20 +106,20 @@ class StateStore:
         jobs[index] = replace(jobs[index], **changes)
         self.change(jobs=tuple(jobs), current=index)
 
-    def merged(self, job: Job) -> Path:
+    def merged(self, job: MergeJob) -> Path:
         """Where a job's merged folder is made."""
         return self.work / "merged" / _dir_name(job)
 
     @property
-    def job(self) -> Job | None:
+    def job(self) -> MergeJob | None:
         """The current job."""
         return self.state.jobs[self.state.current] if self.state.jobs else None
 
-    def report_dir(self, job: Job) -> Path:
+    def report_dir(self, job: MergeJob) -> Path:
         """Where a job's report and checksums lie."""
         return self.work / _dir_name(job)
 
-    def save_report(self, job: Job, report: bytes) -> None:
+    def save_report(self, job: MergeJob, report: bytes) -> None:
         """The report, and the checksums of the files it is about in sha256sum's format, beside the merged folder."""
         folder = self.report_dir(job)
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ class StateStore:
         lines = [f"{sha256}  {name}\n" for name, sha256 in sorted(files.items())]
         (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
-    def document(self, job: Job) -> Document | None:
+    def document(self, job: MergeJob) -> Document | None:
         """A job's verification.json, once there is one."""
         path = self.report_dir(job) / NAME
         return Document.of(json.loads(path.read_bytes())) if path.exists() else None
@@ -150,7 +150,7 @@ def _read(path: Path) -> Json | None:
     return saved if isinstance(saved, dict) and saved.get("schema") == SCHEMA else None
 
 
-def _dir_name(job: Job) -> str:
+def _dir_name(job: MergeJob) -> str:
     return f"{job.fingerprint[:16] or 'none'}-{job.number}"
 
 
@@ -165,10 +165,10 @@ def _state(saved: Json) -> State:
     )
 
 
-def _job(saved: Json) -> Job:
+def _job(saved: Json) -> MergeJob:
     pins = {"base": Pin.of(saved["base"]), "sources": tuple(map(Pin.of, saved["sources"]))}
     publication = Publication(**saved["publication"]) if saved["publication"] else None
-    return Job(**saved | pins | {"revisions": tuple(saved["revisions"]), "publication": publication})
+    return MergeJob(**saved | pins | {"revisions": tuple(saved["revisions"]), "publication": publication})
 
 
 def _failure(saved: Json) -> Failure:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bot.action.input_names import as_inputs
-from bot.action.state import Failure, Job, StateStore
+from bot.action.state import Failure, MergeJob, StateStore
 from bot.card import evidence
 from bot.records import Publication, Ref, Role, Source
 from bot.report_document import Document, Pin
@@ -18,7 +18,7 @@ MOST = 1_000_000  # bytes; GitHub drops a step's summary beyond 1 MiB
 CUT = "\n\n… cut here: GitHub shows no more than 1 MiB. The whole report is the output `report-path`.\n"
 
 
-def headline(job: Job | None, failure: Failure | None) -> str:
+def headline(job: MergeJob | None, failure: Failure | None) -> str:
     """How it ended, in one line of Markdown without a heading's marks."""
     if failure is not None:
         words = {3: "Refused", 4: "Not verified", 6: "This machine cannot do it", 130: "Interrupted"}
@@ -38,7 +38,7 @@ def headline(job: Job | None, failure: Failure | None) -> str:
     return f"Plan only, nothing was merged or published: {cell(job.adapter)}"
 
 
-def section(store: StateStore, job: Job, failure: Failure | None) -> str:
+def section(store: StateStore, job: MergeJob, failure: Failure | None) -> str:
     """One adapter's part."""
     done, document = job.publication or NOWHERE, store.document(job)
     parts = [f"## {headline(job, failure)}"]

@@ -228,10 +228,10 @@ class Jobs:
         rows = self._db.read.execute(
             f"SELECT * FROM job WHERE {which} ORDER BY json_extract(record, '$.created'), rowid", values
         )
-        found = [(row["id"], row["owner"], json.loads(row["record"])) for row in rows.fetchall()]
+        records = [(row["id"], row["owner"], json.loads(row["record"])) for row in rows.fetchall()]
         return [
             Job(id=job_id, owner=owner, **record | {"secrets": dict.fromkeys(record["secrets"], "")})
-            for job_id, owner, record in found
+            for job_id, owner, record in records
         ]
 
 
