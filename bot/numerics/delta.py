@@ -30,6 +30,7 @@ class Delta:
     right_cast: Array = field(repr=False)  # k × columns, compute dtype
     row_bound: Array = field(repr=False)  # per row ‖scale·left_i‖·max_j‖right_j‖, which is ≥ max_j Σ|terms|
     column_share: Array = field(repr=False)  # per column ‖right_j‖ / max_j‖right_j‖, float32: row_bound·this ≥ Σ|terms|
+    least: float  # what numbers too small for the compute dtype add to the error of any element, whatever its size
     magnitude: Array | None = None
     along: Literal["rows", "columns"] = "rows"
     squares: Array | None = None
@@ -64,6 +65,18 @@ def make_delta(
         row_bound=bound,
         # Never zero: a bound that is infinite stays so. Its rounding is within SAFETY.
         column_share=np.maximum(lengths / (longest or 1.0), LEAST_SHARE).astype(np.float32),
+        least=_underflow(left, right, scaled, compute),
         magnitude=magnitude,
         along=along,
     )
+
+
+def _underflow(left: Array, right: Array, scaled: Array, compute: np.dtype[np.floating]) -> float:
+    """A bound on what underflow adds to the error of any sum: for each product and sum the smallest normal number, as a GPU, or
+    a library that sets the processor so, may flush what is smaller to zero; and where scaling the left side comes below it, as
+    much for each of its numbers, times the number that it is then multiplied with."""
+    rank: int = left.shape[1]
+    tiny = float(np.finfo(compute).tiny)
+    if not bool(((np.abs(scaled) < tiny) & (left != 0)).any()):
+        return (rank + 8) * tiny
+    return (rank * (1 + float(np.abs(right).max(initial=0.0))) + 8) * tiny

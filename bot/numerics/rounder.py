@@ -26,7 +26,7 @@ from fractions import Fraction
 import numpy as np
 
 from bot.numerics.delta import SAFETY, Delta
-from bot.numerics.rounding import LARGEST, SMALLEST, UNIT, Array, clamp, narrow, round_rational, widen
+from bot.numerics.rounding import LARGEST, UNIT, Array, clamp, narrow, round_rational, widen
 
 try:
     from bot.numerics import _exact
@@ -120,7 +120,7 @@ class Rounder:
             self._multiply(delta.scaled_left[rows], delta.right_cast, out=product)
         weight, bound = np.ascontiguousarray(weight), delta.row_bound[rows]
         rest = self._buffer("rest", (weight.size,), np.dtype(np.uint32))
-        unit, least = UNIT[delta.compute], (rank + 8) * SMALLEST[delta.compute]
+        unit, least = UNIT[delta.compute], delta.least
         # The loop adds up chains of CHAIN terms, and then those sums; another device in any order.
         terms = rank if product is not None else min(rank, _exact.CHAIN) + -(-rank // _exact.CHAIN)
         row_error = (bound * ((terms + 4) * unit * SAFETY)).astype(np.float32)
@@ -194,7 +194,7 @@ class Rounder:
         # rank products and sums, the scaling and the cast of the left side; then two additions of at most `largest`:
         # of the weight, and of the bound itself.
         relative = terms * ((rank + 4) * unit) + largest * (2 * unit)
-        return (relative * SAFETY + (rank + 8) * SMALLEST[delta.compute]) if relative else 0.0
+        return (relative * SAFETY + delta.least) if relative else 0.0
 
     def _round_certain(self, value: Array, error: float, largest: float, out: Array, dtype: str) -> Array:
         """Step 1: write what is certain into `out`; flat positions of the rest. `value` may be float64."""

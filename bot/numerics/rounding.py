@@ -16,8 +16,6 @@ Array = NDArray[Any]
 
 RAW: dict[str, Any] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
 UNIT = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float64): 2.0**-53}
-# Subnormal results lose an absolute, not a relative amount: this much per operation.
-SMALLEST = {np.dtype(np.float32): 2.0**-149, np.dtype(np.float64): 2.0**-1074}
 # (precision in bits with the hidden one, smallest exponent e of a normal number 1.x·2^e)
 FORMAT = {"BF16": (8, -126), "F16": (11, -14), "F32": (24, -126)}
 LARGEST = {

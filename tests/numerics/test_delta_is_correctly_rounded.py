@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
@@ -322,6 +322,7 @@ def test_short_mantissas_full_of_ties_are_rounded_correctly(stored, clone: str |
     sizes=st.tuples(st.integers(-140, 60), st.integers(-140, 60), st.integers(-60, 60)),
     zeros=st.booleans(),
 )
+@example(seed=0, shape=(2, 200, 1), sizes=(0, -135, 12), zeros=True)  # s·B is subnormal
 def test_numpy_and_every_clone_give_the_same_bits(
     seed: int, shape: tuple[int, int, int], sizes: tuple[int, int, int], zeros: bool
 ) -> None:
@@ -338,6 +339,19 @@ def test_numpy_and_every_clone_give_the_same_bits(
         by_c, tally = merged(weight, a, b, 0.5, torch.bfloat16, rows=9, clone=clone)
         assert torch.equal(by_numpy.view(torch.int16), by_c.view(torch.int16)), clone
         assert tally.rational <= tally.float64 <= rows * columns
+
+
+@pytest.mark.parametrize("clone", WAYS)
+def test_a_scaled_factor_below_the_normal_numbers_is_rounded_correctly_all_the_same(clone: str | None) -> None:
+    """s·B is rounded to a spacing that does not shrink any more, and A may be large: the error is A's size times that."""
+    torch.manual_seed(3)
+    for power in range(-137, -120):
+        b = (torch.randn(4, 3, dtype=torch.float64) * 2.0**power).float()
+        a, weight = (torch.randn(3, 40) * 2.0**12).bfloat16().float(), torch.zeros(4, 40).bfloat16()
+        result, _ = merged(weight, a, b, 0.5, torch.bfloat16, clone=clone)
+        for i in range(4):
+            for j in range(40):
+                assert Fraction(float(result[i, j])) == nearest(exact(weight, a, b, 0.5, i, j), torch.bfloat16)
 
 
 @pytest.mark.parametrize("clone", CLONES)
