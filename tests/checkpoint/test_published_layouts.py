@@ -101,7 +101,7 @@ def test_an_adapter_of_one_age_fits_a_base_of_another(name: str, layout: str, re
             assert sorted(together.flatten().tolist()) == sorted(expected.flatten().tolist()), spelled
 
 
-def test_expert_stacks_published_in_by_out_are_turned_as_transformers_turns_them(tmp_path: Path) -> None:
+def test_expert_stacks_published_in_by_out_are_transposed_as_transformers_transposes_them(tmp_path: Path) -> None:
     """Qwen3-VL-MoE: published E×H×2I and E×I×H, held in memory as E×2I×H and E×H×I."""
     saved("qwen3_vl_moe", tmp_path)
     tensors = {

@@ -68,7 +68,7 @@ def test_reading_is_bounded(form: str) -> None:
     assert peak(work) < ROOM // 4
 
 
-def test_reading_turned_experts_holds_one_packed_expert() -> None:
+def test_reading_transposed_experts_holds_one_packed_expert() -> None:
     blocks = stored("b", "U8", (4, ROWS // 2, COLUMNS // 32, 16), 1)  # 8 MiB an expert; 64 MiB as float32
     scales = stored("s", "U8", (4, ROWS // 2, COLUMNS // 32), 1)
     packed = Packed(format="mxfp4", parts=(("blocks", blocks), ("scales", scales)))

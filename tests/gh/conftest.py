@@ -1,4 +1,4 @@
-"""A fake GitHub, and our door to it."""
+"""A fake GitHub, and our client of it."""
 
 from __future__ import annotations
 

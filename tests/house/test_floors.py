@@ -1,4 +1,4 @@
-"""The house stands: imports only go down, stages never import each other, and each outside library has its door."""
+"""The house stands: imports only go down, stages never import each other, and each outside library has a room of its own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FLOORS = {
 }  # fmt: skip
 
 # Which parts of the house may import a library, anywhere in their files.
-DOORS = {
+LIBRARY_ROOMS = {
     "huggingface_hub": {"hub", "demo"},  # the demo plays the user who uploads a model
     "hf_xet": {"devhub"},
     "markdown_it": {"devhub"},
@@ -116,10 +116,10 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
-@pytest.mark.parametrize("library", DOORS)
-def test_a_library_is_imported_behind_its_door_only(library: str) -> None:
+@pytest.mark.parametrize("library", LIBRARY_ROOMS)
+def test_a_library_is_imported_by_its_own_room_only(library: str) -> None:
     users = {part(m) for m in MODULES if any(name.split(".")[0] == library for name in imports(m))}
-    assert users <= DOORS[library], f"{library} is imported by {sorted(users - DOORS[library])}"
+    assert users <= LIBRARY_ROOMS[library], f"{library} is imported by {sorted(users - LIBRARY_ROOMS[library])}"
 
 
 MERGER = {"plan", "plan_text", "engines", "adapters", "adapters.combine", "formats", "numerics"}

@@ -13,7 +13,7 @@ from bot.hub import Hub
 from bot.records import Json
 from tests.publish.given import ADAPTER, BASE, Owner, finished
 from tests.publish.scenarios import Place
-from tests.pull.given import door
+from tests.pull.given import hub_client
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +43,8 @@ def owner(dev: DevHub) -> Owner:
 
 @pytest.fixture
 def hub(dev: DevHub, tmp_path: Path) -> Hub:
-    """Our door, with the default user's token."""
-    return door(dev, tmp_path)
+    """Our client, with the default user's token."""
+    return hub_client(dev, tmp_path)
 
 
 @pytest.fixture

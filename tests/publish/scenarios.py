@@ -19,7 +19,7 @@ from bot.hub.patience import PAUSES
 from bot.publish.messages import mark_in, trailer_in
 from bot.records import Json, Publication
 from tests.publish.given import ADAPTER, BASE, Owner, deliver, fingerprint, finished
-from tests.pull.given import door
+from tests.pull.given import hub_client
 
 GATED = "demo/gated-base"
 UPDATED = "Updated: this pull request now holds"
@@ -52,8 +52,8 @@ class Place:
         return f"demo/merged-{next(self._numbers)}"
 
     def hub(self) -> Hub:
-        """A new process's door to the Hub: it has asked nothing yet, and does not really wait."""
-        return door(self.dev, self.tmp, patience=PAUSES, sleep=self.waits.append)
+        """A new process's client of the Hub: it has asked nothing yet, and does not really wait."""
+        return hub_client(self.dev, self.tmp, patience=PAUSES, sleep=self.waits.append)
 
     def deliver(self, name: str, repo: str, **asked: Any) -> Publication:
         """Publish one of the folders."""

@@ -12,7 +12,7 @@ from bot.numerics.rounder import CLONES
 from bot.project import REPOSITORY
 from bot.records import Machine
 from tests.publish.given import TARGET
-from tests.pull.given import door
+from tests.pull.given import hub_client
 
 GB = 1_000_000_000
 MACHINE = Machine(
@@ -48,12 +48,12 @@ def test_a_target_that_would_be_created(hub):
 @pytest.mark.parametrize(("role", "token", "target"), [("read", "warn", "fail"), ("write", "ok", "ok")])
 def test_the_tokens_role_decides(dev, owner, tmp_path, role, token, target):
     owner.existing()
-    found = seen(door(dev, tmp_path, token=dev.create_token("demo", role)))
+    found = seen(hub_client(dev, tmp_path, token=dev.create_token("demo", role)))
     assert (found["token"].status, found["target"].status) == (token, target)
 
 
 def test_a_narrow_token_names_its_scope(dev, owner, tmp_path):
-    found = seen(door(dev, tmp_path, token=dev.create_token("demo", "fine-grained", ["demo/other"])))
+    found = seen(hub_client(dev, tmp_path, token=dev.create_token("demo", "fine-grained", ["demo/other"])))
     assert "limited to demo/other" in found["token"].sentence
 
 
@@ -62,7 +62,7 @@ def test_a_target_that_was_renamed_is_looked_at_by_its_new_name(dev, owner, tmp_
     owner.api.move_repo(TARGET, "demo/new-name")
     may = ("repo.content.read", "repo.write", "discussion.write")
     narrow = dev.create_token("demo", "fine-grained", ["demo/new-name"], permissions=may)
-    assert seen(door(dev, tmp_path, token=narrow))["target"].status == "ok"
+    assert seen(hub_client(dev, tmp_path, token=narrow))["target"].status == "ok"
 
 
 def test_a_token_that_the_hub_tells_nothing_of_is_no_failure(dev, hub, owner):
@@ -77,8 +77,8 @@ def test_a_token_that_the_hub_tells_nothing_of_is_no_failure(dev, hub, owner):
 
 
 def test_a_bad_token_and_none(dev, tmp_path):
-    assert seen(door(dev, tmp_path, token="hf_notatoken"))["token"].status == "fail"
-    nobody = seen(door(dev, tmp_path, token=False))
+    assert seen(hub_client(dev, tmp_path, token="hf_notatoken"))["token"].status == "fail"
+    nobody = seen(hub_client(dev, tmp_path, token=False))
     assert (nobody["token"].status, nobody["target"].status) == ("warn", "fail")
 
 
@@ -88,7 +88,7 @@ def test_somebody_elses_namespace(hub):
 
 
 def test_a_hub_that_is_away(dev, tmp_path):
-    hub = door(dev, tmp_path)
+    hub = hub_client(dev, tmp_path)
     dev.close()
     found = seen(hub)
     assert found["hub"].status == "fail"

@@ -11,7 +11,7 @@ import pytest
 from bot.devhub import DevHub
 from bot.hub import Hub
 from tests.publish.given import ADAPTER, BASE, TARGET, Owner, deliver, finished
-from tests.pull.given import door
+from tests.pull.given import hub_client
 
 FOREIGN = ("https://hub.company.example", "https://hub.company.example/below/a/path", "http://10.0.0.7:8080", "/", "")
 
@@ -22,7 +22,7 @@ def foreign(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[De
         for repo in (BASE, ADAPTER):
             Owner(named).put("config.json", b"{}", repo)
     with DevHub(tmp_path / "foreign", public=request.param) as named:
-        yield named, door(named, tmp_path)
+        yield named, hub_client(named, tmp_path)
 
 
 @pytest.mark.parametrize("foreign", FOREIGN, indirect=True)

@@ -22,7 +22,7 @@ from bot.events import Note
 from bot.hub import HubBusy, patience, session
 from bot.hub.patience import MOST, PAUSES, Step, rest, under_way
 from tests.publish.given import BASE, TARGET, deliver
-from tests.pull.given import door, two_sentences
+from tests.pull.given import hub_client, two_sentences
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def waits():
 
 @pytest.fixture
 def patient(dev, tmp_path, waits):
-    return door(dev, tmp_path, patience=PAUSES, sleep=waits.append)
+    return hub_client(dev, tmp_path, patience=PAUSES, sleep=waits.append)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_an_upload_or_a_commit_that_stalls_is_sent_again(dev, folder, document, 
     limit, rate = session.LIMITS.read, 300
     monkeypatch.setattr(session, "LIMITS", httpx2.Timeout(limit / rate))
     monkeypatch.setattr(patience, "MOST", MOST / rate)
-    quick = door(dev, tmp_path, patience=tuple(pause / rate for pause in PAUSES))
+    quick = hub_client(dev, tmp_path, patience=tuple(pause / rate for pause in PAUSES))
     fault = dev.faults.add(Fault(path=route, delay=1.3 * limit / rate))
     assert deliver(folder, document, quick).status == "published"
     assert dev.faults.hits(fault) == 1

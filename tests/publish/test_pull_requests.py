@@ -11,7 +11,7 @@ from bot.project import REPOSITORY
 from bot.publish import find_existing
 from bot.publish.messages import trailer_in
 from tests.publish.given import ADAPTER, SHA, TARGET, deliver, fingerprint, finished
-from tests.pull.given import door
+from tests.pull.given import hub_client
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +194,7 @@ def test_two_runs_at_once_leave_one_pull_request(dev, hub, owner, folder, docume
     def slow(self, repo, title, text):
         if not turns:
             turns.append(1)
-            deliver(tmp_path / "twin", twin, door(dev, tmp_path / "other"))
+            deliver(tmp_path / "twin", twin, hub_client(dev, tmp_path / "other"))
         return real(self, repo, title, text)
 
     monkeypatch.setattr(type(hub), "open_draft", slow)
@@ -204,7 +204,7 @@ def test_two_runs_at_once_leave_one_pull_request(dev, hub, owner, folder, docume
 
 
 def test_somebody_without_write_access_may_propose(dev, owner, folder, document, tmp_path):
-    eve = door(dev, tmp_path, token=dev.create_token(dev.create_user("eve")))
+    eve = hub_client(dev, tmp_path, token=dev.create_token(dev.create_user("eve")))
     done = deliver(folder, document, eve)
     assert (done.status, done.pr_number) == ("published", 1)
     assert owner.pulls()[0].author == "eve"

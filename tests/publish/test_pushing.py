@@ -15,7 +15,7 @@ from bot.events import Note
 from bot.publish import find_existing
 from bot.publish.repo_settings import carry_tag
 from tests.publish.given import ADAPTER, BASE, TARGET, deliver, fingerprint, finished
-from tests.pull.given import door, two_sentences
+from tests.pull.given import hub_client, two_sentences
 
 COMMIT = "/commit/"
 
@@ -121,7 +121,7 @@ def test_a_faster_run_of_the_same_merge_is_no_bad_commit(dev, hub, owner, folder
         faster["checks"][0]["seconds"] = 99.9
         shutil.copytree(folder, tmp_path / "faster")
         (tmp_path / "faster" / "verification.json").write_text(json.dumps(faster))
-        deliver(tmp_path / "faster", faster, door(dev, tmp_path / "other"), how="push")
+        deliver(tmp_path / "faster", faster, hub_client(dev, tmp_path / "other"), how="push")
 
     dev.before_commit = race
     assert deliver(folder, document, hub, how="push").revision == owner.api.model_info(TARGET).sha
@@ -168,7 +168,7 @@ def test_the_same_merge_pushed_by_a_faster_run_is_unchanged(dev, hub, owner, fol
     def emit(event):
         if type(event).__name__ == "StepProgress" and not emit.done:
             emit.done = True
-            deliver(tmp_path / "twin", twin, door(dev, tmp_path / "other"), how="push")
+            deliver(tmp_path / "twin", twin, hub_client(dev, tmp_path / "other"), how="push")
 
     emit.done = False
     assert deliver(folder, document, hub, how="push", emit=emit).status == "unchanged"
@@ -176,21 +176,21 @@ def test_the_same_merge_pushed_by_a_faster_run_is_unchanged(dev, hub, owner, fol
 
 
 def test_a_lost_answer_to_the_commit_is_not_a_second_commit(dev, owner, folder, document, tmp_path):
-    patient = door(dev, tmp_path, patience=(0.0,))
+    patient = hub_client(dev, tmp_path, patience=(0.0,))
     dev.faults.add(Fault(path=f"/api/models/{TARGET}/commit/", method="POST", cut_after=0))
     assert deliver(folder, document, patient).status == "published"
     assert owner.titles() == ["Merge demo/adapter into demo/base", "initial commit"]
 
 
 def test_a_commit_that_failed_is_tried_again(dev, owner, folder, document, tmp_path):
-    patient = door(dev, tmp_path, patience=(0.0, 0.0))
+    patient = hub_client(dev, tmp_path, patience=(0.0, 0.0))
     dev.faults.add(Fault(path=f"/api/models/{TARGET}/commit/", method="POST", status=503, times=2))
     assert deliver(folder, document, patient).status == "published"
 
 
 def test_a_read_only_token_uploads_nothing(dev, owner, folder, document, tmp_path):
     owner.existing()
-    reader = door(dev, tmp_path, token=dev.create_token("demo", "read"))
+    reader = hub_client(dev, tmp_path, token=dev.create_token("demo", "read"))
     for how in ("push", "pr"):
         with pytest.raises(Forbidden) as caught:
             deliver(folder, document, reader, how=how)

@@ -19,7 +19,7 @@ from bot.publish import require_reach
 from bot.records import Json
 from tests.publish.given import BASE, TARGET, Owner, deliver
 from tests.publish.test_doctor import MACHINE
-from tests.pull.given import door, two_sentences
+from tests.pull.given import hub_client, two_sentences
 
 READ, WRITE, DISCUSS = "repo.content.read", "repo.write", "discussion.write"
 Token = Callable[..., Hub]
@@ -27,10 +27,12 @@ Token = Callable[..., Hub]
 
 @pytest.fixture
 def fine(dev: DevHub, tmp_path: Path) -> Token:
-    """Our door with a fine-grained token of these permissions on these repos."""
+    """Our client with a fine-grained token of these permissions on these repos."""
 
     def make(*permissions: str, on: tuple[str, ...] = ("demo/*",), **more: Any) -> Hub:
-        return door(dev, tmp_path, token=dev.create_token("demo", "fine-grained", on, permissions=permissions, **more))
+        return hub_client(
+            dev, tmp_path, token=dev.create_token("demo", "fine-grained", on, permissions=permissions, **more)
+        )
 
     return make
 
@@ -94,7 +96,7 @@ def test_a_member_with_the_role_read_proposes_and_does_not_push(dev: DevHub, own
     dev.create_org("acme", members={"demo": "admin", "ann": "read"})
     owner.put("model.safetensors", b"x", "acme/model")
     dev.create_user("ann")
-    ann = door(dev, tmp_path, token=dev.create_token("ann"))
+    ann = hub_client(dev, tmp_path, token=dev.create_token("ann"))
     require_reach("acme/model", "pr", ann)
     error = refused(ann, "acme/model", "push")
     two_sentences(error, what="You have read access but not the required permissions", do="ann's role in acme is read")
@@ -104,14 +106,14 @@ def test_a_member_with_the_role_read_proposes_and_does_not_push(dev: DevHub, own
 
 def test_a_stranger_is_told_to_propose(dev: DevHub, owner: Owner, tmp_path: Path) -> None:
     owner.existing()
-    eve = door(dev, tmp_path, token=dev.create_token(dev.create_user("eve")))
+    eve = hub_client(dev, tmp_path, token=dev.create_token(dev.create_user("eve")))
     two_sentences(refused(eve, how="push"), what="the Hub said", do="eve is not in demo: open a pull request")
 
 
 def test_a_token_that_awaits_approval_says_whose(dev: DevHub, owner: Owner, tmp_path: Path) -> None:
     dev.create_org("acme", members=["demo"])
     owner.put("model.safetensors", b"x", "acme/model")
-    waiting = door(dev, tmp_path, token=dev.create_token("demo", awaits=("acme",)))
+    waiting = hub_client(dev, tmp_path, token=dev.create_token("demo", awaits=("acme",)))
     error = refused(waiting, "acme/model", "push")
     two_sentences(error, what="awaits the approval of an administrator of acme", do="has to approve this token")
 
@@ -162,7 +164,7 @@ def test_such_a_token_makes_no_repo_that_it_could_only_propose_to(
 
 
 def test_a_token_that_is_none_is_told_before_a_repo_would_be_made(dev: DevHub, tmp_path: Path) -> None:
-    error = refused(door(dev, tmp_path, token="hf_notatoken"), "demo/new")
+    error = refused(hub_client(dev, tmp_path, token="hf_notatoken"), "demo/new")
     two_sentences(error, what="does not accept this token", do="valid token")
 
 
@@ -206,7 +208,7 @@ def test_what_a_resource_group_holds_the_hub_alone_knows(dev: DevHub, hub: Hub, 
 
 def test_a_gate_says_whether_one_has_to_ask_to_wait_or_to_look_elsewhere(dev: DevHub, tmp_path: Path) -> None:
     HfApi(dev.url, dev.token).update_repo_settings(BASE, gated="manual")
-    eve = door(dev, tmp_path, token=dev.create_token(dev.create_user("eve")))
+    eve = hub_client(dev, tmp_path, token=dev.create_token(dev.create_user("eve")))
     sha = str(HfApi(dev.url, dev.token).model_info(BASE).sha)
 
     def told() -> Gated:
@@ -229,7 +231,7 @@ def test_a_fine_grained_token_needs_a_box_for_gated_repos(dev: DevHub, tmp_path:
     api.update_repo_settings(BASE, gated="auto")
     dev.create_user("eve")
     dev.grant(BASE, "eve")
-    eve = door(dev, tmp_path, token=dev.create_token("eve", "fine-grained", gated=False))
+    eve = hub_client(dev, tmp_path, token=dev.create_token("eve", "fine-grained", gated=False))
     with pytest.raises(Forbidden) as caught:
         eve.read_span(BASE, str(api.model_info(BASE).sha), "config.json", 0, 1)
     two_sentences(caught.value, what="Please enable access to public gated repositories", do="a box in its settings")

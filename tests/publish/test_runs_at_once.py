@@ -16,7 +16,7 @@ from bot.hub.pulls import PullRequestClient
 from bot.publish import deliver as delivering
 from bot.publish.messages import mark_in, trailer_in
 from tests.publish.given import TARGET, deliver, fingerprint, finished
-from tests.pull.given import door, two_sentences
+from tests.pull.given import hub_client, two_sentences
 
 
 @pytest.fixture(autouse=True)
@@ -35,10 +35,10 @@ def at_once(dev, tmp_path, monkeypatch):
             first = not turns
             turns.append(1)
             if first and before:
-                done.append(run(door(dev, tmp_path / "elsewhere")))
+                done.append(run(hub_client(dev, tmp_path / "elsewhere")))
             found = real(*args, **kwargs)
             if first and not before:
-                done.append(run(door(dev, tmp_path / "elsewhere")))
+                done.append(run(hub_client(dev, tmp_path / "elsewhere")))
             return found
 
         monkeypatch.setattr(where, name, met)
@@ -104,7 +104,7 @@ def test_a_draft_whose_run_was_killed_a_moment_ago_is_taken_up(hub, owner, folde
 def test_a_draft_of_a_lost_answer_that_is_listed_late_is_not_left_empty(
     dev, owner, folder, document, tmp_path, monkeypatch
 ):
-    patient = door(dev, tmp_path, patience=PAUSES, sleep=lambda seconds: None)
+    patient = hub_client(dev, tmp_path, patience=PAUSES, sleep=lambda seconds: None)
     create, listed, calls = HfApi.create_pull_request, PullRequestClient.open_pulls, []
 
     def lost(self, *args, **kwargs):

@@ -13,7 +13,7 @@ from bot.hub.pulls import CLOSED, LISTED, OPEN
 from bot.publish import PublishSettings, apply_settings, find_existing
 from bot.report_document import Document
 from tests.publish.given import ADAPTER, BASE, TARGET, deliver, fingerprint, finished
-from tests.pull.given import door, two_sentences
+from tests.pull.given import hub_client, two_sentences
 
 TITLE = "Merge demo/adapter into demo/base"
 
@@ -164,7 +164,7 @@ def test_a_repo_that_came_to_be_meanwhile_is_not_written_over(dev, hub, owner, f
         if not turns:
             turns.append(1)
             other = finished(tmp_path / "other", seed=2)
-            deliver(tmp_path / "other", other, door(dev, tmp_path / "elsewhere"))
+            deliver(tmp_path / "other", other, hub_client(dev, tmp_path / "elsewhere"))
         return real(self, repo, **how)
 
     monkeypatch.setattr(type(hub), "create", late)
@@ -203,7 +203,7 @@ def test_a_faster_run_of_the_same_merge_made_the_repo_too(dev, hub, owner, folde
     def late(self, repo, **how):
         if not turns:
             turns.append(1)
-            deliver(folder, document, door(dev, tmp_path / "elsewhere"))
+            deliver(folder, document, hub_client(dev, tmp_path / "elsewhere"))
         return real(self, repo, **how)
 
     monkeypatch.setattr(type(hub), "create", late)
@@ -213,7 +213,7 @@ def test_a_faster_run_of_the_same_merge_made_the_repo_too(dev, hub, owner, folde
 
 
 def test_a_hub_that_is_busy_makes_no_result_private(dev, owner, folder, document, tmp_path):
-    patient = door(dev, tmp_path, patience=PAUSES, sleep=lambda seconds: None)
+    patient = hub_client(dev, tmp_path, patience=PAUSES, sleep=lambda seconds: None)
     fault = dev.faults.add(Fault(path=f"/api/models/{BASE}$", status=503, times=len(PAUSES)))
     assert deliver(folder, document, patient).status == "published"
     assert dev.faults.hits(fault) == len(PAUSES)
@@ -243,7 +243,7 @@ def test_a_hub_that_is_busy_hides_no_input_behind_its_new_name(dev, hub, owner, 
 
 def test_who_proposed_and_may_not_tag_is_told_and_no_more(dev, owner, folder, document, tmp_path):
     owner.existing()
-    eve = door(dev, tmp_path, token=dev.create_token(dev.create_user("eve")))
+    eve = hub_client(dev, tmp_path, token=dev.create_token(dev.create_user("eve")))
     deliver(folder, document, eve, tag="v1")
     owner.api.merge_pull_request(TARGET, 1)
     notes = []
@@ -334,7 +334,7 @@ def test_old_pull_requests_cost_a_bounded_number_of_calls(dev, owner, folder, do
         if status == "closed":
             owner.api.change_discussion_status(TARGET, pull.num, "closed")
     began = len(dev.requests)
-    assert deliver(folder, document, door(dev, tmp_path)).how == "pr"
+    assert deliver(folder, document, hub_client(dev, tmp_path)).how == "pr"
     asked = [path for _, path, _ in dev.requests[began:]]
     lists = sum(path.endswith("/discussions") for path in asked)
     read = sum("/discussions/" in path for path in asked)

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from bot.devhub import DevHub
 from bot.hub import Hub
-from tests.pull.given import door, put, write_adapter, write_base
+from tests.pull.given import hub_client, put, write_adapter, write_base
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +31,8 @@ def dev(tmp_path: Path) -> Iterator[DevHub]:
 
 @pytest.fixture
 def hub(dev: DevHub, tmp_path: Path) -> Hub:
-    """Our door to it, with the default user's token."""
-    return door(dev, tmp_path)
+    """Our client to it, with the default user's token."""
+    return hub_client(dev, tmp_path)
 
 
 @pytest.fixture

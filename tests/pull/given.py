@@ -58,7 +58,7 @@ def put(dev: DevHub, repo: str, folder: Path, *, private: bool = False) -> str:
     return str(api.upload_folder(repo_id=repo, folder_path=folder).oid)
 
 
-def door(dev: DevHub, tmp_path: Path, token: str | bool | None = None, **more: Any) -> Hub:
+def hub_client(dev: DevHub, tmp_path: Path, token: str | bool | None = None, **more: Any) -> Hub:
     """Our Hub object: explicit endpoint, token and cache, no waiting."""
     token = dev.token if token is None else token
     more = {"read_token": token, "write_token": token, "patience": ()} | more

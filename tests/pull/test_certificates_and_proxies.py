@@ -66,7 +66,7 @@ def certificate(folder: Path, *, host: str = "127.0.0.1", days: int = 2) -> tupl
 
 @pytest.fixture
 def secure(tmp_path: Path) -> Iterator[Callable[..., Hub]]:
-    """Our door to a local Hub that speaks TLS, with all the patience of a run."""
+    """Our client to a local Hub that speaks TLS, with all the patience of a run."""
     opened: list[DevHub] = []
     with DevHub(tmp_path / "secure") as plain:
         put(plain, "demo/adapter", write_adapter(tmp_path / "a"))

@@ -12,7 +12,7 @@ from bot.errors import NotFound
 from bot.events import Note, silent
 from bot.pull import fetch, parse_ref, pin
 from bot.records import Ref, Request
-from tests.pull.given import INDEX, door, put, two_sentences, write_adapter, write_base
+from tests.pull.given import INDEX, hub_client, put, two_sentences, write_adapter, write_base
 
 
 def asked(adapter: str, base: str | None = None) -> Request:
@@ -97,13 +97,13 @@ def test_the_config_may_name_any_commit_of_main_and_any_branch(dev, hub, pair, t
 def test_offline_it_is_said_that_nobody_vouches_for_a_revision(dev, pair, tmp_path):
     HfApi(dev.url, dev.token).create_tag("demo/base", tag="v1")
     put(dev, "demo/old", write_adapter(tmp_path / "old", revision="v1"))
-    door_ = door(dev, tmp_path)
-    first = pin(asked("demo/old"), door_, silent)
+    client_ = hub_client(dev, tmp_path)
+    first = pin(asked("demo/old"), client_, silent)
     weights = {"base": [h.file for h in first.base.headers], "adapter": ["adapter_model.safetensors"]}
-    fetch(first, weights, door_, silent)
+    fetch(first, weights, client_, silent)
     dev.close()
     said: list = []
-    assert pin(asked("demo/old"), door_, said.append).base.sha == pair["base"]
+    assert pin(asked("demo/old"), client_, said.append).base.sha == pair["base"]
     assert any("cannot be looked up" in getattr(one, "text", "") for one in said)
 
 
@@ -211,7 +211,7 @@ def test_two_tokens_read_and_write(dev, pair, tmp_path):
     put(dev, "demo/secret", write_adapter(tmp_path / "secret"), private=True)
     dev.create_user("eve")
     reader, writer = dev.create_token("demo", "read"), dev.create_token("eve", "write")
-    hub = door(dev, tmp_path, read_token=reader, write_token=writer)
+    hub = hub_client(dev, tmp_path, read_token=reader, write_token=writer)
     assert pin(asked("demo/secret"), hub, silent).adapter.repo == "demo/secret"
     assert hub.whoami().name == "eve"
 

@@ -16,7 +16,7 @@ from bot.devhub import Fault
 from bot.errors import Forbidden, Gated, MachineTooSmall, NotFound, Outside, Usage
 from bot.hub import HubBusy
 from bot.hub.errors import Where, translate_errors
-from tests.pull.given import door, put, two_sentences, write_adapter
+from tests.pull.given import hub_client, put, two_sentences, write_adapter
 
 
 def failure(error, call, *arguments):
@@ -27,13 +27,13 @@ def failure(error, call, *arguments):
 
 def test_a_missing_repo_may_also_be_private(hub, dev, tmp_path):
     two_sentences(failure(NotFound, hub.pin, "demo/nope"), what="or the token given cannot see it", do="HF_TOKEN")
-    stranger = door(dev, tmp_path, token=False)
+    stranger = hub_client(dev, tmp_path, token=False)
     two_sentences(failure(NotFound, stranger.pin, "demo/nope"), what="or it is private and no token", do="HF_TOKEN")
 
 
 def test_a_private_repo_looks_missing_to_others(hub, dev, tmp_path):
     put(dev, "demo/secret", write_adapter(tmp_path / "a"), private=True)
-    eve = door(dev, tmp_path, token=dev.create_token(dev.create_user("eve")))
+    eve = hub_client(dev, tmp_path, token=dev.create_token(dev.create_user("eve")))
     two_sentences(failure(NotFound, eve.pin, "demo/secret"), what="does not exist", do="private repo")
 
 
@@ -48,10 +48,10 @@ def test_a_missing_file(hub, pair):
 
 def test_a_gated_repo(hub, dev, pair, tmp_path):
     HfApi(dev.url, dev.token).update_repo_settings("demo/base", gated="auto")
-    eve = door(dev, tmp_path / "eve", token=dev.create_token(dev.create_user("eve")))
+    eve = hub_client(dev, tmp_path / "eve", token=dev.create_token(dev.create_user("eve")))
     error = failure(Gated, eve.read_span, "demo/base", pair["base"], "config.json", 0, 8)
     two_sentences(error, what="is gated, and this token has no access", do="Accept its terms")
-    nobody = door(dev, tmp_path / "nobody", token=False)
+    nobody = hub_client(dev, tmp_path / "nobody", token=False)
     error = failure(Gated, nobody.read_span, "demo/base", pair["base"], "config.json", 0, 8)
     two_sentences(error, what="no token was given", do="Accept its terms")
     two_sentences(failure(Gated, eve.download, "demo/base", pair["base"], ["config.json"]), what="gated", do="terms")
@@ -60,15 +60,15 @@ def test_a_gated_repo(hub, dev, pair, tmp_path):
 
 
 def test_a_token_that_is_none(dev, tmp_path, pair):
-    wrong = door(dev, tmp_path, token="hf_thisisnotatoken")
+    wrong = hub_client(dev, tmp_path, token="hf_thisisnotatoken")
     two_sentences(failure(Forbidden, wrong.pin, "demo/base"), what="does not accept this token", do="HF_TOKEN")
     two_sentences(failure(Forbidden, wrong.whoami), what="does not accept this token", do="HF_TOKEN")
-    nobody = door(dev, tmp_path, token=False)
+    nobody = hub_client(dev, tmp_path, token=False)
     assert nobody.pin("demo/base").sha == pair["base"]
 
 
 def test_a_token_that_may_only_read(dev, tmp_path, pair):
-    reader = door(dev, tmp_path, token=dev.create_token("demo", "read"))
+    reader = hub_client(dev, tmp_path, token=dev.create_token("demo", "read"))
     error = failure(Forbidden, reader.require_write, "demo/base")
     two_sentences(error, what="the token may not do that", do="write access to demo/base")
     two_sentences(
@@ -77,7 +77,7 @@ def test_a_token_that_may_only_read(dev, tmp_path, pair):
 
 
 def test_a_token_for_other_repos_only(dev, tmp_path, pair):
-    narrow = door(dev, tmp_path, token=dev.create_token("demo", "fine-grained", ["demo/other"]))
+    narrow = hub_client(dev, tmp_path, token=dev.create_token("demo", "fine-grained", ["demo/other"]))
     error = failure(Forbidden, narrow.require_write, "demo/base")
     two_sentences(error, what="the token may not do that", do="fine-grained")
 
@@ -97,7 +97,7 @@ def test_a_hub_that_fails(hub, dev, status):
 
 
 def test_a_short_failure_of_the_hub_is_sat_out(dev, pair, tmp_path):
-    patient = door(dev, tmp_path, patience=(0.01, 0.01))
+    patient = hub_client(dev, tmp_path, patience=(0.01, 0.01))
     dev.faults.add(Fault(path="/api/models/demo/base", status=502, times=2))
     assert patient.pin("demo/base").sha == pair["base"]
     dev.faults.add(Fault(path="/resolve/", status=503, times=2))
@@ -113,13 +113,13 @@ def test_a_rate_limit(hub, dev):
 
 
 def test_a_short_rate_limit_is_waited_for(dev, pair, tmp_path):
-    patient = door(dev, tmp_path, patience=(0.0,))
+    patient = hub_client(dev, tmp_path, patience=(0.0,))
     dev.faults.add(Fault(path="/api/models/demo/base", status=429, headers={"Retry-After": "1"}))
     assert patient.pin("demo/base").sha == pair["base"]
 
 
 def test_a_hub_that_is_not_there(dev, tmp_path):
-    hub = door(dev, tmp_path)
+    hub = hub_client(dev, tmp_path)
     dev.close()
     two_sentences(failure(HubBusy, hub.pin, "demo/base"), what="cannot be reached", do="HF_ENDPOINT")
 
@@ -159,7 +159,7 @@ def test_a_full_disk_in_the_real_client(dev, hub, pair, tmp_path):
         write_adapter(big)
         (big / "large.bin").write_bytes(os.urandom(1_000_000))
         sha = put(dev, "demo/big", big)
-        small = door(dev, tmp_path)
+        small = hub_client(dev, tmp_path)
         small.cache_dir = tiny / "hub"
         error = failure(MachineTooSmall, small.download, "demo/big", sha, ["large.bin"])
         two_sentences(error, what="the disk is full", do="Free some space")

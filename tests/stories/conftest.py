@@ -87,7 +87,7 @@ def world(tiny: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def adapter_merge(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run a command as the door would, and read what a person would."""
+    """Run a command as the command line does, and read what a person would."""
 
     def run(*arguments: str | Path) -> Ran:
         capfd.readouterr()

@@ -14,7 +14,7 @@ from bot.devhub import DevHub, Fault
 from bot.errors import Outside
 from bot.hub import Change, Hub
 from bot.hub.response_shapes import is_path
-from tests.pull.given import door, put, write_adapter
+from tests.pull.given import hub_client, put, write_adapter
 
 REPO = "demo/x"
 SHA = "1" * 40
@@ -62,7 +62,7 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with DevHub(root / "devhub") as dev:
         folder = write_adapter(root / "adapter")
         put(dev, REPO, folder)
-        yield dev, door(dev, root), folder
+        yield dev, hub_client(dev, root), folder
 
 
 @pytest.fixture(autouse=True)

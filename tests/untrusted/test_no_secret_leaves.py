@@ -14,7 +14,7 @@ from bot.gh.checks import cut
 from bot.report_document import Document
 from bot.untrusted.redact import know, know_environment, redact
 from tests.publish.given import deliver, finished
-from tests.pull.given import door, write_adapter
+from tests.pull.given import hub_client, write_adapter
 from tests.untrusted.conftest import Started
 
 TOKEN = "hf_" + "aB3" * 11 + "x"
@@ -103,7 +103,7 @@ def test_nothing_that_is_written_or_uploaded_holds_a_secret(dev: DevHub, tmp_pat
     for repo in (BASE, ADAPTER):
         owner.put("config.json", b"{}", repo)
     owner.existing()
-    deliver(tmp_path / "finished", finished(tmp_path / "finished", checks=checks), door(dev, tmp_path), tag=TOKEN)
+    deliver(tmp_path / "finished", finished(tmp_path / "finished", checks=checks), hub_client(dev, tmp_path), tag=TOKEN)
     details = owner.api.get_discussion_details(TARGET, 1)
     texts += [str(event.content) for event in details.events if event.type == "comment"] + owner.titles("refs/pr/1")
     assert [word for word in (TOKEN, SECRETS[1], "beef", "pa55") for text in texts if word in text] == []
@@ -123,4 +123,4 @@ def test_the_reader_of_pickles_is_given_no_token(dev: DevHub, tmp_path: Path, mo
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     request = Request(adapter=parse_ref(str(adapter)), options=Options(allow_pickle=True))
     with pytest.raises(Refused, match="cannot be read safely: none"):
-        pin(request, door(dev, tmp_path), silent)
+        pin(request, hub_client(dev, tmp_path), silent)
