@@ -13,7 +13,7 @@ AdapterMergeError                one sentence of what happened, one of what to d
 ├── MachineTooSmall    6         disk or memory
 └── Interrupted      130         Ctrl-C, SIGTERM, SIGHUP
 
-Anything else that reaches the door is our bug: exit 70, with its traceback.
+Any other exception is our bug: exit 70, with its traceback.
 """
 
 from __future__ import annotations
