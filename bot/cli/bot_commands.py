@@ -14,7 +14,10 @@ from bot.cli.option_groups import Command
 from bot.cli.printing import print_json, print_text
 from bot.cli.requests import the_hub
 from bot.dispatch.chosen import BackendOptions, Surroundings, backend_of, state_file
-from bot.errors import Usage
+from bot.errors import Outside, Usage
+
+if TYPE_CHECKING:
+    from bot.dispatch.records import Fate
 
 if TYPE_CHECKING:
     from bot.dispatch.store import Store
@@ -166,12 +169,26 @@ def dispatch(
                 )
             )
         )
-    return fate.exit_code or 0 if fate and fate.final and fate.exit_code is not None else 0
+    return exit_code_of(fate)
+
+
+def exit_code_of(fate: Fate | None) -> int:
+    """The run's own exit code, once it has ended; 0 as long as it goes on."""
+    if fate is None or not fate.final:
+        return 0
+    if fate.exit_code is None:
+        return Outside.exit_code if fate.status == "failed" else 0
+    return fate.exit_code
 
 
 def secret_from(file: Path | None) -> str:
     """The webhook's secret. Raises Usage where there is none: a server without one would take orders from everybody."""
-    secret = file.read_text(encoding="utf-8").strip() if file else os.environ.get(SECRET, "")
+    try:
+        # Without what a file or a shell adds at its ends: no header could carry that.
+        secret = (file.read_text(encoding="utf-8") if file else os.environ.get(SECRET, "")).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Usage(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is not text'}.",
+                    remedy="Name a file that holds nothing but the secret, and that this user may read.") from error  # fmt: skip
     if not secret:
         source = f"{file} is empty." if file else f"The webhook's secret is missing: {SECRET} is not set."
         raise Usage(source, remedy=f"Set {SECRET} to the webhook's, or name a file that holds it with --secret-file.")

@@ -58,7 +58,7 @@ def _guarded(arguments: list[str]) -> int:
         return print_error(INTERRUPTED, debug=debug)
     except Exception as error:
         if interrupted():
-            return print_error(INTERRUPTED, debug=debug)
+            return print_error(error if isinstance(error, Interrupted) else INTERRUPTED, debug=debug)
         return _failed(error, arguments, debug)
 
 

@@ -11,12 +11,14 @@ from bot.errors import Usage
 
 # owner/name, either with * for any run of characters (none of them a slash).
 REPOS = re.compile(r"[\w.*-]+/[\w.*-]+", re.ASCII)
+# Names on the Hub are ASCII: others may have a lower case that is somebody else's name (the Kelvin sign's is k).
+NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 EVERYBODY = "*/*"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Allowed:
-    """`repos` and `tags` as patterns; `results`: names of merged repos, which never start a merge themselves."""
+    """`repos` and `tags` as patterns."""
 
     repos: tuple[str, ...]
     tags: tuple[str, ...] = ("*",)
@@ -39,9 +41,9 @@ class Allowed:
 
     def repo(self, name: str) -> bool:
         """Whether events of this repo count. Case does not matter, as on the Hub; `*` stands for anything but a slash."""
-        owner, slash, rest = name.lower().partition("/")
-        if not (owner and slash and rest) or "/" in rest:
+        if not NAME.fullmatch(name):
             return False
+        owner, _, rest = name.lower().partition("/")
         pairs = (pattern.lower().split("/") for pattern in self.repos)
         return any(_fits(owner, first) and _fits(rest, second) for first, second in pairs)
 

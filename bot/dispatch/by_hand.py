@@ -12,7 +12,7 @@ from bot.dispatch.dispatcher import Dispatcher
 from bot.dispatch.records import FINAL, Order, Request
 from bot.dispatch.resolve import resolver
 from bot.dispatch.store import Store
-from bot.errors import Outside, Refused, Usage
+from bot.errors import Interrupted, Outside, Refused, Usage
 from bot.events import Emit, Stage, StepProgress
 from bot.hub.names import is_repo_id
 from bot.hub.patience import rest
@@ -53,10 +53,23 @@ def dispatch_by_hand(
 ) -> Request:
     """Send it now, and with `wait` follow it to its end. Raises Refused where there is nothing to run, Outside where it could not
     be sent: a person tries again himself. `after`: done after every step."""
-    request = store.add(order)
+    request = store.add(order, backend=backend.NAME)
     assert request is not None  # its key is a new one
     dispatcher = Dispatcher(store, backend, resolver(hub, None), emit, only=request.id)
     emit(Stage(name="dispatch", title=f"Dispatching {order.adapter}"))
+    try:
+        request = _until_sent(request, store, dispatcher, emit, after, wait=wait)
+    except KeyboardInterrupt:
+        raise _interrupted(store.request(request.id) or request, store) from None
+    if request.state == "dropped":
+        raise Refused(request.reason, remedy="Name another adapter, or another tag.")
+    return request
+
+
+def _until_sent(
+    request: Request, store: Store, dispatcher: Dispatcher, emit: Emit, after: Callable[[], None], *, wait: bool
+) -> Request:
+    """The request once it was sent or given up, or with `wait` once its run has ended."""
     while True:
         worked = dispatcher.step()
         after()
@@ -65,11 +78,21 @@ def dispatch_by_hand(
             store.drop(request, request.reason)
             raise Outside(request.reason, remedy=request.remedy)
         if request.state in FINAL or (request.state == "sent" and not wait):
-            break
+            return request
         status = request.fate.status if request.fate else request.state
         emit(StepProgress(stage="dispatch", done=0, total=0, what=f"Run {status}"))
         if not worked:
             rest(NAP)
-    if request.state == "dropped":
-        raise Refused(request.reason, remedy="Name another adapter, or another tag.")
-    return request
+
+
+def _interrupted(request: Request, store: Store) -> Interrupted:
+    """Whoever stops waiting is told that the run does not stop with him."""
+    if request.state == "waiting":
+        error = Interrupted("Interrupted before the run was started.", remedy="Dispatch it again.")
+        store.drop(request, error.what)
+        return error
+    at = f" at {request.run.url}" if request.run and request.run.url else ""
+    return Interrupted(
+        f"Interrupted: the run of request {request.id} goes on{at}.",
+        remedy="The page of `serve` with the same --state file shows how it ends.",
+    )

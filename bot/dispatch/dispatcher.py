@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
+from traceback import format_exc
 
 from bot.dispatch.backends import Backend, Busy, Unsure
-from bot.dispatch.records import Request
+from bot.dispatch.records import Request, Run
 from bot.dispatch.resolve import Gone, Resolver
 from bot.dispatch.store import LEASE, Store
 from bot.errors import AdapterMergeError, Outside
@@ -34,43 +35,99 @@ class Dispatcher:
     ) -> None:
         """`only`: the one request to work on; None: all of them."""
         self.store, self.backend, self.resolve, self.emit, self.only = store, backend, resolve, emit, only
+        self._turn = 0
 
     def run(self, stop: Event, wake: Event, after: Callable[[], None] = lambda: None) -> None:
-        """Work until `stop`. `wake`: something came in. `after`: done after every round of work, such as telling of it."""
+        """Work until `stop`. `wake`: something came in. `after`: done after every round of work, such as telling of it.
+
+        Nothing ends it sooner: what could not be written (a full disk), and what nobody thought of, is reported and tried again."""
         while not stop.is_set():
             wake.clear()
-            while not stop.is_set() and self.step():
-                pass
-            after()
-            due = self.store.next_due()
-            idle = IDLE if due is None else min(IDLE, max(0.05, due - self.store.clock()))
+            try:
+                while not stop.is_set() and self.step():
+                    pass
+                after()
+                due = self.store.next_due(self.backend.NAME)
+                idle = IDLE if due is None else min(IDLE, max(0.05, due - self.store.clock()))
+            except (
+                KeyboardInterrupt
+            ):  # a pause of the Hub's client ends so, in whatever thread, when the program is to end
+                return
+            except AdapterMergeError as error:
+                self.emit(Note(text=f"The dispatcher goes on in {IDLE:.0f} s: {error}", level="warning"))
+                idle = IDLE
+            except Exception:
+                if stop.is_set():  # the store is closed
+                    return
+                self.emit(
+                    Note(text=f"This is a bug in adapter-merge. Please report it: {format_exc()}", level="warning")
+                )
+                idle = IDLE
             wake.wait(idle)
 
     def step(self) -> bool:
-        """Do the one thing that is due first. Whether there was one."""
-        if request := self.store.claim_stranded(self.only):
+        """Do one thing that is due: sending, looking for what may have been sent, and following take turns. Whether there was one."""
+        works = (self._adopt_one, self._send_one, self._follow_one)
+        for turn in range(self._turn, self._turn + len(works)):
+            if works[turn % len(works)]():
+                self._turn = (turn + 1) % len(works)
+                return True
+        return False
+
+    def _adopt_one(self) -> bool:
+        request = self.store.claim_stranded(self.only, self.backend.NAME)
+        if request:
             self._adopt(request)
-        elif request := self.store.claim(self.only):
+        return request is not None
+
+    def _send_one(self) -> bool:
+        request = self.store.claim(self.only, self.backend.NAME)
+        if request:
             self._send(request)
-        elif request := self.store.claim_followed(self.follow_every, self.only):
+        return request is not None
+
+    def _follow_one(self) -> bool:
+        request = self.store.claim_followed(self.follow_every, self.only, self.backend.NAME)
+        if request:
             self._follow(request)
-        else:
-            return False
-        return True
+        return request is not None
 
     def _send(self, request: Request) -> None:
+        with self._held(request):
+            fresh = self._resolve(request)
+            run = self._start(fresh) if fresh else None
+        # Where this cannot be written, the request stays as it is, and its run is found by whoever looks next.
+        if fresh and run:
+            self.store.sent(fresh, self.backend.NAME, run)
+
+    def _resolve(self, request: Request) -> Request | None:
+        """The request with what its tag means now; None where it is not to be sent."""
         try:
-            with self._held(request):
-                answer = self.resolve(request.order)
-                if isinstance(answer, Gone):
-                    self.store.drop(request, answer.reason)
-                elif fresh := self.store.resolved(request, answer.adapter, answer.sha):
-                    self.store.sent(fresh, self.backend.NAME, self.backend.send(fresh))
+            answer = self.resolve(request.order)
+        except AdapterMergeError as error:
+            self._try_later(request, error)
+            return None
+        except KeyboardInterrupt:
+            self.store.let_go(request)
+            raise
+        if isinstance(answer, Gone):
+            self.store.drop(request, answer.reason)
+            return None
+        return self.store.resolved(request, answer.adapter, answer.sha)
+
+    def _start(self, request: Request) -> Run | None:
+        """Its run, started now; None where it was not started, or nobody knows."""
+        try:
+            return self.backend.send(request)
         except Unsure as error:
+            if request.attempts >= TRIES:  # each time it was sent, and no run ever came of it
+                self._give_up(request, error, unsure=True)
+                return None
             self.emit(Note(text=f"{_named(request)}: {error.what}", level="warning"))
             self.store.keep_looking(request, self.backend.SHOWN_AFTER)
         except AdapterMergeError as error:
             self._try_later(request, error)
+        return None
 
     def _adopt(self, request: Request) -> None:
         """Its sender is gone, or does not know: take over the run that he started, or send it (again)."""
@@ -79,7 +136,7 @@ class Dispatcher:
                 run = self.backend.find(request)
         except AdapterMergeError as error:
             if request.attempts >= TRIES:
-                self._give_up(request, error)
+                self._give_up(request, error, unsure=True)
             else:
                 self.store.keep_looking(request, _pause(request.attempts, error))
             return
@@ -115,11 +172,11 @@ class Dispatcher:
             fate = self.backend.look(request)
         except AdapterMergeError as error:
             if request.attempts >= LOST:
-                self._give_up(request, error)
+                self._give_up(request, error, unsure=True)
             else:
                 self.store.follow_later(request, error, _pause(request.attempts, error))
             return
-        if fate != request.fate:
+        if fate != request.fate or request.attempts:
             self.store.follow(request, fate)
 
     def _try_later(self, request: Request, error: AdapterMergeError) -> None:
@@ -129,14 +186,14 @@ class Dispatcher:
             self.emit(Note(text=f"{_named(request)}: {error.what}", level="warning"))
             self.store.wait(request, error, _pause(request.attempts, error))
 
-    def _give_up(self, request: Request, error: AdapterMergeError) -> None:
+    def _give_up(self, request: Request, error: AdapterMergeError, *, unsure: bool = False) -> None:
         self.emit(Note(text=f"{_named(request)} was given up: {error}", level="warning"))
-        self.store.fail(request, error)
+        self.store.fail(request, error, unsure=unsure)
 
 
 def _pause(attempts: int, error: AdapterMergeError | None = None) -> float:
-    """Seconds before a further try: longer each time, and at least as long as the service asked for."""
-    stated = error.seconds if isinstance(error, Busy) else 0.0
+    """Seconds before a further try: longer each time, and as long as the service asked for, within reason."""
+    stated = min(error.seconds, 2 * LONGEST) if isinstance(error, Busy) else 0.0
     return max(stated, min(LONGEST, FIRST * 2.0 ** min(attempts, 20)))
 
 

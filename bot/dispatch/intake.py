@@ -65,7 +65,7 @@ class Intake:
         try:
             accepted = await self._write(delivery, orders)
         except AdapterMergeError as error:
-            return JSONResponse({"status": "unavailable", "reason": str(error)}, 503)
+            return JSONResponse({"status": "unavailable", "reason": error.what}, 503, headers={"Retry-After": "60"})
         if not accepted.new:
             return JSONResponse({"status": "ignored", "reason": "this delivery came before"})
         if not accepted.requests:
@@ -114,14 +114,17 @@ class Intake:
 
 
 async def _body(request: Request) -> bytes | None:
-    """All of the body; None where it is larger than LARGEST, the rest of which is not read."""
-    pieces, size = [], 0
+    """All of the body; None where it is larger than LARGEST. The rest of that is read and forgotten: whoever is cut off while he
+    still sends sees no answer."""
+    pieces: list[bytes] = []
+    size = 0
     async for piece in request.stream():
         size += len(piece)
         if size > LARGEST:
-            return None
-        pieces.append(piece)
-    return b"".join(pieces)
+            pieces.clear()
+        else:
+            pieces.append(piece)
+    return b"".join(pieces) if size <= LARGEST else None
 
 
 def _reading(body: bytes | None, allowed: Allowed) -> Reading:

@@ -87,9 +87,14 @@ def _read_comment(ignored: Reading, action: str, body: Mapping[str, Any]) -> Rea
 def _created_tag(ref: Mapping[str, Any]) -> tuple[str, str] | None:
     """(tag, sha), where this entry of `updatedRefs` tells of a tag that was not there before."""
     name, sha = _text(ref.get("ref")), _text(ref.get("newSha"))
-    if not name.startswith(TAGS) or name == TAGS or ref.get("oldSha") or not sha:
+    if not name.startswith(TAGS) or name == TAGS or _is_commit(ref.get("oldSha")) or not _is_commit(sha):
         return None
     return name.removeprefix(TAGS), sha
+
+
+def _is_commit(sha: object) -> bool:
+    """Whether there was something: null and, as git itself has it, zeros alone say that there was not."""
+    return bool(sha) and (not isinstance(sha, str) or sha.strip("0") != "")
 
 
 def _object(value: object) -> Mapping[str, Any]:

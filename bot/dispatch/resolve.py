@@ -40,7 +40,7 @@ def resolver(hub: Hub, allowed: Allowed | None) -> Resolver:
 
     def resolve(order: Order) -> Resolved | Gone:
         try:
-            pinned = hub.pin(order.adapter, order.revision)
+            pinned = hub.pin_online(order.adapter, order.revision)
         except NotFound as missing:
             return Gone(reason=missing.what)
         if allowed is not None and not allowed.repo(pinned.repo):

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from threading import Event, Thread
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -15,10 +16,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bot.dispatch.allow import Allowed
 from bot.dispatch.dispatcher import Dispatcher
-from bot.dispatch.intake import Commands, Intake
+from bot.dispatch.intake import SLOWEST, Commands, Intake
 from bot.dispatch.metrics import CONTENT_TYPE, exposition
 from bot.dispatch.page import render_page
 from bot.dispatch.store import Store
@@ -32,9 +34,8 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-ORDERLY = (
-    3  # seconds that deliveries under way get when the server ends; after five the whole process ends, see bot.signals
-)
+# When the server ends, deliveries under way get these seconds, then the dispatcher; after five the process ends, see bot.signals.
+ORDERLY, LAST_STEP = 3, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,31 @@ def address_of(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+class Punctual(H11Protocol):
+    """uvicorn's connection, closed where the head of a request does not come in SLOWEST seconds: uvicorn itself waits without end."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is there: its request is expected."""
+        super().connection_made(transport)
+        self._expect(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone: nothing is expected any more."""
+        self._late.cancel()
+        super().connection_lost(exc)
+
+    def _expect(self, answered: Any) -> None:
+        self._late = self.loop.call_later(SLOWEST, self._look, answered)
+
+    def _look(self, answered: Any) -> None:
+        """`answered`: the newest request at the last look, if its answer was complete by then."""
+        between = self.cycle is None or self.cycle.response_complete
+        if between and self.cycle is answered:
+            self.transport.close()
+        else:
+            self._expect(self.cycle if between else object())
+
+
 def serve(
     store: Store,
     settings: Settings,
@@ -107,11 +133,14 @@ def serve(
     listener: socket.socket,
     after: Callable[[], None],
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM. `after`: done after every round of the dispatcher, such as telling of runs."""
+    """Serve until Ctrl-C or SIGTERM, which are its proper end. `after`: done after every round of the dispatcher, such as telling
+    of runs."""
     stop, wake = Event(), Event()
-    worker = Thread(target=dispatcher.run, args=(stop, wake, after), name="dispatcher")
+    # A daemon: a call that hangs, to the Hub or to a backend, does not keep the server from ending. What it sends is found again.
+    worker = Thread(target=dispatcher.run, args=(stop, wake, after), name="dispatcher", daemon=True)
     config = uvicorn.Config(
         make_app(store, settings, commands, wake.set),
+        http=Punctual,
         log_level="warning",
         access_log=False,
         lifespan="on",
@@ -122,9 +151,10 @@ def serve(
     )
     worker.start()
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
     finally:
         stop.set()
         wake.set()
-        worker.join()
+        worker.join(LAST_STEP)
         listener.close()

@@ -40,13 +40,19 @@ MIGRATIONS = (
     ALTER TABLE requests ADD COLUMN teller REAL NOT NULL DEFAULT 0;
     ALTER TABLE requests ADD COLUMN compared REAL NOT NULL DEFAULT 0;
     """,
+    # heard: the order came once more while it was being sent. unsure: the state that a failed request goes on from, where it may
+    # have a run all the same.
+    """
+    ALTER TABLE requests ADD COLUMN heard INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE requests ADD COLUMN unsure TEXT NOT NULL DEFAULT '';
+    """,
 )
 KEPT = 90 * 86400.0  # seconds that deliveries are remembered; requests stay, as they say what was merged already
-BUSY = 20.0  # seconds that another process's transaction is waited for
+BUSY = 10.0  # seconds that another process's transaction is waited for
 LEASE = 60.0  # seconds that a request stays with its sender after he was last heard of
 TELLING = 300.0  # seconds in which a comment is made
 NEWS = 7 * 86400.0  # seconds; what changed before that is not told any more
-FAR = 86400.0  # seconds; nothing is due later than that: the clock was wrong when it was written
+FAR = 3 * 3600.0  # seconds; nothing is due later than that: the clock was wrong when it was written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,20 +107,38 @@ class Store:
         made = [self._add(rows, order, now, once_more=("failed", "dropped")) for order in orders]
         return Accepted(new=True, requests=tuple(request for request in made if request))
 
-    def add(self, order: Order, *, once_more: Iterable[State] = (), looked_for: bool = False) -> Request | None:
+    def add(
+        self, order: Order, *, once_more: Iterable[State] = (), looked_for: bool = False, backend: str = ""
+    ) -> Request | None:
         """A request for this order; None where there is one already, unless that ended in one of the states `once_more`: then it
-        begins anew. `looked_for`: as if its sender were gone, so that the backend is asked for its run before it is sent."""
+        begins anew. `looked_for`: as if its sender were gone, so that the backend is asked for its run before it is sent.
+        `backend`: the only one that may send it."""
         with self._writing() as rows:
             request = self._add(rows, order, self.clock(), once_more=tuple(once_more))
             if request and looked_for:
-                rows.execute("UPDATE requests SET state = 'sending', begun = 0, lease = 0 WHERE id = ?", (request,))
+                rows.execute(
+                    "UPDATE requests SET state = 'sending', begun = 0, lease = 0 WHERE id = ? AND state = 'waiting'",
+                    (request,),
+                )
+            if request and backend:
+                rows.execute("UPDATE requests SET backend = ? WHERE id = ?", (backend, request))
             return self._one(rows, request) if request else None
 
     @staticmethod
     def _add(rows: sqlite3.Cursor, order: Order, now: float, *, once_more: Sequence[str]) -> str | None:
-        known = rows.execute("SELECT id, state FROM requests WHERE key = ?", (order.key,)).fetchone()
+        known = rows.execute("SELECT id, state, unsure FROM requests WHERE key = ?", (order.key,)).fetchone()
         if known and known["state"] not in once_more:
+            # Its sender may have looked before this happened, and be about to drop it.
+            rows.execute("UPDATE requests SET heard = 1 WHERE id = ? AND state = 'sending'", (known["id"],))
             return None
+        if known and known["state"] == "failed" and known["unsure"]:
+            # It may run, under this id: it is looked for again.
+            rows.execute(
+                "UPDATE requests SET state = unsure, due = ?, lease = 0, owner = '', attempts = 0, fate = NULL, reason = '', "
+                "remedy = '', changed = ? WHERE id = ?",
+                (now, now, known["id"]),
+            )
+            return str(known["id"])
         # The same order gets the same id wherever it is accepted: a bot that has lost its state finds the run of one that has not.
         request = hashlib.sha256(order.key.encode()).hexdigest()[:16]
         if rows.execute("SELECT 1 FROM requests WHERE id = ?", (request,)).fetchone():
@@ -123,7 +147,7 @@ class Store:
         if known:
             rows.execute(
                 "UPDATE requests SET id = ?, state = 'waiting', origin = ?, options = ?, sha = ?, due = ?, attempts = 0, run = NULL, "
-                "fate = NULL, reason = '', remedy = '', changed = ?, owner = '', lease = 0 WHERE id = ?",
+                "fate = NULL, reason = '', remedy = '', changed = ?, owner = '', lease = 0, backend = '', begun = 0 WHERE id = ?",
                 (request, order.origin, _dumped(order.options), order.sha, now, now, known["id"]),
             )
             return request
@@ -137,20 +161,21 @@ class Store:
 
     # --- the outbox ---------------------------------------------------------------------------------------------------
 
-    def claim(self, only: str | None = None) -> Request | None:
-        """The request that has waited longest and is due, now ours to send for as long as the lease lasts."""
-        change = "state = 'sending', owner = :me, lease = :now + :lease, begun = :now"
-        return self._take("state = 'waiting' AND (due <= :now OR due > :now + :far)", change, only)
+    def claim(self, only: str | None = None, backend: str = "") -> Request | None:
+        """The request that has waited longest and is due, now ours to send for as long as the lease lasts. `backend`, here and
+        below: ours; a request that another one has is left alone."""
+        change = "state = 'sending', owner = :me, lease = :now + :lease, begun = :now, heard = 0, unsure = ''"
+        return self._take("state = 'waiting' AND (due <= :now OR due > :now + :far)", change, only, backend)
 
-    def claim_stranded(self, only: str | None = None) -> Request | None:
+    def claim_stranded(self, only: str | None = None, backend: str = "") -> Request | None:
         """A request whose sender is gone, and which he may have sent."""
         which = "state = 'sending' AND (lease <= :now OR lease > :now + :far)"
-        return self._take(which, "owner = :me, lease = :now + :lease", only)
+        return self._take(which, "owner = :me, lease = :now + :lease", only, backend)
 
-    def claim_followed(self, again_in: float, only: str | None = None) -> Request | None:
+    def claim_followed(self, again_in: float, only: str | None = None, backend: str = "") -> Request | None:
         """A request that runs somewhere and is to be looked at; the next look is due in `again_in` seconds."""
         which = "state = 'sent' AND (due <= :now OR due > :now + :far)"
-        return self._take(which, "due = :now + :again", only, again=again_in)
+        return self._take(which, "due = :now + :again", only, backend, again=again_in)
 
     def renew(self, request: str) -> bool:
         """The lease begins anew; False where somebody else has taken the request over, or it has ended."""
@@ -165,12 +190,21 @@ class Store:
         """It was not sent, as is sure by now: it is sent once more."""
         self._change(request, begun=self.clock(), lease=self.clock() + LEASE)
 
-    def _take(self, which: str, change: str, only: str | None, **values: float) -> Request | None:
-        bound = {"now": self.clock(), "me": self.owner, "lease": LEASE, "far": FAR, "only": only, **values}
+    def let_go(self, request: Request) -> None:
+        """Nothing was sent: whoever comes next begins with it at once."""
+        self._change(request, state="waiting", backend="", due=self.clock())
+
+    def _take(self, which: str, change: str, only: str | None, backend: str, **values: float) -> Request | None:
+        now = self.clock()
+        bound = {"now": now, "me": self.owner, "lease": LEASE, "far": FAR, "only": only, "backend": backend, **values}
+        ours = "(:only IS NULL OR id = :only) AND (:backend = '' OR backend IN ('', :backend))"
+        with self._reading() as rows:  # most looks see nothing to do, and need not write
+            if rows.execute(f"SELECT 1 FROM requests WHERE {which} AND {ours} LIMIT 1", bound).fetchone() is None:
+                return None
         with self._writing() as rows:
             taken = rows.execute(
-                f"UPDATE requests SET {change} WHERE id = "
-                f"(SELECT id FROM requests WHERE {which} AND (:only IS NULL OR id = :only) ORDER BY due, created LIMIT 1) RETURNING *",
+                f"UPDATE requests SET {change}, backend = CASE :backend WHEN '' THEN backend ELSE :backend END WHERE id = "
+                f"(SELECT id FROM requests WHERE {which} AND {ours} ORDER BY due, created LIMIT 1) RETURNING *",
                 bound,
             ).fetchone()
         return _request(taken) if taken else None
@@ -181,11 +215,16 @@ class Store:
         key = tag_key(adapter, order.revision or "", sha) if order.key.startswith("tag ") else order.key
         with self._writing() as rows:
             other = rows.execute("SELECT id FROM requests WHERE key = ? AND id != ?", (key, request.id)).fetchone()
-            if other is None:
+            row = rows.execute("SELECT heard FROM requests WHERE id = ?", (request.id,)).fetchone()
+            moved_back = key != order.key and row is not None and bool(row["heard"])
+            if other is None and not moved_back:
                 rows.execute(
                     "UPDATE requests SET key = ?, adapter = ?, sha = ? WHERE id = ? AND state = 'sending' AND owner = ?",
                     (key, adapter, sha, request.id, self.owner),
                 )
+        if moved_back:  # perhaps: it was heard of again at the former commit, maybe after the tag was looked at
+            self.let_go(request)
+            return None
         if other is not None:
             self.drop(request, f"Request {other['id']} merges the same commit under this tag.")
             return None
@@ -198,21 +237,28 @@ class Store:
 
     def wait(self, request: Request, error: AdapterMergeError, seconds: float) -> None:
         """It could not be sent: try again in `seconds`. Survives a restart, as it stands in the row."""
-        self._change(request, state="waiting", attempts=request.attempts + 1, due=self.clock() + seconds, reason=error.what,
-                     remedy=error.remedy)  # fmt: skip
+        self._change(request, state="waiting", backend="", attempts=request.attempts + 1, due=self.clock() + seconds,
+                     reason=error.what, remedy=error.remedy)  # fmt: skip
 
     def keep_looking(self, request: Request, seconds: float) -> None:
         """Nobody knows yet whether it was sent: it stays ours, and is looked for again in `seconds`."""
         self._change(request, attempts=request.attempts + 1, lease=self.clock() + seconds)
 
-    def fail(self, request: Request, error: AdapterMergeError) -> None:
-        """Give it up, with the reason and the remedy."""
+    def fail(self, request: Request, error: AdapterMergeError, *, unsure: bool = False) -> None:
+        """Give it up, with the reason and the remedy. `unsure`: it may run all the same, and is looked for if it is heard of again."""
         fate = Fate(status="failed", reason=error.what, remedy=error.remedy, exit_code=error.exit_code)
-        self._change(request, state="failed", reason=error.what, remedy=error.remedy, fate=_dumped(asdict(fate)))
+        self._change(request, state="failed", unsure=request.state if unsure else "", reason=error.what, remedy=error.remedy,
+                     fate=_dumped(asdict(fate)))  # fmt: skip
 
     def drop(self, request: Request, reason: str) -> None:
-        """There is nothing to do for it."""
+        """There is nothing to do for it; unless it was heard of again meanwhile, as of a tag that was deleted and made anew."""
         self._change(request, state="dropped", reason=reason, remedy="")
+        with self._writing() as rows:
+            rows.execute(
+                "UPDATE requests SET state = 'waiting', backend = '', due = ?, reason = '', heard = 0 "
+                "WHERE id = ? AND state = 'dropped' AND heard = 1",
+                (self.clock(), request.id),
+            )
 
     def follow(self, request: Request, fate: Fate) -> None:
         """How its run stands. One that has ended is done, or failed."""
@@ -310,12 +356,13 @@ class Store:
             deliveries = rows.execute("SELECT count(*) FROM deliveries").fetchone()[0]
         return {**dict(states), "deliveries": deliveries}
 
-    def next_due(self) -> float | None:
-        """When something is to be done next, in seconds since the epoch; None where nothing is."""
+    def next_due(self, backend: str = "") -> float | None:
+        """When something is to be done next, in seconds since the epoch; None where nothing is. `backend`: by this one."""
         with self._reading() as rows:
             due: float | None = rows.execute(
                 "SELECT min(CASE state WHEN 'sending' THEN lease ELSE due END) FROM requests "
-                "WHERE state IN ('waiting', 'sending', 'sent')"
+                "WHERE state IN ('waiting', 'sending', 'sent') AND (:backend = '' OR backend IN ('', :backend))",
+                {"backend": backend},
             ).fetchone()[0]
         return due
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -27,6 +27,9 @@ from bot.hub.errors import HubBusy, Where, translate_errors
 from bot.hub.suggestions import advise
 from bot.records import FileEntry
 from bot.untrusted.links import OID, SHA256, cached_blob, link_target
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 MOST_STEPS = 4  # from link to link; a cache has two
 
@@ -66,6 +69,15 @@ class InputClient(Connection):
             if (cached := self._in_cache(repo, revision)) is None:
                 raise
             return cached
+        return self._pinned(repo, info, revision, where)
+
+    def pin_online(self, repo: str, revision: str | None) -> Pinned:
+        """As `pin`, but never from the cache: what the revision means now, or an error."""
+        where = self.where(f"pin {repo}", repo, revision)
+        info = self.patiently(where, lambda: self.inputs.model_info(repo, revision=revision))
+        return self._pinned(repo, info, revision, where)
+
+    def _pinned(self, repo: str, info: ModelInfo, revision: str | None, where: Where) -> Pinned:
         assert info.sha is not None
         self.current_names |= {repo: info.id, info.id: info.id}
         tree = self.tree(self.inputs, where, info.id, info.sha)

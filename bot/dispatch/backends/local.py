@@ -55,12 +55,12 @@ class LocalBackend:
             fresh = folder / "command.json.tmp"
             fresh.write_text(dumped(request.order), encoding="utf-8")
             fresh.replace(folder / "command.json")
-            self._start(folder)
         except OSError as error:
             raise Outside(
                 f"The run could not be started: {error.strerror}.",
                 remedy=f"Make room in {self.runs}, or give the right to it.",
             ) from error
+        self._start(folder)
         return Run(id=request.id)
 
     def find(self, request: Request) -> Run | None:
@@ -82,6 +82,7 @@ class LocalBackend:
             status="failed",
             reason="The run was ended from outside before it came to a result.",
             remedy=f"Look at {folder / 'log'} and at the system's log, then dispatch it again.",
+            exit_code=Outside.exit_code,
         )
 
     def log(self, request: Request, lines: int) -> list[str]:
@@ -102,21 +103,26 @@ class LocalBackend:
 
     def _start(self, folder: Path) -> None:
         # A session of its own: what ends the server, Ctrl-C too, does not end the merge.
-        subprocess.Popen(
-            [sys.executable, "-P", "-m", RUNNER, str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            close_fds=True,
-        )
+        try:
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", RUNNER, str(folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                close_fds=True,
+            )
+        except OSError as error:
+            raise Outside(
+                f"The run could not be started: {error.strerror}.", remedy="Free some memory, or end other programs."
+            ) from error
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a living process has the lock."""
+    """Whether a living process has the lock. Looked at with a shared one, so that two who look do not see each other."""
     try:
         with lock.open("rb") as opened:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:

@@ -8,19 +8,20 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import IO
 
 COMMAND = (sys.executable, "-P", "-m", "bot")
 # A run gets what it needs; what only the server needs stays with it.
+TRIES, PAUSE = 10, 0.1  # seconds
 KEPT_BACK = ("ADAPTER_MERGE_WEBHOOK_SECRET", "GITHUB_TOKEN")
 
 
 def run(folder: Path) -> None:
     """Nothing, where another runner has the request or it has ended."""
     with (folder / "lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _take(lock):
             return
         if (folder / "exit").exists():
             return
@@ -29,6 +30,17 @@ def run(folder: Path) -> None:
             with (folder / "starts").open("ab") as starts:
                 starts.write(f"{os.getpid()}\n".encode())
             _run(folder, (lock.fileno(), turn.fileno()))
+
+
+def _take(lock: IO[bytes]) -> bool:
+    """Whether it is ours now. Who only looks at it has it for a moment: that is waited for."""
+    for left in reversed(range(TRIES)):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(PAUSE if left else 0)
+    return False
 
 
 def _run(folder: Path, locks: tuple[int, ...]) -> None:
@@ -48,6 +60,8 @@ def _run(folder: Path, locks: tuple[int, ...]) -> None:
             check=False,
         )
         os.fsync(output.fileno())
+    if ended.returncode < 0:
+        return  # killed, by the machine or a person: it came to no end, and is begun again
     fresh = folder / "exit.tmp"
     with fresh.open("w", encoding="ascii") as written:
         written.write(str(ended.returncode))
