@@ -64,7 +64,7 @@ class DevHub:
 
     def __enter__(self) -> DevHub:
         """Start serving in a background thread."""
-        self._open()
+        self.open()
         server = self._server
         assert server is not None
         self._thread = threading.Thread(target=server.run, args=(self._sockets,), name="devhub", daemon=True)
@@ -81,7 +81,7 @@ class DevHub:
 
     def serve_forever(self) -> None:
         """Serve in this thread until Ctrl-C or SIGTERM; call `open()` first to know the address."""
-        self._open()
+        self.open()
         assert self._server is not None
         try:
             self._server.run(self._sockets)
@@ -92,7 +92,24 @@ class DevHub:
 
     def open(self) -> DevHub:
         """Bind the ports, so that `url` and `token` can be printed before `serve_forever`."""
-        self._open()
+        if self._site is not None:
+            return self
+        self._sockets = [_listen(self._host, port) for port in self._ports]
+        self._site = _open_site(self._folder, self.faults, xet=self._wants_xet, part_size=self._part_size)
+        self._site.user = self.user
+        self._site.cdn_port = self._sockets[1].getsockname()[1]
+        self._site.prefix, self._site.mirror, self._site.public = self._prefix, self._mirror, self._public
+        accounts.add_account(self._site.db, self.user)
+        self._site.deliveries.start()
+        # A Job finds this Hub as one on the Hub's own machines finds that: without being told.
+        self._site.jobs.environment = self._settings()
+        from .web.app import Front
+
+        config = uvicorn.Config(
+            Front(self._site), lifespan="off", access_log=False, log_config=None, server_header=False, date_header=False,
+            log_level=logging.CRITICAL, timeout_graceful_shutdown=2, timeout_keep_alive=30, **self._tls,
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
         return self
 
     def close(self) -> None:
@@ -110,26 +127,6 @@ class DevHub:
             if self._site.xet is not None:
                 self._site.xet.close()
         self._site, self._server, self._thread, self._sockets = None, None, None, []
-
-    def _open(self) -> None:
-        if self._site is not None:
-            return
-        self._sockets = [_listen(self._host, port) for port in self._ports]
-        self._site = _open_site(self._folder, self.faults, xet=self._wants_xet, part_size=self._part_size)
-        self._site.user = self.user
-        self._site.cdn_port = self._sockets[1].getsockname()[1]
-        self._site.prefix, self._site.mirror, self._site.public = self._prefix, self._mirror, self._public
-        accounts.add_account(self._site.db, self.user)
-        self._site.deliveries.start()
-        # A Job finds this Hub as one on the Hub's own machines finds that: without being told.
-        self._site.jobs.environment = self._settings()
-        from .web.app import Front
-
-        config = uvicorn.Config(
-            Front(self._site), lifespan="off", access_log=False, log_config=None, server_header=False, date_header=False,
-            log_level=logging.CRITICAL, timeout_graceful_shutdown=2, timeout_keep_alive=30, **self._tls,
-        )  # fmt: skip
-        self._server = uvicorn.Server(config)
 
     @property
     def site(self) -> Site:

@@ -87,7 +87,7 @@ class Front:
             if fault is not None and fault.dropped:
                 return await send(NEVER_ENDED)  # the only way to have the server close a connection
             if fault is not None and fault.status is not None:
-                return await _spoil(answer, fault)
+                return await _reply(answer, fault.status, fault.body.encode(), dict(fault.headers))
             if not _called_by_address(scope):
                 return await _reply(answer, 421, b"This Hub is called by its address, or localhost.", {})
             if on_cdn and any(name == b"authorization" for name, _ in scope["headers"]):
@@ -144,10 +144,6 @@ async def _reply(answer: _Answer, status: int, body: bytes, headers: dict[str, s
     raw.append((b"content-length", str(len(body)).encode()))
     await answer.send({"type": "http.response.start", "status": status, "headers": raw})
     await answer.send({"type": "http.response.body", "body": body})
-
-
-async def _spoil(answer: _Answer, fault: Fault) -> None:
-    await _reply(answer, fault.status or 500, fault.body.encode(), dict(fault.headers))
 
 
 def _called_by_address(scope: Scope) -> bool:
