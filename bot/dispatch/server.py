@@ -125,6 +125,22 @@ class Punctual(H11Protocol):
             self._expect(self.cycle if between else object())
 
 
+def make_server(app: Starlette) -> uvicorn.Server:
+    """uvicorn as we have it: quiet, and not patient with anybody."""
+    config = uvicorn.Config(
+        app,
+        http=Punctual,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=ORDERLY,
+        h11_max_incomplete_event_size=16_384,
+        server_header=False,
+    )
+    return uvicorn.Server(config)
+
+
 def serve(
     store: Store,
     settings: Settings,
@@ -138,21 +154,11 @@ def serve(
     stop, wake = Event(), Event()
     # A daemon: a call that hangs, to the Hub or to a backend, does not keep the server from ending. What it sends is found again.
     worker = Thread(target=dispatcher.run, args=(stop, wake, after), name="dispatcher", daemon=True)
-    config = uvicorn.Config(
-        make_app(store, settings, commands, wake.set),
-        http=Punctual,
-        log_level="warning",
-        access_log=False,
-        lifespan="on",
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=ORDERLY,
-        h11_max_incomplete_event_size=16_384,
-        server_header=False,
-    )
+    server = make_server(make_app(store, settings, commands, wake.set))
     worker.start()
     try:
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
     finally:
         stop.set()
         wake.set()
