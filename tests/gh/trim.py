@@ -25,6 +25,17 @@ USED = {
     f"{REPO}/releases/{{release_id}}/assets": ("get", "post"),
     f"{REPO}/releases/assets/{{asset_id}}": ("delete",),
     f"{REPO}/statuses/{{sha}}": ("post",),
+    REPO: ("get",),
+    f"{REPO}/contents/{{path}}": ("get",),
+    f"{REPO}/dispatches": ("post",),
+    f"{REPO}/actions/workflows/{{workflow_id}}": ("get",),
+    f"{REPO}/actions/workflows/{{workflow_id}}/dispatches": ("post",),
+    f"{REPO}/actions/workflows/{{workflow_id}}/runs": ("get",),
+    f"{REPO}/actions/runs/{{run_id}}": ("get",),
+    f"{REPO}/actions/runs/{{run_id}}/jobs": ("get",),
+    f"{REPO}/actions/runs/{{run_id}}/artifacts": ("get",),
+    f"{REPO}/actions/artifacts/{{artifact_id}}/{{archive_format}}": ("get",),
+    f"{REPO}/actions/jobs/{{job_id}}/logs": ("get",),
 }
 PROSE = {"description", "summary", "externalDocs", "tags", "x-github", "servers", "deprecated"}
 EVENTS = {"push": 4, "pull_request": 12, "release": 1, "workflow_dispatch": 1, "repository_dispatch": 1}
