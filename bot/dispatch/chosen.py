@@ -3,23 +3,37 @@ line to BACKENDS."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bot.dispatch.backends import Backend
+from bot.errors import Usage
 from bot.options import option
 
 if TYPE_CHECKING:
     from bot.hub import Hub
+
+WORKFLOW = "merge.yml"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackendOptions:
     """Where runs run."""
 
-    backend: Literal["local"] = option("Where merges run: on this machine, one at a time.", "local")
+    backend: Literal["local", "github"] = option(
+        "Where merges run: local (on this machine, one at a time) or github (a workflow on GitHub Actions).", "local"
+    )
+    github_repo: str | None = option("With github: the repo whose workflow runs.", metavar="OWNER/NAME")
+    workflow: str | None = option("With github: the workflow's file. Default: merge.yml.", metavar="NAME")
+    ref: str | None = option(
+        "With github: the branch or tag whose workflow runs. Default: the default branch.", metavar="REF"
+    )
+    event: Literal["workflow_dispatch", "repository_dispatch"] = option(
+        "With github: how the workflow is started.", "workflow_dispatch"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +51,32 @@ def _local(options: BackendOptions, around: Surroundings) -> Backend:
     return LocalBackend(around.state.with_name(f"{around.state.name}.runs"))
 
 
-BACKENDS: dict[str, Callable[[BackendOptions, Surroundings], Backend]] = {"local": _local}
+def _github(options: BackendOptions, around: Surroundings) -> Backend:
+    from bot.dispatch.backends.github import GitHubBackend
+    from bot.gh.workflows import Workflows
+
+    repo, token = options.github_repo or "", around.environment.get("GITHUB_TOKEN", "")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise Usage(
+            f"{repo!r} is no repo on GitHub." if repo else "The backend github needs a repo whose workflow it starts.",
+            remedy="Name it with --github-repo owner/name.",
+        )
+    if not token:
+        raise Usage(
+            "The backend github needs a token: GITHUB_TOKEN is not set.",
+            remedy="Set it to a fine-grained token of that repo: Actions, or with repository_dispatch Contents, read and write.",
+        )
+    address = around.environment.get("GITHUB_API_URL") or "https://api.github.com"
+    return GitHubBackend(
+        Workflows(token=token, repo=repo, api_url=address),
+        workflow=options.workflow or WORKFLOW,
+        ref=options.ref,
+        event=options.event,
+        hub=around.hub.address,
+    )
+
+
+BACKENDS: dict[str, Callable[[BackendOptions, Surroundings], Backend]] = {"local": _local, "github": _github}
 
 
 def backend_of(options: BackendOptions, around: Surroundings) -> Backend:

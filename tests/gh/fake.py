@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import functools
 import json
 import re
 import socket
@@ -10,6 +12,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -18,15 +21,22 @@ import uvicorn
 from openapi_core import OpenAPI
 from openapi_core.contrib.starlette import StarletteOpenAPIRequest, StarletteOpenAPIResponse
 from openapi_core.exceptions import OpenAPIError
+from openapi_core.templating.responses.exceptions import ResponseNotFound
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
+
+from tests.gh.actions import ACTIONS_ROUTES, STARTS, FakeActions
 
 HERE = Path(__file__).parent
 SPEC = json.loads((HERE / "openapi.json").read_bytes())
 TOKEN = "ghs_aTokenForTests0123456789"
 REPO = "/repos/{owner}/{repo}"
-PERMISSIONS = {"check-runs": "checks", "issues": "pull-requests", "releases": "contents", "statuses": "statuses"}
+REPO_PATH = r"^/repos/[^/]+/[^/]+"
+PERMISSIONS = {
+    "check-runs": "checks", "issues": "pull-requests", "releases": "contents", "statuses": "statuses", "actions": "actions",
+    "dispatches": "contents", "contents": "contents",
+}  # fmt: skip
 
 
 @dataclass
@@ -41,11 +51,18 @@ class Kept:
     statuses: list[dict[str, Any]] = field(default_factory=list)
 
 
+@functools.cache
+def description() -> OpenAPI:
+    """GitHub's description, for any port: to check it takes longer than most tests."""
+    servers = [{"url": "http://127.0.0.1:{port}", "variables": {"port": {"default": "80"}}}]
+    return OpenAPI.from_dict({**SPEC, "servers": servers})
+
+
 class FakeGitHub:
     """`with FakeGitHub() as github:`; then `github.url` is a GITHUB_API_URL.
 
-    `denied`: permissions that the token lacks (checks, contents …). `broken`: a status for every answer.
-    `violations`: what broke the description, on either side.
+    `denied`: permissions that the token lacks (checks, contents …). `broken`: a status for every answer. `actions`: its workflow.
+    `skew`: seconds that its clock is ahead of ours. `violations`: what broke the description, on either side.
     """
 
     def __init__(self) -> None:
@@ -53,19 +70,24 @@ class FakeGitHub:
         self.denied: set[str] = set()
         self.broken: int | None = None
         self.violations: list[str] = []
+        self.actions = FakeActions()
+        self.skew = 0.0
+        self._blobs: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, Any]] = []
         self._number = 1000
 
     def __enter__(self) -> FakeGitHub:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        config = uvicorn.Config(self._serve, interface="asgi3", lifespan="off", log_level="error", access_log=False)
+        config = uvicorn.Config(
+            self._serve, interface="asgi3", lifespan="off", log_level="critical", access_log=False, date_header=False
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
         self._thread.start()
         while not self._server.started:
             time.sleep(0.005)
-        self._openapi = OpenAPI.from_dict({**SPEC, "servers": [{"url": self.url}]})
+        self._openapi = description()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -76,24 +98,47 @@ class FakeGitHub:
     # --- one request ----------------------------------------------------------------------------------------------
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Quoted, so that a tag with a slash stays one part of the path.
-        request = Request(scope | {"path": scope["raw_path"].decode()}, receive)
+        # Quoted, so that a tag with a slash stays one part of the path; so does a file's path, which GitHub takes either way.
+        path = re.sub(
+            f"({REPO_PATH[1:]}/contents/)(.+)", lambda at: at[1] + at[2].replace("/", "%2F"), scope["raw_path"].decode()
+        )
+        request = Request(scope | {"path": path}, receive)
         body = await request.body()
+        starts = request.method == "POST" and re.fullmatch(REPO_PATH + f"({STARTS})", request.url.path)
+        if starts and self.actions.slow:
+            await asyncio.sleep(self.actions.slow)
         try:
             answer = self._answer(request, body)
         except Exception:
             self.violations.append(traceback.format_exc())
             answer = _refused(500, "The fake is broken.")
+        answer.headers["date"] = formatdate(time.time() + self.skew, usegmt=True)
+        if starts and self.actions.dropped:
+            self.actions.dropped -= 1
+            # Shorter than it says to be, so that the server closes the connection in the middle.
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]})
+            await send({"type": "http.response.body", "body": b"{"})
+            return
         await answer(scope, receive, send)
 
     def _answer(self, request: Request, body: bytes) -> Response:
         path = request.url.path
+        if path.startswith("/elsewhere/"):
+            return self._blob(request)
         if request.headers.get("authorization") not in (f"token {TOKEN}", f"Bearer {TOKEN}"):
             return _refused(401, "Bad credentials")
         if self.broken is not None:
             return _refused(self.broken, "Server Error")
-        if {permission for part, permission in PERMISSIONS.items() if f"/{part}" in path} & self.denied:
+        if {permission for part, permission in PERMISSIONS.items() if path.split("/")[4:5] == [part]} & self.denied:
             return _refused(403, "Resource not accessible by integration")
+        for index, (verb, pattern, status, headers, message) in enumerate(self.actions.refused):
+            if verb == request.method and re.fullmatch(REPO_PATH + pattern, path):
+                del self.actions.refused[index]
+                return JSONResponse({"message": message}, status_code=status, headers=headers)
+        if self.actions.renamed and not path.startswith(f"/repos/{self.actions.renamed}"):
+            moved = f"{self.url}/repos/{self.actions.renamed}{re.sub(REPO_PATH, '', path)}"
+            status, words = (301, "Moved Permanently") if request.method == "GET" else (307, "Temporary Redirect")
+            return JSONResponse({"message": words, "url": moved}, status_code=status, headers={"location": moved})
         asked = StarletteOpenAPIRequest(request, body)
         try:
             self._openapi.validate_request(asked)
@@ -106,6 +151,8 @@ class FakeGitHub:
             data = answer.body if answer.body else None
             self._openapi.validate_response(asked, StarletteOpenAPIResponse(answer, bytes(data) if data else None))
         except OpenAPIError as error:
+            if answer.status_code >= 400 and isinstance(error.__cause__ or error, ResponseNotFound):
+                return answer  # the description has no failures of this path
             return self._violated(500, "answer", request, error)
         return answer
 
@@ -116,8 +163,8 @@ class FakeGitHub:
         return _refused(status, text)
 
     def _route(self, request: Request, found: Any) -> Response:
-        path = re.sub(r"^/repos/[^/]+/[^/]+", "", request.url.path)
-        for verb, pattern, answer in ROUTES:
+        path = re.sub(REPO_PATH, "", request.url.path)
+        for verb, pattern, answer in (*ROUTES, *ACTIONS_ROUTES):
             match = re.fullmatch(pattern, path)
             if match and verb == request.method:
                 return answer(self, request, found, *match.groups())
@@ -134,6 +181,33 @@ class FakeGitHub:
         """A URL of this repo on the fake."""
         owner, repo = request.url.path.split("/")[2:4]
         return f"{self.url}/repos/{owner}/{repo}{rest}"
+
+    def example(self, path: str, verb: str, status: int) -> dict[str, Any]:
+        """GitHub's own example of an answer for a path of a repo."""
+        return example(f"{REPO}{path}", verb, status)
+
+    def json(self, content: Any) -> Response:
+        """An answer."""
+        return JSONResponse(content)
+
+    def empty(self) -> Response:
+        """It is done, and there is nothing to say."""
+        return Response(status_code=204)
+
+    def refused(self, status: int, message: str) -> Response:
+        """It is not done."""
+        return _refused(status, message)
+
+    def elsewhere(self, content: bytes) -> Response:
+        """A redirect to bytes on a host of their own, which are had by their address alone."""
+        key = str(self.number())
+        self._blobs[key] = content
+        return Response(status_code=302, headers={"location": f"{self.url}/elsewhere/{key}?sig=secret"})
+
+    def _blob(self, request: Request) -> Response:
+        if "authorization" in request.headers:
+            self.violations.append("The token was sent to where the bytes lie.")
+        return Response(self._blobs[request.url.path.rpartition("/")[2]], media_type="application/octet-stream")
 
     def add_comment(self, body: str, *, user: str, kind: str = "User", association: str = "NONE") -> dict[str, Any]:
         """A comment that was there before."""

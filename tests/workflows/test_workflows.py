@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bot.dispatch.backends.github import MEMBER, OUTCOME
 from tests.workflows.files import (
     EXAMPLES,
     GITHUB,
@@ -26,11 +27,18 @@ from tests.workflows.files import (
 
 MERGE = GITHUB / "workflows" / "merge.yml"
 SECRETS = {"hf-token", "hf-read-token", "github-token"}  # never typed into a form
-OF_THE_WORKFLOW = {"runs-on", "oidc-resource", "container", "environment", "timeout-minutes"}  # merge.yml's own
+OF_THE_WORKFLOW = {
+    "request-id",
+    "runs-on",
+    "oidc-resource",
+    "container",
+    "environment",
+    "timeout-minutes",
+}  # merge.yml's own
 # What the form has no room for: a repository sets it once, by a variable, or it is the details of combine.
 NOT_IN_THE_FORM = {
     "container": "CONTAINER", "environment": "ENVIRONMENT", "timeout-minutes": "TIMEOUT", "image": "IMAGE",
-    "cache-dir": "CACHE_DIR", "density": "", "seed": "", "rank": "", "majority-sign": "",
+    "cache-dir": "CACHE_DIR", "gpus": "GPUS", "density": "", "seed": "", "rank": "", "majority-sign": "",
 }  # fmt: skip
 MOST_DISPATCH_INPUTS = 25  # GitHub's limit since December 2025
 BROAD = {"write-all", "read-all"}
@@ -201,6 +209,25 @@ def test_merge_yml_checks_the_repository_out_where_any_adapter_is_a_folder_of_it
     look = re.fullmatch(r"(startsWith|contains)\(env\.ADAPTER, '(.*)'\)", said)
     assert look, said
     assert (adapter.startswith(look[2]) if look[1] == "startsWith" else look[2] in adapter) is wanted
+
+
+def test_the_name_of_a_run_ends_with_the_id_of_its_request() -> None:
+    last = read(MERGE)["run-name"].split("${{")[-1]
+    assert last.strip(" }") == "inputs.request-id || github.event.client_payload.request_id"
+
+
+def test_what_came_of_a_run_is_left_behind_whatever_happens() -> None:
+    (write, leave) = list(steps(MERGE))[-2:]
+    assert write["if"] == leave["if"] == "always()"
+    assert write["env"]["OUTCOME"] == "${{ toJSON(steps.merge.outputs) }}", "not pasted into the script"
+    assert leave["with"]["name"].startswith(f"{OUTCOME}-${{{{ inputs.request-id ||")
+    assert write["run"].splitlines()[0].endswith(f'/{MEMBER}"')
+    assert leave["continue-on-error"] == "true", "the merge stands where its outcome cannot be uploaded"
+
+
+@pytest.mark.parametrize("name", ["dtype", "verify", "quantize", "force", "target-repo", "base-model", "license"])
+def test_an_event_of_the_bot_carries_options_too(name: str) -> None:
+    assert f"github.event.client_payload.options.{name}" in _call()["with"][name]
 
 
 def test_merge_yml_runs_the_action_of_its_own_commit() -> None:
