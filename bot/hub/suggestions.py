@@ -34,15 +34,15 @@ def _revisions(connection: Connection, repo: str, wanted: str) -> str:
     with translate_errors(connection.where(f"list the tags of {repo}", repo)):
         refs = connection.inputs.list_repo_refs(repo)
     kinds = (("tag", [tag.name for tag in refs.tags]), ("branch", [branch.name for branch in refs.branches]))
-    listed = [f"the {_several(kind, names)} {_shown(names, wanted)}" for kind, names in kinds if names]
+    listed = [f"the {_plural(kind, names)} {_first_names(names, wanted)}" for kind, names in kinds if names]
     return f" It has {' and '.join(listed)}." if listed else ""
 
 
-def _several(kind: str, names: list[str]) -> str:
+def _plural(kind: str, names: list[str]) -> str:
     return kind if len(names) == 1 else {"tag": "tags", "branch": "branches"}[kind]
 
 
-def _shown(names: list[str], wanted: str) -> str:
+def _first_names(names: list[str], wanted: str) -> str:
     """Those that are spelled alike first, then the highest numbers."""
     alike = get_close_matches(wanted, names, 3)
     others = sorted((name for name in names if name not in alike), key=counted, reverse=True)

@@ -39,14 +39,14 @@ class Left:
 
     def sentences(self, whose: str) -> list[str]:
         """One sentence, or none where nothing was left. `whose`: the card's owner."""
-        changes = [f"{name} {_shown(before)} becomes {after}" for name, before, after in self.changed[:SHOWN]]
-        changes += [f"{name} {_shown(value)} is left out" for name, value in self.dropped[:SHOWN]]
+        changes = [f"{name} {_excerpt(before)} becomes {after}" for name, before, after in self.changed[:SHOWN]]
+        changes += [f"{name} {_excerpt(value)} is left out" for name, value in self.dropped[:SHOWN]]
         more = len(self.changed) + len(self.dropped) - len(changes)
         tail = f" and {more} more" if more else ""
         return [f"The Hub would not take all that {whose}'s card says: {', '.join(changes)}{tail}."] if changes else []
 
 
-def _shown(value: str) -> str:
+def _excerpt(value: str) -> str:
     text = one_line(value)
     return repr(text if len(text) <= 40 else f"{text[:39]}…")
 

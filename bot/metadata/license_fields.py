@@ -60,16 +60,16 @@ def state(
     if strict.id == "other":
         fields |= {"license_name": strict.name, **link.to(strict, source)}
     differ = len({terms.key for terms in all_terms}) > 1
-    words = f"{_named(strict)} ({of_inputs})" if differ else f"{_named(strict)}{_silent(base, adapters)}"
+    words = _license_name(strict) + (f" ({of_inputs})" if differ else _unstated(base, adapters))
     notes = list(_notes(strict, all_terms, of_inputs, differ))
     if not terms_of(base):  # an adapter that states none is nothing rare, and then the base's is all that is known
-        notes.append(f"The base states no license; the card's is {_named(strict)}. --license states another.")
+        notes.append(f"The base states no license; the card's is {_license_name(strict)}. --license states another.")
     return Stated(fields=fields, words=words, notes=tuple(notes))
 
 
 def _notes(chosen: Terms, all_terms: Sequence[Terms], of_inputs: str, differ: bool) -> Iterator[str]:
     if differ:
-        yield f"The card's license is {_named(chosen)}, the stricter one ({of_inputs}). --license states another."
+        yield f"The card's license is {_license_name(chosen)}, the stricter one ({of_inputs}). --license states another."
     elif chosen.id == "other" and chosen.stated.lower() != "other":
         yield f"The Hub lists no license {chosen.stated[:60]!r}: the card's is `other`, named {chosen.name}. --license states another."
     yield from _forbidden(all_terms)
@@ -84,20 +84,20 @@ def _of_inputs(base: Source, adapters: Sequence[Source]) -> Iterator[str]:
     """`the base's is cc-by-nc-4.0`; of those that state one."""
     for source, owner in ((base, "the base's"), *((adapter, _owner(adapter, adapters)) for adapter in adapters)):
         if terms := terms_of(source):
-            yield f"{owner} is {' and '.join(map(_named, terms))}"
+            yield f"{owner} is {' and '.join(map(_license_name, terms))}"
 
 
 def _owner(adapter: Source, adapters: Sequence[Source]) -> str:
     return "the adapter's" if len(adapters) == 1 else f"that of {adapter.called if adapter.repo else 'an adapter'}"
 
 
-def _named(terms: Terms) -> str:
+def _license_name(terms: Terms) -> str:
     if terms.id != "other":
         return terms.id
     return f"other ({terms.link if terms.name == 'other' and terms.link else terms.name})"
 
 
-def _silent(base: Source, adapters: Sequence[Source]) -> str:
+def _unstated(base: Source, adapters: Sequence[Source]) -> str:
     """Who states no license, while another does."""
     quiet = [] if terms_of(base) else ["the base"]
     if any(not terms_of(adapter) for adapter in adapters):

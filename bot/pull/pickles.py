@@ -43,7 +43,7 @@ def convert(source: Source, hub: Hub, emit: Emit) -> Source:
     """The source with its pickle's tensors as `adapter_model.safetensors`."""
     made = derived_folder(source, hub) / ADAPTER
     digest = _sha256(made) if made.is_file() else None
-    if digest is None or digest != _noted(made):
+    if digest is None or digest != _recorded_sha256(made):
         emit(Note(text=f"{PICKLE} is read by torch's restricted loader and kept as safetensors.", level="warning"))
         with_sound_files(lambda: _make(source, made, hub), hub, emit)
         digest = _sha256(made)
@@ -62,10 +62,10 @@ def _make(source: Source, made: Path, hub: Hub) -> None:
     entry = next(entry for entry in source.files if entry.name == PICKLE)
     with holding([hold(source, entry, folder)]) as keeper:
         keeper.finish()  # before anything reads it
-        _run(folder / PICKLE, made, source)
+        _convert_isolated(folder / PICKLE, made, source)
 
 
-def _noted(made: Path) -> str | None:
+def _recorded_sha256(made: Path) -> str | None:
     """The sha256 that the conversion had when it was made."""
     note = made.with_name(NOTE)
     return note.read_text() if note.is_file() else None
@@ -76,7 +76,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _run(pickle: Path, made: Path, source: Source) -> None:
+def _convert_isolated(pickle: Path, made: Path, source: Source) -> None:
     made.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=made.parent) as scratch:
         part = Path(scratch) / ADAPTER

@@ -204,13 +204,13 @@ class _Set:
         if status is None or status < 0:
             return self._too_long()
         return Refused(
-            f"{self._shown()}, cannot be matched here: the process for it ended with status {status}.", remedy=REMEDY
+            f"{self._example()}, cannot be matched here: the process for it ended with status {status}.", remedy=REMEDY
         )
 
     def _too_long(self) -> Refused:
-        return Refused(f"{self._shown()}, took more than {SECONDS} seconds to match.", remedy=REMEDY)
+        return Refused(f"{self._example()}, took more than {SECONDS} seconds to match.", remedy=REMEDY)
 
-    def _shown(self) -> str:
+    def _example(self) -> str:
         example = (self._others or [(0, self._patterns[0])])[0][1]
         what = f"{len(self._patterns):,} patterns" if len(self._patterns) > 1 else "A pattern"
         return f"{what} of the config, e.g. {example[:80]!r}"

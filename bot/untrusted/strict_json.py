@@ -18,14 +18,14 @@ def loads(text: bytes | str, pairs: Pairs | None = None) -> Any:
     not Unicode (half of a surrogate pair), which no file and no terminal could take.
     """
     try:
-        value = json.loads(text, object_pairs_hook=pairs, parse_int=_whole)
+        value = json.loads(text, object_pairs_hook=pairs, parse_int=_parse_int)
     except RecursionError as error:
         raise ValueError("it is nested without end") from error
     _require_measure(value)
     return value
 
 
-def _whole(digits: str) -> int:
+def _parse_int(digits: str) -> int:
     if len(digits) > 42 or abs(number := int(digits)) >= LARGEST:
         raise ValueError(f"a number of {len(digits)} digits stands in it")
     return number
@@ -105,7 +105,7 @@ def misfit(name: str, config: Any) -> str | None:
         return "it is not a JSON object"
     for field, (wanted, fits) in TABLES.get(name, {}).items():
         if config.get(field) is not None and not fits(config[field]):
-            return f"{field} is {_shown(config[field])}, where {wanted} belongs"
+            return f"{field} is {_excerpt(config[field])}, where {wanted} belongs"
     return _overcounted(config) if name == "config.json" else None
 
 
@@ -116,7 +116,7 @@ def _overcounted(config: Any) -> str | None:
             if isinstance(value, dict):
                 level.append(value)
             elif field in COUNTS and type(value) is int and not _count(value):
-                return f"{field} is {_shown(value)}, where a number up to {MOST:,} belongs"
+                return f"{field} is {_excerpt(value)}, where a number up to {MOST:,} belongs"
     return None
 
 
@@ -124,7 +124,7 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _shown(value: Any) -> str:
+def _excerpt(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -159,16 +159,16 @@ def _odd(value: Any, wanted: Any, nullable: frozenset[str], path: str) -> str:
     if isinstance(wanted, AllFit):
         values = value.values() if wanted.named and isinstance(value, dict) else value
         if isinstance(values, str | dict) or not hasattr(values, "__iter__") or wanted.named != isinstance(value, dict):
-            return f"{path} is {_shown(value)}"
+            return f"{path} is {_excerpt(value)}"
         return next(filter(None, (_odd(item, wanted.inner, nullable, f"{path}[]") for item in values)), "")
     if isinstance(wanted, dict):
         if not isinstance(value, dict):
-            return f"{path} is {_shown(value)}"
+            return f"{path} is {_excerpt(value)}"
         there = [(name, inner) for name, inner in wanted.items() if name in value]
         odd = (_odd(value[name], inner, nullable, f"{path}.{name}".lstrip(".")) for name, inner in there)
         return next(filter(None, odd), "")
     fits = value in wanted if isinstance(wanted, frozenset) and isinstance(value, str) else _is_a(value, wanted)
-    return "" if fits else f"{path} is {_shown(value)}"
+    return "" if fits else f"{path} is {_excerpt(value)}"
 
 
 def _is_a(value: Any, wanted: Any) -> bool:
