@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bot.cli.bot_account import announcer, converse, silence
 from bot.cli.click_options import DEBUG, SPEAKING, fields, options
 from bot.cli.option_groups import Command
 from bot.cli.printing import print_json, print_text
@@ -18,10 +18,6 @@ from bot.errors import Outside, Usage
 
 if TYPE_CHECKING:
     from bot.dispatch.records import Fate
-
-if TYPE_CHECKING:
-    from bot.dispatch.store import Store
-    from bot.events import Emit
 
 SECRET = "ADAPTER_MERGE_WEBHOOK_SECRET"
 STATE = click.option(
@@ -40,6 +36,12 @@ TELLING = click.option(
     is_flag=True,
     help="Tell of each run in a comment on its adapter; needs ADAPTER_MERGE_HUB_TOKEN.",
 )
+LISTENING = click.option(
+    "--commands-from",
+    metavar="NAME",
+    multiple=True,
+    help="With --announce: an account whose /merge, /verify, /plan in discussions count, as do those of the repos' owners.",
+)
 
 
 @click.command(cls=Command)
@@ -55,6 +57,7 @@ TELLING = click.option(
 )
 @click.option("--no-page", is_flag=True, help="Show no page at /.")
 @TELLING
+@LISTENING
 @DEBUG
 def serve(
     allow: tuple[str, ...],
@@ -65,6 +68,7 @@ def serve(
     secret_file: Path | None,
     no_page: bool,
     announce: bool,
+    commands_from: tuple[str, ...],
     debug: bool,
     **chosen: Any,
 ) -> int:
@@ -72,7 +76,6 @@ def serve(
     from bot.dispatch.allow import Allowed
     from bot.dispatch.beside import Beside
     from bot.dispatch.dispatcher import Dispatcher
-    from bot.dispatch.resolve import resolver
     from bot.dispatch.server import ORDERLY, Settings, address_of, listen
     from bot.dispatch.server import serve as serve_until_ended
     from bot.dispatch.store import Store
@@ -84,23 +87,19 @@ def serve(
     path = state or state_file(os.environ)
     store = Store(path)
     backend = backend_of(BackendOptions(**chosen), Surroundings(state=path, hub=hub, environment=os.environ))
+    conversing = (
+        converse(store, hub, allowed, console, commands_from) if announce else silence(hub, allowed, commands_from)
+    )
     settings = Settings(secret=secret, allowed=allowed, hub=hub.address, page=not no_page)
     print_text(f"Listening at {address_of(listener)}/webhook; merges run by the backend {backend.NAME}.")
-    dispatcher = Dispatcher(store, backend, resolver(hub, allowed), console)
-    tell = Beside(announcer(store, console) if announce else lambda: None)
+    dispatcher = Dispatcher(store, backend, conversing.resolve, console)
+    tell = Beside(conversing.tell)
     try:
-        serve_until_ended(store, settings, dispatcher, lambda comment: (), listener, tell)
+        serve_until_ended(store, settings, dispatcher, conversing.commands, listener, tell)
     finally:
         if tell.finish(ORDERLY):
             store.close()
     return 0
-
-
-def announcer(store: Store, emit: Emit) -> Callable[[], None]:
-    """What tells of runs. Raises Usage, Forbidden or Outside where the token may not."""
-    from bot.dispatch.announce import Announcer, account_that_comments
-
-    return Announcer(store, account_that_comments(os.environ, emit), emit)
 
 
 @click.command(cls=Command)

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from bot.cli.bot_commands import ALLOWED, RUNNING, TELLING, announcer
+from bot.cli.bot_account import converse, silence
+from bot.cli.bot_commands import ALLOWED, LISTENING, RUNNING, TELLING
 from bot.cli.click_options import SPEAKING
 from bot.cli.option_groups import Command
 from bot.cli.printing import print_json, print_text
@@ -24,6 +25,7 @@ from bot.events import Note
 @ALLOWED
 @RUNNING
 @TELLING
+@LISTENING
 @click.option("--dry-run", is_flag=True, help="Say what would be dispatched, and why the rest not; write nothing.")
 @SPEAKING
 def poll(
@@ -31,6 +33,7 @@ def poll(
     tags: tuple[str, ...],
     state: Path | None,
     announce: bool,
+    commands_from: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -41,7 +44,6 @@ def poll(
     from bot.dispatch.allow import Allowed
     from bot.dispatch.dispatcher import Dispatcher
     from bot.dispatch.poll import dispatch_missing, look
-    from bot.dispatch.resolve import resolver
     from bot.dispatch.store import Store
     from bot.terminal.console import Console
 
@@ -57,9 +59,13 @@ def poll(
             else:
                 around = Surroundings(state=path, hub=hub, environment=os.environ)
                 backend = backend_of(BackendOptions(**chosen), around)
-                dispatcher = Dispatcher(store, backend, resolver(hub, allowed), console)
-                tell = announcer(store, console) if announce else lambda: None
-                polled = dispatch_missing(look(hub, allowed, store), store, dispatcher, tell)
+                conversing = (
+                    converse(store, hub, allowed, console, commands_from)
+                    if announce
+                    else silence(hub, allowed, commands_from)
+                )
+                dispatcher = Dispatcher(store, backend, conversing.resolve, console)
+                polled = dispatch_missing(look(hub, allowed, store), store, dispatcher, conversing.tell)
             for problem in polled.problems:
                 console(Note(text=str(problem), level="warning"))
         finally:

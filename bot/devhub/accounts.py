@@ -44,10 +44,10 @@ def is_org(db: Database, name: str) -> bool:
     return row is not None and bool(row["is_org"])
 
 
-def members(db: Database, org: str) -> list[str]:
-    """The users who are in an organization."""
-    rows = db.read.execute("SELECT user FROM member WHERE org = ? ORDER BY user", (org,)).fetchall()
-    return [row["user"] for row in rows]
+def members(db: Database, org: str) -> dict[str, str]:
+    """The members of an organization, and their roles."""
+    rows = db.read.execute("SELECT user, role FROM member WHERE org = ? ORDER BY user", (org,)).fetchall()
+    return {row["user"]: row["role"] for row in rows}
 
 
 def issue_token(

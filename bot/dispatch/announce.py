@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from bot.dispatch.comments import help_text
 from bot.dispatch.records import Request
 from bot.dispatch.store import Store
 from bot.errors import AdapterMergeError, Forbidden, NotFound, Usage
@@ -38,7 +39,13 @@ class Announcer:
         self.store, self.hub, self.emit = store, hub, emit
 
     def __call__(self) -> None:
-        """Tell everything that is to be told now. Raises nothing of the Hub's."""
+        """Tell everything that is to be told now. Raises nothing of ours: a state file that cannot be written is a warning too."""
+        try:
+            self._tell_all()
+        except AdapterMergeError as error:
+            self.emit(Note(text=str(error), level="warning"))
+
+    def _tell_all(self) -> None:
         while (request := self.store.claim_telling()) is not None:
             try:
                 self._tell(request)
@@ -125,9 +132,11 @@ def mark_of(request: Request) -> str:
 def text_of(request: Request) -> str:
     """The whole comment. Nothing in it that others wrote is markup, or calls anybody."""
     order, fate = request.order, request.fate
+    if order.kind == "help":
+        return f"{help_text(order)}\n{mark_of(request)}"
     is_run = fate is not None and request.state in ("sent", "done", "failed")
     status = fate.status if fate and is_run else request.state
-    at = code(order.revision) if order.revision else f"commit {code((order.sha or 'of main')[:12])}"
+    at = code(order.revision) if order.revision else f"commit {code(order.sha[:12])}" if order.sha else "main"
     named = {"merge": "The merge", "verify": "The verification", "plan": "The plan", "help": ""}[order.kind]
     of = f" of {unaddressed(order.adapter)}" if order.kind == "verify" else f" of {at}"
     lines = [f"{named}{of} by `adapter-merge`: {WORDS[status]}." if named and WORDS[status] else ""]

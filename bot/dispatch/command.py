@@ -25,7 +25,7 @@ def arguments(order: Order) -> list[str]:
     """The arguments of `adapter-merge`, with JSON on standard output. Raises Usage for an option that is none."""
     ref = f"{order.adapter}@{order.revision}" if order.revision else order.adapter
     command = {"merge": "run"}.get(order.kind, order.kind)
-    wanted = [part for name, value in order.options if _concerns(order.kind, name) for part in _argument(name, value)]
+    wanted = [part for name, value in order.options if _concerns(order.kind, name) for part in argument(name, value)]
     return [command, ref, "--json", *wanted]
 
 
@@ -33,8 +33,8 @@ def _concerns(kind: str, name: str) -> bool:
     return kind == "merge" or (kind == "plan" and name not in OF_PUBLISHING)
 
 
-def _argument(name: str, value: str) -> list[str]:
-    """The option as one argument, so that no value is taken for another option."""
+def argument(name: str, value: str) -> list[str]:
+    """The option as one argument, so that no value is taken for another option. Raises Usage."""
     option = OPTIONS.get(name)
     if option is None:
         raise Usage(f"{name!r} is no option of a run.", remedy=f"There are {', '.join(sorted(OPTIONS))}.")

@@ -13,7 +13,7 @@ from traceback import format_exc
 
 from bot.dispatch.backends import Backend, Busy, Unsure
 from bot.dispatch.records import Request, Run
-from bot.dispatch.resolve import Gone, Resolver
+from bot.dispatch.resolve import Decided, Gone, Resolver
 from bot.dispatch.store import LEASE, Store
 from bot.errors import AdapterMergeError, Outside
 from bot.events import Emit, Note, silent
@@ -112,6 +112,9 @@ class Dispatcher:
             raise
         if isinstance(answer, Gone):
             self.store.drop(request, answer.reason)
+            return None
+        if isinstance(answer, Decided):
+            self.store.follow(request, answer.fate)
             return None
         return self.store.resolved(request, answer.adapter, answer.sha)
 

@@ -19,7 +19,7 @@ SHOWN = 50
 WORDS = {
     "waiting": "waiting", "sending": "being sent", "sent": "sent", "queued": "queued", "running": "running", "published": "published",
     "unchanged": "unchanged", "dry-run": "planned", "verified": "verified", "refused": "refused", "not-verified": "not verified",
-    "failed": "failed", "dropped": "dropped",
+    "failed": "failed", "dropped": "dropped", "answered": "answered",
 }  # fmt: skip
 
 

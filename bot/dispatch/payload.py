@@ -54,7 +54,8 @@ def read_payload(payload: object, allowed: Allowed) -> Reading:
         return ignored(FOREIGN)
     if repo.get("type") != "model":
         return ignored(f"a {_text(repo.get('type')) or 'thing'} is no model")
-    if scope == "discussion.comment":
+    # A discussion is told of with the comment that opens it.
+    if scope == "discussion.comment" or (scope == "discussion" and _object(body.get("comment"))):
         return _read_comment(ignored("no command"), action, body)
     if scope != "repo.content" or action != "update":
         return ignored(NO_TAG)

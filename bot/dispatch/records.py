@@ -5,14 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["merge", "verify", "plan"]
+Kind = Literal["merge", "verify", "plan", "help"]  # help is answered without a run
 Origin = Literal["webhook", "poll", "hand", "comment"]
 # Waiting: to be sent, when its time has come. Sending: a dispatcher has it, and may have sent it. Sent: it runs somewhere, and is
 # followed. Done: its fate is known. Failed: given up. Dropped: there is nothing to do (any more).
 State = Literal["waiting", "sending", "sent", "done", "failed", "dropped"]
 FINAL: tuple[State, ...] = ("done", "failed", "dropped")
 Status = Literal[
-    "queued", "running", "published", "unchanged", "dry-run", "verified", "refused", "not-verified", "failed"
+    "queued",
+    "running",
+    "published",
+    "unchanged",
+    "dry-run",
+    "verified",
+    "refused",
+    "not-verified",
+    "failed",
+    "answered",
 ]
 RUNNING: tuple[Status, ...] = ("queued", "running")
 

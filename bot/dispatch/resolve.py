@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bot.dispatch.allow import Allowed
-from bot.dispatch.records import Order
-from bot.errors import NotFound
+from bot.dispatch.records import Fate, Order
+from bot.errors import NotFound, Outside
 
 if TYPE_CHECKING:
     from bot.hub import Hub
@@ -32,13 +32,24 @@ class Gone:
     reason: str
 
 
-Resolver = Callable[[Order], Resolved | Gone]
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """What it comes to without a run."""
+
+    fate: Fate
+
+
+Resolver = Callable[[Order], Resolved | Gone | Decided]
 
 
 def resolver(hub: Hub, allowed: Allowed | None) -> Resolver:
     """Asks the Hub. `allowed`: a renamed repo must still be on the list; None: a person asked by name."""
 
     def resolve(order: Order) -> Resolved | Gone:
+        if order.origin == "comment":  # who gave it has to be looked at, see bot.dispatch.comments
+            raise Outside(
+                "A command out of a discussion waits for a bot that answers.", remedy="Start it with --announce."
+            )
         try:
             pinned = hub.pin_online(order.adapter, order.revision)
         except NotFound as missing:

@@ -9,17 +9,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import DiscussionComment
+from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[attr-defined]  # re-exported lazily
 
-from bot.errors import Forbidden
+from bot.errors import Forbidden, NotFound
 from bot.hub.rights import DISCUSS, WRITE
-from bot.hub.sentences import TOKENS
+from bot.hub.sentences import TOKENS, Unserved
 from bot.hub.upload import UploadClient
 from bot.untrusted.redact import redact
 
 TITLE = "A merged model of this adapter"  # of our one discussion on an adapter's repo
 CLOSING = "Feel free to close this discussion; a closed one is left alone."
+WRITERS = ("admin", "write")  # roles in an organization that may write to all of its repos
+MEMBERS = 10_000  # of an organization that are looked through
 LISTED = 50  # discussions of our account that are looked at on one repo
 
 
@@ -68,6 +72,26 @@ class DiscussionClient(UploadClient):
                 f"This fine-grained token may comment nowhere: it lacks {DISCUSS} (it has {who.held}).",
                 remedy=f"Let the token interact with discussions of the adapters ({TOKENS}).",
             )
+
+    def may_write(self, repo: str, name: str) -> bool:
+        """Whether an account may write to a repo, as far as the Hub tells: its owner may, and of an organization those members whose
+        role there is told, and is admin or write. Who is limited to resource groups is not counted."""
+        owner = repo.partition("/")[0]
+        if not name or name.casefold() == owner.casefold():
+            return bool(name)
+        where = self.where_writing(f"list the members of {owner}", None)
+        headers = build_hf_headers(token=self.outputs.token, library_name="adapter-merge")
+
+        def read() -> bool:
+            # The client's own list leaves the role out.
+            members = paginate(f"{self.endpoint}/api/organizations/{quote(owner)}/members", params={}, headers=headers)
+            roles = [each.get("role") for each in islice(members, MEMBERS) if _is_free_member(each, name)]
+            return any(role in WRITERS for role in roles)
+
+        try:
+            return self.patiently(where, read)
+        except (NotFound, Forbidden, Unserved):  # a user's account, or an organization that does not tell
+            return False
 
     def conversation(self, repo: str, num: int) -> Conversation:
         """One discussion."""
@@ -118,6 +142,10 @@ class DiscussionClient(UploadClient):
         """Give a comment of ours other words."""
         where = self.where_writing(f"edit a comment on {repo}", repo)
         self.patiently(where, lambda: self.outputs.edit_discussion_comment(repo, num, remark, redact(text)))
+
+
+def _is_free_member(member: Any, name: str) -> bool:
+    return str(member.get("user")).casefold() == name.casefold() and not member.get("resourceGroups")
 
 
 def _conversation(details: Any) -> Conversation:

@@ -33,10 +33,13 @@ def overview(call: Call) -> Answer:
 
 
 def list_members(call: Call) -> Answer:
-    """GET /api/organizations/{name}/members."""
+    """GET /api/organizations/{name}/members; their roles are told to members only."""
     if not accounts.is_org(call.site.db, call.params["name"]):
         raise HttpError(404, "This organization does not exist")
-    return page(call, [_overview(name) for name in accounts.members(call.site.db, call.params["name"])], size=100)
+    roles = accounts.members(call.site.db, call.params["name"])
+    is_told = call.viewer.user in roles
+    listed = [_overview(name) | ({"role": role} if is_told else {}) for name, role in roles.items()]
+    return page(call, listed, size=100)
 
 
 def _overview(name: str) -> dict[str, Any]:
