@@ -23,8 +23,9 @@ WORKFLOW = "merge.yml"
 class BackendOptions:
     """Where runs run."""
 
-    backend: Literal["local", "github"] = option(
-        "Where merges run: local (on this machine, one at a time) or github (a workflow on GitHub Actions).", "local"
+    backend: Literal["local", "github", "jobs"] = option(
+        "Where merges run: local (on this machine, one at a time), github (a workflow on GitHub Actions) or jobs (Hugging Face Jobs).",
+        "local",
     )
     github_repo: str | None = option("With github: the repo whose workflow runs.", metavar="OWNER/NAME")
     workflow: str | None = option("With github: the workflow's file. Default: merge.yml.", metavar="NAME")
@@ -33,6 +34,14 @@ class BackendOptions:
     )
     event: Literal["workflow_dispatch", "repository_dispatch"] = option(
         "With github: how the workflow is started.", "workflow_dispatch"
+    )
+    image: str | None = option("With jobs: the image that runs. Default: this version's.", metavar="IMAGE")
+    flavor: str | None = option("With jobs: the machine. Default: the cheapest that the plan fits on.", metavar="NAME")
+    timeout: str | None = option(
+        "With jobs: how long a run may take, as 90m or 6h. Default: by what the plan says is moved.", metavar="TIME"
+    )
+    namespace: str | None = option(
+        "With jobs: the account that runs and pays. Default: the token's own.", metavar="NAME"
     )
 
 
@@ -76,7 +85,21 @@ def _github(options: BackendOptions, around: Surroundings) -> Backend:
     )
 
 
-BACKENDS: dict[str, Callable[[BackendOptions, Surroundings], Backend]] = {"local": _local, "github": _github}
+def _jobs(options: BackendOptions, around: Surroundings) -> Backend:
+    from bot.dispatch.backends.jobs import IMAGE, JobSettings, jobs_backend, seconds_in
+
+    timeout = seconds_in(options.timeout) if options.timeout else None
+    settings = JobSettings(
+        image=options.image or IMAGE, flavor=options.flavor, timeout=timeout, namespace=options.namespace
+    )
+    return jobs_backend(settings, around.environment)
+
+
+BACKENDS: dict[str, Callable[[BackendOptions, Surroundings], Backend]] = {
+    "local": _local,
+    "github": _github,
+    "jobs": _jobs,
+}
 
 
 def backend_of(options: BackendOptions, around: Surroundings) -> Backend:

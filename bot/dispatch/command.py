@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from bot.dispatch.records import Fate, Order
@@ -64,6 +65,37 @@ def fate_of(kind: str, exit_code: int, output: bytes, log: Iterable[str] = ()) -
     reason, remedy = _failure(answer, log)
     status: Any = {3: "refused", 4: "not-verified"}.get(exit_code, "failed")
     return Fate(status=status, reason=reason, remedy=remedy, exit_code=exit_code)
+
+
+def fate_of_log(kind: str, exit_code: int | None, log: Sequence[str]) -> Fate | None:
+    """What a finished command came to, by a log that holds both its streams, its JSON among the rest; None where there is none and
+    nobody knows its exit code."""
+    output = _last_json(log)
+    if output is None and exit_code is None:
+        return None
+    return fate_of(kind, exit_code if exit_code is not None else _exit_code_in(output or b""), output or b"", log)
+
+
+def _last_json(log: Sequence[str]) -> bytes | None:
+    """The last object that was printed as our commands print one: from a line `{` to a line `}`."""
+    ends = [number for number, line in enumerate(log) if line == "}"]
+    for end in reversed(ends):
+        start = next((number for number in range(end, -1, -1) if log[number] == "{"), None)
+        text = "\n".join(log[start : end + 1]).encode() if start is not None else b""
+        with suppress(ValueError):
+            if isinstance(strict_json.loads(text), dict):
+                return text
+    return None
+
+
+def _exit_code_in(output: bytes) -> int:
+    """As the command would have ended with this result."""
+    answer = _object(strict_json.loads(output))
+    error = _object(answer.get("error"))
+    if isinstance(code := error.get("exit_code"), int):
+        return code
+    by_status = {"published": 0, "unchanged": 0, "dry-run": 0, "refused": 3, "not-verified": 4}
+    return by_status.get(str(answer.get("status")), 5)
 
 
 def _of_a_run(answer: Mapping[str, Any], exit_code: int) -> Fate:

@@ -64,10 +64,12 @@ def tag_key(adapter: str, tag: str, sha: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run that a backend started. `id` is the backend's own; `url`: where a person looks at it, "" where there is no page."""
+    """A run that a backend started. `id` is the backend's own; `url`: where a person looks at it, "" where there is no page; `note`:
+    what else a person wants to know of it, as what it costs."""
 
     id: str
     url: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

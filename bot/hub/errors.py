@@ -124,7 +124,7 @@ TABLE: tuple[tuple[type[BaseException], Callable[[Any, Where], AdapterMergeError
 MISREAD = (KeyError, IndexError, TypeError, AttributeError, ValueError, AssertionError, RecursionError)
 READERS = (
     "huggingface_hub", "httpx2", "json", "bot.hub.response_shapes", "bot.hub.write", "bot.hub.rights", "bot.hub.upload",
-    "bot.hub.pulls", "bot.hub.history", "bot.hub.tags", "bot.hub.talk",
+    "bot.hub.pulls", "bot.hub.history", "bot.hub.tags", "bot.hub.talk", "bot.hub.jobs", "bot.hub.webhooks",
 )  # fmt: skip
 _LAST = threading.local()
 CAUGHT = tuple({kind for kind, _ in TABLE})
