@@ -203,7 +203,7 @@ def _require_equal(plan: Plan, inputs: Local) -> None:
     """Raises Refused where adapter tensors that must say the same do not."""
     if not plan.must_be_equal:
         return
-    from bot.engines.must_be_equal import differ
+    from bot.engines.effect import differ
 
     for first, second, transposed in plan.must_be_equal:
         if differ(first, second, transposed, inputs):
@@ -217,7 +217,7 @@ def _refuse_idle_changes(plan: Plan, inputs: Local) -> None:
     """Raises Refused where the adapter changes a module that the model never calls after all."""
     if not plan.idle:
         return
-    from bot.engines.must_be_equal import is_nonzero
+    from bot.engines.effect import is_nonzero
 
     for stored in plan.idle:
         if is_nonzero(stored, inputs):

@@ -11,7 +11,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from bot.card import comparison, evidence, loading, metadata
+from bot.card import evidence, loading, metadata
 from bot.card.markdown import HUB, Links, cell
 from bot.metadata.license_fields import state
 from bot.plan_text import tensors_in_words
@@ -54,7 +54,7 @@ def render(
         summary=_summary(document, base, given, stated.words, links),
         loading=loading.section(target or UNNAMED, task, made, hub),
         advice=_advice(document, base, given, links),
-        comparison=comparison.section(document),
+        comparison=evidence.comparison(document),
         evidence=evidence.section(document),
         reproduce=evidence.reproduce(document, target or UNNAMED, base, given),
         about="\n\n".join(dict.fromkeys(_about(source, links) for source in given)),

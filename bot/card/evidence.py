@@ -1,16 +1,22 @@
-"""What was checked, what was not and why, and how to get the same bytes again."""
+"""What was checked, what was not and why, what quantisation costs, and how to get the same bytes again."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 
+from bot.checks.table import comparison_cells
 from bot.options import Options, options_of
 from bot.project import REPOSITORY
-from bot.records import Source
+from bot.records import Json, Source
 from bot.report_document import CheckResult, Document, MergeFacts
 from bot.untrusted.markdown import cell, fenced
 
+HEAD = ("way to use it", "KL ratio", "perplexity", "top-1 agreement", "size")
+WORDS = (
+    "KL ratio: the distance from the model as trained, as a share of what the adapter moves; 0 is the same, and at 1 the tune "
+    "is gone. Top-1 agreement: with the model as trained."
+)
 MARKS = {"pass": "pass", "warn": "remark", "fail": "**FAIL**", "skip": "not run"}
 WEIGHTS = re.compile(r".*\.safetensors(\.index\.json)?")
 
@@ -116,3 +122,22 @@ def retention(document: Document) -> float | None:
             number = re.match(r"\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)", str(check.measured or ""))
             return float(number[1]) if number else None
     return None
+
+
+def comparison(document: Document) -> str:
+    """What quantisation costs, as a small table with its heading: the ways to use base and adapter, measured on the same texts.
+    "" where nothing is quantised, or nothing was measured."""
+    rows = document.comparison
+    if not rows:
+        return ""
+    lines = [f"| {' | '.join(HEAD)} |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
+    lost = [
+        f"- {cell(str(row.get('what')))}: not run, {cell(str(row['not_run']))}." for row in rows if row.get("not_run")
+    ]
+    return "\n".join(["## What quantisation costs", "", *lines, "", WORDS, *(["", *lost] if lost else []), "", ""])
+
+
+def _cells(row: Json) -> list[str]:
+    what = cell(str(row.get("what")))
+    return [f"**{what} (this model)**" if row.get("published") else what, *comparison_cells(row)]

@@ -1,7 +1,7 @@
 """Whether a merge changes anything at all: asked before the first byte is written, and answered by the first number that does.
 
 Of an adapter that was trained, a few rows of its smallest tensor are read. Of one that was not, all of it is, and of the base
-only what a delta that is not zero would change.
+only what a delta that is not zero would change. Whether two adapter tensors say the same is asked here too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bot.engines.row_maker import RowMaker
 from bot.engines.schedule import blocks, view_of, whole
 from bot.errors import Refused
 from bot.numerics.rounder import Arithmetic
-from bot.numerics.rounding import RAW, Array, clamp, narrow
+from bot.numerics.rounding import RAW, Array, clamp, narrow, widen
 from bot.records import AddDelta, Cast, Local, Op, PeftMerge, PlainOp, Plan, Quantize, Replace, SetRows, Stored
 
 if TYPE_CHECKING:
@@ -214,3 +214,22 @@ def _same(first: Array, second: Array) -> bool:
 def _copied(part: tuple[str, int, Array]) -> tuple[str, int, bytes]:
     key, offset, content = part
     return key, offset, np.ascontiguousarray(content).tobytes()
+
+
+def differ(first: Stored, second: Stored, transposed: bool, inputs: Local) -> bool:
+    """Whether the numbers differ; `transposed`: the second tensor is stored transposed."""
+    with OpenInputs(inputs) as files:
+        numbers, others = _numbers(first, files), _numbers(second, files)
+    return not np.array_equal(numbers, others.T if transposed else others)
+
+
+def is_nonzero(stored: Stored, inputs: Local) -> bool:
+    """Whether any number is not zero."""
+    with OpenInputs(inputs) as files:
+        return bool(np.any(_numbers(stored, files) != 0))
+
+
+def _numbers(stored: Stored, files: OpenInputs) -> Array:
+    raw = np.empty(stored.shape, RAW[stored.dtype])
+    files.read(stored, 0, raw.data.cast("B"))
+    return widen(raw, stored.dtype)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bot import formats
 from bot.adapters.method_rules import engine_for
@@ -23,11 +23,13 @@ from bot.engines import in_memory, peft_model
 from bot.engines.float64_mode import float64_mode
 from bot.engines.peft_model import PEFT_ERRORS, SAVE_AGAIN
 from bot.engines.phantom import is_phantom, phantom_model
-from bot.engines.probing import probe_for, same_output
 from bot.errors import Refused
 from bot.numerics.rounding import RAW, Array, clamp, narrow, widen
 from bot.records import Json, PeftMerge, Stored
 from bot.untrusted.patterns import require_terminating
+
+ROWS = 2
+AGREE = 1e-8  # relative; float64 gives 1e-15, and a real difference is far above
 
 
 class PeftLayers:
@@ -202,3 +204,32 @@ def _finite(value: Tensor, op: PeftMerge) -> Tensor:
         reason = f"Merging {op.module} gives a NaN or Inf in its {op.parameter}."
         raise Refused(reason, remedy="Take another base, or train the adapter again.")
     return value
+
+
+def probe_for(owner: Any) -> Tensor | None:
+    """A random input for a layer, float64 (token numbers for an embedding); None for kinds that PEFT merely swaps."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(owner, nn.Embedding):
+        return torch.randint(0, owner.num_embeddings, (ROWS, 5), generator=generator)
+    if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        extents = [
+            dilation * (kernel - 1) + 2 * stride + 1
+            for dilation, kernel, stride in zip(owner.dilation, owner.kernel_size, owner.stride, strict=True)
+        ]
+        return torch.randn((1, owner.in_channels, *extents), generator=generator, dtype=torch.float64)
+    if isinstance(owner, nn.Linear):
+        return torch.randn((ROWS, owner.in_features), generator=generator, dtype=torch.float64)
+    if type(owner).__name__ == "Conv1D":  # transformers' own: in × out
+        return torch.randn((ROWS, owner.weight.shape[0]), generator=generator, dtype=torch.float64)
+    return None
+
+
+def same_output(first: Tensor, second: Tensor) -> bool:
+    """Equal up to float64's own error: whether a merged layer still does what the unmerged one did, as far as one input says.
+
+    It cannot always: an OFT on a convolution rotates overlapping patches and adds them up, which no kernel does.
+    """
+    if first.shape != second.shape:
+        return False
+    largest = float(first.abs().max())
+    return float((first - second).abs().max()) <= AGREE * (largest or 1.0)

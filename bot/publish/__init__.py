@@ -5,6 +5,7 @@ Everything is uploaded before anything is visible; the commit is the last step, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ from bot.publish import visibility
 from bot.publish.commit import ARRIVED_CHANGED, PublishJob
 from bot.publish.deliver import propose, published_meanwhile, push
 from bot.publish.existing import find_existing, pull_to_update
-from bot.publish.never_an_input import require_not_an_input
 from bot.publish.repo_settings import PublishSettings, apply_settings, apply_visibility, carry_tag, create_target
 from bot.publish.stale_files import outdated_weights, stale_files
 from bot.publish.upload import plain_files as plain_files
@@ -180,3 +180,21 @@ def _dry_run(job: PublishJob, repo: str, now: Target | None, seen: Visibility, p
     return Publication(
         status="dry-run", how="push" if pushing else "pr", repo=repo, why=f"It would {', '.join(steps)}."
     )
+
+
+def require_not_an_input(target: str, repos: Iterable[tuple[str, str | None]], hub: Hub) -> None:
+    """Raises Usage where the target is one of the inputs, however it is spelled and whatever it was called before.
+
+    `repos`: (base or adapter, repo) of every input; None for a folder.
+    """
+    named = [(role, repo) for role, repo in repos if repo is not None]
+    today = hub.target_name(target)
+    names = {target.casefold(), (today or target).casefold()}
+    for role, repo in named:
+        # A repo that does not exist can be no input, so that their new names matter only where the target exists.
+        if repo.casefold() in names or (today is not None and hub.current_name(repo, sure=True).casefold() in names):
+            what = repo if repo.casefold() == target.casefold() else f"{repo}, which {target} is another name of"
+            raise Usage(
+                f"The target is the {role} of this merge ({what}), whose files the result would replace.",
+                remedy="Name another target: a repo of its own for the merged model.",
+            )

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bot.card import comparison
+from bot.card import evidence
 from bot.demo.model import MODULES, _answer, _chats, make_base
 from bot.demo.training import Course, train
 from bot.records import Json, Report
@@ -93,7 +93,7 @@ def test_what_was_not_run_is_said(one: Quantised):
     report = prove(one.as_built(), one.merged, dtype="auto", level="full")
     assert "not at hand" in rows(report)["original-merged"]["not_run"]
     assert "original-merged: not run" in table(report)
-    card = comparison.section(report.document)
+    card = evidence.comparison(report.document)
     assert "| **merged into the dequantised base (this model)** |" in card
     assert "not run" in card
 
@@ -102,7 +102,7 @@ def test_plain_merges_are_not_compared(one: Quantised, tmp_path: Path):
     folder = quantised.merge(one, one.original, tmp_path / "merged")
     report = prove(one.as_built(), folder, base=one.original, dtype="auto", level="full")
     assert "comparison" not in report.document.json
-    assert comparison.section(report.document) == ""
+    assert evidence.comparison(report.document) == ""
 
 
 # --- a trained one ----------------------------------------------------------------------------------------------------

@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bot.checks.expected import lora
-from bot.checks.expected.adapter_files import CONFIG, WEIGHTS, tensors_of
-from bot.checks.expected.adapter_keys import Named, names_in, read_key
+from bot.checks.expected.adapter_files import CONFIG, WEIGHTS, Named, names_in, read_key, tensors_of
 from bot.checks.expected.changes import LowRank
 from bot.checks.expected.expert_sides import Undated, trades_sides
 from bot.checks.reading.folders import read_json

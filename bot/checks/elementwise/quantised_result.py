@@ -25,8 +25,8 @@ from bot.checks.finding import counted, finding, graded
 from bot.checks.reading.checkpoint import FLOATS, PackedWeight, TensorRef, quantization_of, read_input
 from bot.checks.reading.packed import Form, read_component
 from bot.checks.reading.quantised import FORMS
-from bot.checks.reading.quantised_modules import converted
 from bot.checks.reading.rows import Opened, chunks
+from bot.checks.reading.simulated import converted
 from bot.errors import Refused
 from bot.events import StepProgress
 from bot.records import Finding, Json

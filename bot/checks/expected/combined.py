@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bot.checks.expected import lora
-from bot.checks.expected.adapter_files import CONFIG, tensors_of
-from bot.checks.expected.adapter_keys import bare
+from bot.checks.expected.adapter_files import CONFIG, bare, tensors_of
 from bot.checks.finding import counted, finding
 from bot.checks.reading.checkpoint import TensorRef
 from bot.checks.reading.folders import read_json

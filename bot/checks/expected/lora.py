@@ -11,8 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from bot.checks.expected.adapter_files import unknown_settings
-from bot.checks.expected.adapter_keys import names_in, read_key
+from bot.checks.expected.adapter_files import names_in, read_key, unknown_settings
 from bot.checks.expected.changes import AdapterReading, Change, LowRank, Shift
 from bot.checks.expected.saved_tensors import SavedTensors
 from bot.checks.reading.checkpoint import TensorRef

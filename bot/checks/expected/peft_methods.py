@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bot.checks.expected.adapter_files import unknown_settings
-from bot.checks.expected.adapter_keys import bare
+from bot.checks.expected.adapter_files import bare, unknown_settings
 from bot.checks.expected.changes import AdapterReading, ProbedParameter, WholeTensor
 from bot.checks.expected.parameter_names import ParameterNames
 from bot.checks.expected.probed_layers import NoUnmerged, ProbedLayers

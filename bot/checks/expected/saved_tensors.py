@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bot.checks.expected.adapter_keys import Named, names_in, read_key
+from bot.checks.expected.adapter_files import Named, names_in, read_key
 from bot.checks.expected.changes import AdapterReading, Change, TokenRows, WholeTensor
 from bot.checks.reading.checkpoint import TensorRef
 from bot.records import Json

@@ -5,21 +5,27 @@ Which weights: those of the modules that transformers' own quantizer converts, o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from bot.checks.reading import bitsandbytes
 from bot.checks.reading.bitsandbytes_cpu import BLOCK, OUTER, dequantised, quantised
-from bot.checks.reading.checkpoint import Checkpoint, PackedWeight
+from bot.checks.reading.checkpoint import FLOATS, Checkpoint, PackedWeight
+from bot.checks.reading.folders import read_json
+from bot.checks.reading.model_skeleton import BUILD_ERRORS, NEEDS_CODE, Skeleton, build, model_class
 from bot.checks.reading.packed import read_component
 from bot.checks.reading.quantised import logical_tensor
-from bot.checks.reading.quantised_modules import converted
 from bot.checks.reading.slabs import SlabCache
 from bot.checks.subject import Subject
+from bot.errors import Refused
 from bot.records import Json
 
+REMEDY = "Merge into the base as it is stored, and store the result as plain numbers."
 SKIP = "llm_int8_skip_modules"
 # QLoRA's settings, where none are given (Dettmers et al. 2023).
 USUAL = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -60,3 +66,28 @@ def dense(packed: PackedWeight, slab: int) -> Tensor:
     kind, double_quant = settings["bnb_4bit_quant_type"], settings["bnb_4bit_use_double_quant"]
     result = dequantised(*quantised(weight, kind, double_quant, settings.get("blocksize", BLOCK)))
     return result.T.contiguous() if settings["transposed"] else result
+
+
+def converted(checkpoint: Checkpoint, folder: Path, modules: Callable[[Any], list[str]]) -> dict[str, bool]:
+    """{key: whether it is a Conv1D's, which is quantised transposed}. `modules` may change the model it is given.
+
+    Raises Refused where the model cannot be built, or where a module's weight is not one stored tensor.
+    """
+    try:
+        chosen = model_class(read_json(folder / "config.json") or {})
+        if chosen is None:
+            raise ImportError(NEEDS_CODE)
+        plain = build(folder, chosen)
+        names = modules(build(folder, chosen))
+    except BUILD_ERRORS as error:
+        what = f"Which weights are quantised cannot be said: the model cannot be built ({error})."
+        raise Refused(what, remedy=REMEDY) from error
+    skeleton = Skeleton(plain, {key: ref.stored.shape for key, ref in checkpoint.tensors.items()})
+    converted_weights = {}
+    for name in names:
+        symbolic = skeleton.symbolic.get(f"{name}.weight")
+        if symbolic is None or symbolic.plain is None:
+            raise Refused(f"{name} is quantised on loading, and is not stored as one tensor.", remedy=REMEDY)
+        if checkpoint.tensors[symbolic.plain].stored.dtype in FLOATS - {"F64"}:
+            converted_weights[symbolic.plain] = type(skeleton.modules[name]).__name__ == "Conv1D"
+    return converted_weights

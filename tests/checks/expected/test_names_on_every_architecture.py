@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from bot.checks.expected.naming_scheme import by_names
+from bot.checks.expected.parameter_names import by_names
 from bot.checks.reading.folders import read_json
 from bot.checks.reading.model_skeleton import Skeleton, build, model_class
 from bot.checks.reading.symbolic import SymbolicTensor
