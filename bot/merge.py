@@ -22,8 +22,6 @@ from bot.engines.vocabulary import compare_vocabulary
 from bot.errors import MachineTooSmall, Refused
 from bot.events import Emit, Note, Stage, StepProgress, beating
 from bot.input_files import Keeper, holding
-from bot.partial_folder import left_behind as left_behind
-from bot.partial_folder import locked_partial_dir as locked_partial_dir
 from bot.partial_folder import noted, write_note
 from bot.records import Local, Merged, Op, PeftMerge, Plan, Shard, Stored
 

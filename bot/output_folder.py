@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bot.errors import Usage
-from bot.merge import left_behind, locked_partial_dir
+from bot.partial_folder import left_behind, locked_partial_dir
 from bot.records import Report, Request
 
 

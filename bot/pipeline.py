@@ -21,9 +21,10 @@ from bot.errors import AdapterMergeError, Damaged, Usage
 from bot.events import Emit, Note, Stage, TextBlock, beating
 from bot.input_files import holding, unchanging
 from bot.machine import free_beside, look
-from bot.merge import left_behind, locked_partial_dir, merge
+from bot.merge import merge
 from bot.metadata.licenses import require
 from bot.output_folder import drop_scratch, finish, refuse_to_overwrite, scratch_folder
+from bot.partial_folder import left_behind, locked_partial_dir
 from bot.plan import make_plan, pin_of
 from bot.plan.card_notes import with_notes_on_cards
 from bot.plan_text import plan_table

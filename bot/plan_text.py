@@ -21,10 +21,10 @@ from bot.records import (
     PeftMerge,
     Plan,
     Publication,
-    Quantize,
     Replace,
     SetRows,
     Term,
+    plain_op,
 )
 from bot.report_document import InputPins, Pin
 
@@ -64,7 +64,7 @@ def plan_kept(plan: Plan) -> str:
 
 def merged_terms(plan: Plan) -> list[Term]:
     """Every low-rank term of the plan that has two factors."""
-    patches = [patch for op in map(_made, plan.ops) if isinstance(op, AddDelta) for patch in op.patches]
+    patches = [patch for op in map(plain_op, plan.ops) if isinstance(op, AddDelta) for patch in op.patches]
     return [term for patch in patches for term in patch.terms if term.right is not None]
 
 
@@ -89,11 +89,6 @@ def tensors_in_words(counts: Mapping[str, int], dtype: str, form: str) -> str:
     total = sum(counts.get(kind, 0) for kind in KINDS)
     left = f"; {counts['dropped']} of the base's left out" if counts.get("dropped") else ""
     return f"{total} tensor{'' if total == 1 else 's'}: {', '.join(parts)}{left}"
-
-
-def _made(op: Op) -> Op:
-    """What an op makes, however that is stored."""
-    return op.make if isinstance(op, Quantize) else op
 
 
 def refusal_lines(plan: Plan) -> list[str]:

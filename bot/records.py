@@ -129,9 +129,8 @@ class Source:
     files: tuple[FileEntry, ...]
     headers: tuple[Header, ...]
     texts: dict[str, bytes]
-    small: dict[str, bytes] = field(
-        default_factory=dict
-    )  # contents of tiny tensors, by key; tokenizer.json's beginning
+    # Contents of tiny tensors, by key; tokenizer.json's beginning.
+    small: dict[str, bytes] = field(default_factory=dict)
     private: bool = False
     gated: str | None = None  # "auto" | "manual"
     tags: tuple[str, ...] = ()  # git tags that point at `sha`
@@ -311,6 +310,11 @@ PlainOp = Copy | Cast | AddDelta | Replace | SetRows | PeftMerge
 Op = PlainOp | Quantize
 
 
+def plain_op(op: Op) -> PlainOp:
+    """What an op makes, however that is stored."""
+    return op.make if isinstance(op, Quantize) else op
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drop:
     """A base tensor that the output does not have, and why."""
@@ -365,9 +369,8 @@ class Budget:
     peak_memory: int
     disk: int
     verify_memory: int  # what `--verify full` needs
-    verify_disk: int = (
-        0  # the same, beside the output: plain copies of a quantised base and result, while they are measured
-    )
+    # The same, beside the output: plain copies of a quantised base and result, while they are measured.
+    verify_disk: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bot.assets import read_json
 from bot.records import Asset, ConfigChange, Json, Source
 
 NAMES = ("eos_token", "pad_token")
@@ -75,9 +76,9 @@ def _differ(before: Special | None, after: Special) -> bool:
 
 def specials(source: Source) -> dict[str, Special]:
     """The end and the padding token of a source's tokenizer, by NAMES; a token that it lacks is left out."""
-    config = _json(source.texts.get(SETTINGS))
+    config = read_json(source, SETTINGS)
     if "added_tokens_decoder" not in config:
-        config = {**config, **_json(source.texts.get("special_tokens_map.json"))}
+        config = {**config, **read_json(source, "special_tokens_map.json")}
     numbers = _numbers(source, config)
     texts = {name: _text(config.get(name)) for name in NAMES}
     return {name: Special(text=text, number=numbers.get(text)) for name, text in texts.items() if text is not None}
@@ -91,7 +92,7 @@ def _numbers(source: Source, config: Json) -> dict[str, int]:
         listed = [(_text(entry), at) for at, entry in decoder.items() if at.isdecimal() and len(at) < LONGEST]
         numbers |= {text: int(at) for text, at in listed if text is not None}
     else:
-        added = _json(source.texts.get("added_tokens.json")).items()
+        added = read_json(source, "added_tokens.json").items()
         numbers |= {text: number for text, number in added if type(number) is int}
     return numbers
 
@@ -116,18 +117,13 @@ def _text(value: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _json(content: bytes | None) -> Json:
-    config = json.loads(content) if content is not None else {}
-    return config if isinstance(config, dict) else {}
-
-
 def _generation(
     base: Source, adapter: Source, known: Mapping[str, tuple[int | None, int | None]]
 ) -> tuple[Asset | None, tuple[ConfigChange, ...]]:
     """The base's generation_config.json with the new numbers; an adapter's own is taken as it is."""
     if GENERATION in {entry.name for entry in adapter.files} or GENERATION not in base.texts:
         return None, ()
-    config = _json(base.texts[GENERATION])
+    config = read_json(base, GENERATION)
     changes = []
     for name, (before, after) in known.items():
         value = config.get(f"{name}_id")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from bot.events import silent
 from bot.machine import look
-from bot.merge import locked_partial_dir, merge
+from bot.merge import merge
+from bot.partial_folder import locked_partial_dir
 from bot.plan import make_plan
 from bot.records import Local, Options, Plan, Ref, Request, Sources
 

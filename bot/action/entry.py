@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ORDER = ("preflight", "fetch", "merge", "publish")
 TITLE = "adapter-merge"
 INTERRUPTED = Interrupted("Interrupted.", remedy="Nothing more is published; run the job again.")
+BUG = AdapterMergeError("This is a bug in adapter-merge.", remedy="Please report it with the lines above.")
 
 
 def main() -> None:
@@ -148,7 +149,7 @@ def _perform(phase: str, run: RunContext, env: MutableMapping[str, str], command
             known = of_system(error) if isinstance(error, OSError | MemoryError) else None
             if known is None:
                 _crash(commands)
-            _fail(known or _bug(), store, commands, file)
+            _fail(known or BUG, store, commands, file)
     if not store.state.outputs_written and (store.state.failure is not None or phase == "publish"):
         _tell(store, env, summary="summary" in run.inputs.report)
     if phase == "publish":
@@ -200,7 +201,3 @@ def _trace(commands: WorkflowCommands) -> None:
 def _crash(commands: WorkflowCommands) -> None:
     commands.end_group()
     commands.line(traceback.format_exc())
-
-
-def _bug() -> AdapterMergeError:
-    return AdapterMergeError("This is a bug in adapter-merge.", remedy="Please report it with the lines above.")

@@ -17,13 +17,8 @@ COMMENT = "a comment on a pull request started it, and what was checked out may 
 STRANGER = "somebody who is no owner, member or collaborator of this repository started it"
 UNREADABLE = "the event cannot be read, so that nobody knows whose pull request it is"
 
-SPOKEN = (
-    "issue_comment",
-    "issues",
-    "discussion",
-    "discussion_comment",
-    "commit_comment",
-)  # anybody's, in a public repo
+# Anybody's, in a public repo.
+SPOKEN = ("issue_comment", "issues", "discussion", "discussion_comment", "commit_comment")
 OURS = ("OWNER", "MEMBER", "COLLABORATOR")
 
 
@@ -31,13 +26,11 @@ OURS = ("OWNER", "MEMBER", "COLLABORATOR")
 class WorkflowEvent:
     """`plan_only` is empty where the run may publish, else the reason why it may not."""
 
-    name: str
     repo: str  # owner/name on GitHub
     sha: str  # the commit that reports belong to
     tag: str | None  # the tag whose commit the job has
-    pushed_tag: (
-        str | None
-    )  # the same where it started the run; in the form of a dispatch, a tag chooses the workflow's file
+    # The same where it started the run; in the form of a dispatch, a tag chooses the workflow's file.
+    pushed_tag: str | None
     pull: int | None
     run_url: str | None
     api_url: str
@@ -54,7 +47,6 @@ def read_event(env: Mapping[str, str]) -> WorkflowEvent:
     tag = _tag(env)
     server, repo, run = (env.get(f"GITHUB_{name}", "") for name in ("SERVER_URL", "REPOSITORY", "RUN_ID"))
     return WorkflowEvent(
-        name=name,
         repo=repo,
         sha=_of(pull, "head").get("sha") or env.get("GITHUB_SHA", ""),
         tag=tag,

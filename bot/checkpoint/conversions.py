@@ -183,9 +183,8 @@ def _starred(source: str, matched: str) -> int | None:
     return int(match["star"]) if match and match["star"].isdigit() else None
 
 
-MARK = re.compile(
-    r"77(\d{3})77"
-)  # a number that no checkpoint has, and in it the index of the number that it stands for
+# A number that no checkpoint has, and in it the index of the number that it stands for.
+MARK = re.compile(r"77(\d{3})77")
 
 
 @dataclass(frozen=True)

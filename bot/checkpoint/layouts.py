@@ -6,12 +6,14 @@ operations are those of transformers' `core_model_loading.py`; what they do to v
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from bot.checkpoint.conversions import Converter
+from bot.checkpoint.conversions import Converter, known
 from bot.records import Json, Stored
 
+PROJECTION = re.compile(r"\b(q|k|v)_proj\b")
 Span = tuple[int, int]
 
 
@@ -47,22 +49,8 @@ def whole(stored: Stored) -> TileLayout:
     return TileLayout(stored.shape, (Tile(box, stored.key, tuple(map(range, stored.shape)), tuple(range(len(box)))),))
 
 
-class ParameterSizes(Protocol):
-    """What some operations ask the model for, about one parameter."""
-
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """The last two sizes that the model gives the parameter (Transpose(check_dims))."""
-
-    def heads(self, part: str | None) -> int:
-        """The attention heads of the part of the config with that name, else of the config itself (PermuteForRope)."""
-
-    def rows(self, targets: Sequence[str], total: int) -> tuple[int, ...]:
-        """How many rows each of a converter's targets has, which share `total` (Split). Raises Unmergeable."""
-
-
 def convert(
-    converter: Converter, sources: Mapping[int, Sequence[TileLayout]], chosen: int, target: str, sizes: ParameterSizes
+    converter: Converter, sources: Mapping[int, Sequence[TileLayout]], chosen: int, target: str, sizes: ModelSizes
 ) -> TileLayout:
     """What the converter's operations make of `sources` (source pattern → tensors in order), for its target `chosen`.
 
@@ -86,7 +74,7 @@ class _Conversion(NamedTuple):
     converter: Converter
     chosen: int
     target: str
-    sizes: ParameterSizes
+    sizes: ModelSizes
 
     def merge_modulelist(self, number: int, lists: Lists, settings: Json) -> Lists:
         return {index: [_stack(layouts)] for index, layouts in lists.items()}
@@ -218,7 +206,7 @@ def _deal(layout: TileLayout, axis: int, groups: int, high: int, wide: int, targ
     return TileLayout(layout.shape, tuple(tiles))
 
 
-def _transpose(layout: TileLayout, settings: Json, sizes: ParameterSizes) -> TileLayout:
+def _transpose(layout: TileLayout, settings: Json, sizes: ModelSizes) -> TileLayout:
     if settings.get("check_dims") and layout.shape[-2:] == sizes.matrix:
         return layout
     first, second = int(settings.get("dim0", 0)), int(settings.get("dim1", 1))
@@ -239,3 +227,50 @@ def _moved(box: tuple[Span, ...], axis: int, offset: int) -> tuple[Span, ...]:
 def _same_shape(shapes: Sequence[tuple[int, ...]]) -> None:
     if len(set(shapes)) != 1:
         raise Unmergeable(f"The base's tensors for one parameter differ in shape: {sorted(set(shapes))[:2]}.")
+
+
+class ModelSizes:
+    """What some operations ask a built model for about one v5 parameter, `target`: read from config.json and the base's own tensors.
+
+    `shape_of`: another parameter's shape, None where the base has none.
+    """
+
+    def __init__(self, config: Json, target: str, shape_of: Callable[[str], tuple[int, ...] | None]) -> None:
+        self._config, self._target, self._shape_of = config, target, shape_of
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """The last two sizes that a model gives stacked experts, out × in (Transpose(check_dims))."""
+        text = self._config.get("text_config")
+        config = text if isinstance(text, dict) else self._config
+        hidden, inner = (int(config.get(key) or 0) for key in ("hidden_size", "moe_intermediate_size"))
+        return (2 * inner, hidden) if self._target.endswith("gate_up_proj") else (hidden, inner)
+
+    def heads(self, part: str | None) -> int:
+        """`num_attention_heads`, as PermuteForRope finds it: where config.json is silent, the class's default.
+
+        Raises Unmergeable where no class with such heads is known.
+        """
+        parts = known()["heads"].get(self._config.get("model_type"), {})
+        key = part if part in parts else ""
+        if key not in parts:
+            raise Unmergeable(
+                f"transformers rearranges the heads of {self._target} on load, and their number is not known."
+            )
+        name, usual = parts[key]
+        inner = self._config.get(key) if key else self._config
+        config = inner if isinstance(inner, dict) else {}
+        heads = config.get(name, config.get("num_attention_heads", usual))
+        if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+            raise Unmergeable(f"The base's config.json gives {self._target} {heads!r} attention heads.")
+        return heads
+
+    def rows(self, targets: Sequence[str], total: int) -> tuple[int, ...]:
+        """The rows of queries, keys and values (Split), which lie one above the other: those of the queries are what the output
+        projection takes in. Raises Unmergeable for other targets."""
+        names = [kinds[0] if (kinds := PROJECTION.findall(target)) else "" for target in targets]
+        output = self._shape_of(PROJECTION.sub("o_proj", self._target).rpartition(".")[0] + ".weight")
+        queries = output[1] if output and len(output) == 2 else 0
+        if sorted(names) != ["k", "q", "v"] or not 0 < queries < total or (total - queries) % 2:
+            raise Unmergeable(f"transformers splits the tensor of {self._target} on load, in parts of unknown sizes.")
+        return tuple(queries if name == "q" else (total - queries) // 2 for name in names)

@@ -15,10 +15,9 @@ from math import prod
 from types import MappingProxyType
 from typing import NamedTuple
 
-from bot.checkpoint.config_sizes import ModelSizes
 from bot.checkpoint.conversions import Converter
 from bot.checkpoint.families import Language, ModelFamily, family_of, star
-from bot.checkpoint.layouts import Span, TileLayout, Unmergeable, convert, whole
+from bot.checkpoint.layouts import ModelSizes, Span, TileLayout, Unmergeable, convert, whole
 from bot.checkpoint.prefixes import Ambiguous, Base, Naming, Reached, resolve_prefix
 from bot.checkpoint.rectangles import (
     MatrixForm,

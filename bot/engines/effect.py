@@ -25,7 +25,20 @@ from bot.engines.schedule import blocks, view_of, whole
 from bot.errors import Refused
 from bot.numerics.rounder import Arithmetic
 from bot.numerics.rounding import RAW, Array, clamp, narrow, widen
-from bot.records import AddDelta, Cast, Local, Op, PeftMerge, PlainOp, Plan, Quantize, Replace, SetRows, Stored
+from bot.records import (
+    AddDelta,
+    Cast,
+    Local,
+    Op,
+    PeftMerge,
+    PlainOp,
+    Plan,
+    Quantize,
+    Replace,
+    SetRows,
+    Stored,
+    plain_op,
+)
 
 if TYPE_CHECKING:
     from bot.engines.peft_layers import PeftLayers
@@ -50,7 +63,7 @@ def no_effect(plan: Plan, inputs: Local, layers: Callable[[], PeftLayers], arith
     """
     if plan.drops or any(_is_another(op) for op in plan.ops):
         return None
-    changes = sorted((op for op in plan.ops if isinstance(_made(op), _CHANGES)), key=_size)
+    changes = sorted((op for op in plan.ops if isinstance(plain_op(op), _CHANGES)), key=_size)
     base = {tensor.key: tensor for tensor in plan.base_tensors}
     with OpenInputs(inputs) as files:
         comparison = _Comparison(RowMaker(files, arithmetic), layers, base)
@@ -64,9 +77,9 @@ def no_effect(plan: Plan, inputs: Local, layers: Callable[[], PeftLayers], arith
 def _kept_by(comparison: _Comparison, changes: list[Op], plan: Plan) -> str:
     """The options that would keep something: without quantisation first, then in the widest dtype."""
     plain = "--quantize none" if any(isinstance(op, Quantize) for op in changes) else ""
-    if plain and any(comparison.alters_in(_made(op), STORED_NAMES.get(plan.dtype, WIDEST)) for op in changes):
+    if plain and any(comparison.alters_in(plain_op(op), STORED_NAMES.get(plan.dtype, WIDEST)) for op in changes):
         return plain
-    if not any(comparison.alters_in(_made(op), WIDEST) for op in changes) or plan.dtype == TORCH_NAMES[WIDEST]:
+    if not any(comparison.alters_in(plain_op(op), WIDEST) for op in changes) or plan.dtype == TORCH_NAMES[WIDEST]:
         return ""
     return f"{plain} and --dtype float32" if plain else "--dtype float32"
 
@@ -89,17 +102,13 @@ def refusal(effect: NoEffect, plan: Plan) -> Refused:
 _CHANGES = (AddDelta, Replace, SetRows, PeftMerge)
 
 
-def _made(op: Op) -> PlainOp:
-    return op.make if isinstance(op, Quantize) else op
-
-
 def _size(op: Op) -> int:
     return math.prod(op.target.shape)
 
 
 def _is_another(op: Op) -> bool:
     """A tensor that the base does not have, of another shape, or of another layer: that alone is another model."""
-    made = _made(op)
+    made = plain_op(op)
     if made.source is None or made.source.shape != made.target.shape:
         return True
     key, target = made.source.key, made.target.key
@@ -126,7 +135,7 @@ class _Comparison:
 
     def is_not_zero(self, op: Op) -> bool:
         """Whether the change is anything but exactly zero, as far as float64 can see."""
-        made = _made(op)
+        made = plain_op(op)
         if isinstance(made, AddDelta):
             return any(patch.magnitude or self._is_product(made, at) for at, patch in enumerate(made.patches))
         if isinstance(made, PeftMerge):

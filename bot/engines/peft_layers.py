@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from bot import formats
 from bot.adapters.method_rules import engine_for
-from bot.checkpoint.header import TORCH_NAMES
 from bot.engines import in_memory, peft_model
+from bot.engines.files import write_all
 from bot.engines.float64_mode import float64_mode
 from bot.engines.peft_model import PEFT_ERRORS, SAVE_AGAIN
 from bot.engines.phantom import is_phantom, phantom_model
+from bot.engines.row_maker import rounded
 from bot.errors import Refused
-from bot.numerics.rounding import RAW, Array, clamp, narrow, widen
+from bot.numerics.rounding import RAW, Array, widen
 from bot.records import Json, PeftMerge, Stored
 from bot.untrusted.patterns import require_terminating
 
@@ -86,7 +87,8 @@ class PeftLayers:
                 values = {name: _finite(getattr(merged, name).data, op) for name, op in wanted.items()}
                 _stand_in(merged, others, 1.0)
                 if unmerged is not None and not same_output(unmerged, layer(probe)):
-                    raise _deviates(module)
+                    reason = f"On {module} PEFT's merged layer does something else than its unmerged one."
+                    raise Refused(reason, remedy="Keep the adapter separate, or train it without this layer.")
             return values
         except PEFT_ERRORS as error:
             reason = f"PEFT cannot merge {module} ({type(error).__name__}: {error})."
@@ -158,18 +160,7 @@ def write_peft_ops(
 
 
 def _write(op: PeftMerge, value: Tensor, descriptor: int, clamps: bool) -> None:
-    rounded = narrow(value.contiguous().numpy(), op.target.dtype)
-    is_finite = np.isfinite(value.numpy())
-    if clamps:
-        clamp(rounded, op.target.dtype, where=is_finite)
-    elif bool((is_finite & ~np.isfinite(widen(rounded, op.target.dtype))).any()):
-        reason = f"{op.target.key} holds values that are too large for {TORCH_NAMES[op.target.dtype]}."
-        raise Refused(reason, remedy="Choose --dtype bfloat16 or float32, or --overflow clamp.")
-    content = memoryview(rounded.tobytes())
-    offset = op.target.start
-    while content.nbytes:
-        count = os.pwrite(descriptor, content, offset)
-        content, offset = content[count:], offset + count
+    write_all(descriptor, rounded(value.contiguous().numpy(), op.target, clamps).tobytes(), op.target.start)
 
 
 def _forget(layer: Any) -> None:
@@ -190,13 +181,6 @@ def _stand_in(owner: Any, others: Iterable[str], value: float) -> None:
     for name in others:
         weight = getattr(owner, name)
         weight.data = torch.full((), value, dtype=torch.float64).expand(weight.shape)
-
-
-def _deviates(module: str) -> Refused:
-    return Refused(
-        f"On {module} PEFT's merged layer does something else than its unmerged one.",
-        remedy="Keep the adapter separate, or train it without this layer.",
-    )
 
 
 def _finite(value: Tensor, op: PeftMerge) -> Tensor:

@@ -94,18 +94,20 @@ class RowMaker:
     def _convert(self, values: Array, source: Stored, out: Array, target: Stored, *, finite: bool = False) -> None:
         """out ← values, rounded once. `finite`: the source may hold no NaN or Inf. Raises Refused."""
         wide = widen(np.ascontiguousarray(values), source.dtype)
-        is_finite = np.isfinite(wide)
-        if finite and not bool(is_finite.all()):
+        if finite and not bool(np.isfinite(wide).all()):
             raise _unusable(source, ValueError("NaN or Inf"))
-        if source.dtype == target.dtype:
-            out[...] = values
-            return
-        rounded = narrow(wide, target.dtype)
-        if self.clamps:
-            clamp(rounded, target.dtype, where=is_finite)
-        elif bool((is_finite & ~np.isfinite(widen(rounded, target.dtype))).any()):
-            raise _too_large(target)
-        out[...] = rounded
+        out[...] = values if source.dtype == target.dtype else rounded(wide, target, self.clamps)
+
+
+def rounded(values: Array, target: Stored, clamps: bool) -> Array:
+    """The values rounded once to the target's dtype. One that is too large for it becomes its largest number with `clamps`, and
+    raises Refused without."""
+    result, is_finite = narrow(values, target.dtype), np.isfinite(values)
+    if clamps:
+        clamp(result, target.dtype, where=is_finite)
+    elif bool((is_finite & ~np.isfinite(widen(result, target.dtype))).any()):
+        raise _too_large(target)
+    return result
 
 
 def _unusable(stored: Stored, error: ValueError) -> Refused:

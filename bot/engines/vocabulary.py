@@ -8,7 +8,7 @@ from typing import Any
 
 from bot.errors import Refused
 from bot.events import Emit, Note
-from bot.records import AddDelta, Json, Local, PeftMerge, Plan, Quantize, Replace, SetRows
+from bot.records import AddDelta, Json, Local, PeftMerge, Plan, Replace, SetRows, plain_op
 
 TOKENIZER = "tokenizer.json"
 
@@ -61,7 +61,7 @@ def _count_ids(path: Path) -> int:
 
 def _trains(plan: Plan, rows: int) -> bool:
     """Whether the adapter changes a tensor with a row for every token."""
-    made = [op.make if isinstance(op, Quantize) else op for op in plan.ops]
+    made = map(plain_op, plan.ops)
     return any(
         isinstance(op, AddDelta | Replace | SetRows | PeftMerge) and op.target.shape[:1] == (rows,) for op in made
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from bot.formats import compressed_tensors, torchao
 from bot.formats.base import Reader, ReadRange, Rows, Unpacked, Writer
+from bot.formats.base import dtype_of as dtype_of
 from bot.formats.base import quantization_of as quantization_of
 from bot.formats.bitsandbytes import four_bit, int8, simulated, writer
 from bot.formats.bitsandbytes import linears as linears
@@ -20,12 +21,7 @@ from bot.formats.unsupported import refusal_of
 from bot.records import Json, Quantize, Stored, WriterChoice
 
 READERS: tuple[Reader, ...] = (four_bit, int8, fp8, mxfp4, compressed_tensors, torchao, simulated)
-WRITERS: dict[str, Writer] = {
-    "nf4": writer.NF4,
-    "fp4": writer.FP4,
-    "int8": writer.INT8,
-    "fp8": writer_channel,
-}
+WRITERS: dict[str, Writer] = {"nf4": writer.NF4, "fp4": writer.FP4, "int8": writer.INT8, "fp8": writer_channel}
 
 
 def open_packed(tensor: Stored, read: ReadRange) -> Rows:

@@ -73,9 +73,22 @@ class Writer(Protocol):
 
 def quantization_of(config: Json) -> Json | None:
     """The quantization_config of a config.json or of its text config; None for a plain checkpoint."""
-    text_config = config.get("text_config")
-    for level in (config, text_config if isinstance(text_config, dict) else {}):
+    for level in _levels(config):
         quantization = level.get("quantization_config")
         if isinstance(quantization, dict) and quantization:
             return quantization
     return None
+
+
+def dtype_of(config: Json) -> str:
+    """The dtype that config.json names, its text config's, else bfloat16."""
+    for level in _levels(config):
+        for name in ("dtype", "torch_dtype"):
+            if level.get(name) in ("bfloat16", "float16", "float32"):
+                return str(level[name])
+    return "bfloat16"
+
+
+def _levels(config: Json) -> tuple[Json, Json]:
+    text_config = config.get("text_config")
+    return config, text_config if isinstance(text_config, dict) else {}

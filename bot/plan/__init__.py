@@ -15,13 +15,12 @@ from bot.options import Options, deciding
 from bot.plan.adapter_plan import AdapterPlan, plan_adapter
 from bot.plan.base_weights import EffectiveBase, effective_base
 from bot.plan.completeness import require_all_claimed
-from bot.plan.input_refusals import base_refusals, with_new_rows
+from bot.plan.input_refusals import base_refusals, code_refusals, with_new_rows
+from bot.plan.new_heads import unsaved_modules
 from bot.plan.outputs import Outputs, is_change, make_outputs
-from bot.plan.own_code import code_refusals
 from bot.plan.quantize import Quantised, quantize
 from bot.plan.refusal_texts import OTHER_BASE, SHOWN
 from bot.plan.tensor_counts import counts
-from bot.plan.unsaved_modules import unsaved_modules
 from bot.records import RECIPE, Asset, ConfigChange, Json, Machine, Plan, Refusal, Source, Sources
 
 HEAD_FIELDS = ("architectures", "tie_word_embeddings")  # of config.json: what they say decides which weight is the head

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from bot import formats
 from bot.assets import REMOVED, read_json
 from bot.checkpoint.header import STORED_NAMES
-from bot.checkpoint.shards import main_dtype, torch_name
+from bot.checkpoint.shards import main_dtype
 from bot.records import Header, Json, Options, Refusal, Source, Stored
 
 QUANTIZATION = "quantization_config"
@@ -59,7 +59,7 @@ def _quantised(base: Source, config: Json, plain: dict[str, Stored], asked: str)
     if asked == "simulate-nf4":
         reason = "The base is quantised already, so that nothing can be simulated on it."
         refusals.append(Refusal(code="simulate-nf4", reason=reason, remedy="Name its 16-bit parent with --base."))
-    dtype = _dtype_of(config)
+    dtype = formats.dtype_of(config)
     edits: dict[str, Any] = dict.fromkeys(_paths(config, QUANTIZATION), REMOVED)
     if "dtype" not in config and "torch_dtype" not in config:
         edits["dtype"] = dtype
@@ -103,16 +103,6 @@ def _seen(headers: tuple[Header, ...], tensors: Mapping[str, Stored]) -> tuple[H
     for tensor in tensors.values():
         by_file[tensor.file].append(tensor)
     return tuple(replace(header, tensors=tuple(by_file[header.file])) for header in headers)
-
-
-def _dtype_of(config: Json) -> str:
-    """The dtype that config.json names, its nested text config's, else bfloat16."""
-    nested = config.get("text_config")
-    for level in (config, nested if isinstance(nested, dict) else {}):
-        for name in ("dtype", "torch_dtype"):
-            if level.get(name) in ("bfloat16", "float16", "float32"):
-                return str(level[name])
-    return torch_name("BF16")
 
 
 def _paths(config: Json, name: str, prefix: str = "") -> list[str]:

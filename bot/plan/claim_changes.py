@@ -122,9 +122,8 @@ class _Claimer:
             return
         self.claims.used.add(whole.values.key)
         known = self.claims.values.get(key)
-        if known is None or (
-            whole.trained and not known.trained
-        ):  # PEFT saved the original module beside the trained one
+        # PEFT may have saved the original module beside the trained one.
+        if known is None or (whole.trained and not known.trained):
             self.claims.values[key] = whole
         elif whole.trained == known.trained:  # PEFT saved it twice, under two names
             self.claims.must_be_equal.append((known.values, whole.values, False))

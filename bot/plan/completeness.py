@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from bot.checkpoint.shards import stored_targets
 from bot.plan.adapter_plan import AdapterPlan
 from bot.plan.refusal_texts import SHOWN
-from bot.records import Header, Plan, Quantize, Stored
+from bot.records import Header, Plan, Stored, plain_op
 
 
 def require_all_claimed(
@@ -18,7 +18,7 @@ def require_all_claimed(
         return
     targets = [target.key for op in plan.ops for target in stored_targets(op)]
     assert len(targets) == len(set(targets)), "a tensor would be written twice"
-    made = [op.make if isinstance(op, Quantize) else op for op in plan.ops]
+    made = map(plain_op, plan.ops)
     sources = {op.source.key for op in made if op.source is not None and op.source.role == "base"}
     dropped = {drop.source.key for drop in plan.drops}
     under = {key for key in adapter_plan.claims.values if key in stored}  # an adapter's copy is W there

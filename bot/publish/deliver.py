@@ -109,9 +109,8 @@ def _commit_to_pull(
     if pull.status == "open":
         hub.comment(repo, pull.num, messages.updated_text(job.upload.document))
     hub.rename(repo, pull, messages.title(job.upload.document))
-    hub.rewrite(
-        repo, pull, _text(job, target, gone)
-    )  # with its mark, by which the next run knows that all this is done
+    # With its mark, by which the next run knows that all this is done.
+    hub.rewrite(repo, pull, _text(job, target, gone))
     return _out_of_draft(job, repo, pull, sha) if pull.status == "draft" else _proposed(repo, pull, sha)
 
 

@@ -95,9 +95,7 @@ def pull_text(
         lines += [f"It removes {len(deleted)} file(s) that would be stale beside the new weights: {names}.", ""]
     if tag:
         lines += [f"The adapter's commit is tagged {code(tag)}; tag this repo the same way once it is merged.", ""]
-    lines += [
-        "Feel free to close this pull request: it is then not opened again for the same adapter and base.",
-    ]
+    lines += ["Feel free to close this pull request: it is then not opened again for the same adapter and base."]
     return "\n".join(lines)
 
 

@@ -21,8 +21,8 @@ from bot.errors import MachineTooSmall, Refused
 from bot.events import Emit, Event, Note, StepProgress, silent
 from bot.hub import Hub
 from bot.machine import look
-from bot.merge import locked_partial_dir, merge
-from bot.partial_folder import note_of
+from bot.merge import merge
+from bot.partial_folder import locked_partial_dir, note_of
 from bot.plan import make_plan
 from bot.pull import fetch
 from bot.records import Local, Options, Plan

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from bot.checkpoint.header import write_header
 from bot.events import silent
-from bot.merge import locked_partial_dir
+from bot.partial_folder import locked_partial_dir
 from bot.records import Json, Options
 from bot.report_document import InputPins, MergeFacts
 from bot.verify import Subject, table, verify

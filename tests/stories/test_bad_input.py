@@ -421,7 +421,7 @@ def test_a_killed_merge_goes_on_from_its_finished_shards(
 
 
 def test_two_merges_into_one_folder_do_not_meet(folders: Folders, adapter_merge: Command, tmp_path: Path) -> None:
-    from bot.merge import locked_partial_dir
+    from bot.partial_folder import locked_partial_dir
     from tests.steps import plan_folders
 
     base, adapter = folders

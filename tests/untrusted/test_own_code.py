@@ -17,7 +17,7 @@ from bot.checks.behaviour import trial
 from bot.checks.behaviour.job import Stopped, WorkerJob, write_answer
 from bot.checks.behaviour.sandbox import _pythons
 from bot.checks.folder.own_code import changed_since, code_named, foreign_code, state_of
-from bot.plan.own_code import code_refusals
+from bot.plan.input_refusals import code_refusals
 from bot.records import Asset, FileEntry, Options, Ref, Role, Source
 from tests.untrusted.conftest import ROOT
 

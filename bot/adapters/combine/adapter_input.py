@@ -73,7 +73,6 @@ class AdapterInput:
 
     index: int  # 0 for the first
     called: str  # for sentences: Adapter 2 (owner/name)
-    sha: str
     config: Json
     pairs: dict[str, ScaledPair] = field(default_factory=dict)
     copies: dict[str, Stored] = field(default_factory=dict)
@@ -89,7 +88,7 @@ def read_adapter_input(source: Source, index: int) -> tuple[AdapterInput, list[R
     """What can be read of an adapter, and a refusal for everything else in it."""
     config = json.loads(source.texts.get("adapter_config.json", b"{}"))
     called = f"Adapter {index + 1} ({source.called})"
-    adapter_input = AdapterInput(index=index, called=called, sha=source.sha, config=config)
+    adapter_input = AdapterInput(index=index, called=called, config=config)
     if config.get("peft_type") != "LORA":
         reason = f"{called} is no LoRA (its peft_type is {config.get('peft_type')!r}), and only LoRAs can be combined."
         return adapter_input, [Refusal(code="not-lora", reason=reason, remedy=KEEP_SEPARATE)]

@@ -49,8 +49,7 @@ def adapted(model: nn.Module, only: frozenset[str] | set[str] | None = None) -> 
 
 
 def _active(layer: Any) -> str:
-    names = layer.active_adapters
-    return str(names[0])
+    return str(layer.active_adapters[0])
 
 
 def _parameter(path: str, layer: Any) -> Iterator[Adapted]:

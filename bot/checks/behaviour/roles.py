@@ -27,15 +27,7 @@ from bot.checks.behaviour.job import (
     Usage,
     WorkerJob,
 )  # fmt: skip
-from bot.checks.behaviour.load_models import (
-    BASE,
-    UNMERGED,
-    load_folder,
-    load_tuned,
-    ready_to_run,
-    trying,
-    why_no_code,
-)  # fmt: skip
+from bot.checks.behaviour.load_models import BASE, UNMERGED, load_folder, load_tuned, ready_to_run, trying, why_no_code
 from bot.checks.behaviour.nearest import merge_to_nearest, quantised_again
 from bot.checks.behaviour.probe_inputs import build_inputs, has_tokenizer, load_tokenizer, text_windows
 from bot.checks.behaviour.saved_outputs import TEXT, compare, save_again, save_reference, sums

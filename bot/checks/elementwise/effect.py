@@ -24,9 +24,8 @@ def effect(case: Case) -> Finding:
     if packed:
         known |= case.once(compare_quantised).keeps
     another = claims.dropped or any(change.why == REPLICATED for change in claims.declared)
-    if (
-        STORED in known or another or len(keeps) + len(packed) < len(claims.changes)
-    ):  # what was not compared is told elsewhere
+    # What was not compared is told elsewhere.
+    if STORED in known or another or len(keeps) + len(packed) < len(claims.changes):
         measured = "changed" if packed or not changed else f"{changed:,} of {counted(len(claims.changes), 'tensor')}"
         return finding("effect", "pass", measured, ALLOWED, "The merge is not the base.")
     if not known:

@@ -15,13 +15,7 @@ import torch
 from torch import Tensor
 
 from bot.checks.elementwise.arithmetic import Magnitudes
-from bot.checks.expected.changes import (
-    AddProduct,
-    ProbedParameter,
-    SetRectangle,
-    SetRows,
-    TensorStep,
-)
+from bot.checks.expected.changes import AddProduct, ProbedParameter, SetRectangle, SetRows, TensorStep
 from bot.checks.expected.probing import NoWeight
 from bot.checks.reading.checkpoint import TensorRef
 from bot.checks.reading.matrix import Matrix, View

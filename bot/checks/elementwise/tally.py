@@ -70,11 +70,6 @@ class Swept:
     packed: frozenset[str] = frozenset()
 
     @property
-    def clamped(self) -> int:
-        """Numbers that were too large for their dtype."""
-        return sum(tally.clamped for tally in self.tallies.values())
-
-    @property
     def touched(self) -> list[Tally]:
         return [tally for tally in self.tallies.values() if tally.wanted.touched]
 

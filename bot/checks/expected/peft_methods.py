@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import torch
@@ -103,7 +104,7 @@ def _probed(
             continue
         uses = tuple(key for key in own if bare(key).startswith(f"{module}.") or not _has_module(key))
         layers.append((parameter, ProbedParameter(
-            module=module, uses=uses, rows=(0, shape[0]), columns=(0, _width(shape)), parameter=parameter,
+            module=module, uses=uses, rows=(0, shape[0]), columns=(0, math.prod(shape[1:])), parameter=parameter,
             probed=probed,
         )))  # fmt: skip
     return layers
@@ -112,10 +113,3 @@ def _probed(
 def _has_module(key: str) -> bool:
     """Whether a key belongs to one module; what all share hangs on PEFT's own model (base_model.vera_A)."""
     return key.startswith("base_model.model.") or not key.startswith("base_model.")
-
-
-def _width(shape: tuple[int, ...]) -> int:
-    width = 1
-    for extent in shape[1:]:
-        width *= extent
-    return width

@@ -36,11 +36,9 @@ def has_own_merge(layer: Any) -> bool:
     if not hasattr(layer, "base_layer") or not hasattr(layer, "adapter_layer_names"):
         return False
     if type(layer).__module__.startswith("peft.tuners.lora."):
-        variants = {type(variant).__name__ for variant in getattr(layer, "lora_variant", {}).values()}
-        variants |= {
-            variant.__name__ for variant in getattr(layer, "lora_variant", {}).values() if isinstance(variant, type)
-        }
-        return any(name.startswith(("Kasa", "BdLora", "Velora", "Monteclora")) for name in variants)
+        variants = getattr(layer, "lora_variant", {}).values()
+        classes = [variant if isinstance(variant, type) else type(variant) for variant in variants]
+        return any(own.__name__.startswith(("Kasa", "BdLora", "Velora", "Monteclora")) for own in classes)
     return not type(layer).__module__.startswith("peft.tuners.trainable_tokens.")
 
 

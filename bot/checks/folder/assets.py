@@ -31,19 +31,8 @@ class AssetFamily:
     adapters: Literal["first", "never", "both"] = "first"
 
 
-PROGRAMS = (
-    ".py",
-    ".sh",
-    ".so",
-    ".exe",
-    ".js",
-    ".json",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".pkl",
-    ".safetensors",
-)  # no license texts
+# No license texts.
+PROGRAMS = (".py", ".sh", ".so", ".exe", ".js", ".json", ".bin", ".pt", ".pth", ".pkl", ".safetensors")
 
 KEPT = {"first": "the adapter's, else the base's", "never": "the base's", "both": "kept, the base's and the adapter's"}
 GENERATION = AssetFamily(

@@ -6,7 +6,7 @@ float32, whatever dtype the quantisation state names: that one is for computing,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from bot.checks.reading.bitsandbytes_cpu import BLOCK, dequantised, exact_mean, is_a_mean, library, quantised
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef
 from bot.checks.reading.model_skeleton import IN_BY_OUT
+from bot.checks.reading.packed import extras as extras
 from bot.checks.reading.packed import read_component
 from bot.records import Json
 
@@ -46,11 +47,6 @@ def unpack(tensors: Mapping[str, TensorRef], quantization: Json, config: Json, d
         elif name == "weight" and f"{module}.SCB" in tensors:
             packed[key] = _eight(module, tensors, config, dtype)
     return packed
-
-
-def extras(keys: Collection[str]) -> set[str]:
-    """bitsandbytes keeps nothing else."""
-    return set()
 
 
 def dense(packed: PackedWeight, slab: int) -> Tensor:

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef
-from bot.checks.reading.fp8 import BESIDE
+from bot.checks.reading.fp8 import extras as extras
 from bot.checks.reading.packed import read_component
 from bot.records import Json
 
@@ -42,11 +42,6 @@ def unpack(tensors: Mapping[str, TensorRef], quantization: Json, config: Json, d
             packed[f"{module}.weight"] = PackedWeight(dense=dense, components=components, shape=_shape(components), dtype=dtype,
                                                settings={"scheme": scheme, "format": form})  # fmt: skip
     return packed
-
-
-def extras(keys: Collection[str]) -> set[str]:
-    """Scales of activations and of caches."""
-    return {key for key in keys if key.rpartition(".")[2].endswith(BESIDE)}
 
 
 def dense(packed: PackedWeight, slab: int) -> Tensor:

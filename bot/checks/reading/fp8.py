@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef
+from bot.checks.reading.packed import modules as modules
 from bot.checks.reading.packed import read_component
 from bot.records import Json
 
@@ -66,11 +66,6 @@ def dense(packed: PackedWeight, slab: int) -> Tensor:
     filled = _filled(weight, scale_grid, packed)
     matrix: Tensor = Fp8Dequantize(None)._dequantize_one(filled, scale_grid, output_dtype=torch.float32)
     return matrix[:rows, :columns].contiguous()
-
-
-def modules(model: Any, quantization: Json) -> list[str]:
-    """Nothing: such a form is only written back over a base that has it, which says where."""
-    return []
 
 
 def name_of(packed: PackedWeight) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef
+from bot.checks.reading.packed import extras as extras
+from bot.checks.reading.packed import modules as modules
+from bot.checks.reading.packed import name_of as name_of
 from bot.checks.reading.packed import read_component
 from bot.records import Json
 
@@ -35,11 +37,6 @@ def unpack(tensors: Mapping[str, TensorRef], quantization: Json, config: Json, d
     return packed
 
 
-def extras(keys: Collection[str]) -> set[str]:
-    """Nothing else is kept."""
-    return set()
-
-
 def dense(packed: PackedWeight, slab: int) -> Tensor:
     """transformers' conversion of one expert."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
@@ -47,16 +44,6 @@ def dense(packed: PackedWeight, slab: int) -> Tensor:
     blocks, scales = (read_component(packed.components[role], slab)[None] for role in ("blocks", "scales"))
     experts: Tensor = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
     return experts[0]
-
-
-def modules(model: Any, quantization: Json) -> list[str]:
-    """Nothing is written in this form."""
-    return []
-
-
-def name_of(packed: PackedWeight) -> str:
-    """Read only."""
-    return ""
 
 
 def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:

@@ -53,6 +53,24 @@ class Form(Protocol):
         these are not what they must be."""
 
 
+# What a form has in common with others: nothing beside its weights, and nothing that a merge writes.
+
+
+def extras(keys: Collection[str]) -> set[str]:
+    """Everything hangs on a weight."""
+    return set()
+
+
+def modules(model: Any, quantization: Json) -> list[str]:
+    """Nothing is written in this form, or only back over a base that has it, which says where."""
+    return []
+
+
+def name_of(packed: PackedWeight) -> str:
+    """Read only."""
+    return ""
+
+
 def read_component(ref: TensorRef, slab: int | None = None) -> Tensor:
     """A part in its own dtype and shape; of several slabs, that one (without the first axis)."""
     stored, count = ref.stored, 1

@@ -6,12 +6,14 @@ Tests hold this to numbers that torchao gave.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef
+from bot.checks.reading.packed import extras as extras
+from bot.checks.reading.packed import modules as modules
+from bot.checks.reading.packed import name_of as name_of
 from bot.checks.reading.packed import read_component
 from bot.records import Json
 
@@ -43,11 +45,6 @@ def unpack(tensors: Mapping[str, TensorRef], quantization: Json, config: Json, d
     return packed
 
 
-def extras(keys: Collection[str]) -> set[str]:
-    """Everything hangs on a weight."""
-    return set()
-
-
 def dense(packed: PackedWeight, slab: int) -> Tensor:
     """Rows and groups of columns under one scale each."""
     codes, scale = (read_component(packed.components[role]).float() for role in ("qdata", "scale"))
@@ -62,16 +59,6 @@ def dense(packed: PackedWeight, slab: int) -> Tensor:
 
 def _spread(scale_grid: Tensor, high: int, wide: int) -> Tensor:
     return scale_grid.repeat_interleave(high, 0).repeat_interleave(wide, 1)
-
-
-def modules(model: Any, quantization: Json) -> list[str]:
-    """Nothing is written in this form."""
-    return []
-
-
-def name_of(packed: PackedWeight) -> str:
-    """Read only."""
-    return ""
 
 
 def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:

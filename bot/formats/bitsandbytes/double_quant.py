@@ -62,9 +62,8 @@ def compress(absmax: Array, offset: np.float32) -> tuple[Array, Array]:
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = np.clip(blocks * (F32(1) / outer)[:, None], -1, 1)
     step = ((scaled + F32(1)) * F32(0.5)).astype(np.float64) * FINE + 0.5
-    at = (
-        np.where(outer[:, None] == 0, 0, step).astype(F32).astype(np.int64)
-    )  # float32 again: multiplied and added in one
+    # float32 again: multiplied and added in one.
+    at = np.where(outer[:, None] == 0, 0, step).astype(F32).astype(np.int64)
     codes = np.where(outer[:, None] == 0, 0, NEAREST[at]).astype(np.uint8)
     return codes.reshape(-1)[: len(absmax)], outer
 

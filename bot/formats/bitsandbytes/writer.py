@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from bot.errors import Refused
-from bot.formats.base import Take
+from bot.formats.base import Take, dtype_of
 from bot.formats.bitsandbytes.four_bit import STATE
 from bot.records import Json
 
@@ -49,7 +49,7 @@ class BitsAndBytesWriter:
         return {
             "_load_in_4bit": four,
             "_load_in_8bit": not four,
-            "bnb_4bit_compute_dtype": _dtype_of(config) if four else "float32",
+            "bnb_4bit_compute_dtype": dtype_of(config) if four else "float32",
             "bnb_4bit_quant_storage": "uint8",
             "bnb_4bit_quant_type": self.NAME if four else "fp4",
             "bnb_4bit_use_double_quant": self.NAME == "nf4",
@@ -177,12 +177,3 @@ class Int8Writer(BitsAndBytesWriter):
 
 
 NF4, FP4, INT8 = FourBitWriter("nf4"), FourBitWriter("fp4"), Int8Writer("int8")
-
-
-def _dtype_of(config: Json) -> str:
-    text_config = config.get("text_config")
-    for level in (config, text_config if isinstance(text_config, dict) else {}):
-        for name in ("dtype", "torch_dtype"):
-            if level.get(name) in ("bfloat16", "float16", "float32"):
-                return str(level[name])
-    return "bfloat16"
