@@ -68,6 +68,11 @@ def _interrupted(commands: WorkflowCommands) -> int:
 
 
 def _act(arguments: list[str], env: MutableMapping[str, str], commands: WorkflowCommands) -> int:
+    if arguments == ["adapters"]:  # before any merge, in a job of its own
+        from bot.action.fan_out import write_merges
+
+        write_merges(env, commands.line)
+        return 0
     if len(arguments) != 1 or arguments[0] not in (*ORDER, "all"):
         raise Usage("A phase has to be named.", remedy=f"One of {', '.join(ORDER)}, or all.")
     _enter(env)

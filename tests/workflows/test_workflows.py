@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bot.action.fan_out import EACH
 from bot.dispatch.backends.github import MEMBER, OUTCOME
 from tests.workflows.files import (
     EXAMPLES,
@@ -28,6 +29,7 @@ from tests.workflows.files import (
 MERGE = GITHUB / "workflows" / "merge.yml"
 SECRETS = {"hf-token", "hf-read-token", "github-token"}  # never typed into a form
 OF_THE_WORKFLOW = {
+    "author",
     "request-id",
     "runs-on",
     "oidc-resource",
@@ -38,7 +40,7 @@ OF_THE_WORKFLOW = {
 # What the form has no room for: a repository sets it once, by a variable, or it is the details of combine.
 NOT_IN_THE_FORM = {
     "container": "CONTAINER", "environment": "ENVIRONMENT", "timeout-minutes": "TIMEOUT", "image": "IMAGE",
-    "cache-dir": "CACHE_DIR", "gpus": "GPUS", "density": "", "seed": "", "rank": "", "majority-sign": "",
+    "cache-dir": "CACHE_DIR", "gpus": "GPUS", "author": "AUTHOR", "density": "", "seed": "", "rank": "", "majority-sign": "",
 }  # fmt: skip
 MOST_DISPATCH_INPUTS = 25  # GitHub's limit since December 2025
 BROAD = {"write-all", "read-all"}
@@ -125,7 +127,7 @@ def test_a_call_of_the_reusable_workflow_fits_it(path: Path) -> None:
         if reference.startswith(f"{OURS}/.github/workflows/merge.yml@"):
             assert set(job["with"]) <= set(call["inputs"])
             assert set(job["secrets"]) <= set(call["secrets"])
-            needed = next(job["permissions"] for _, job in jobs(MERGE))
+            needed = dict(jobs(MERGE))["merge"]["permissions"]
             assert needed.items() <= job["permissions"].items(), "GitHub does not start it with less"
 
 
@@ -166,7 +168,7 @@ def test_what_the_form_lacks_a_variable_of_the_repository_says(name: str) -> Non
 
 
 def test_the_job_can_be_given_a_container_an_environment_and_a_time_limit() -> None:
-    ((_, job),) = jobs(MERGE)
+    job = dict(jobs(MERGE))["merge"]
     for name in ("container", "environment", "timeout-minutes"):
         assert f"inputs.{name}" in job[name], name
         assert job[name].startswith("${{"), f"{name} is one expression: an empty text below a key of it is an error"
@@ -196,8 +198,7 @@ def test_merge_yml_hands_every_input_on_and_falls_back_to_the_actions_own_defaul
 def test_merge_yml_has_every_output_of_the_action() -> None:
     wanted = set(action()["outputs"])
     assert set(read(MERGE)["on"]["workflow_call"]["outputs"]) == wanted
-    (job,) = (job for _, job in jobs(MERGE))
-    assert set(job["outputs"]) == wanted
+    assert set(dict(jobs(MERGE))["merge"]["outputs"]) == wanted
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_merge_yml_has_every_output_of_the_action() -> None:
     [("./adapter", True), ("owner/a, ./b", True), ("owner/a\n./b", True), ("owner/a", False), ("owner/a@v1.0", False)],
 )
 def test_merge_yml_checks_the_repository_out_where_any_adapter_is_a_folder_of_it(adapter: str, wanted: bool) -> None:
-    said = next(steps(MERGE))["if"]
+    said = dict(jobs(MERGE))["merge"]["steps"][0]["if"]
     look = re.fullmatch(r"(startsWith|contains)\(env\.ADAPTER, '(.*)'\)", said)
     assert look, said
     assert (adapter.startswith(look[2]) if look[1] == "startsWith" else look[2] in adapter) is wanted
@@ -225,6 +226,35 @@ def test_what_came_of_a_run_is_left_behind_whatever_happens() -> None:
     assert leave["continue-on-error"] == "true", "the merge stands where its outcome cannot be uploaded"
 
 
+def test_several_adapters_are_a_job_each_of_which_none_ends_another() -> None:
+    listing, merge = dict(jobs(MERGE)).values()
+    assert merge["needs"] == "adapters"
+    assert merge["strategy"]["fail-fast"] == "false"
+    assert "needs.adapters.outputs.merges" in merge["strategy"]["matrix"]["merge"]
+    for name in (
+        "adapter",
+        "adapter-revision",
+        "target-repo",
+    ):  # what differs from job to job wins over what is given for all
+        given = merge["env"]["ADAPTER"] if name == "adapter" else _call()["with"][name]
+        assert given.startswith(f"${{{{ matrix.merge.{name} || "), name
+    assert "matrix.merge.adapter" in merge["concurrency"]["group"]
+    assert "strategy.job-index" in merge["steps"][-1]["with"]["name"], "each leaves an outcome of its own"
+    read_by_the_list = set(EACH.values()) | {"INPUT_ADAPTER", "INPUT_AUTHOR", "HF_TOKEN"}
+    assert set(listing["steps"][-1]["env"]) == read_by_the_list
+
+
+def test_one_adapter_and_several_that_become_one_wait_for_no_list() -> None:
+    listing, merge = dict(jobs(MERGE)).values()
+    assert listing["if"].startswith("!inputs.combine")
+    for sign in ("','", "':'", "fromJSON('\"\\n\"')"):
+        assert re.search(rf"contains\([^()]*, {re.escape(sign)}\)", listing["if"]), sign
+    assert merge["if"].startswith("!cancelled() && needs.adapters.result != 'failure'"), (
+        "a list that was skipped is no obstacle"
+    )
+    assert merge["strategy"]["matrix"]["merge"].endswith("""|| '[{"adapter":""}]') }}""")
+
+
 @pytest.mark.parametrize("name", ["dtype", "verify", "quantize", "force", "target-repo", "base-model", "license"])
 def test_an_event_of_the_bot_carries_options_too(name: str) -> None:
     assert f"github.event.client_payload.options.{name}" in _call()["with"][name]
@@ -232,9 +262,11 @@ def test_an_event_of_the_bot_carries_options_too(name: str) -> None:
 
 def test_merge_yml_runs_the_action_of_its_own_commit() -> None:
     checkouts = [step["with"] for reference, step in uses(MERGE) if reference.startswith("actions/checkout@")]
-    (own,) = (given for given in checkouts if given.get("path") == ".adapter-merge")
-    assert own["ref"] == "${{ job.workflow_sha }}"
-    assert own["repository"] == "${{ job.workflow_repository }}"
+    owns = [given for given in checkouts if given.get("path") == ".adapter-merge"]
+    assert len(owns) == len(list(jobs(MERGE)))
+    for own in owns:
+        assert own["ref"] == "${{ job.workflow_sha }}"
+        assert own["repository"] == "${{ job.workflow_repository }}"
     assert _call()["uses"] == "./.adapter-merge"
 
 

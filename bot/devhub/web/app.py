@@ -21,6 +21,7 @@ from ..faults import Fault
 from ..site import Site
 from . import (
     account_routes,
+    collection_routes,
     discussion_routes,
     file_routes,
     job_routes,
@@ -37,6 +38,7 @@ HUB_ROUTES = [
     *account_routes.ROUTES,
     *webhook_routes.ROUTES,
     *job_routes.ROUTES,
+    *collection_routes.ROUTES,
     *upload_routes.ROUTES,
     *lfs_routes.ROUTES,
     *ref_routes.ROUTES,
