@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Barrier, Thread
+from typing import Any
 
 import pytest
 from huggingface_hub import DiscussionComment, HfApi
@@ -152,6 +153,54 @@ def test_a_state_that_was_lost_makes_no_second_comment(
     Announcer(other, hub, lambda event: None)()
     other.close()
     assert len(comments(api)) == 1
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class MortalHub(Hub):
+    """Ends the process before or after its n-th call to the Hub."""
+
+    def __init__(self, *, dies_at: int, after: bool, **more: Any) -> None:
+        super().__init__(**more)
+        self.left, self.after = dies_at, after
+
+    def patiently(self, *given: Any, **more: Any) -> Any:
+        self.left -= 1
+        if self.left == 0 and not self.after:
+            raise Killed
+        answer = super().patiently(*given, **more)
+        if self.left == 0:
+            raise Killed
+        return answer
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("dies_at", range(1, 7))
+def test_a_kill_at_any_call_makes_no_second_comment(
+    store: Store, hub: Hub, notebook: Notebook, sent: Request, api: HfApi, devhub: DevHub, clock: Clock,
+    dies_at: int, after: bool,
+) -> None:  # fmt: skip
+    """Killed while the discussion is opened, while it is gone on with, and while a comment is edited."""
+    api.create_tag("demo/lora", tag="v2")
+    kills = 0
+    for tag in ("v1", "v2"):
+        request = sent if tag == "v1" else send(store, hub, notebook, sent.order.sha or "", tag)
+        for fate in (None, PUBLISHED):
+            if fate:
+                ended(store, request, fate)
+            mortal = MortalHub(dies_at=dies_at, after=after, endpoint=devhub.url, write_token=devhub.token, patience=())
+            try:
+                Announcer(store, mortal, lambda event: None)()
+            except Killed:
+                kills += 1
+            clock.now += 301
+            Announcer(store, hub, lambda event: None)()
+    texts = comments(api)
+    assert kills or dies_at > 5
+    assert [sum(f"`{tag}`" in text for text in texts) for tag in ("v1", "v2")] == [1, 1]
+    assert ["published" in text for text in texts] == [True, True]
 
 
 @pytest.mark.parametrize("path", [r"/discussions$", r"/comment$", r"/edit$"])

@@ -35,3 +35,24 @@ def test_a_tag_is_merged_by_polls_alone(world: World, adapter_merge: Command, tm
     assert report["verdict"] == "verified"
     elsewhere = adapter_merge("poll", "--allow", "demo/*", "--state", tmp_path / "other.db", "--json")
     assert [tag["status"] for tag in json.loads(elsewhere.out)["tags"]] == ["published"]
+
+
+def test_what_a_poll_prints(world: World, adapter_merge: Command, tmp_path: Path) -> None:
+    state = tmp_path / "bot.db"
+    ran = adapter_merge("poll", "--allow", "demo/adapter", "--allow", "demo/gone", "--state", state, "--dry-run")
+    assert ran.code == 5
+    assert ran.out == "missing    demo/adapter@v1  It is merged nowhere yet.\n"
+    assert "demo/gone" in ran.err
+    none = adapter_merge("poll", "--allow", "demo/adapter", "--tags", "x*", "--state", state, "--dry-run")
+    assert (none.code, none.out) == (0, "No tag of an allowed adapter fits.\n")
+
+
+def test_a_poll_that_cannot_be_is_refused(world: World, adapter_merge: Command, tmp_path: Path) -> None:
+    for arguments, words in (
+        ((), "No adapter is allowed to start a merge."),
+        (("--allow", "*/*"), "The repos of --allow */* cannot be listed."),
+        (("--allow", "demo/*", "--announce"), "ADAPTER_MERGE_HUB_TOKEN is not set."),
+        (("--allow", "demo/*", "--commands-from", "alice"), "--commands-from is of no use"),
+    ):
+        ran = adapter_merge("poll", "--state", tmp_path / "bot.db", *arguments)
+        assert (ran.code, words in ran.err) == (2, True), ran.err
