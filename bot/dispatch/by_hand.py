@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bot.hub import Hub
 
 NAP = 0.5  # seconds
+FOLLOWED = 3.0  # seconds between two looks at the run, as somebody waits
 
 
 def order_by_hand(text: str, options: Iterable[str]) -> Order:
@@ -56,6 +57,7 @@ def dispatch_by_hand(
     request = store.add(order, backend=backend.NAME)
     assert request is not None  # its key is a new one
     dispatcher = Dispatcher(store, backend, resolver(hub, None), emit, only=request.id)
+    dispatcher.follow_every = FOLLOWED
     emit(Stage(name="dispatch", title=f"Dispatching {order.adapter}"))
     try:
         request = _until_sent(request, store, dispatcher, emit, after, wait=wait)

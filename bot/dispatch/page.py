@@ -31,7 +31,7 @@ def render_page(store: Store, hub: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"when": _when, "link": _link}
+    environment.filters |= {"when": _when, "link": _link, "short": _short}
     return environment.get_template("page.html").render(
         version=__version__,
         hub=hub,
@@ -68,6 +68,12 @@ def _row(request: Request) -> dict[str, Any]:
 
 def _when(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _short(url: str) -> str:
+    """An address as it is read: what comes after the machine's name."""
+    parts = urlsplit(url)
+    return parts.path.strip("/") or parts.netloc
 
 
 def _link(url: str) -> str:

@@ -14,6 +14,7 @@ from bot.devhub import DevHub
 from bot.dispatch.records import Fate, Request, Run
 from bot.dispatch.store import Store
 from bot.hub import Hub
+from tests.dispatch.processes import Bot
 
 
 @dataclass
@@ -90,3 +91,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def notebook() -> Notebook:
     return Notebook()
+
+
+@pytest.fixture
+def bot(tmp_path: Path, devhub: DevHub) -> Iterator[Bot]:
+    made = Bot(tmp_path, devhub)
+    yield made
+    made.hold.unlink(missing_ok=True)
+    made.kill()

@@ -1,9 +1,12 @@
 """Runs on this machine: `adapter-merge run` in a process of its own, one at a time, which a restart of the server does not end.
 
 Each request has a folder below `runs`, named by its id:
-  command.json   what to run                lock   held by the runner for as long as it lives
-  starts         a line for each start      log    what the command says while it works (standard error)
-  output.json    its standard output        exit   its exit code, written last: whatever has this has ended
+  command.json   what to run; touched whenever a runner is started
+  lock           held by the runner, and by its command, for as long as they live
+  starts         a line for each start
+  log            what the command says while it works (standard error)
+  output.json    its standard output
+  exit           its exit code, written last: whatever has this has ended
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
@@ -75,6 +79,8 @@ class LocalBackend:
             return Fate(status="running" if (folder / "log").exists() else "queued")
         if (folder / "exit").exists():
             return self._end(request, folder)
+        if self._begins(folder):
+            return Fate(status="queued")
         if _lines(folder / "starts") < STARTS and (folder / "command.json").exists():
             self._start(folder)
             return Fate(status="queued")
@@ -101,9 +107,16 @@ class LocalBackend:
             raise Outside(f"{folder} cannot be read: {error}.", remedy="Give this user the right to it.") from error
         return fate_of(kind, code, output, self.log(request, 20))
 
+    def _begins(self, folder: Path) -> bool:
+        """Whether its runner was started just now, and may not have come to take its lock."""
+        with suppress(OSError):
+            return 0 <= time.time() - (folder / "command.json").stat().st_mtime < self.SHOWN_AFTER
+        return False
+
     def _start(self, folder: Path) -> None:
         # A session of its own: what ends the server, Ctrl-C too, does not end the merge.
         try:
+            os.utime(folder / "command.json")
             subprocess.Popen(
                 [sys.executable, "-P", "-m", RUNNER, str(folder)],
                 stdin=subprocess.DEVNULL,

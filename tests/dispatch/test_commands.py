@@ -1,0 +1,187 @@
+"""`serve` and `dispatch` as a person starts them: what they refuse, what they return, and how they end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from bot.cli import _guarded
+from bot.devhub import DevHub
+from bot.devhub.faults import Fault
+from tests.dispatch.processes import Bot, tagged, wait_for
+
+
+@pytest.fixture(autouse=True)
+def _environment(devhub: DevHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTER_MERGE_WEBHOOK_SECRET", "a secret")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def refused(capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str]:
+    capfd.readouterr()
+    code = _guarded([str(argument) for argument in arguments])
+    return code, capfd.readouterr().err
+
+
+@pytest.mark.parametrize("secret", ["", "  ", "\n", None])
+def test_serve_without_a_secret_does_not_start(
+    secret: str | None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if secret is None:
+        monkeypatch.delenv("ADAPTER_MERGE_WEBHOOK_SECRET")
+    else:
+        monkeypatch.setenv("ADAPTER_MERGE_WEBHOOK_SECRET", secret)
+    code, error = refused(capfd, "serve", "--allow", "demo/*", "--port", "0")
+    assert code == 2
+    assert "The webhook's secret is missing" in error
+    assert "--secret-file" in error
+
+
+@pytest.mark.parametrize("held", [b"", b" \n", b"\xff\xfe"])
+def test_a_file_that_holds_no_secret_is_told(held: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "secret").write_bytes(held)
+    code, error = refused(capfd, "serve", "--allow", "demo/*", "--port", "0", "--secret-file", tmp_path / "secret")
+    assert code == 2
+    assert "Traceback" not in error
+    assert "secret" in error
+
+
+def test_serve_for_nobody_does_not_start(capfd: pytest.CaptureFixture[str]) -> None:
+    code, error = refused(capfd, "serve", "--port", "0")
+    assert code == 2
+    assert "No adapter is allowed" in error
+    assert "'*/*'" in error
+
+
+def test_a_port_in_use_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, error = refused(capfd, "serve", "--allow", "demo/*", "--port", f"{port}")
+    assert code == 2
+    assert f"127.0.0.1:{port} cannot be listened at: Address already in use" in error
+    assert "--port" in error
+
+
+@pytest.mark.parametrize("command", [["serve", "--allow", "demo/*", "--port", "0"], ["dispatch", "demo/a"]])
+def test_a_state_file_of_a_newer_version_is_told(
+    command: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with sqlite3.connect(tmp_path / "bot.db") as rows:
+        rows.execute("PRAGMA user_version = 99")
+    code, error = refused(capfd, *command, "--state", tmp_path / "bot.db")
+    assert code == 2
+    assert "newer version" in error
+    assert "--state" in error
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [("/x", "no adapter on the Hub"), ("a/b/c", "no adapter on the Hub"), ("../x", "no adapter")],
+)
+def test_dispatch_takes_a_name_on_the_hub(adapter: str, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code, error = refused(capfd, "dispatch", adapter)
+    assert code == 2
+    assert words in error
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("dtype", "has no value"),
+        ("dtype=float7", "dtype is"),
+        ("nonsense=1", "is no option"),
+        ("--yes=1", "is no option"),
+        ("force=yes", "true or false"),
+    ],
+)
+def test_dispatch_refuses_options_that_a_run_does_not_have(
+    option: str, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, error = refused(capfd, "dispatch", "demo/a", "--option", option)
+    assert code == 2
+    assert words in error
+
+
+def test_dispatch_of_what_is_not_there_is_refused(api: HfApi, capfd: pytest.CaptureFixture[str]) -> None:
+    code, error = refused(capfd, "dispatch", "demo/nowhere@v1")
+    assert code == 3
+    assert "demo/nowhere" in error
+
+
+def test_dispatch_that_the_hub_does_not_let_is_tried_again_by_the_person(
+    bot: Bot, api: HfApi, devhub: DevHub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tagged(bot, api, 1)
+    devhub.faults.add(Fault(path="/api/models/demo/a", status=403, times=None))
+    code, error = refused(capfd, "dispatch", "demo/a@v0", "--state", bot.state)
+    assert code == 5
+    assert "Traceback" not in error
+    assert [row["state"] for row in bot.rows()] == ["dropped"]  # nobody sends it later, unasked
+
+
+# --- dispatch, as a process ---------------------------------------------------------------------------------------------
+
+
+def dispatch(bot: Bot, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "bot", "dispatch", "demo/a@v0", "--state", str(bot.state), *options]
+    return subprocess.Popen(command, env=bot.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_dispatch_starts_a_run_and_does_not_wait_for_it(bot: Bot, api: HfApi) -> None:
+    tagged(bot, api, 1)
+    bot.hold.touch()
+    ran = dispatch(bot)
+    out, _ = ran.communicate(timeout=60)
+    assert ran.returncode == 0
+    assert out.startswith("dispatched: request ")
+    wait_for(lambda: bot.runs() == ["demo/a@v0"])
+
+
+def test_dispatch_that_waits_ends_as_its_run_did(bot: Bot, api: HfApi) -> None:
+    tagged(bot, api, 1)
+    ran = dispatch(bot, "--wait", "--json")
+    out, _ = ran.communicate(timeout=60)
+    assert ran.returncode == 0
+    answer = json.loads(out)
+    assert (answer["status"], answer["url"], answer["exit_code"]) == ("published", "https://hub.example/merged", 0)
+    assert answer["backend"] == "local"
+
+
+def test_dispatch_that_waits_returns_the_exit_code_and_prints_the_logs_end(bot: Bot, api: HfApi) -> None:
+    tagged(bot, api, 1)
+    (bot.state.parent / "path" / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if sys.orig_argv[2:5] == ['-m', 'bot', 'run']:\n"
+        '    os.write(1, b\'{"error": {"what": "No room.", "remedy": "Make some."}}\')\n'
+        "    os.write(2, b'the last words\\n')\n"
+        "    os._exit(6)\n"
+    )
+    ran = dispatch(bot, "--wait")
+    out, error = ran.communicate(timeout=60)
+    assert ran.returncode == 6
+    assert "No room. Make some." in out
+    assert "the last words" in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_stops_waiting_is_told_that_the_run_goes_on(bot: Bot, api: HfApi, number: signal.Signals) -> None:
+    tagged(bot, api, 1)
+    bot.hold.touch()
+    ran = dispatch(bot, "--wait")
+    wait_for(lambda: bool(bot.runs()) and bot.rows()[0]["state"] == "sent")
+    ran.send_signal(number)
+    _, error = ran.communicate(timeout=10)
+    assert ran.returncode == 130
+    assert f"the run of request {bot.rows()[0]['id']} goes on" in error
+    bot.hold.unlink()
+    runs = bot.state.with_name("bot.db.runs")
+    wait_for(lambda: (runs / bot.rows()[0]["id"] / "exit").exists())
+    assert (runs / bot.rows()[0]["id"] / "exit").read_text() == "0"
