@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bot.adapters.combine import Predicted, notation
 from bot.adapters.combine.prediction import combined_in, plan_for_all_adapters, predict_combined, with_combined_adapter
-from bot.card import preview, render
+from bot.card import preview, render, with_notes_on_cards
 from bot.errors import AdapterMergeError, Damaged, Usage
 from bot.events import Emit, Note, Stage, TextBlock, beating
 from bot.input_files import holding, unchanging
@@ -26,7 +26,6 @@ from bot.metadata.licenses import require
 from bot.output_folder import drop_scratch, finish, refuse_to_overwrite, scratch_folder
 from bot.partial_folder import left_behind, locked_partial_dir
 from bot.plan import make_plan, pin_of
-from bot.plan.card_notes import with_notes_on_cards
 from bot.plan_text import plan_table
 from bot.proof import named_inputs, prove, tag_of
 from bot.publish import (

@@ -68,15 +68,16 @@ def merged_terms(plan: Plan) -> list[Term]:
     return [term for patch in patches for term in patch.terms if term.right is not None]
 
 
-# What each of `bot.plan.tensor_counts.KINDS` is called; {dtype}, {form}: those of the result.
+# What a tensor of the result can be made of, and what that is called; {dtype}, {form}: those of the result.
 KINDS = {
-    "merged": "merged",
+    "merged": "merged",  # base plus delta
     "replaced": "replaced by the adapter's",
     "rows": "with rows of the adapter's",
-    "new": "new",
+    "new": "new",  # the adapter's, where the base has none
     "copied": "copied byte for byte",
     "cast": "rounded once to {dtype}",
     "dequantised": "dequantised and rounded once to {dtype}",
+    # As an adapter that was trained with QLoRA saw it.
     "simulated": "quantised and back, without a delta, and rounded once to {dtype}",
     "quantised": "without a delta, in {form}",
 }

@@ -62,9 +62,7 @@ _LORA_MARKS = (
 
 METHODS: Mapping[str, Method] = {
     # --- the streaming engine's --------------------------------------------------------------------------------
-    "LORA": Method(
-        name="LoRA", engine="streaming", marks=_LORA_MARKS, bias=True, settings=_fields(_LORA_FIELDS)
-    ),
+    "LORA": Method(name="LoRA", engine="streaming", marks=_LORA_MARKS, bias=True, settings=_fields(_LORA_FIELDS)),
     "TRAINABLE_TOKENS": Method(
         name="Trainable tokens", engine="streaming", marks=("token_adapter", "trainable_tokens_delta"),
         settings=_fields("token_indices init_weights"),
@@ -203,9 +201,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "VERA": Method(
         name="VeRA", engine="phantom", marks=("vera_lambda_b", "vera_lambda_d"), shared=("vera_A", "vera_B"),
-        settings=_fields(
-            "r projection_prng_key save_projection vera_dropout d_initial fan_in_fan_out init_weights"
-        ),
+        settings=_fields("r projection_prng_key save_projection vera_dropout d_initial fan_in_fan_out init_weights"),
     ),
     "WAVEFT": Method(
         name="WaveFT", engine="phantom", marks=("waveft_spectrum",),

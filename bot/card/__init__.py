@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib import resources
 from string import Template
 from typing import Any
 
 from bot.card import evidence, loading, metadata
 from bot.card.markdown import HUB, Links, cell
+from bot.metadata import fields
 from bot.metadata.license_fields import state
 from bot.plan_text import tensors_in_words
 from bot.project import REPOSITORY
-from bot.records import Asset, Source
+from bot.records import Asset, Plan, Source, Sources
 from bot.report_document import Document, MergeFacts
 from bot.untrusted.redact import redact
+
+TAKEN_OVER = (fields.languages, fields.datasets, fields.metrics, fields.tags, fields.task)
 
 UNNAMED = "your-name/your-merged-model"  # stands for the target until there is one; `retarget` replaces it
 KEPT_ENOUGH = 0.9  # below, so much of the delta is rounded away that a separate adapter serves better
@@ -183,3 +187,28 @@ def _about(adapter: Source, links: Links) -> str:
         f"What it was trained for, on what data, and its limits: see the card of {links.to(adapter)}. "
         "What it says of the adapter holds for this model; only the way to load it differs."
     )
+
+
+def with_notes_on_cards(plan: Plan, sources: Sources, license: str | None) -> Plan:
+    """The plan with a note for each card that the Hub would not take as it is, and those about the license: known before any download.
+
+    `license`: what --license says. Raises Usage where it is none that the Hub knows.
+    """
+    notes = [note for adapter in sources.adapters for note in _of_adapter(adapter)]
+    if not any(fields.languages(adapter.card, fields.Left()) for adapter in sources.adapters):
+        notes += _of_base(sources.base)  # then its languages are carried
+    licenses = state(sources.base, sources.adapters, license, assets=plan.assets)
+    return replace(plan, notes=(*plan.notes, *notes, *licenses.notes))
+
+
+def _of_adapter(adapter: Source) -> list[str]:
+    left = fields.Left()
+    for read in TAKEN_OVER:
+        read(adapter.card, left)
+    return left.sentences(adapter.called if adapter.repo else "the adapter")
+
+
+def _of_base(base: Source) -> list[str]:
+    left = fields.Left()
+    fields.languages(base.card, left)
+    return left.sentences(base.repo or "the base")

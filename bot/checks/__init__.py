@@ -9,7 +9,7 @@ from bot.checks.expected.combined import combined
 from bot.checks.finding import Check
 from bot.checks.folder import assets, config, files
 from bot.checks.folder.own_code import own_code
-from bot.checks.folder.vocabulary import vocabulary
+from bot.checks.folder.special_tokens import vocabulary
 from bot.records import Finding
 
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
-from bot.checks.reading.checkpoint import Checkpoint, quantization_of, read_checkpoint, read_input
+from bot.checks.reading.checkpoint import Checkpoint, SlabCache, quantization_of, read_checkpoint, read_input
 from bot.checks.reading.folders import list_files, read_json
-from bot.checks.reading.slabs import SlabCache
 from bot.checks.subject import Subject
 from bot.errors import Refused
 from bot.events import Emit

@@ -6,29 +6,19 @@ from collections import Counter
 from collections.abc import Iterable
 
 from bot.formats.bitsandbytes.simulated import NAME as SIMULATED
+from bot.plan_text import KINDS
 from bot.records import AddDelta, Cast, Copy, Drop, Op, PeftMerge, Quantize, Replace, SetRows
-
-KINDS = (
-    "merged",  # base plus delta
-    "replaced",  # by a tensor of the adapter's
-    "rows",  # some rows are the adapter's
-    "new",  # the adapter's, where the base has none
-    "copied",  # the base's bytes
-    "cast",  # rounded once to another dtype
-    "dequantised",  # out of the base's form, and rounded once
-    "simulated",  # quantised and back, as an adapter trained with QLoRA saw it
-    "quantised",  # into the result's form, without a delta
-    "dropped",  # of the base, and not in the result: not one of the sum
-)
 
 
 def counts(ops: Iterable[Op], stored: Iterable[Op], drops: Iterable[Drop], form: str) -> tuple[tuple[str, int], ...]:
-    """Every kind of KINDS that there is. `ops`: one for each tensor of the model; `stored`: the same as they are stored,
-    in `form` (`--quantize`)."""
+    """Every kind of KINDS that there is, and `dropped`: of the base, and not in the result, so not one of the sum.
+
+    `ops`: one for each tensor of the model; `stored`: the same as they are stored, in `form` (`--quantize`).
+    """
     written = {op.target.key for op in stored if isinstance(op, Quantize)}
     numbers = Counter(_kind(op, op.target.key in written, form) for op in ops)
     numbers["dropped"] = len(tuple(drops))
-    return tuple((kind, numbers[kind]) for kind in KINDS if numbers[kind])
+    return tuple((kind, numbers[kind]) for kind in (*KINDS, "dropped") if numbers[kind])
 
 
 def _kind(op: Op, is_written: bool, form: str) -> str:

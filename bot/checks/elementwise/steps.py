@@ -17,8 +17,7 @@ from torch import Tensor
 from bot.checks.elementwise.arithmetic import Magnitudes
 from bot.checks.expected.changes import AddProduct, ProbedParameter, SetRectangle, SetRows, TensorStep
 from bot.checks.expected.probing import NoWeight
-from bot.checks.reading.checkpoint import TensorRef
-from bot.checks.reading.matrix import Matrix, View
+from bot.checks.reading.checkpoint import Matrix, TensorRef, View
 from bot.checks.reading.rows import CHUNK, Opened, chunks
 
 WIDE = 1 << 22  # elements of a factor that is kept in float64 (32 MB); a larger one stays in its stored dtype

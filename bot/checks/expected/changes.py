@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from bot.checks.reading.checkpoint import TensorRef
-from bot.checks.reading.matrix import Matrix, View
+from bot.checks.reading.checkpoint import Matrix, TensorRef, View
 
 Span = tuple[int, int]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from bot.checks.expected import lora, peft_methods, trainable_tokens
+from bot.checks.expected import lora, peft_methods, saved_tensors
 from bot.checks.expected.adapter_files import CONFIG, WEIGHTS, tensors_of
 from bot.checks.expected.bypassed import goes_around
 from bot.checks.expected.changes import AdapterReading, Expected, LowRank, ProbedParameter, TokenRows, WholeTensor
@@ -27,7 +27,7 @@ from bot.records import Json
 Reader = Callable[[Json, dict[str, TensorRef], lora.Parameters], AdapterReading]
 
 # peft_type → how its config and tensors are read.
-METHODS: dict[str, Reader] = {"LORA": lora.read, "TRAINABLE_TOKENS": trainable_tokens.read}
+METHODS: dict[str, Reader] = {"LORA": lora.read, "TRAINABLE_TOKENS": saved_tensors.read}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,7 @@ from bot.checks.expected.placement import (
     view_of,
 )
 from bot.checks.expected.ties import Changes, Ties, tie
-from bot.checks.reading.checkpoint import FLOATS, TensorRef
-from bot.checks.reading.matrix import View
+from bot.checks.reading.checkpoint import FLOATS, TensorRef, View
 from bot.checks.reading.symbolic import SymbolicTensor
 from bot.records import Json
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from bot.checks.expected.changes import LowRank
-from bot.checks.reading.matrix import View
+from bot.checks.reading.checkpoint import View
 
 # peft_version: a release, or `x.y.z.dev0@commit` for what came after the release before x.y.z.
 WRITTEN = re.compile(r"0*(\d{1,3})\.0*(\d{1,3})(?:\.0*(\d{1,3}))?(\.?dev)?.*")

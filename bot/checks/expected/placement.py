@@ -20,8 +20,7 @@ from bot.checks.expected.changes import (
     WholeTensor,
 )
 from bot.checks.expected.expert_sides import Undated, trades_sides
-from bot.checks.reading.checkpoint import TensorRef
-from bot.checks.reading.matrix import Matrix, View
+from bot.checks.reading.checkpoint import Matrix, TensorRef, View
 from bot.checks.reading.symbolic import Block, SymbolicTensor
 
 

@@ -6,10 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bot.checks.expected.adapter_files import Named, names_in, read_key
+from bot.checks.expected.adapter_files import Named, names_in, read_key, unknown_settings
 from bot.checks.expected.changes import AdapterReading, Change, TokenRows, WholeTensor
 from bot.checks.reading.checkpoint import TensorRef
 from bot.records import Json
+
+# Settings of TRAINABLE_TOKENS that do not change what its rows mean.
+HARMLESS = frozenset({
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "target_modules", "token_indices", "init_weights",
+})  # fmt: skip
 
 # PEFT adds these to modules_to_save by itself, and older versions did not write that down.
 IMPLIED = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
@@ -93,3 +99,13 @@ class SavedTensors:
             return f"{module}: the config names {len(at)} tokens, and the adapter has {ref.stored.shape[0]}."
         self.changes.append((f"{module}.weight", TokenRows(module=module, at=tuple(at), values=ref)))
         return None
+
+
+def read(config: Json, tensors: dict[str, TensorRef], parameters: object) -> AdapterReading:
+    """TRAINABLE_TOKENS: rows of an embedding that are replaced. What is saved are the rows' values, not differences.
+
+    Every trained row, and whatever else came along; anything unknown is a problem.
+    """
+    saved_tensors = SavedTensors(config=config, indices=config.get("token_indices"))
+    problems = unknown_settings(config, HARMLESS) + saved_tensors.take_all(tensors)
+    return saved_tensors.reading("trainable tokens", problems)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from bot.checkpoint.header import read_header
-from bot.checks.reading.slabs import SlabCache
 from bot.errors import Refused
 from bot.records import Header, Json, Stored
 from bot.untrusted import strict_json
@@ -17,12 +18,38 @@ from bot.untrusted import strict_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+View = tuple[int, int]
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # What floating-point dtypes are called in safetensors files, and in torch and in config.json.
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 STORED_AS = {name: stored for stored, name in TORCH_NAMES.items() if stored != "F64"}  # what `--dtype` may name
 FLOATS = frozenset(TORCH_NAMES)  # what arithmetic is done on; all else is bytes
+
+
+class SlabCache:
+    """What was dequantised of quantised tensors, kept while it is in use: the slabs that somebody still holds, and the last one
+    besides, as ranges of one tensor are compared one after the other, by several threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._used: WeakValueDictionary[Hashable, Tensor] = WeakValueDictionary()
+        self._last: Tensor | None = None
+
+    def take(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """The slab of this key, made where nobody holds it."""
+        with self._lock:
+            slab = self._used.get(key)
+            if slab is None:
+                self._last = None  # before the next one is made
+                slab = self._used[key] = make()
+            self._last = slab
+            return slab
+
+    def clear(self) -> None:
+        """Let the last one go."""
+        with self._lock:
+            self._last = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,3 +200,29 @@ def quantization_of(config: Json) -> Json | None:
         if isinstance(quantization, dict) and quantization:
             return quantization
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A matrix out of an adapter tensor, which is first viewed as shape[0] × the rest (a vector as one column).
+
+    `rows` and `columns` say what is cut out of that view; `transposed`: the cut is then transposed.
+    """
+
+    ref: TensorRef
+    rows: range
+    columns: range
+    transposed: bool = False
+    view: View | None = None  # where it is not shape[0] × the rest
+
+    @property
+    def shape(self) -> View:
+        """rows × columns, after transposing."""
+        shape = (len(self.rows), len(self.columns))
+        return shape[::-1] if self.transposed else shape
+
+    def between(self, low: int, high: int) -> Matrix:
+        """Its rows from `low` to `high`."""
+        if self.transposed:
+            return replace(self, columns=self.columns[low:high])
+        return replace(self, rows=self.rows[low:high])

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from bot.checks.reading import bitsandbytes, compressed_tensors, fp8, mxfp4, torchao
-from bot.checks.reading.checkpoint import STORED_AS, Checkpoint, PackedWeight, TensorRef, quantization_of
+from bot.checks.reading.checkpoint import STORED_AS, Checkpoint, PackedWeight, SlabCache, TensorRef, quantization_of
 from bot.checks.reading.packed import Form
-from bot.checks.reading.slabs import SlabCache
 from bot.errors import Refused
 from bot.records import Json, Stored
 

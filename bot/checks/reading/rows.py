@@ -10,8 +10,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from bot.checks.reading.checkpoint import FLOATS, PackedWeight, TensorRef
-from bot.checks.reading.matrix import Matrix, View
+from bot.checks.reading.checkpoint import FLOATS, Matrix, PackedWeight, TensorRef, View
 from bot.checks.reading.packed import RAW
 
 TORCH = {name: RAW[name] for name in FLOATS}

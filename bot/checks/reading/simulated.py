@@ -15,12 +15,11 @@ from torch import Tensor
 
 from bot.checks.reading import bitsandbytes
 from bot.checks.reading.bitsandbytes_cpu import BLOCK, OUTER, dequantised, quantised
-from bot.checks.reading.checkpoint import FLOATS, Checkpoint, PackedWeight
+from bot.checks.reading.checkpoint import FLOATS, Checkpoint, PackedWeight, SlabCache
 from bot.checks.reading.folders import read_json
 from bot.checks.reading.model_skeleton import BUILD_ERRORS, NEEDS_CODE, Skeleton, build, model_class
 from bot.checks.reading.packed import read_component
 from bot.checks.reading.quantised import logical_tensor
-from bot.checks.reading.slabs import SlabCache
 from bot.checks.subject import Subject
 from bot.errors import Refused
 from bot.records import Json
