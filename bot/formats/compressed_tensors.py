@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable, Mapping
 
 from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
-from bot.formats.logical_tensor import logical, refused, with_activations, with_logical_tensors
+from bot.formats.logical_tensor import logical, refused, unpacked
 from bot.records import Json, Refusal, Stored
 from bot.untrusted.patterns import BadPattern, first
 
@@ -39,17 +39,15 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
     whole = _unreadable(quantization)
     if whole is not None:
         return Unpacked(tensors=dict(stored), refusals=(whole,))
-    weights: list[Stored] = []
-    refusals: list[Refusal] = []
+    made: list[Stored | Refusal] = []
     for key in stored:
         module, _, name = key.rpartition(".")
         if name == "weight_packed" or (name == "weight" and f"{module}.weight_scale" in stored):
             try:
-                made = _weight(module, stored, quantization, small)
+                made.append(_weight(module, stored, quantization, small))
             except (TypeError, ValueError, KeyError, AttributeError):  # a config that somebody wrote by hand
-                made = refused(f"The config group of {module} is malformed.", key)
-            (refusals if isinstance(made, Refusal) else weights).append(made)  # type: ignore[arg-type]
-    return Unpacked(tensors=with_logical_tensors(stored, with_activations(weights, stored)), refusals=tuple(refusals))
+                made.append(refused(f"The config group of {module} is malformed.", key))
+    return unpacked(stored, made, activations=True)
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:

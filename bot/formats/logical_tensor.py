@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from bot.formats.base import Unpacked
 from bot.records import Packed, Refusal, Stored
 
 Setting = str | int | float | bool
@@ -24,6 +25,16 @@ def logical(
     main = held[0][1]
     packed = Packed(format=name, parts=held, settings=tuple(sorted(settings.items())))
     return Stored(key=key, file=main.file, dtype="F32", shape=shape, start=0, stop=0, role=main.role, packed=packed)
+
+
+def unpacked(stored: Mapping[str, Stored], made: Iterable[Stored | Refusal], *, activations: bool = False) -> Unpacked:
+    """The checkpoint with the weights that were made of its tensors, and what forbids others. `activations`: the scales of
+    activations and caches go with them."""
+    every = tuple(made)
+    weights = [tensor for tensor in every if isinstance(tensor, Stored)]
+    weights = with_activations(weights, stored) if activations else weights
+    refusals = tuple(refusal for refusal in every if isinstance(refusal, Refusal))
+    return Unpacked(tensors=with_logical_tensors(stored, weights), refusals=refusals)
 
 
 def with_logical_tensors(stored: Mapping[str, Stored], weights: Iterable[Stored]) -> dict[str, Stored]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
-from bot.formats.logical_tensor import logical, rectangle, refused, with_logical_tensors
+from bot.formats.logical_tensor import logical, rectangle, refused, unpacked
 from bot.records import Json, Refusal, Stored
 
 NAME = "torchao"
@@ -36,17 +36,15 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: codes, scales and zero points as one."""
     kind = _kind((quantization_of(config) or {}).get("quant_type"))
-    weights: list[Stored] = []
-    refusals: list[Refusal] = []
+    made: list[Stored | Refusal] = []
     for key, codes in stored.items():
         module, _, name = key.rpartition(".")
         if name.startswith("_") and name.endswith(QDATA):
-            made = _weight(f"{module}.{name[1:].removesuffix(QDATA)}", codes, stored, kind)
-            (refusals if isinstance(made, Refusal) else weights).append(made)  # type: ignore[arg-type]
-    if not weights and not refusals:
+            made.append(_weight(f"{module}.{name[1:].removesuffix(QDATA)}", codes, stored, kind))
+    if not made:
         reason = f"The base's weights are stored by torchao ({kind}), but not as safetensors that name their parts."
-        refusals.append(refused(reason))
-    return Unpacked(tensors=with_logical_tensors(stored, weights), refusals=tuple(refusals))
+        made.append(refused(reason))
+    return unpacked(stored, made)
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from bot.checkpoint.shards import new_dtype
 from bot.plan.claims import KeyClaims
 from bot.plan.layer_replication import LayerReplicas
-from bot.records import AddDelta, Cast, Copy, Drop, Header, Op, PeftMerge, Quantize, Replace, SetRows, Stored
+from bot.records import AddDelta, Cast, Copy, Drop, Header, Op, PeftMerge, Replace, SetRows, Stored, plain_op
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,5 +102,4 @@ class _Maker:
 
 def is_change(op: Op) -> bool:
     """Whether an op gives a tensor values that are the adapter's doing."""
-    made = op.make if isinstance(op, Quantize) else op
-    return isinstance(made, AddDelta | Replace | SetRows | PeftMerge)
+    return isinstance(plain_op(op), AddDelta | Replace | SetRows | PeftMerge)

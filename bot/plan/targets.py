@@ -61,9 +61,6 @@ class Targets:
         names = self.names.names_of_one(self.replicas.in_base(own)[0])
         return len(names) > 1 or (len(names) == 1 and placement is None)
 
-    def placement_of_key(self, key: str) -> Placement | None:
-        return self.names.find([key]).placements.get(key)
-
     def is_head(self, parameter: str) -> bool:
         head = self.names.head
         return head is not None and any(

@@ -167,8 +167,8 @@ def leftovers(case: Case) -> Finding:
 
 def metadata(case: Case) -> Finding:
     """Weight files say `format: pt`, without which older loaders refuse them."""
-    metadata = case.merged.metadata_by_file
-    warns = [f"{name} does not say its format." for name, entries in metadata.items() if entries.get("format") != "pt"]
+    silent = [header.file for header in case.merged.headers if header.metadata.get("format") != "pt"]
+    warns = [f"{name} does not say its format." for name in silent]
     return graded("format", "format: pt", ("format: pt", "Every weight file says so."), warns=warns)
 
 

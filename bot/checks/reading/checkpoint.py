@@ -120,11 +120,6 @@ class Checkpoint:
         """The dtype of most of the model, as plain numbers."""
         return self.dense or main_dtype(self.tensors.values())
 
-    @property
-    def metadata_by_file(self) -> dict[str, dict[str, str]]:
-        """The `__metadata__` of every readable weight file."""
-        return {header.file: header.metadata for header in self.headers}
-
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Headers only; a file that cannot be read is listed in `broken`, never raised."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 
 from bot.checkpoint.families import ModelFamily, family_of
 from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
-from bot.formats.logical_tensor import logical, refused, with_logical_tensors
+from bot.formats.logical_tensor import logical, refused, unpacked
 from bot.records import Json, Refusal, Stored
 
 NAME = "bnb4"
@@ -45,17 +45,15 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: every weight with its statistics as one."""
     family = family_of(config)
-    weights: list[Stored] = []
-    refusals: list[Refusal] = []
+    made: list[Stored | Refusal] = []
     states = {key.rpartition(STATE)[0]: key for key in small_keys(stored)}
     for key, state in states.items():
-        made = _weight(key, state, stored, small.get(state, b""), stored_transposed(key, family))
-        (refusals if isinstance(made, Refusal) else weights).append(made)  # type: ignore[arg-type]
+        made.append(_weight(key, state, stored, small.get(state, b""), stored_transposed(key, family)))
     for tensor in stored.values():
         packed = tensor.dtype in ("U8", "I8") and tensor.shape[1:] == (1,) and tensor.key.endswith(".weight")
         if packed and tensor.key not in states:
-            refusals.append(refused(f"{tensor.key} is stored in four bits without a quant state.", tensor.key))
-    return Unpacked(tensors=with_logical_tensors(stored, weights), refusals=tuple(refusals))
+            made.append(refused(f"{tensor.key} is stored in four bits without a quant state.", tensor.key))
+    return unpacked(stored, made)
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:

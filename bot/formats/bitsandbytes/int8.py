@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from bot.checkpoint.families import family_of
 from bot.formats.base import ReadRange, Rows, Unpacked
 from bot.formats.bitsandbytes.four_bit import FLOATS, says, stored_transposed
-from bot.formats.logical_tensor import logical, refused, with_logical_tensors
+from bot.formats.logical_tensor import logical, refused, unpacked
 from bot.records import Json, Refusal, Stored
 
 NAME = "bnb8"
@@ -31,13 +31,10 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: every weight with its scales as one."""
     family = family_of(config)
-    weights: list[Stored] = []
-    refusals: list[Refusal] = []
-    for key, tensor in stored.items():
-        if tensor.dtype == "I8" and key.endswith(".weight"):
-            made = _weight(tensor, stored, small, stored_transposed(key, family))
-            (refusals if isinstance(made, Refusal) else weights).append(made)  # type: ignore[arg-type]
-    return Unpacked(tensors=with_logical_tensors(stored, weights), refusals=tuple(refusals))
+    packed = [tensor for key, tensor in stored.items() if tensor.dtype == "I8" and key.endswith(".weight")]
+    return unpacked(
+        stored, (_weight(tensor, stored, small, stored_transposed(tensor.key, family)) for tensor in packed)
+    )
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
-from bot.formats.logical_tensor import logical, rectangle, refused, with_activations, with_logical_tensors
+from bot.formats.logical_tensor import logical, rectangle, refused, unpacked
 from bot.records import Json, Refusal, Stored
 
 NAME = "fp8"
@@ -38,20 +38,16 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: every weight of eight bits with its scales as one."""
     quantization = quantization_of(config) or {}
-    weights: list[Stored] = []
-    refusals: list[Refusal] = []
+    made: list[Stored | Refusal] = []
     for tensor in stored.values():
         scale = scale_of(tensor.key, stored)
         if tensor.dtype in OTHER_FLOATS:
-            refusals.append(
-                refused(f"{tensor.key} is stored as {tensor.dtype}, which no FP8 layout here has.", tensor.key)
-            )
+            made.append(refused(f"{tensor.key} is stored as {tensor.dtype}, which no FP8 layout here has.", tensor.key))
         elif tensor.dtype == "F8_E4M3" and scale is None:
-            refusals.append(refused(f"{tensor.key} is stored in FP8 without a scale.", tensor.key))
+            made.append(refused(f"{tensor.key} is stored in FP8 without a scale.", tensor.key))
         elif scale is not None and tensor.dtype in ("F8_E4M3", "I8"):
-            made = _weight(tensor, scale, quantization)
-            (refusals if isinstance(made, Refusal) else weights).append(made)  # type: ignore[arg-type]
-    return Unpacked(tensors=with_logical_tensors(stored, with_activations(weights, stored)), refusals=tuple(refusals))
+            made.append(_weight(tensor, scale, quantization))
+    return unpacked(stored, made, activations=True)
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
-from bot.formats.logical_tensor import logical, refused, with_logical_tensors
+from bot.formats.logical_tensor import logical, refused, unpacked
 from bot.records import Json, Refusal, Stored
 
 NAME = "mxfp4"
@@ -29,8 +29,7 @@ def small_keys(keys: Iterable[str]) -> list[str]:
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
     """The model's own tensors: blocks and scales as one weight."""
-    weights: list[Stored] = []
-    refusals: list[Refusal] = []
+    made: list[Stored | Refusal] = []
     for key, blocks in stored.items():
         if not key.endswith("_blocks"):
             continue
@@ -40,12 +39,12 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
             reason = (
                 f"{key} is not laid out as gpt-oss's experts are: experts × out × groups × 16 bytes, and a scale each."
             )
-            refusals.append(refused(reason, *([key] if scales is None else [key, scales.key])))
+            made.append(refused(reason, *([key] if scales is None else [key, scales.key])))
             continue
         experts, out, groups, _ = blocks.shape
         shape = (experts, groups * GROUP, out)
-        weights.append(logical(name, shape, NAME, [("blocks", blocks), ("scales", scales)], {}))
-    return Unpacked(tensors=with_logical_tensors(stored, weights), refusals=tuple(refusals))
+        made.append(logical(name, shape, NAME, [("blocks", blocks), ("scales", scales)], {}))
+    return unpacked(stored, made)
 
 
 def opener(tensor: Stored, read: ReadRange) -> Rows:
