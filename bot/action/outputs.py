@@ -16,20 +16,9 @@ from bot.report_document import NAME
 from bot.untrusted.redact import redact
 
 OUTPUTS = (
-    "status",
-    "verified",
-    "repo",
-    "revision",
-    "tag",
-    "pr-url",
-    "pr-number",
-    "base-sha",
-    "adapter-sha",
-    "fingerprint",
-    "folder",
-    "report-path",
-    "checksums-path",
-)
+    "status", "verified", "repo", "revision", "tag", "pr-url", "pr-number", "base-sha", "adapter-sha", "fingerprint",
+    "folder", "report-path", "checksums-path",
+)  # fmt: skip
 FAILED = "failed"
 STATUS_OF = {Refused.exit_code: "refused", NotVerified.exit_code: "not-verified"}
 

@@ -13,15 +13,9 @@ from dataclasses import dataclass, field
 
 RESOURCE = "HF_OIDC_RESOURCE"
 SECRETS = (
-    "INPUT_HF_TOKEN",
-    "INPUT_HF_READ_TOKEN",
-    "INPUT_GITHUB_TOKEN",
-    "HF_TOKEN",
-    "HF_READ_TOKEN",
-    "GITHUB_TOKEN",
-    "HF_OIDC_ID_TOKEN",
-    "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
-)
+    "INPUT_HF_TOKEN", "INPUT_HF_READ_TOKEN", "INPUT_GITHUB_TOKEN", "HF_TOKEN", "HF_READ_TOKEN", "GITHUB_TOKEN",
+    "HF_OIDC_ID_TOKEN", "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
+)  # fmt: skip
 
 Token = str | bool | None  # None: the ecosystem's own lookup; False: none at all
 

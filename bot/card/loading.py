@@ -10,7 +10,7 @@ from typing import Any
 
 from bot import assets as files
 from bot.card.markdown import HUB
-from bot.card.metadata import class_of, config_of, head_of
+from bot.card.metadata import class_of, head_of
 from bot.records import Asset, Json, Source
 from bot.untrusted.markdown import fenced
 
@@ -100,7 +100,7 @@ class ModelToLoad:
         """Its config.json."""
         own = next((asset for asset in self.assets if asset.name == "config.json"), None)
         if own is None or own.content is None:
-            return config_of(self.base)
+            return files.read_json(self.base, "config.json")
         config: Json = json.loads(own.content)
         return config
 

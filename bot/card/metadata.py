@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import yaml
 
+from bot.assets import read_json
 from bot.metadata import fields, hub_lists
 from bot.metadata.license_fields import Stated
 from bot.records import Json, Source
@@ -75,7 +75,7 @@ def task_of(base: Source, adapter: Source) -> str | None:
         task = source.card.get("pipeline_tag")
         if isinstance(task, str) and (task in hub_lists.tasks() or task == "text2text-generation"):
             return task
-    return head_of(config_of(base))
+    return head_of(read_json(base, "config.json"))
 
 
 def head_of(config: Json) -> str | None:
@@ -97,12 +97,6 @@ def class_of(config: Json) -> str:
     return next((name for name in classes if isinstance(name, str)), "") if isinstance(classes, list) else ""
 
 
-def config_of(base: Source) -> Json:
-    """The base's config.json, {} where there is none."""
-    config = json.loads(base.texts.get("config.json", b"{}"))
-    return config if isinstance(config, dict) else {}
-
-
 def quantised(base: Source) -> bool:
     """Whether the base's checkpoint is stored quantised."""
-    return bool(config_of(base).get("quantization_config"))
+    return bool(read_json(base, "config.json").get("quantization_config"))

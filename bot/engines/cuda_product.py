@@ -43,9 +43,8 @@ class CudaProduct:
             try:
                 self._there(left, right, out)
                 return
-            except (
-                RuntimeError
-            ) as error:  # out of its memory, or a driver that fails: torch has no narrower name for both
+            # Out of its memory, or a driver that fails: torch has no narrower name for both.
+            except RuntimeError as error:
                 words = " ".join(str(error).split())[:120]
                 if self._fall_back is None:
                     raise MachineTooSmall(

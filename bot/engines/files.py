@@ -98,22 +98,18 @@ class Output:
                 self._held += size
             else:
                 self._spare.append(buffer)
-        self._mark(offset, offset + size, buffer if is_kept else None)
+        self.mark_final(offset, offset + size, buffer if is_kept else None)
 
     def copy(self, source: int, start: int, position: int, length: int) -> None:
         """Copy bytes of another file, from its byte `start` to this one's `position`, as final."""
         with self._writing:
             copy_range(source, self._descriptor, start, position, length)
-        self._mark(position, position + length)
+        self.mark_final(position, position + length)
 
     def write(self, content: bytes | memoryview, offset: int) -> None:
         """Write all of it at the offset; `mark_final` says when that is final."""
         with self._writing:
             write_all(self._descriptor, content, offset)
-
-    def mark_final(self, start: int, stop: int) -> None:
-        """Bytes `start` to `stop` are final now."""
-        self._mark(start, stop)
 
     def stop(self) -> None:
         """No more is hashed: the rest of the work is given up."""
@@ -125,7 +121,8 @@ class Output:
             raise RuntimeError(f"bytes {self._hashed} and on were never written")
         return self._digest.hexdigest()
 
-    def _mark(self, start: int, stop: int, buffer: bytearray | None = None) -> None:
+    def mark_final(self, start: int, stop: int, buffer: bytearray | None = None) -> None:
+        """Bytes `start` to `stop` are final now. `buffer`: they still are in it."""
         if start == stop:
             return  # an empty tensor, which has its place in common with another
         with self._lock:

@@ -69,7 +69,7 @@ def _half(adapter: AdapterInput, module: str, how: Combination, reader: int) -> 
 
 def _numbers(stored: Stored, adapter: AdapterInput, reader: int) -> Array:
     """A tensor in float64, which holds every value of the other formats exactly."""
-    read = _bytes(stored, reader)
+    read = _read(reader, stored.start, stored.stop - stored.start)
     if stored.dtype == "BF16":
         values = (np.frombuffer(read, dtype="<u2").astype("<u4") << np.uint32(16)).view("<f4").astype(np.float64)
     else:
@@ -79,10 +79,6 @@ def _numbers(stored: Stored, adapter: AdapterInput, reader: int) -> Array:
             f"{adapter.called} holds values that are not finite in {stored.key}.", remedy="Train or save it again."
         )
     return values.reshape(stored.shape)
-
-
-def _bytes(stored: Stored, reader: int) -> bytes:
-    return _read(reader, stored.start, stored.stop - stored.start)
 
 
 def _read(reader: int, start: int, size: int) -> bytes:

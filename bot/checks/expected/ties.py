@@ -154,7 +154,7 @@ def _share(shared: list[Change], change: Change, problems: list[str]) -> set[str
 
 
 def _same(first: Change, second: Change) -> bool:
-    from bot.checks.reading.rows import same_transposed, same_values
+    from bot.checks.reading.rows import same_values
 
     if isinstance(first, WholeTensor) and isinstance(second, WholeTensor):
         return same_values(first.values, second.values)
@@ -162,6 +162,6 @@ def _same(first: Change, second: Change) -> bool:
         return first.at == second.at and same_values(first.values, second.values)
     if isinstance(first, LowRank) and isinstance(second, LowRank):
         embedding, head = (first, second) if first.kind == "embedding" else (second, first)
-        halves = same_transposed(head.a, embedding.b) and same_transposed(head.b, embedding.a)
+        halves = same_values(head.a, embedding.b, transposed=True) and same_values(head.b, embedding.a, transposed=True)
         return halves and first.scaling == second.scaling
     return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -87,18 +88,12 @@ def _leading(stored: tuple[int, ...], slab: int, dims: int) -> Iterator[Source]:
     """Where a stack's matrix `slab` lies in the stored dimensions before rows and columns."""
     sizes = stored[:-2]
     for at, extent in enumerate(sizes):
-        below = 1
-        for extent_below in sizes[at + 1 :]:
-            below *= extent_below
-        index = slab // below % extent
+        index = slab // math.prod(sizes[at + 1 :]) % extent
         yield (at if len(sizes) == dims else None, index, index + 1, 1)
 
 
 def _rows(shape: tuple[int, ...]) -> int:
-    count = 1
-    for extent in shape[:-1] if len(shape) > 1 else shape:
-        count *= extent
-    return count
+    return math.prod(shape[:-1] if len(shape) > 1 else shape)
 
 
 def _runs(numbers: list[int], room: Any) -> Iterator[tuple[int, range]]:

@@ -114,25 +114,16 @@ def flat_view(ref: TensorRef) -> View:
     return count, ref.elements // max(1, count)
 
 
-def same_values(first: TensorRef, second: TensorRef) -> bool:
-    """Whether two floating-point tensors hold the same numbers, in whatever dtypes."""
-    if first.stored.shape != second.stored.shape or not {first.stored.dtype, second.stored.dtype} <= TORCH.keys():
+def same_values(first: TensorRef, second: TensorRef, *, transposed: bool = False) -> bool:
+    """Whether two floating-point tensors hold the same numbers, in whatever dtypes. `transposed`: the second is a matrix that is
+    to be the first one, transposed."""
+    shape = second.stored.shape[::-1] if transposed else second.stored.shape
+    if first.stored.shape != shape or not {first.stored.dtype, second.stored.dtype} <= TORCH.keys():
         return False
+    rows, columns = map(range, flat_view(second))
+    other = Matrix(ref=second, rows=rows, columns=columns, transposed=transposed)
     with Opened() as opened:
         return all(
-            torch.equal(opened.rows(first, low, high).double(), opened.rows(second, low, high).double())
+            torch.equal(opened.rows(first, low, high).double(), opened.matrix(other.between(low, high)).double())
             for low, high in chunks(flat_view(first))
-        )
-
-
-def same_transposed(first: TensorRef, second: TensorRef) -> bool:
-    """Whether one matrix is the other, transposed."""
-    if first.stored.shape != second.stored.shape[::-1] or not {first.stored.dtype, second.stored.dtype} <= TORCH.keys():
-        return False
-    height, width = flat_view(first)
-    columns = Matrix(ref=second, rows=range(width), columns=range(height), transposed=True)
-    with Opened() as opened:
-        return all(
-            torch.equal(opened.rows(first, low, high).double(), opened.matrix(columns.between(low, high)).double())
-            for low, high in chunks((height, width))
         )
