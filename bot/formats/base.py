@@ -34,9 +34,7 @@ class Rows(Protocol):
 class Reader(Protocol):
     """A form that can be read. A module with these names is one."""
 
-    @property
-    def NAME(self) -> str:
-        """Its name in a plan."""
+    NAME: str  # in a plan
 
     def recognises(self, config: Json) -> bool:
         """Whether config.json's `quantization_config` says that the weights are stored so."""
@@ -69,6 +67,11 @@ class Writer(Protocol):
 
     def quantization_config(self, config: Json, left: Iterable[str]) -> Json:
         """What config.json gets. `left`: the Linear modules that stay as they are."""
+
+
+def small_keys(keys: Iterable[str]) -> list[str]:
+    """Of a form whose shapes say everything."""
+    return []
 
 
 def quantization_of(config: Json) -> Json | None:

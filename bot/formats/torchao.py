@@ -8,10 +8,11 @@ a kernel (Int4Tensor and its kin), MX and NVFP4 are refused: on a CPU torchao it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
+from bot.formats.base import small_keys as small_keys
 from bot.formats.logical_tensor import logical, rectangle, refused, unpacked
 from bot.records import Json, Refusal, Stored
 
@@ -26,11 +27,6 @@ LEFT = ("act_quant_scale", "act_quant_zero_point")  # of activations: of no use 
 def recognises(config: Json) -> bool:
     """Whether config.json says so."""
     return (quantization_of(config) or {}).get("quant_method") == NAME
-
-
-def small_keys(keys: Iterable[str]) -> list[str]:
-    """Shapes say everything."""
-    return []
 
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:

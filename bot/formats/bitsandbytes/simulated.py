@@ -7,11 +7,12 @@ thousand becomes a neighbouring code there. The numbers that are quantised are t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bot.formats.base import ReadRange, Rows, Unpacked
+from bot.formats.base import small_keys as small_keys
 from bot.formats.bitsandbytes.four_bit import FLOATS, SIZES, TYPES
 from bot.formats.bitsandbytes.linears import find
 from bot.formats.logical_tensor import logical
@@ -64,11 +65,6 @@ def settings_of(fields: Mapping[str, Any]) -> SimulationSettings:
 def recognises(config: Json) -> bool:
     """Never: this is a way to see a plain base."""
     return False
-
-
-def small_keys(keys: Iterable[str]) -> list[str]:
-    """None."""
-    return []
 
 
 def unpack(stored: Mapping[str, Stored], config: Json, settings: Any) -> Unpacked:

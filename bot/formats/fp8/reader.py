@@ -8,9 +8,10 @@ kernels do (transformers raises there, or takes a smaller block).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
+from bot.formats.base import small_keys as small_keys
 from bot.formats.logical_tensor import logical, rectangle, refused, unpacked
 from bot.records import Json, Refusal, Stored
 
@@ -28,11 +29,6 @@ def recognises(config: Json) -> bool:
     if quantization.get("quant_method") == "modelopt":
         return quantization.get("quant_algo") in MODELOPT
     return quantization.get("quant_method") in METHODS
-
-
-def small_keys(keys: Iterable[str]) -> list[str]:
-    """Shapes say everything."""
-    return []
 
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:

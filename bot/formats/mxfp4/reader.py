@@ -7,9 +7,10 @@ a bfloat16 number, so that nothing is rounded; the last two scale bytes reach in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from bot.formats.base import ReadRange, Rows, Unpacked, quantization_of
+from bot.formats.base import small_keys as small_keys
 from bot.formats.logical_tensor import logical, refused, unpacked
 from bot.records import Json, Refusal, Stored
 
@@ -20,11 +21,6 @@ GROUP = 32
 def recognises(config: Json) -> bool:
     """Whether config.json says so."""
     return (quantization_of(config) or {}).get("quant_method") == "mxfp4"
-
-
-def small_keys(keys: Iterable[str]) -> list[str]:
-    """Shapes say everything."""
-    return []
 
 
 def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes]) -> Unpacked:
