@@ -197,6 +197,12 @@ class Document:
         return redact(f"{text}\n").encode(errors="backslashreplace")  # a lone surrogate out of somebody's config
 
 
+def short_sha(sha: str) -> str:
+    """The first digits of a commit sha or of `sha256:…`, as many as a reader needs."""
+    kind, colon, digits = sha.rpartition(":")
+    return kind + colon + digits[:12]
+
+
 def read_report(folder: Path) -> Document | None:
     """The verification.json of a folder, None where there is none. Raises Refused when it cannot be read."""
     path = folder / NAME

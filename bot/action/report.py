@@ -60,14 +60,13 @@ def _warn_only(run: RunContext, call: Callable[[], None]) -> None:
 def _check_run(run: RunContext, github: GitHub) -> None:
     from bot.gh import CheckRun
 
-    text = summary.whole(run.store)
     check = CheckRun(
         name=_name(run),
         sha=run.event.sha,
         conclusion=_conclusion(run.store),
         title=_title(run.store),
         summary=summary.sentences(run.store.state.failure) if run.store.state.failure else _title(run.store),
-        text=text,
+        text=summary.whole(run.store),
         annotations=tuple(_annotations(run)),
         details_url=_link(run),
         external_id=",".join(job.fingerprint for job in run.store.state.jobs),

@@ -6,19 +6,13 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from bot.records import Source
+from bot.report_document import short_sha
 from bot.untrusted.markdown import cell
 
 HUB = "https://huggingface.co"
-SHOWN = 12  # digits of a sha that a reader needs
 
 
-__all__ = ["HUB", "Links", "cell", "short_sha"]
-
-
-def short_sha(sha: str) -> str:
-    """The first digits of a commit sha or of `sha256:…`."""
-    kind, colon, digits = sha.rpartition(":")
-    return kind + colon + digits[:SHOWN]
+__all__ = ["HUB", "Links", "cell"]
 
 
 @dataclass(frozen=True)

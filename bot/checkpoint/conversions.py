@@ -145,12 +145,7 @@ class Conversions:
             if renamed and rule.converter:
                 renamed_key, target, index, matched = renamed
                 targets = [renamed_key.replace(target, other, 1) for other in rule.targets]
-                return Route(
-                    targets=tuple(targets),
-                    converter=rule.converter,
-                    source=index,
-                    expert=_starred(rule.sources[index], matched),
-                )
+                return Route(tuple(targets), rule.converter, index, _starred(rule.sources[index], matched))
         return Route(targets=(name,))
 
 

@@ -63,9 +63,8 @@ def find_replicas(
             stacks.setdefault(match["stack"], set()).add(int(match["number"]))
     count = next((config[name] for name in COUNTS if isinstance(config.get(name), int)), None)
     if len(stacks) != 1 or count is None or isinstance(config.get("text_config"), dict):
-        return LayerReplicas(), [
-            _refuse("The adapter replicates layers, which this architecture does not have in one stack.")
-        ]
+        reason = "The adapter replicates layers, which this architecture does not have in one stack."
+        return LayerReplicas(), [_refuse(reason)]
     layers = next(iter(stacks.values()))
     if max(origin) >= count or layers != set(range(count)):
         return LayerReplicas(), [_refuse(f"The adapter replicates layers up to {max(origin)}; the base has {count}.")]

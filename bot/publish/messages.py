@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from bot.project import NAME, REPOSITORY
-from bot.report_document import CheckResult, Document, Pin
+from bot.report_document import CheckResult, Document, Pin, short_sha
 from bot.untrusted.markdown import cell, code, one_line
 
 MARK = "<!-- adapter-merge:fingerprint={} -->"
@@ -18,7 +18,6 @@ ADAPTER_TRAILED = re.compile(rf"^{ADAPTER_TRAILER}: (\S+)@(\S+)\s*$", re.MULTILI
 TRAILED = re.compile(rf"^{TRAILER}: ([0-9a-f]+)\s*$", re.MULTILINE)
 PROJECT = f"[{NAME}]({REPOSITORY})"
 LINKABLE = re.compile(r"[\w.-]+(/[\w.-]+)?")
-SHOWN = 12  # digits of a sha that a reader needs
 
 
 def mark_in(text: str) -> str | None:
@@ -162,7 +161,7 @@ def _linked(document: Document, role: str, hub: str) -> str:
 
 def _link(pin: Pin, role: str, tag: str | None, hub: str) -> str:
     repo, sha = pin.repo, one_line(str(pin.sha or "?"))
-    digits, short = sha.rpartition(":")[2], _short(sha)
+    digits, short = sha.rpartition(":")[2], short_sha(sha)
     version = f" ({cell(tag)})" if tag else ""
     if not isinstance(repo, str) or not LINKABLE.fullmatch(repo) or not digits.isalnum():
         return f"**{cell(_repo(pin, role))}**@{cell(short)}{version}"
@@ -179,9 +178,4 @@ def _repo(pin: Pin, role: str) -> str:
 
 def _pin(pin: Pin, role: str, *, short: bool = False) -> str:
     sha = one_line(str(pin.sha or "?"))
-    return f"{_repo(pin, role)}@{_short(sha) if short else sha}"
-
-
-def _short(sha: str) -> str:
-    kind, colon, digits = sha.rpartition(":")
-    return kind + colon + digits[:SHOWN]
+    return f"{_repo(pin, role)}@{short_sha(sha) if short else sha}"

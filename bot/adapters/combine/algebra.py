@@ -54,9 +54,7 @@ def combine_module(slot: Slot, halves: Sequence[Half], how: Combination) -> tupl
         return a, np.concatenate([half.b for half in halves], axis=1)
     if how.kind == "svd":
         return _svd(slot, halves)
-    sides: tuple[Side, Side] = ("A", "B")
-    a, b = (_task_arithmetic(slot, halves, how, side) for side in sides)
-    return a, b
+    return _task_arithmetic(slot, halves, how, "A"), _task_arithmetic(slot, halves, how, "B")
 
 
 def _svd(slot: Slot, halves: Sequence[Half]) -> tuple[Array, Array]:

@@ -90,11 +90,8 @@ def declare_heads(
         dropped = sorted(base.used - last.used)
     labels = _labels(new, type(last.model), folder)
     if labels is None:
-        return (
-            declared,
-            dropped,
-            [f"{' and '.join(new)} have shapes that {type(last.model).__name__} has for no number of labels."],
-        )
+        problem = f"{' and '.join(new)} have shapes that {type(last.model).__name__} has for no number of labels."
+        return declared, dropped, [problem]
     return [*declared, *(config_changes.labelled(config, labels) if labels else [])], dropped, []
 
 

@@ -262,13 +262,10 @@ def place_whole(change: WholeTensor, where: Located, stored: Stored) -> Iterator
                 ref=change.values, rows=range(above + low, above + high), columns=across, transposed=transposed,
                 view=view_of(shape, stacked=True),
             )  # fmt: skip
-            yield (
-                block.key,
-                SetRectangle(
-                    module=change.module, uses=change.uses, rows=rows, columns=columns, values=values, every=every
-                ),
-                view,
+            step = SetRectangle(
+                module=change.module, uses=change.uses, rows=rows, columns=columns, values=values, every=every
             )
+            yield block.key, step, view
 
 
 def _box(block: Block, shape: tuple[int, ...], axes: Axes, expert: int) -> Rectangle:
