@@ -71,7 +71,9 @@ class Trial:
     @property
     def flips(self) -> tuple[int, int]:
         """How many of its routers' choices the merge would have made otherwise; and a correct rounding, at the most."""
-        return _count(self._merged, "flipped"), max(_count(distances, "flipped") for distances in self._stood_in)
+        return _count(self._merged, "changed_choices"), max(
+            _count(distances, "changed_choices") for distances in self._stood_in
+        )
 
     @property
     def _stood_in(self) -> list[list[Distance]]:
@@ -127,7 +129,7 @@ class Trial:
         choices, free = _count(merged, "choices"), _count(merged, "free")
         if not self._ran.mixture and not choices:
             return None
-        shares = [_count(distances, "flipped") / max(1, choices) for distances in (merged, *others)]
+        shares = [_count(distances, "changed_choices") / max(1, choices) for distances in (merged, *others)]
         control = sum(shares[1:]) / len(others)
         return {"choices": choices, "free_calls": free, "flipped": shares[0], "flipped_control": control}
 

@@ -84,7 +84,7 @@ class WorkerJob:
 class Distance:
     """Over one prompt. `far`: KL in nats or a squared error, by kind, in all and for each of its `tokens`; `size`: the wanted
     output's squared norm. `choices`: routers' choices that were held to the unmerged model's, and how many of them would
-    have been `flipped`; `free`: calls of routers that could not be held."""
+    have been others (`changed_choices`); `free`: calls of routers that could not be held."""
 
     far: float
     tokens: list[float]
@@ -92,7 +92,7 @@ class Distance:
     positions: int
     agree: int
     choices: int
-    flipped: int
+    changed_choices: int
     free: int
 
 

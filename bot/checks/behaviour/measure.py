@@ -66,7 +66,7 @@ def distance(kind: str, wanted: Tensor, output: Tensor, choices: Choices | None 
     counts = (choices.count, choices.flipped, choices.free) if choices else (0, 0, 0)
     return Distance(
         far=sum(tokens), tokens=tokens, size=float(wanted.double().square().sum()), positions=wanted.shape[0],
-        agree=agree, choices=counts[0], flipped=counts[1], free=counts[2],
+        agree=agree, choices=counts[0], changed_choices=counts[1], free=counts[2],
     )  # fmt: skip
 
 
