@@ -73,7 +73,8 @@ def _github(options: BackendOptions, around: Surroundings) -> Backend:
     if not token:
         raise Usage(
             "The backend github needs a token: GITHUB_TOKEN is not set.",
-            remedy="Set it to a fine-grained token of that repo: Actions, or with repository_dispatch Contents, read and write.",
+            remedy="Set it to a fine-grained token of that repo: Actions (read and write), or with repository_dispatch Contents "
+            "(read and write) and Actions (read).",
         )
     address = around.environment.get("GITHUB_API_URL") or "https://api.github.com"
     return GitHubBackend(

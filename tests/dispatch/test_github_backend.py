@@ -329,7 +329,7 @@ url, path, event = sys.argv[1:]
 stores.LEASE = dispatcher.LEASE = 0.4
 dispatcher.IDLE = 0.02
 github.LOOKS = (0.02, 0.1)
-github.GitHubBackend.SHOWN_AFTER = 1.0  # more than the fake hides a run for, and than one call takes
+github.GitHubBackend.SHOWN_AFTER = 1.6  # more than the fake hides a run for, and than one call takes
 workflows = Workflows(token="ghs_aTokenForTests0123456789", repo="octo/adapters", api_url=url)
 backend = github.GitHubBackend(workflows, workflow="merge.yml", ref=None, event=event, hub="https://hub.test")
 work = dispatcher.Dispatcher(stores.Store(Path(path)), backend, lambda order: Resolved(adapter=order.adapter, sha=order.sha))
@@ -341,7 +341,7 @@ work.run(Event(), Event())
 @pytest.mark.slow
 @each_event
 def test_each_merge_is_started_once_whenever_the_server_is_killed(fake: FakeGitHub, tmp_path: Path, event: str) -> None:
-    fake.actions.hidden, fake.actions.slow = 0.1, 0.05
+    fake.actions.hidden, fake.actions.slow = 0.9, 0.05
     path, chance = tmp_path / "bot.db", random.Random(14)
     store = Store(path)
     wanted = 12
