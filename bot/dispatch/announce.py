@@ -14,6 +14,7 @@ from bot.dispatch.records import Request
 from bot.dispatch.store import Store
 from bot.errors import AdapterMergeError, Forbidden, NotFound, Usage
 from bot.events import Emit, Note
+from bot.hub.errors import HubBusy
 from bot.hub.talk import CLOSING, Conversation
 from bot.project import HIDDEN_MARK
 from bot.untrusted.markdown import code, link, unaddressed
@@ -49,17 +50,17 @@ class Announcer:
         while (request := self.store.claim_telling()) is not None:
             try:
                 self._tell(request)
-            except (Forbidden, NotFound) as refused:
-                self._warn(request, refused)
-                self.store.announce(request, request.announced, request.told)
             except AdapterMergeError as error:
                 self._warn(request, error)
-                self.store.tell_later(request, AGAIN)
+                if _is_refusal(error):
+                    self.store.announce(request, request.announced, request.told)
+                else:
+                    self.store.tell_later(request, AGAIN)
 
     def _tell(self, request: Request) -> None:
         text = text_of(request)
-        told = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if told == request.told or not _is_worth_telling(request) or self._is_left_to_another(request):
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if digest == request.told or not _is_worth_telling(request) or self._is_left_to_another(request):
             self.store.announce(request, request.announced, request.told)
             return
         announced = request.announced or self._made_before(request)
@@ -68,7 +69,7 @@ class Announcer:
             self.hub.edit(_repo(request), int(number), remark, text)
         else:
             announced = self._make(request, text)
-        self.store.announce(request, announced, told)
+        self.store.announce(request, announced, digest)
 
     def _is_left_to_another(self, request: Request) -> bool:
         return request.order.answer is None and self.store.is_superseded(request)
@@ -76,9 +77,9 @@ class Announcer:
     def _made_before(self, request: Request) -> str:
         """The comment that bears the request's mark, as number/comment: made before a restart, or by a call whose answer was lost."""
         repo, me, mark = _repo(request), self.hub.whoami().name, mark_of(request)
-        place = _asked_in(request)
+        asked_in = _asked_in(request)
         all_of_ours: Iterable[Conversation] = self.hub.my_conversations(repo)
-        for each in [self.hub.conversation(repo, place)] if place else all_of_ours:
+        for each in [self.hub.conversation(repo, asked_in)] if asked_in else all_of_ours:
             if remark := each.marked(me, mark):
                 return f"{each.num}/{remark.id}"
         return ""
@@ -86,8 +87,8 @@ class Announcer:
     def _make(self, request: Request, text: str) -> str:
         """A comment as number/comment; "" where our discussion was closed: then nothing is said any more."""
         repo, mark = _repo(request), mark_of(request)
-        if place := _asked_in(request):
-            return f"{place}/{self.hub.say(repo, place, text, mark)}"
+        if asked_in := _asked_in(request):
+            return f"{asked_in}/{self.hub.say(repo, asked_in, text, mark)}"
         ours = self.hub.our_conversations(repo)
         if any(each.closed for each in ours):
             return ""
@@ -106,7 +107,7 @@ def account_that_comments(environment: Mapping[str, str], emit: Emit) -> Hub:
 
     It waits for nobody: what the Hub does not answer now is tried again with the next round.
     """
-    from bot.hub import Hub, HubBusy
+    from bot.hub import Hub
 
     token = environment.get(TOKEN)
     if not token:
@@ -151,6 +152,12 @@ def text_of(request: Request) -> str:
     closing = f"\n\n{CLOSING}" if order.answer is None else ""
     paragraphs = [" ".join(filter(None, lines)), words]
     return "\n\n".join(filter(None, paragraphs)) + closing + f"\n{mark_of(request)}"
+
+
+def _is_refusal(error: AdapterMergeError) -> bool:
+    """Whether the Hub said no, and would again: the comment was hidden, the repo takes no discussions, the token may not."""
+    status = getattr(getattr(error.__cause__, "response", None), "status_code", 0)
+    return isinstance(error, Forbidden | NotFound) or (not isinstance(error, HubBusy) and 400 <= status < 500)
 
 
 def _is_worth_telling(request: Request) -> bool:

@@ -132,8 +132,8 @@ def comment_resolver(
     def resolve(order: Order) -> Resolved | Gone | Decided:
         if order.origin != "comment" or order.answer is None:
             return otherwise(order)
-        repo, _, place = order.answer.partition("#")
-        number, _, id = place.partition("/")
+        repo, _, thread = order.answer.partition("#")
+        number, _, id = thread.partition("/")
         try:
             remark = account.conversation(repo, int(number)).remark(id)
         except (NotFound, Forbidden) as gone:

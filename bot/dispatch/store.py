@@ -280,22 +280,27 @@ class Store:
         else tells anything on the same adapter meanwhile. What changed long ago is not told any more: it is from before comments
         were asked for."""
         bound = {"now": self.clock(), "lease": TELLING, "far": FAR, "news": NEWS}
+        which = (
+            "compared < changed AND changed > :now - :news AND lower(adapter) NOT IN "
+            "(SELECT lower(adapter) FROM requests WHERE teller > :now AND teller <= :now + :far)"
+        )
+        with self._reading() as rows:  # mostly there is nothing to tell
+            if rows.execute(f"SELECT 1 FROM requests WHERE {which} LIMIT 1", bound).fetchone() is None:
+                return None
         with self._writing() as rows:
             taken = rows.execute(
-                "UPDATE requests SET teller = :now + :lease WHERE id = (SELECT id FROM requests AS each "
-                "WHERE compared < changed AND changed > :now - :news AND NOT EXISTS (SELECT 1 FROM requests AS other "
-                "WHERE lower(other.adapter) = lower(each.adapter) AND other.teller > :now AND other.teller <= :now + :far) "
-                "ORDER BY changed LIMIT 1) RETURNING *",
+                "UPDATE requests SET teller = :now + :lease WHERE id = "
+                f"(SELECT id FROM requests WHERE {which} ORDER BY changed LIMIT 1) RETURNING *",
                 bound,
             ).fetchone()
         return _request(taken) if taken else None
 
-    def announce(self, request: Request, announced: str, told: str) -> None:
-        """Which comment tells of it, as it was when it was claimed, and what that says now."""
+    def announce(self, request: Request, announced: str, digest: str) -> None:
+        """Which comment tells of it, as it was when it was claimed, and the digest of what that says now."""
         with self._writing() as rows:
             rows.execute(
                 "UPDATE requests SET announced = ?, told = ?, compared = ?, teller = 0 WHERE id = ?",
-                (announced, told, request.changed, request.id),
+                (announced, digest, request.changed, request.id),
             )
 
     def tell_later(self, request: Request, seconds: float) -> None:

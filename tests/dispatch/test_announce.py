@@ -309,6 +309,23 @@ def test_a_hub_that_says_no_is_a_warning_and_asked_once(
     assert comments(api) == []
 
 
+def test_a_comment_that_the_owner_hid_is_left_alone(
+    store: Store, hub: Hub, sent: Request, api: HfApi, clock: Clock
+) -> None:
+    notes: list[Event] = []
+    announce = Announcer(store, hub, notes.append)
+    announce()
+    (discussion,) = api.get_repo_discussions("demo/lora")
+    (comment,) = api.get_discussion_details("demo/lora", discussion.num).events
+    api.hide_discussion_comment("demo/lora", discussion.num, comment.id)
+    ended(store, sent, PUBLISHED)
+    for _ in range(3):
+        announce()
+        clock.now += 100
+    assert len(notes) == 1
+    assert len(comments(api)) == 1
+
+
 def test_what_was_before_comments_were_asked_for_is_not_told(
     store: Store, announce: Announcer, sent: Request, api: HfApi, clock: Clock
 ) -> None:
