@@ -29,17 +29,22 @@ def order_by_hand(text: str, options: Iterable[str]) -> Order:
     adapter, _, revision = text.partition("@")
     if not is_repo_id(adapter):
         raise Usage(f"{text} is no adapter on the Hub.", remedy="Write owner/name or owner/name@tag.")
-    pairs = []
+    order = Order(
+        key=f"hand {secrets.token_hex(8)}", adapter=adapter, revision=revision or None, sha=None, origin="hand", options=pairs(options)
+    )  # fmt: skip
+    arguments(order)
+    return order
+
+
+def pairs(options: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """NAME=VALUE each, taken apart. Raises Usage."""
+    taken = []
     for option in options:
         name, equals, value = option.partition("=")
         if not equals:
             raise Usage(f"--option {option} has no value.", remedy="Write NAME=VALUE, as dtype=float16.")
-        pairs.append((name, value))
-    order = Order(
-        key=f"hand {secrets.token_hex(8)}", adapter=adapter, revision=revision or None, sha=None, origin="hand", options=tuple(pairs)
-    )  # fmt: skip
-    arguments(order)
-    return order
+        taken.append((name, value))
+    return tuple(taken)
 
 
 def dispatch_by_hand(

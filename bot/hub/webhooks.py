@@ -5,9 +5,14 @@ Source: https://huggingface.co/docs/hub/webhooks
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from bot.errors import NotFound
+from bot.hub.errors import Unserved
 
 if TYPE_CHECKING:
     from bot.hub.client import Hub
@@ -130,3 +135,13 @@ def _subscription(info: Any) -> Subscription:
         environment={str(name): str(value) for name, value in (job.environment or {}).items()} if job else {},
         flavor=str(getattr(job.flavor, "value", job.flavor) or "") if job else "",
     )
+
+
+def kind_of_account(hub: Hub, name: str) -> str | None:
+    """`user` or `org`, as a webhook names what it watches; None where there is no such account."""
+    where = hub.where_writing(f"look up the account {name}")
+    for kind, ask in (("org", hub.outputs.get_organization_overview), ("user", hub.outputs.get_user_overview)):
+        with suppress(Unserved, NotFound):
+            hub.patiently(where, functools.partial(ask, name))
+            return kind
+    return None

@@ -27,9 +27,10 @@ def whoami(call: Call) -> Answer:
 
 def overview(call: Call) -> Answer:
     """GET /api/users/{name}/overview and /api/organizations/{name}/overview."""
-    if not accounts.account_exists(call.site.db, call.params["name"]):
-        raise HttpError(404, "This user does not exist")
-    return _overview(call.params["name"])
+    name, wants_org = call.params["name"], "/organizations/" in call.path
+    if not accounts.account_exists(call.site.db, name) or accounts.is_org(call.site.db, name) != wants_org:
+        raise HttpError(404, f"This {'organization' if wants_org else 'user'} does not exist")
+    return _overview(name)
 
 
 def list_members(call: Call) -> Answer:
