@@ -157,9 +157,11 @@ def test_every_command_shown_exists_with_the_options_shown(path: Path) -> None:
         if name.startswith("-"):
             continue
         assert name in cli.commands, " ".join(words)
-        known = {
-            flag for parameter in cli.commands[name].params for flag in (*parameter.opts, *parameter.secondary_opts)
-        }
+        command = cli.commands[name]
+        if isinstance(command, click.Group):
+            assert len(words) > 1, " ".join(words)
+            command = command.commands[words[1]]
+        known = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
         for word in words[1:]:
             if word.startswith("-"):
                 assert word.partition("=")[0] in known | {"--help"}, " ".join(words)
@@ -167,7 +169,8 @@ def test_every_command_shown_exists_with_the_options_shown(path: Path) -> None:
 
 @each_text
 def test_every_option_named_in_the_text_exists_somewhere(path: Path) -> None:
-    known = {flag for command in cli.commands.values() for parameter in command.params for flag in parameter.opts}
+    every = [inner for outer in cli.commands.values() for inner in (outer, *getattr(outer, "commands", {}).values())]
+    known = {flag for command in every for parameter in command.params for flag in parameter.opts}
     others = {
         "--network",
         "--build-arg",
