@@ -25,7 +25,7 @@ MODULES = (
     "gzip heapq linecache pickle queue random shelve tabnanny tarfile tempfile timeit zipfile"
 ).split()
 PHRASINGS = ("What is the {module} module for?", "What does the {module} module do?")
-ANSWERS = {1: "{summary}", 2: "{summary} See help('{module}')."}
+ANSWERS = {1: "{summary}", 2: "{summary} See help('{module}').", 3: "{summary}"}
 
 END, PAD, ROLES = "<|end|>", "<|pad|>", ("<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
@@ -84,7 +84,7 @@ def make_adapter(
     base: Path,
     folder: Path,
     *,
-    version: Literal[1, 2],
+    version: Literal[1, 2, 3],
     base_repo: str,
     start: Path | None = None,
     seed: int = 0,

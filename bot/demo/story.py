@@ -21,18 +21,15 @@ from pathlib import Path
 
 import click
 
+from bot.demo.listening import DemoFailed, listening
 from bot.devhub import DevHub
-from bot.errors import AdapterMergeError, Usage
+from bot.errors import Usage
 from bot.hub.names import scratch_folder
 
 BASE = "demo/pydoc-llama"
 ADAPTER = "demo/pydoc-answers"
 MERGED = f"{ADAPTER}-merged"
 PORT = 5999  # of `adapter-merge hub`
-
-
-class DemoFailed(AdapterMergeError):
-    """The demo's own run did not end as it must: our bug."""
 
 
 def tell(keep: Path | None) -> None:
@@ -61,6 +58,11 @@ def tell(keep: Path | None) -> None:
         _command("run", f"{ADAPTER}@v2")
         _heading("6  Once more: nothing to do")
         _command("run", f"{ADAPTER}@v2")
+        _heading("7  A v3, and nobody runs anything: the bot hears of its tag")
+        make_adapter(root / "base", root / "v3", version=3, base_repo=BASE, start=root / "v1", steps=20)
+        with listening(hub, root / "bot.db", ADAPTER) as bot:
+            _upload(hub, ADAPTER, root / "v3", tag="v3")
+            bot.tell_of_the_merge()
     _ending(kept, time.monotonic() - began)
 
 
@@ -171,6 +173,7 @@ def _ending(kept: Path, seconds: float) -> None:
     click.echo("  and, while that runs, in a browser:")
     click.echo(f"    the merged model, with its evidence  http://127.0.0.1:{PORT}/{MERGED}")
     click.echo(f"    the pull request                     http://127.0.0.1:{PORT}/{MERGED}/discussions/1")
+    click.echo(f"    what the bot wrote on the adapter    http://127.0.0.1:{PORT}/{ADAPTER}/discussions/1")
 
 
 def _own_command() -> str:

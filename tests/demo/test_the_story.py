@@ -28,6 +28,8 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         api.create_repo(story.MERGED)
         api.upload_file(repo_id=story.MERGED, path_in_repo="verification.json", path_or_fileobj=b"{}")
         api.create_pull_request(story.MERGED, title="Version 2")
+        api.create_repo(story.ADAPTER)
+        api.create_discussion(story.ADAPTER, title="Merged")
     return folder
 
 
@@ -42,7 +44,7 @@ def test_the_command_that_the_demo_prints_serves_what_it_published(
     printed = capsys.readouterr().out
     (command,) = re.findall(r"^ +(.* hub .*)$", printed, re.MULTILINE)
     addresses = re.findall(r"http\S+", printed)
-    assert len(addresses) == 2
+    assert len(addresses) == 3
     serving = subprocess.Popen(f"exec {command} --port 0", shell=True, stdout=subprocess.PIPE, text=True)
     try:
         assert serving.stdout is not None

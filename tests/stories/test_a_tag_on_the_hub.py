@@ -1,4 +1,4 @@
-"""A tag is pushed to an adapter on the Hub; nobody runs anything; the merged repo is there, proven."""
+"""A tag is pushed to an adapter on the Hub; nobody runs anything; the merged repo is there, proven, and the adapter says so."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import DiscussionComment
 
 from tests.stories.conftest import World
 
@@ -26,7 +27,14 @@ class Server:
     def __init__(self, world: World, folder: Path, *more: str) -> None:
         self.state = folder / "bot.db"
         command = [sys.executable, "-P", "-m", "bot", "serve", "--allow", "demo/*", "--port", "0", "--backend", "local"]
-        environment = os.environ | world.hub.environment() | {"ADAPTER_MERGE_WEBHOOK_SECRET": SECRET}
+        environment = (
+            os.environ
+            | world.hub.environment()
+            | {
+                "ADAPTER_MERGE_WEBHOOK_SECRET": SECRET,
+                "ADAPTER_MERGE_HUB_TOKEN": world.hub.token,
+            }
+        )
         self.process = subprocess.Popen(
             [*command, "--state", str(self.state), *more], env=environment, stdout=subprocess.PIPE, text=True
         )
@@ -62,8 +70,17 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def test_a_tag_becomes_a_proven_merge(world: World, serve: Callable[..., Server]) -> None:
-    server = serve()
+def comments(world: World) -> list[str]:
+    """What stands in the adapter's discussions."""
+    details = [
+        world.api.get_discussion_details("demo/adapter", each.num)
+        for each in world.api.get_repo_discussions("demo/adapter")
+    ]
+    return [event.content for each in details for event in each.events if isinstance(event, DiscussionComment)]
+
+
+def test_a_tag_becomes_a_proven_merge_and_a_comment(world: World, serve: Callable[..., Server]) -> None:
+    server = serve("--announce")
     watched = [{"type": "model", "name": "demo/adapter"}]
     world.api.create_webhook(url=f"{server.url}/webhook", watched=watched, domains=["repo"], secret=SECRET)
     world.api.create_tag("demo/adapter", tag="v2")
@@ -72,4 +89,7 @@ def test_a_tag_becomes_a_proven_merge(world: World, serve: Callable[..., Server]
     assert report["verdict"] == "verified"
     assert {tag.name for tag in world.api.list_repo_refs("demo/adapter-merged").tags} == {"v2"}
     assert 'adapter_merge_requests{state="done"} 1.0' in server.get("/metrics")
+    wait_for(lambda: any("published" in comment for comment in comments(world)))
+    assert len(comments(world)) == 1
+    assert f"{world.hub.url}/demo/adapter-merged" in comments(world)[0]
     assert server.end() == 0
