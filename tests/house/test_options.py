@@ -91,6 +91,21 @@ def test_the_docs_table_has_the_options_choices(option: Option) -> None:
     assert f"| `--{option.name}{choices}" in COMMAND_LINE
 
 
+def options_of_the_bot() -> set[str]:
+    """Every option of the bot's commands as it is shown first, without those that all commands have."""
+    bot = cli.commands["bot"]
+    assert isinstance(bot, click.Group)
+    commands = [*(cli.commands[name] for name in ("serve", "poll", "dispatch")), *bot.commands.values()]
+    named = {each.opts[0] for command in commands for each in command.params if isinstance(each, click.Option)}
+    return named - {"--json", "--quiet", "--debug", "--help"}
+
+
+def test_the_docs_table_has_the_bots_options_and_no_others() -> None:
+    table = COMMAND_LINE.partition("## Options of the bot")[2].partition("## ")[0]
+    rows = re.findall(r"^\| (`--.+?`) \|", table, re.MULTILINE)
+    assert {flag for row in rows for flag in re.findall(r"`(--[a-z-]+)", row)} == options_of_the_bot()
+
+
 @each_option
 def test_an_option_stands_under_a_heading_of_the_help(option: Option) -> None:
     assert [title for title, flags in GROUPS if f"--{option.name}" in flags]
