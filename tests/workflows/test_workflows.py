@@ -116,6 +116,7 @@ def test_every_input_given_to_our_action_and_every_output_taken_exists(path: Pat
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_an_example_calls_the_released_action_or_workflow(path: Path) -> None:
     found = [reference for reference, _ in uses(path) if reference.startswith(OURS)]
+    found += re.findall(rf"git\+https://github\.com/({OURS}@\S+?)\"", path.read_text())  # the command itself
     assert found
     assert set(found) <= {f"{OURS}@v1", f"{OURS}/.github/workflows/merge.yml@v1"}
 
