@@ -374,7 +374,9 @@ class Store:
     def check(self) -> None:
         """Raise MachineTooSmall where it cannot be written now."""
         with self._writing() as rows:
-            rows.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+            # Its own value, which a newer program beside this one may have raised.
+            version: int = rows.execute("PRAGMA user_version").fetchone()[0]
+            rows.execute(f"PRAGMA user_version = {version}")
 
     # --- the file -----------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from bot.dispatch.backends import Busy, Unsure
 from bot.dispatch.dispatcher import FIRST, LONGEST, LOST, TRIES, Dispatcher
 from bot.dispatch.records import Delivery, Fate, Order, Request, Run, tag_key
 from bot.dispatch.resolve import resolver
-from bot.dispatch.store import Store
+from bot.dispatch.store import LEASE, Store
 from bot.errors import Outside, Refused
 from bot.hub import Hub
 from tests.dispatch.conftest import Notebook
@@ -258,6 +258,23 @@ def test_a_run_whose_answer_was_lost_is_adopted(store: Store, hub: Hub, new_adap
     assert (only(store).state, deaf.sent) == ("sent", ["demo/a@v1"])
 
 
+def test_a_run_that_a_killed_sender_may_have_started_is_waited_for_before_it_is_sent_again(
+    store: Store, hub: Hub, new_adapter: Adapters, clock: Clock
+) -> None:
+    class Slow(Notebook):
+        SHOWN_AFTER = 300.0
+
+    slow = Slow()
+    deliver(store, new_adapter("demo/a", "v1"))
+    assert store.claim() is not None  # by a sender that is killed now
+    clock.now += LEASE + 1
+    work(Dispatcher(store, slow, resolver(hub, None)))
+    assert (only(store).state, slow.sent) == ("sending", [])
+    clock.now += 300
+    work(Dispatcher(store, slow, resolver(hub, None)))
+    assert (only(store).state, slow.sent) == ("sent", ["demo/a@v1"])
+
+
 def test_a_run_that_never_shows_up_is_sent_again_only_when_it_cannot_any_more_and_given_up_in_the_end(
     store: Store, hub: Hub, new_adapter: Adapters, clock: Clock
 ) -> None:
@@ -309,6 +326,10 @@ def test_a_run_that_cannot_be_looked_at_is_given_up_late_and_a_success_between_c
     assert only(store).attempts == LOST - 1
     blind.away = False
     look(2)
+    assert (only(store).attempts, only(store).reason) == (0, "")
+    for away in (True, False):  # and where the run stands as it stood
+        blind.away = away
+        look(3)
     assert (only(store).attempts, only(store).reason) == (0, "")
     blind.away = True
     look(LOST - 1)
@@ -395,6 +416,7 @@ def test_a_full_disk_does_not_end_the_dispatcher_and_sends_nothing_twice(
         loop.end()
         store.close()
     assert len(seen) == 1
+    assert not any("Traceback" in str(note) for note in notes)
     assert filling.sent == ["demo/a@v1"]
 
 

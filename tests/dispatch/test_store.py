@@ -347,6 +347,12 @@ def test_a_file_of_a_newer_version_is_left_alone(store: Store, path: Path) -> No
     assert path.read_bytes() == before
 
 
+def test_a_look_at_its_health_leaves_the_version_that_a_newer_program_wrote(store: Store) -> None:
+    store._rows.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    store.check()
+    assert store._rows.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS) + 1
+
+
 @pytest.mark.parametrize(
     "held",
     [b"a text that is no database, and long enough to be looked at" * 20, b"SQLite format 3\x00" + b"\xff" * 4096],
