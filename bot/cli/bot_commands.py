@@ -149,11 +149,12 @@ def dispatch(
     if as_json:
         print_json({
             "request": request.id, "backend": request.backend, "run": run.id if run else None, "run_url": run.url if run else None,
+            "run_note": run.note if run else "",
             "status": fate.status if fate else request.state, "url": fate.url if fate else "", "reason": request.reason,
             "remedy": request.remedy, "exit_code": fate.exit_code if fate else None,
         })  # fmt: skip
     elif not quiet:
-        where = f" {run.url}" if run and run.url else ""
+        where = "".join(f" {words}" for words in (run.url, run.note and f"({run.note})") if words) if run else ""
         status = fate.status if fate and fate.final else "dispatched"
         print_text(
             " ".join(

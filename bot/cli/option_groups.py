@@ -124,7 +124,7 @@ COMMANDS = {
     **dict.fromkeys(("push", "upload", "release"), "publish"),
     **dict.fromkeys(("check", "prove", "test", "validate"), "verify"),
     **dict.fromkeys(("diff", "cmp"), "compare"),
-    **dict.fromkeys(("serve", "server"), "hub"),
+    "server": "hub",
     **dict.fromkeys(("env", "info", "status", "login"), "doctor"),
     **dict.fromkeys(("dry-run", "show", "inspect"), "plan"),
 }

@@ -39,3 +39,4 @@ def test_dispatched_by_hand_a_job_merges_on_the_machine_that_the_plan_fits_on(
     assert (job.spec["flavor"], job.spec["timeoutSeconds"]) == ("cpu-basic", 1800)
     assert world.api.repo_exists("demo/adapter-merged")
     assert "published" in ran.out
+    assert "(cpu-basic, $0.01 an hour ($0.0002 a minute), at most 0.5 h, $0.01)" in ran.out
