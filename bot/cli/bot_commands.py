@@ -15,6 +15,7 @@ from bot.cli.printing import print_json, print_text
 from bot.cli.requests import the_hub
 from bot.dispatch.chosen import BackendOptions, Surroundings, backend_of, state_file
 from bot.errors import Outside, Usage
+from bot.events import Note
 
 if TYPE_CHECKING:
     from bot.dispatch.records import Fate
@@ -86,13 +87,20 @@ def serve(
     hub, console = the_hub(), Console(quiet=False)
     path = state or state_file(os.environ)
     store = Store(path)
-    backend = backend_of(BackendOptions(**chosen), Surroundings(state=path, hub=hub, environment=os.environ))
+    away: list[
+        Outside
+    ] = []  # a server that is started again while GitHub or the Hub is down hears the Hub all the same
+    around = Surroundings(state=path, hub=hub, environment=os.environ)
+    backend = backend_of(BackendOptions(**chosen), around, away.append)
+    for error in away:
+        console(Note(text=f"{error} Until then, requests wait.", level="warning"))
     conversing = (
         converse(store, hub, allowed, console, commands_from) if announce else silence(hub, allowed, commands_from)
     )
     settings = Settings(secret=secret, allowed=allowed, hub=hub.address, page=not no_page)
     print_text(f"Listening at {address_of(listener)}/webhook; merges run by the backend {backend.NAME}.")
     dispatcher = Dispatcher(store, backend, conversing.resolve, console)
+    dispatcher.checked = not away
     tell = Beside(conversing.tell)
     try:
         serve_until_ended(store, settings, dispatcher, conversing.commands, listener, tell)

@@ -77,6 +77,6 @@ def poll(
     elif not quiet:
         for tag in polled.tags:
             print_text(f"{tag.status:<10} {tag.adapter}@{tag.tag}  {tag.why} {tag.run_url}".rstrip())
-        if not polled.tags:
+        if not polled.tags and not polled.problems:
             print_text("No tag of an allowed adapter fits.")
     return polled.exit_code

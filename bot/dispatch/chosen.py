@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bot.dispatch.backends import Backend
-from bot.errors import Usage
+from bot.errors import Forbidden, NotFound, Outside, Usage
 from bot.options import option
 
 if TYPE_CHECKING:
@@ -103,10 +103,16 @@ BACKENDS: dict[str, Callable[[BackendOptions, Surroundings], Backend]] = {
 }
 
 
-def backend_of(options: BackendOptions, around: Surroundings) -> Backend:
-    """The backend, checked: raises Usage, Refused or Outside where a request could not be sent."""
+def backend_of(options: BackendOptions, around: Surroundings, away: Callable[[Outside], None] | None = None) -> Backend:
+    """The backend, checked: raises Usage, Refused or Outside where a request could not be sent. `away` hears, in place of whoever
+    called, that the service cannot be asked now: the check is still to be made then."""
     backend = BACKENDS[options.backend](options, around)
-    backend.check()
+    try:
+        backend.check()
+    except Outside as error:
+        if away is None or isinstance(error, Forbidden | NotFound):
+            raise
+        away(error)
     return backend
 
 

@@ -29,6 +29,7 @@ class Dispatcher:
     """One worker; several, in one process or more, may share a store."""
 
     follow_every = FOLLOWED  # seconds
+    checked = True  # False: the backend could not be asked so far whether it takes requests; nothing is sent before
 
     def __init__(
         self, store: Store, backend: Backend, resolve: Resolver, emit: Emit = silent, only: str | None = None
@@ -44,6 +45,9 @@ class Dispatcher:
         while not stop.is_set():
             wake.clear()
             try:
+                if not self.checked:
+                    self.backend.check()
+                    self.checked = True
                 while not stop.is_set() and self.step():
                     pass
                 after()

@@ -88,7 +88,7 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         raise Usage(
-            f"{host}:{port} cannot be listened at: {getattr(error, 'strerror', None) or error}.",
+            f"{host}:{port} cannot be listened at: {getattr(error, 'strerror', None) or str(error).rstrip('.')}.",
             remedy="Name another --port or --host, or end the program that has it.",
         ) from error
     return listener

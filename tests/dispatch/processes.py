@@ -53,7 +53,7 @@ class Bot:
         }  # fmt: skip
         self.servers: list[tuple[subprocess.Popen[str], int]] = []
 
-    def start(self, number: int = 1) -> None:
+    def start(self, number: int = 1, *options: str) -> None:
         command = [
             sys.executable,
             "-P",
@@ -66,6 +66,7 @@ class Bot:
             "0",
             "--state",
             str(self.state),
+            *options,
         ]
         begun = [
             subprocess.Popen(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,25 @@ def test_dispatch_that_the_hub_does_not_let_is_tried_again_by_the_person(
     assert [row["state"] for row in bot.rows()] == ["dropped"]  # nobody sends it later, unasked
 
 
+def test_a_server_that_is_started_while_github_is_down_hears_the_hub_all_the_same(bot: Bot, api: HfApi) -> None:
+    tagged(bot, api, 1)
+    bot.environment |= {"GITHUB_TOKEN": "ghp_of_this_test", "GITHUB_API_URL": "http://127.0.0.1:9"}
+    bot.start(1, "--backend", "github", "--github-repo", "octo/adapters")
+    assert bot.deliver("v0", "first", random.Random(0)) == 202
+    time.sleep(0.5)
+    assert [(row["state"], row["attempts"]) for row in bot.rows()] == [("waiting", 0)]
+
+
+@pytest.mark.parametrize("token", ["read", "none"])
+def test_a_server_whose_token_may_not_what_it_must_does_not_start(
+    token: str, devhub: DevHub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bad = devhub.create_token("demo", role="read") if token == "read" else "hf_no_such_token_at_all"
+    monkeypatch.setenv("ADAPTER_MERGE_HUB_TOKEN", bad)
+    code, error = refused(capfd, "serve", "--allow", "demo/*", "--port", "0", "--backend", "jobs")
+    assert (code, "Listening" in error) == (5, False)
+
+
 # --- dispatch, as a process ---------------------------------------------------------------------------------------------
 
 
@@ -169,6 +190,23 @@ def test_dispatch_that_waits_returns_the_exit_code_and_prints_the_logs_end(bot: 
     assert ran.returncode == 6
     assert "No room. Make some." in out
     assert "the last words" in error
+
+
+def test_a_folder_where_the_server_is_started_is_not_taken_for_the_adapter(
+    bot: Bot, api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tagged(bot, api, 1)
+    (tmp_path / "here" / "demo" / "a@v0").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    (bot.state.parent / "path" / "sitecustomize.py").write_text(
+        "import json, os, sys\n"
+        "if sys.orig_argv[2:5] == ['-m', 'bot', 'run']:\n"
+        "    what = f'{sys.orig_argv[5]} is here: {os.path.exists(sys.orig_argv[5])}.'\n"
+        "    os.write(1, json.dumps({'error': {'what': what, 'remedy': ''}}).encode())\n"
+        "    os._exit(5)\n"
+    )
+    out, _ = dispatch(bot, "--wait").communicate(timeout=60)
+    assert "demo/a@v0 is here: False." in out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

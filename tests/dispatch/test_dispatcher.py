@@ -59,6 +59,26 @@ def only(store: Store) -> Request:
     return request
 
 
+def test_nothing_is_sent_before_the_backend_could_be_asked_whether_it_takes_requests(
+    store: Store, dispatcher: Dispatcher, notebook: Notebook, new_adapter: Adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bot.dispatch.dispatcher.IDLE", 0.01)
+    deliver(store, new_adapter("demo/a", "v1"))
+    answers: list[Exception | None] = [Outside("GitHub is away.", remedy="Wait.")] * 2 + [None]
+    sent_before: list[int] = []
+    stop = threading.Event()
+
+    def check() -> None:
+        sent_before.append(len(notebook.sent))
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    monkeypatch.setattr(notebook, "check", check)
+    dispatcher.checked = False
+    dispatcher.run(stop, threading.Event(), after=stop.set)
+    assert (sent_before, notebook.sent) == ([0, 0, 0], ["demo/a@v1"])
+
+
 # --- the tag looked at again -------------------------------------------------------------------------------------------
 
 

@@ -56,6 +56,7 @@ def _run(folder: Path, locks: tuple[int, ...]) -> None:
             stdout=output,
             stderr=log,
             env=environment,
+            cwd=folder,  # where nothing lies that could be taken for the adapter: a folder owner/name, before the Hub's repo
             pass_fds=locks,
             check=False,
         )
