@@ -62,7 +62,7 @@ def dispatch_by_hand(
     request = store.add(order, backend=backend.NAME)
     assert request is not None  # its key is a new one
     dispatcher = Dispatcher(store, backend, resolver(hub, None), emit, only=request.id)
-    dispatcher.follow_every = FOLLOWED
+    dispatcher.follow_every = min(FOLLOWED, backend.LOOK_EVERY)
     emit(Stage(name="dispatch", title=f"Dispatching {order.adapter}"))
     try:
         request = _until_sent(request, store, dispatcher, emit, after, wait=wait)

@@ -20,7 +20,6 @@ from bot.events import Emit, Note, silent
 
 FIRST, LONGEST = 10.0, 3600.0  # seconds before a further try; each is twice as long as the one before
 TRIES = 12  # about four and a half hours
-FOLLOWED = 15.0  # seconds between two looks at a run
 LOST = 40  # looks at a run that fail, one after the other, until it is given up
 IDLE = 5.0  # seconds between two looks at the outbox where nothing is due: another process may write to it
 
@@ -28,7 +27,6 @@ IDLE = 5.0  # seconds between two looks at the outbox where nothing is due: anot
 class Dispatcher:
     """One worker; several, in one process or more, may share a store."""
 
-    follow_every = FOLLOWED  # seconds
     checked = True  # False: the backend could not be asked so far whether it takes requests; nothing is sent before
 
     def __init__(
@@ -36,6 +34,7 @@ class Dispatcher:
     ) -> None:
         """`only`: the one request to work on; None: all of them."""
         self.store, self.backend, self.resolve, self.emit, self.only = store, backend, resolve, emit, only
+        self.follow_every = backend.LOOK_EVERY
         self._turn = 0
 
     def run(self, stop: Event, wake: Event, after: Callable[[], None] = lambda: None) -> None:

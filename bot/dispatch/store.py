@@ -268,6 +268,25 @@ class Store:
         self._change(
             request, state=state, fate=_dumped(asdict(fate)), attempts=0, reason=fate.reason, remedy=fate.remedy
         )
+        if fate.status in ("published", "unchanged"):
+            self._drop_failed(request)
+
+    def _drop_failed(self, request: Request) -> None:
+        """A merge of the same commit under the same tag that failed before needs nobody's help any more."""
+        order = request.order
+        with self._writing() as rows:
+            rows.execute(
+                "UPDATE requests SET state = 'dropped', reason = ?, remedy = '', changed = ? WHERE state = 'failed' AND id != ? "
+                "AND kind = 'merge' AND lower(adapter) = lower(?) AND revision IS ? AND sha IS ?",
+                (
+                    f"Request {request.id} merged it.",
+                    self.clock(),
+                    request.id,
+                    order.adapter,
+                    order.revision,
+                    order.sha,
+                ),
+            )
 
     def follow_later(self, request: Request, error: AdapterMergeError, seconds: float) -> None:
         """Its run could not be looked at."""

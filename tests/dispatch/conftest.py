@@ -28,6 +28,7 @@ class Notebook:
 
     NAME = "notebook"
     SHOWN_AFTER = 0.0
+    LOOK_EVERY = 15.0
 
     def check(self) -> None: ...
 

@@ -257,6 +257,7 @@ class Deaf(Notebook):
     """Starts the run, or does not, and its answer is lost."""
 
     SHOWN_AFTER = 30.0
+    LOOK_EVERY = 15.0
     starts = True
     asked = 0
 
@@ -283,6 +284,7 @@ def test_a_run_that_a_killed_sender_may_have_started_is_waited_for_before_it_is_
 ) -> None:
     class Slow(Notebook):
         SHOWN_AFTER = 300.0
+        LOOK_EVERY = 15.0
 
     slow = Slow()
     deliver(store, new_adapter("demo/a", "v1"))

@@ -294,6 +294,26 @@ def test_what_may_run_all_the_same_is_looked_for_under_its_id(store: Store, runs
     assert again.begun == request.begun
 
 
+def test_a_failed_request_is_settled_by_a_later_one_that_merged_the_same_commit(store: Store) -> None:
+    accept(store, "w1", order("v1"))
+    accept(store, "w2", order("v2"))
+    for _ in range(2):
+        store.fail(sending(store), Outside("No.", remedy="Later."))
+    by_hand = store.add(Order(key="hand 1", adapter="Alice/x", revision="v1", sha=A, origin="hand"))
+    assert by_hand is not None
+    taken = sending(store)
+    store.sent(taken, "local", Run(id="1"))
+    sent = store.request(taken.id)
+    assert sent is not None
+    store.follow(sent, Fate(status="running"))
+    assert store.counts()["failed"] == 2
+    store.follow(sent, Fate(status="published"))
+    assert store.counts() == {"done": 1, "dropped": 1, "failed": 1, "deliveries": 2}
+    dropped = store.by_key(tag_key("alice/x", "v1", A))
+    assert dropped is not None
+    assert dropped.reason == f"Request {taken.id} merged it."
+
+
 def test_a_request_that_ended_is_not_begun_again(store: Store) -> None:
     accept(store, "one", order())
     store.sent(sending(store), "local", Run(id="1"))

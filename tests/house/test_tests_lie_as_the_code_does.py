@@ -14,6 +14,7 @@ KINDS = {
     "launcher": "bot/launch.sh and action.yml",
     "image": "the container image",
     "workflows": "workflows, examples and docs",
+    "extensions": "what is installed beside it: the extension of hf, the skill for agents",
 }
 
 

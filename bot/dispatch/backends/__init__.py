@@ -29,6 +29,8 @@ class Backend(Protocol):
     NAME: str
     # Seconds after which a run that was started is surely listed, and until then may not be.
     SHOWN_AFTER: float
+    # Seconds between two looks at a run.
+    LOOK_EVERY: float
 
     def check(self) -> None:
         """Before any work: raise where a request could not be sent (a workflow that is not there, a token without the right …)."""

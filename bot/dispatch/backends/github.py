@@ -45,6 +45,7 @@ class GitHubBackend:
 
     NAME = "github"
     SHOWN_AFTER = 120.0  # seconds; GitHub shows a run within a few
+    LOOK_EVERY = 15.0  # a look costs one of 5,000 calls an hour
 
     def __init__(self, workflows: Workflows, *, workflow: str, ref: str | None, event: Event, hub: str) -> None:
         """Raises Usage for a ref with an event that has none."""

@@ -47,6 +47,7 @@ class JobsBackend:
 
     NAME = "jobs"
     SHOWN_AFTER = 60.0  # the list of Jobs may be behind
+    LOOK_EVERY = 15.0
 
     def __init__(self, settings: JobSettings, hub: Hub, token: str, environment: Mapping[str, str]) -> None:
         self.settings, self.hub = settings, hub

@@ -33,6 +33,7 @@ class LocalBackend:
 
     NAME = "local"
     SHOWN_AFTER = 10.0  # a runner that was started just before a kill has taken its lock by then
+    LOOK_EVERY = 2.0
 
     def __init__(self, runs: Path) -> None:
         self.runs = runs
