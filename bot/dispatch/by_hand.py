@@ -15,7 +15,7 @@ from bot.dispatch.store import Store
 from bot.errors import Interrupted, Outside, Refused, Usage
 from bot.events import Emit, Stage, StepProgress
 from bot.hub.names import is_repo_id
-from bot.hub.patience import rest
+from bot.hub.retries import rest
 
 if TYPE_CHECKING:
     from bot.hub import Hub

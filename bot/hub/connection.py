@@ -25,8 +25,8 @@ from bot.errors import Forbidden, NotFound, Outside
 from bot.events import Emit
 from bot.hub.errors import Where, translate_errors
 from bot.hub.names import scratch_for
-from bot.hub.patience import PAUSES, Patience, Step, rest
 from bot.hub.response_shapes import CheckedApi
+from bot.hub.retries import PAUSES, Patience, Step, rest
 from bot.hub.session import session
 from bot.untrusted.redact import know, redact
 
@@ -58,7 +58,7 @@ class Connection:
     ) -> None:
         """Tokens default to the ecosystem's lookup, and the read token to the write token where only that is given.
 
-        `patience`: seconds before each further try, when the Hub is busy or away; `sleep` waits them. See `bot.hub.patience`.
+        `patience`: seconds before each further try, when the Hub is busy or away; `sleep` waits them. See `bot.hub.retries`.
         """
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         self.address = redact(self.endpoint)  # as it may be shown: without a user and a password

@@ -15,7 +15,7 @@ from huggingface_hub.utils._http import hf_request_event_hook
 
 from bot.hub.errors import Unreached, remember_response, translate
 from bot.hub.network import misconfigured
-from bot.hub.patience import Step, under_way
+from bot.hub.retries import Step, under_way
 from bot.hub.sentences import is_passing
 
 # What comes to the same however often it is sent: the Hub looks what is there, or the same bytes take the same place.
@@ -25,7 +25,7 @@ REPEATABLE = re.compile(
 LONG_WORK = re.compile(r"/commit/|/info/lfs/objects/verify|/api/complete_multipart")
 PIECE = 1 << 16
 # Seconds. The client's own default would wait for a silent server for ever, and some of its calls say so themselves.
-# The longer one is for uploads and commits, and less than `bot.hub.patience.MOST`: so that one that stalls is sent again.
+# The longer one is for uploads and commits, and less than `bot.hub.retries.MOST`: so that one that stalls is sent again.
 LIMITS = httpx2.Timeout(connect=20.0, read=300.0, write=300.0, pool=None)
 QUICK = httpx2.Timeout(connect=20.0, read=60.0, write=60.0, pool=None)
 

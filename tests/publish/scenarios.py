@@ -15,7 +15,7 @@ from typing import Any
 
 from bot.devhub import DevHub
 from bot.hub import Hub
-from bot.hub.patience import PAUSES
+from bot.hub.retries import PAUSES
 from bot.publish.messages import mark_in, trailer_in
 from bot.records import Json, Publication
 from tests.publish.given import ADAPTER, BASE, Owner, deliver, fingerprint, finished

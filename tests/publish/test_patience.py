@@ -19,8 +19,8 @@ from bot import signals
 from bot.devhub import Fault
 from bot.errors import Outside
 from bot.events import Note
-from bot.hub import HubBusy, patience, session
-from bot.hub.patience import MOST, PAUSES, Step, rest, under_way
+from bot.hub import HubBusy, retries, session
+from bot.hub.retries import MOST, PAUSES, Step, rest, under_way
 from tests.publish.given import BASE, TARGET, deliver
 from tests.pull.given import hub_client, two_sentences
 
@@ -232,7 +232,7 @@ def test_an_upload_or_a_commit_that_stalls_is_sent_again(dev, folder, document, 
     """With all times a three hundredth of what they are."""
     limit, rate = session.LIMITS.read, 300
     monkeypatch.setattr(session, "LIMITS", httpx2.Timeout(limit / rate))
-    monkeypatch.setattr(patience, "MOST", MOST / rate)
+    monkeypatch.setattr(retries, "MOST", MOST / rate)
     quick = hub_client(dev, tmp_path, patience=tuple(pause / rate for pause in PAUSES))
     fault = dev.faults.add(Fault(path=route, delay=1.3 * limit / rate))
     assert deliver(folder, document, quick).status == "published"

@@ -11,8 +11,8 @@ from huggingface_hub import HfApi
 from bot.devhub import Fault
 from bot.errors import Forbidden, Moved, Outside
 from bot.events import Note
-from bot.hub.patience import PAUSES
 from bot.hub.pulls import PullRequestClient
+from bot.hub.retries import PAUSES
 from bot.publish import deliver as delivering
 from bot.publish.messages import mark_in, trailer_in
 from tests.publish.given import TARGET, deliver, fingerprint, finished

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from bot.hub.patience import BRIEF, MOST, PAUSES
 from bot.hub.pulls import CLOSED, LISTED, OPEN
+from bot.hub.retries import BRIEF, MOST, PAUSES
 from bot.hub.session import LIMITS, QUICK
 from bot.publish.commit import ROUNDS
 from tests.publish.scenarios import SCENARIOS, calls_of

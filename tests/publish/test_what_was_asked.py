@@ -8,8 +8,8 @@ from bot.devhub import Fault
 from bot.errors import Forbidden, Moved, Outside, Refused, Usage
 from bot.events import Note
 from bot.hub import HubBusy
-from bot.hub.patience import PAUSES
 from bot.hub.pulls import CLOSED, LISTED, OPEN
+from bot.hub.retries import PAUSES
 from bot.publish import PublishSettings, apply_settings, find_existing
 from bot.report_document import Document
 from tests.publish.given import ADAPTER, BASE, TARGET, deliver, fingerprint, finished

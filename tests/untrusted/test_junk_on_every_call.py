@@ -107,6 +107,6 @@ def test_plan_and_verify(
 
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting between tries."""
-    monkeypatch.setattr("bot.hub.patience.rest", lambda seconds: None)
+    monkeypatch.setattr("bot.hub.retries.rest", lambda seconds: None)
     monkeypatch.setattr("bot.hub.connection.rest", lambda seconds: None, raising=False)
     monkeypatch.setattr("bot.hub.connection.Patience.__init__.__defaults__", ((), lambda seconds: None))

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bot.checks.elementwise.compare import exact_rows
 from bot.checks.elementwise.rounding import ANY, STORED, round_once
+from bot.checks.elementwise.row_comparisons import exact_rows
 from bot.checks.elementwise.steps import SourceMatrix, ready
 from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.expected.changes import Expected

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
 
-from bot.checks.elementwise.compare import RowRange, compare_bytes, compare_cast, compare_touched
+from bot.checks.elementwise.row_comparisons import RowRange, compare_bytes, compare_cast, compare_touched
 from bot.checks.elementwise.steps import SourceMatrix, ready
 from bot.checks.elementwise.tally import Swept, Tally
 from bot.checks.expected.changes import AddProduct, Expected

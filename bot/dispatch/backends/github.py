@@ -15,7 +15,7 @@ from bot.dispatch.records import Fate, Request, Run, Status
 from bot.errors import AdapterMergeError, Outside, Refused, Usage
 from bot.gh.answers import RateLimited, Unanswered
 from bot.gh.workflows import ActionsRun, WorkflowFile, Workflows
-from bot.hub.patience import rest
+from bot.hub.retries import rest
 from bot.untrusted import strict_json
 
 Event = Literal["workflow_dispatch", "repository_dispatch"]
