@@ -37,6 +37,13 @@ TELLING = click.option(
     is_flag=True,
     help="Tell of each run in a comment on its adapter; needs ADAPTER_MERGE_HUB_TOKEN.",
 )
+EVERY_RUN = click.option(
+    "--option",
+    "wanted",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="An option of every run, by its name as an input of the action: quantize=nf4.",
+)
 LISTENING = click.option(
     "--commands-from",
     metavar="NAME",
@@ -47,6 +54,7 @@ LISTENING = click.option(
 
 @click.command(cls=Command)
 @ALLOWED
+@EVERY_RUN
 @RUNNING
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option("--port", default=8000, show_default=True, help="0 takes any free port.")
@@ -63,6 +71,7 @@ LISTENING = click.option(
 def serve(
     allow: tuple[str, ...],
     tags: tuple[str, ...],
+    wanted: tuple[str, ...],
     state: Path | None,
     host: str,
     port: int,
@@ -76,6 +85,7 @@ def serve(
     """Listen to the Hub: a tag pushed to an allowed adapter starts one merge. Stop it with Ctrl-C; nothing is lost."""
     from bot.dispatch.allow import Allowed
     from bot.dispatch.beside import Beside
+    from bot.dispatch.by_hand import options_of_all
     from bot.dispatch.dispatcher import Dispatcher
     from bot.dispatch.server import ORDERLY, Settings, address_of, listen
     from bot.dispatch.server import serve as serve_until_ended
@@ -83,6 +93,7 @@ def serve(
     from bot.terminal.console import Console
 
     allowed, secret = Allowed.of(allow, tags), secret_from(secret_file)
+    every = options_of_all(wanted, allowed)
     listener = listen(host, port)
     hub, console = the_hub(), Console(quiet=False)
     path = state or state_file(os.environ)
@@ -97,7 +108,7 @@ def serve(
     conversing = (
         converse(store, hub, allowed, console, commands_from) if announce else silence(hub, allowed, commands_from)
     )
-    settings = Settings(secret=secret, allowed=allowed, hub=hub.address, page=not no_page)
+    settings = Settings(secret=secret, allowed=allowed, hub=hub.address, page=not no_page, options=every)
     print_text(f"Listening at {address_of(listener)}/webhook; merges run by the backend {backend.NAME}.")
     dispatcher = Dispatcher(store, backend, conversing.resolve, console)
     dispatcher.checked = not away

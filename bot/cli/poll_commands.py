@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from bot.cli.bot_account import converse, silence
-from bot.cli.bot_commands import ALLOWED, LISTENING, RUNNING, TELLING
+from bot.cli.bot_commands import ALLOWED, EVERY_RUN, LISTENING, RUNNING, TELLING
 from bot.cli.click_options import SPEAKING
 from bot.cli.option_groups import Command
 from bot.cli.printing import print_json, print_text
@@ -23,6 +23,7 @@ from bot.events import Note
 
 @click.command(cls=Command)
 @ALLOWED
+@EVERY_RUN
 @RUNNING
 @TELLING
 @LISTENING
@@ -31,6 +32,7 @@ from bot.events import Note
 def poll(
     allow: tuple[str, ...],
     tags: tuple[str, ...],
+    wanted: tuple[str, ...],
     state: Path | None,
     announce: bool,
     commands_from: tuple[str, ...],
@@ -42,12 +44,14 @@ def poll(
 ) -> int:
     """Look once for tags that nobody has merged yet, dispatch them, and end. For cron or a scheduled workflow."""
     from bot.dispatch.allow import Allowed
+    from bot.dispatch.by_hand import options_of_all
     from bot.dispatch.dispatcher import Dispatcher
     from bot.dispatch.poll import dispatch_missing, look
     from bot.dispatch.store import Store
     from bot.terminal.console import Console
 
     allowed, hub, console = Allowed.of(allow, tags), the_hub(), Console(quiet=quiet)
+    every = options_of_all(wanted, allowed)
     hub.tell(console)
     path = state or state_file(os.environ)
     # A dry run writes no state file: where there is none, it goes by one that is thrown away.
@@ -55,7 +59,7 @@ def poll(
         store = Store(Path(scratch) / "bot.db" if scratch else path)
         try:
             if dry_run:
-                polled = look(hub, allowed, store)
+                polled = look(hub, allowed, store, every)
             else:
                 around = Surroundings(state=path, hub=hub, environment=os.environ)
                 backend = backend_of(BackendOptions(**chosen), around)
@@ -65,7 +69,7 @@ def poll(
                     else silence(hub, allowed, commands_from)
                 )
                 dispatcher = Dispatcher(store, backend, conversing.resolve, console)
-                polled = dispatch_missing(look(hub, allowed, store), store, dispatcher, conversing.tell)
+                polled = dispatch_missing(look(hub, allowed, store, every), store, dispatcher, conversing.tell, every)
             for problem in polled.problems:
                 console(Note(text=str(problem), level="warning"))
         finally:

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from bot.dispatch.allow import Allowed
 from bot.dispatch.backends import Backend
 from bot.dispatch.command import arguments
 from bot.dispatch.dispatcher import Dispatcher
@@ -45,6 +46,18 @@ def pairs(options: Iterable[str]) -> tuple[tuple[str, str], ...]:
             raise Usage(f"--option {option} has no value.", remedy="Write NAME=VALUE, as dtype=float16.")
         taken.append((name, value))
     return tuple(taken)
+
+
+def options_of_all(wanted: Iterable[str], allowed: Allowed) -> tuple[tuple[str, str], ...]:
+    """NAME=VALUE pairs for every run of a bot. Raises Usage, also where several adapters would be published to one repo."""
+    options = pairs(wanted)
+    arguments(Order(key="", adapter="owner/name", revision=None, sha=None, origin="hand", options=options))
+    if "target-repo" in dict(options) and (len(allowed.repos) > 1 or "*" in allowed.repos[0]):
+        raise Usage(
+            "target-repo is one repo, and several adapters are allowed.",
+            remedy="Allow a single one with --allow owner/name, or leave target-repo out.",
+        )
+    return options
 
 
 def dispatch_by_hand(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from bot.dispatch.records import Fate, Order
@@ -28,6 +29,20 @@ def arguments(order: Order) -> list[str]:
     command = {"merge": "run"}.get(order.kind, order.kind)
     wanted = [part for name, value in order.options if _concerns(order.kind, name) for part in argument(name, value)]
     return [command, ref, "--json", *wanted]
+
+
+def with_defaults(order: Order, options: Sequence[tuple[str, str]]) -> Order:
+    """The order of a merge or a plan with these options too; what it chose itself stays."""
+    if order.kind not in ("merge", "plan"):
+        return order
+    return replace(order, options=tuple((dict(options) | dict(order.options)).items()))
+
+
+def target_of(adapter: str, options: Iterable[tuple[str, str]]) -> str:
+    """The repo that a run with these options publishes to."""
+    chosen = dict(options)
+    form = chosen.get("quantize", "none")
+    return chosen.get("target-repo") or f"{adapter}-merged" + ("" if form == "none" else f"-{form}")
 
 
 def _concerns(kind: str, name: str) -> bool:

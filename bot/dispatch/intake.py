@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from bot.dispatch.allow import Allowed
+from bot.dispatch.command import with_defaults
 from bot.dispatch.payload import LONGEST, Comment, Reading, read_payload
 from bot.dispatch.records import Delivery, Order
 from bot.dispatch.store import Accepted, Store
@@ -35,12 +36,20 @@ class Commands(Protocol):
 
 
 class Intake:
-    """`secret`: what the Hub sends along with every delivery. `wake` is called when something was accepted."""
+    """`secret`: what the Hub sends along with every delivery. `wake` is called when something was accepted. `options`: of every
+    run."""
 
     def __init__(
-        self, store: Store, allowed: Allowed, secret: str, commands: Commands, wake: Callable[[], None]
+        self,
+        store: Store,
+        allowed: Allowed,
+        secret: str,
+        commands: Commands,
+        wake: Callable[[], None],
+        options: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.store, self.allowed, self.commands, self.wake = store, allowed, commands, wake
+        self.options = options
         self._secret = secret.encode()
         self._queue: asyncio.Queue[tuple[Written, asyncio.Future[Accepted]]] = asyncio.Queue()
         self.answers: dict[int, int] = {}  # how often each status was answered
@@ -86,7 +95,7 @@ class Intake:
             repo=reading.repo,
             verdict=reading.verdict,
         )
-        return delivery, reading.orders
+        return delivery, [with_defaults(order, self.options) for order in reading.orders]
 
     async def _write(self, delivery: Delivery, orders: Sequence[Order]) -> Accepted:
         answer: asyncio.Future[Accepted] = asyncio.get_running_loop().create_future()

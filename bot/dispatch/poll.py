@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from bot.dispatch.allow import Allowed
+from bot.dispatch.command import target_of
 from bot.dispatch.dispatcher import Dispatcher
 from bot.dispatch.records import Order, Request, tag_key
 from bot.dispatch.store import Store
@@ -20,6 +21,7 @@ from bot.publish.merged_before import merged_before
 if TYPE_CHECKING:
     from bot.hub import Hub
 
+Pairs = Sequence[tuple[str, str]]  # options of a run: name and value
 # Missing: to be dispatched. Known: the state file has a request for it. Published: the Hub has it. Dispatched: sent by this poll, or
 # its run was there already. Postponed: the backend or the Hub could not be asked. Failed, dropped: as requests are.
 TagStatus = Literal["missing", "known", "published", "dispatched", "postponed", "failed", "dropped"]
@@ -53,9 +55,9 @@ class Poll:
         return Outside.exit_code if any(tag.status == "postponed" for tag in self.tags) else 0
 
 
-def look(hub: Hub, allowed: Allowed, store: Store | None) -> Poll:
+def look(hub: Hub, allowed: Allowed, store: Store | None, options: Pairs = ()) -> Poll:
     """Compare tags with what is known and published; no weight is downloaded, nothing is written. Raises Usage for a pattern
-    whose repos cannot be listed. `store` None: nothing is remembered."""
+    whose repos cannot be listed. `store` None: nothing is remembered. `options`: of every run."""
     tags: list[PolledTag] = []
     problems: list[AdapterMergeError] = []
     for owner, patterns in _by_owner(allowed).items():
@@ -66,22 +68,24 @@ def look(hub: Hub, allowed: Allowed, store: Store | None) -> Poll:
             continue
         for adapter in adapters:
             try:
-                tags += _compared(adapter, hub, allowed, store)
+                tags += _compared(adapter, hub, allowed, store, options)
             except AdapterMergeError as error:
                 problems.append(error)
     return Poll(tags=tuple(tags), problems=tuple(problems))
 
 
 def dispatch_missing(
-    poll: Poll, store: Store, dispatcher: Dispatcher, after: Callable[[], None] = lambda: None
+    poll: Poll, store: Store, dispatcher: Dispatcher, after: Callable[[], None] = lambda: None, options: Pairs = ()
 ) -> Poll:
     """Dispatch what is missing, work the outbox until nothing is due, and say what became of each tag. `after`: done after every
-    step."""
+    step. `options`: of every run."""
     requests: dict[str, Request] = {}
     for tag in poll.tags:
         if tag.status == "missing":
             key = tag_key(tag.adapter, tag.tag, tag.sha)
-            order = Order(key=key, adapter=tag.adapter, revision=tag.tag, sha=tag.sha, origin="poll")
+            order = Order(
+                key=key, adapter=tag.adapter, revision=tag.tag, sha=tag.sha, origin="poll", options=tuple(options)
+            )
             if (request := store.add(order, looked_for=True) or store.by_key(key)) is not None:
                 requests[key] = request
     while dispatcher.step():
@@ -114,11 +118,11 @@ def _adapters(owner: str, names: Sequence[str], hub: Hub) -> list[str]:
     return sorted({adapter.lower(): adapter for adapter in (*named, *listed)}.values())
 
 
-def _compared(adapter: str, hub: Hub, allowed: Allowed, store: Store | None) -> Iterator[PolledTag]:
+def _compared(adapter: str, hub: Hub, allowed: Allowed, store: Store | None, options: Pairs) -> Iterator[PolledTag]:
     tags = sorted((tag, sha) for tag, sha in hub.tags_of(adapter).items() if allowed.tag(tag))
     requests = {tag: store.by_key(tag_key(adapter, tag, sha)) if store else None for tag, sha in tags}
     unknown = {sha for tag, sha in tags if requests[tag] is None}
-    target = f"{adapter}-merged"
+    target = target_of(adapter, options)
     merged = merged_before(target, unknown, hub) if unknown else set()
     for tag, sha in tags:
         request = requests[tag]

@@ -40,17 +40,18 @@ ORDERLY, LAST_STEP = 3, 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """`secret`: of the webhook. `hub`: the Hub's address, for links. `page`: whether `/` shows anything."""
+    """`secret`: of the webhook. `hub`: the Hub's address, for links. `page`: whether `/` shows anything. `options`: of every run."""
 
     secret: str
     allowed: Allowed
     hub: str
     page: bool = True
+    options: tuple[tuple[str, str], ...] = ()
 
 
 def make_app(store: Store, settings: Settings, commands: Commands, wake: Callable[[], None]) -> Starlette:
     """The application: `POST /webhook`, and to look at `/`, `/healthz`, `/metrics`."""
-    intake = Intake(store, settings.allowed, settings.secret, commands, wake)
+    intake = Intake(store, settings.allowed, settings.secret, commands, wake, settings.options)
 
     async def health(request: Request) -> Response:
         try:

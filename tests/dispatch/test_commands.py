@@ -138,6 +138,32 @@ def test_a_server_that_is_started_while_github_is_down_hears_the_hub_all_the_sam
     assert [(row["state"], row["attempts"]) for row in bot.rows()] == [("waiting", 0)]
 
 
+def test_every_run_of_a_server_gets_the_options_that_it_was_started_with(bot: Bot, api: HfApi) -> None:
+    tagged(bot, api, 1)
+    bot.start(1, "--option", "quantize=nf4", "--option", "publish=pr")
+    assert bot.deliver("v0", "first", random.Random(0)) == 202
+    assert [json.loads(row["options"]) for row in bot.rows()] == [[["quantize", "nf4"], ["publish", "pr"]]]
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["poll", "--dry-run"]])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--option", "dtype=float7"], "dtype is"),
+        (["--option", "nonsense=1"], "is no option"),
+        (["--option", "target-repo=demo/all"], "several adapters are allowed"),
+        (["--allow", "demo/b", "--option", "target-repo=demo/all"], "several adapters are allowed"),
+    ],
+)
+def test_options_that_no_run_could_have_are_refused_at_the_start(
+    command: list[str], options: list[str], words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pattern = "demo/a" if "demo/b" in options else "demo/*"
+    code, error = refused(capfd, *command, "--allow", pattern, *options)
+    assert code == 2
+    assert words in error
+
+
 @pytest.mark.parametrize("token", ["read", "none"])
 def test_a_server_whose_token_may_not_what_it_must_does_not_start(
     token: str, devhub: DevHub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bot.devhub import DevHub
 from bot.dispatch.allow import Allowed
 from bot.dispatch.announce import Announcer
-from bot.dispatch.command import arguments
+from bot.dispatch.command import arguments, with_defaults
 from bot.dispatch.comments import CHOOSABLE, comment_resolver, read_commands
 from bot.dispatch.dispatcher import Dispatcher
 from bot.dispatch.payload import Comment, read_payload
@@ -58,6 +58,18 @@ def test_a_command_stands_on_a_line_of_its_own(text: str, kind: str, options: di
     assert (order.kind, dict(order.options)) == (kind, options)
     assert order.key == "comment demo/lora c1"
     assert order.answer == "demo/lora#1/c1"
+
+
+def test_a_command_has_the_bots_options_and_chooses_among_them() -> None:
+    options = (("quantize", "nf4"), ("dtype", "float16"))
+    for text, meant in (
+        ("/merge --dtype bfloat16", {"quantize": "nf4", "dtype": "bfloat16"}),
+        ("/plan", dict(options)),
+        ("/verify", {}),
+    ):
+        order = order_of(text)
+        assert order is not None
+        assert dict(with_defaults(order, options).options) == meant
 
 
 @pytest.mark.parametrize(

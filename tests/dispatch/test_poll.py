@@ -127,6 +127,23 @@ def test_neither_a_draft_nor_a_merge_of_several_nor_somebody_elses_pull_request_
     assert merged_before("demo/lora-merged", {sha}, hub) == set()
 
 
+def test_a_poll_looks_where_its_options_publish_to_and_hands_them_on(
+    hub: Hub, store: Store, notebook: Notebook, new_adapter: MAKE, api: HfApi
+) -> None:
+    sha = new_adapter("demo/lora", "v1")
+    publish(api, "demo/lora-merged", message(sha))
+    options = (("quantize", "nf4"),)
+    poll = look(hub, EVERYTHING, store, options)
+    assert statuses(poll) == {"demo/lora@v1": "missing"}
+    assert statuses(look(hub, EVERYTHING, store, (("target-repo", "demo/lora-merged"), *options))) == {
+        "demo/lora@v1": "published"
+    }
+    dispatch_missing(poll, store, Dispatcher(store, notebook, resolver(hub, EVERYTHING)), options=options)
+    assert [request.order.options for request in notebook.runs.values()] == [options]
+    publish(api, "demo/lora-merged-nf4", message(sha))
+    assert statuses(look(hub, EVERYTHING, None, options)) == {"demo/lora@v1": "published"}
+
+
 def test_only_tags_that_fit_are_looked_at(hub: Hub, store: Store, notebook: Notebook, new_adapter: MAKE) -> None:
     new_adapter("demo/lora", "v1", "draft")
     new_adapter("demo/lora-x", "v1")

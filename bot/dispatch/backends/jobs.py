@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from bot import __version__
 from bot.dispatch.backends import Busy, Unsure
 from bot.dispatch.backends.sizing import cheapest, needs_of, plan_environment, seconds_for
-from bot.dispatch.command import arguments, fate_of_log
+from bot.dispatch.command import arguments, fate_of_log, target_of
 from bot.dispatch.records import Fate, Order, Request, Run
 from bot.errors import Forbidden, NotFound, Outside, Usage
 
@@ -120,8 +120,7 @@ class JobsBackend:
         options = dict(order.options)
         if options.get("publish") == "none":
             return
-        form = options.get("quantize", "none")
-        target = options.get("target-repo") or f"{order.adapter}-merged" + ("" if form == "none" else f"-{form}")
+        target = target_of(order.adapter, order.options)
         existing = self.hub.target(target)
         if existing is None:
             self.hub.require_create(target)
