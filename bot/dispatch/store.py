@@ -168,9 +168,9 @@ class Store:
         return self._take("state = 'waiting' AND (due <= :now OR due > :now + :far)", change, only, backend)
 
     def claim_stranded(self, only: str | None = None, backend: str = "") -> Request | None:
-        """A request whose sender is gone, and which he may have sent."""
+        """A request whose sender is gone, and which he may have sent: by now at the latest, even where the clock was ahead then."""
         which = "state = 'sending' AND (lease <= :now OR lease > :now + :far)"
-        return self._take(which, "owner = :me, lease = :now + :lease", only, backend)
+        return self._take(which, "owner = :me, lease = :now + :lease, begun = min(begun, :now)", only, backend)
 
     def claim_followed(self, again_in: float, only: str | None = None, backend: str = "") -> Request | None:
         """A request that runs somewhere and is to be looked at; the next look is due in `again_in` seconds."""
@@ -300,7 +300,7 @@ class Store:
         were asked for."""
         bound = {"now": self.clock(), "lease": TELLING, "far": FAR, "news": NEWS}
         which = (
-            "compared < changed AND changed > :now - :news AND lower(adapter) NOT IN "
+            "compared != changed AND changed > :now - :news AND lower(adapter) NOT IN "
             "(SELECT lower(adapter) FROM requests WHERE teller > :now AND teller <= :now + :far)"
         )
         with self._reading() as rows:  # mostly there is nothing to tell

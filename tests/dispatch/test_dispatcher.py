@@ -79,6 +79,27 @@ def test_nothing_is_sent_before_the_backend_could_be_asked_whether_it_takes_requ
     assert (sent_before, notebook.sent) == ([0, 0, 0], ["demo/a@v1"])
 
 
+def test_a_clock_that_was_days_ahead_when_it_was_sent_is_waited_for_once(
+    store: Store, dispatcher: Dispatcher, notebook: Notebook, new_adapter: Adapters, clock: Clock
+) -> None:
+    sha = new_adapter("demo/a", "v1")
+    clock.now += 3 * 86400
+    deliver(store, sha)
+    notebook.SHOWN_AFTER = 120.0
+    notebook.fails = Unsure("The answer was lost.", remedy="Wait.")
+    work(dispatcher)
+    clock.now -= 3 * 86400  # set right
+    notebook.fails = None
+    steps = 0
+    while dispatcher.step():
+        steps += 1
+        assert steps < 10
+    assert notebook.sent == []
+    clock.now += 121
+    work(dispatcher)
+    assert notebook.sent == ["demo/a@v1"]
+
+
 # --- the tag looked at again -------------------------------------------------------------------------------------------
 
 

@@ -79,6 +79,20 @@ def second(path: Path, clock: Clock, store: Store) -> Iterator[Store]:
     opened.close()
 
 
+def test_what_changes_after_the_clock_was_set_back_is_told_too(store: Store, clock: Clock) -> None:
+    clock.now += 86_400
+    accept(store, "one", order())
+    first = store.claim_telling()
+    assert first is not None
+    store.announce(first, "1/c1", "digest")
+    assert store.claim_telling() is None
+    clock.now -= 86_000
+    store.sent(sending(store), "local", Run(id="r"))
+    changed = store.claim_telling()
+    assert changed is not None
+    assert changed.state == "sent"
+
+
 # --- once ----------------------------------------------------------------------------------------------------------
 
 
