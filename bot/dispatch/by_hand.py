@@ -52,7 +52,10 @@ def options_of_all(wanted: Iterable[str], allowed: Allowed) -> tuple[tuple[str, 
     """NAME=VALUE pairs for every run of a bot. Raises Usage, also where several adapters would be published to one repo."""
     options = pairs(wanted)
     arguments(Order(key="", adapter="owner/name", revision=None, sha=None, origin="hand", options=options))
-    if "target-repo" in dict(options) and (len(allowed.repos) > 1 or "*" in allowed.repos[0]):
+    target = dict(options).get("target-repo")
+    if target is not None and not is_repo_id(target):
+        raise Usage(f"target-repo is {target!r}.", remedy="Write owner/name.")
+    if target is not None and (len(allowed.repos) > 1 or "*" in allowed.repos[0]):
         raise Usage(
             "target-repo is one repo, and several adapters are allowed.",
             remedy="Allow a single one with --allow owner/name, or leave target-repo out.",

@@ -10,6 +10,7 @@ from typing import Any
 
 from bot.dispatch.records import Fate, Order
 from bot.errors import Usage
+from bot.hub.names import REVISION
 from bot.options import Option, Options, Request, options_of
 from bot.untrusted import strict_json
 
@@ -25,10 +26,17 @@ OF_PUBLISHING = ("target-repo", "publish", "private", "license", "force")
 
 def arguments(order: Order) -> list[str]:
     """The arguments of `adapter-merge`, with JSON on standard output. Raises Usage for an option that is none."""
-    ref = f"{order.adapter}@{order.revision}" if order.revision else order.adapter
+    revision = revision_of(order)
+    ref = f"{order.adapter}@{revision}" if revision else order.adapter
     command = {"merge": "run"}.get(order.kind, order.kind)
     wanted = [part for name, value in order.options if _concerns(order.kind, name) for part in argument(name, value)]
     return [command, ref, "--json", *wanted]
+
+
+def revision_of(order: Order) -> str:
+    """What a run is to merge, by its name; by its commit where the name is none that a run takes, as git allows more. "": main."""
+    named = order.revision or ""
+    return order.sha if named and order.sha and not REVISION.fullmatch(named) else named
 
 
 def with_defaults(order: Order, options: Sequence[tuple[str, str]]) -> Order:

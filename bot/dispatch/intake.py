@@ -78,7 +78,8 @@ class Intake:
         if not accepted.new:
             return JSONResponse({"status": "ignored", "reason": "this delivery came before"})
         if not accepted.requests:
-            return JSONResponse({"status": "ignored", "reason": delivery.verdict.removeprefix("ignored: ")})
+            why = delivery.verdict.removeprefix("ignored: ") if not orders else "all of it was asked for before"
+            return JSONResponse({"status": "ignored", "reason": why})
         return JSONResponse({"status": "accepted", "requests": accepted.requests}, 202)
 
     def _read(self, name: str, body: bytes | None) -> Written:

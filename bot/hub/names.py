@@ -8,6 +8,8 @@ from pathlib import Path
 
 from bot.untrusted.redact import redact
 
+REVISION = re.compile(r"(?!.*(\.\.|//|@\{))\w[\w./+=@%-]*(?<![./])")  # of what git allows, what no shell reads
+
 
 def is_repo_id(text: str) -> bool:
     """Whether the Hub could have a repo of this name (`owner/name`, or one of its old one-word names)."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bot.errors import NotFound, Refused
 from bot.events import Emit, Note, Stage, StepProgress
 from bot.hub import is_repo_id
+from bot.hub.names import REVISION as REVISION
 from bot.pull import other_weights, pickles, quantised_base, subfolders, vocabulary, weights
 from bot.pull.base_of_adapter import vouch as vouch
 from bot.pull.damage import MEMORY, hold
@@ -26,7 +27,6 @@ from bot.pull.hashes import Hashes
 from bot.pull.link_folder import gather
 from bot.pull.listing import require_usable as require_usable
 from bot.pull.quantised_base import original_at_hand as original_at_hand
-from bot.pull.refs import REVISION as REVISION
 from bot.pull.refs import is_subfolder as is_subfolder
 from bot.pull.refs import parse_ref as parse_ref
 from bot.pull.relevant_files import counting

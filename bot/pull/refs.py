@@ -8,9 +8,9 @@ from urllib.parse import unquote
 
 from bot.errors import Usage
 from bot.hub import is_repo_id
+from bot.hub.names import REVISION
 from bot.records import Ref
 
-REVISION = re.compile(r"(?!.*(\.\.|//|@\{))\w[\w./+=@%-]*(?<![./])")  # of what git allows, what no shell reads
 # A folder in a repo, or several within each other: no way out of it, nothing hidden, and no sign that a URL or `@` needs.
 SUBFOLDER = re.compile(r"(?:[\w+=(][\w .+=,()~-]*/)*[\w+=(][\w .+=,()~-]*(?<! )")
 LONGEST = 500  # letters of a subfolder

@@ -151,6 +151,7 @@ def test_every_run_of_a_server_gets_the_options_that_it_was_started_with(bot: Bo
     [
         (["--option", "dtype=float7"], "dtype is"),
         (["--option", "nonsense=1"], "is no option"),
+        (["--option", "target-repo=--force"], "target-repo is '--force'"),
         (["--option", "target-repo=demo/all"], "several adapters are allowed"),
         (["--allow", "demo/b", "--option", "target-repo=demo/all"], "several adapters are allowed"),
     ],

@@ -14,6 +14,7 @@ from bot.devhub import DevHub
 from bot.devhub.faults import Fault
 from bot.dispatch.allow import Allowed
 from bot.dispatch.backends import Busy, Unsure
+from bot.dispatch.command import arguments
 from bot.dispatch.dispatcher import FIRST, LONGEST, LOST, TRIES, Dispatcher
 from bot.dispatch.records import Delivery, Fate, Order, Request, Run, tag_key
 from bot.dispatch.resolve import resolver
@@ -98,6 +99,18 @@ def test_a_clock_that_was_days_ahead_when_it_was_sent_is_waited_for_once(
     clock.now += 121
     work(dispatcher)
     assert notebook.sent == ["demo/a@v1"]
+
+
+@pytest.mark.parametrize("tag", ["v1,v2", "--json", "$(id)", "🎉", "v1;id"])
+def test_a_tag_whose_name_no_run_takes_is_merged_by_its_commit(
+    tag: str, store: Store, dispatcher: Dispatcher, notebook: Notebook, new_adapter: Adapters
+) -> None:
+    sha = new_adapter("demo/a", tag)
+    deliver(store, sha, tag)
+    work(dispatcher)
+    (sent,) = notebook.runs.values()
+    assert arguments(sent.order) == ["run", f"demo/a@{sha}", "--json"]
+    assert sent.order.revision == tag
 
 
 # --- the tag looked at again -------------------------------------------------------------------------------------------

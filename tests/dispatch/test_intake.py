@@ -101,6 +101,15 @@ def test_a_replay_is_answered_with_200_and_starts_nothing(client: Client, store:
     assert len(store.requests()) == 1
 
 
+def test_a_tag_that_is_known_from_another_delivery_is_answered_so(client: Client, store: Store) -> None:
+    client.deliver(payload(ref()))
+    assert client.deliver(payload(ref()), "two") == (
+        200,
+        {"status": "ignored", "reason": "all of it was asked for before"},
+    )
+    assert len(store.requests()) == 1
+
+
 @pytest.mark.parametrize(
     "secret", [None, "", "wrong", SECRET + "x", SECRET[:-1], SECRET.upper(), "wröng", "\N{SNOWMAN}", "x" * 8000]
 )

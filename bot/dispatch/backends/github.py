@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from bot.dispatch.backends import Busy, Unsure
+from bot.dispatch.command import revision_of
 from bot.dispatch.records import Fate, Request, Run, Status
 from bot.errors import AdapterMergeError, Outside, Refused, Usage
 from bot.gh.answers import RateLimited, Unanswered
@@ -93,7 +94,7 @@ class GitHubBackend:
                 f"A workflow on GitHub merges, and {order.kind} was asked for.",
                 remedy="Ask for it by `--backend local`.",
             )
-        revision = order.revision or order.sha or ""
+        revision = revision_of(order) or order.sha or ""
         try:
             if self.event == "workflow_dispatch":
                 inputs = {"adapter": order.adapter, "adapter-revision": revision, "request-id": request.id}
