@@ -11,9 +11,9 @@ from bot.errors import Usage
 
 if TYPE_CHECKING:
     from bot.dispatch.allow import Allowed
-    from bot.dispatch.intake import Commands
     from bot.dispatch.resolve import Resolver
     from bot.dispatch.store import Store
+    from bot.dispatch.webhook_intake import Commands
     from bot.events import Emit
     from bot.hub import Hub
 

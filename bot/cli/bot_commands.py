@@ -13,7 +13,7 @@ from bot.cli.click_options import DEBUG, SPEAKING, fields, options
 from bot.cli.option_groups import Command
 from bot.cli.printing import print_json, print_text
 from bot.cli.requests import the_hub
-from bot.dispatch.chosen import BackendOptions, Surroundings, backend_of, state_file
+from bot.dispatch.backend_choice import BackendOptions, Surroundings, backend_of, state_file
 from bot.errors import Outside, Usage
 from bot.events import Note
 
@@ -84,7 +84,7 @@ def serve(
 ) -> int:
     """Listen to the Hub: a tag pushed to an allowed adapter starts one merge. Stop it with Ctrl-C; nothing is lost."""
     from bot.dispatch.allow import Allowed
-    from bot.dispatch.beside import Beside
+    from bot.dispatch.background import Background
     from bot.dispatch.by_hand import options_of_all
     from bot.dispatch.dispatcher import Dispatcher
     from bot.dispatch.server import ORDERLY, Settings, address_of, listen
@@ -112,7 +112,7 @@ def serve(
     print_text(f"Listening at {address_of(listener)}/webhook; merges run by the backend {backend.NAME}.")
     dispatcher = Dispatcher(store, backend, conversing.resolve, console)
     dispatcher.checked = not away
-    tell = Beside(conversing.tell)
+    tell = Background(conversing.tell)
     try:
         serve_until_ended(store, settings, dispatcher, conversing.commands, listener, tell)
     finally:

@@ -14,7 +14,7 @@ from bot.cli.click_options import SPEAKING, fields
 from bot.cli.option_groups import Command, Group
 from bot.cli.printing import print_json, print_text
 from bot.cli.requests import the_hub
-from bot.dispatch.chosen import BackendOptions, state_file
+from bot.dispatch.backend_choice import BackendOptions, state_file
 from bot.errors import Usage
 
 URL = click.option("--url", metavar="URL", help="The server's address, as the Hub reaches it.")

@@ -17,7 +17,7 @@ from bot.cli.click_options import SPEAKING
 from bot.cli.option_groups import Command
 from bot.cli.printing import print_json, print_text
 from bot.cli.requests import the_hub
-from bot.dispatch.chosen import BackendOptions, Surroundings, backend_of, state_file
+from bot.dispatch.backend_choice import BackendOptions, Surroundings, backend_of, state_file
 from bot.events import Note
 
 

@@ -80,7 +80,7 @@ def _folder(keep: Path | None) -> Iterator[tuple[Path, Path]]:
 
 
 def _demo_folder() -> Path:
-    """Beside the user's own download cache; where that cannot be written, a new folder of the system's."""
+    """Background the user's own download cache; where that cannot be written, a new folder of the system's."""
     folder = scratch_folder() / "demo"  # asked for now: the demo has a HF_HOME of its own
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from bot.dispatch.comments import help_text
-from bot.dispatch.records import Request
+from bot.dispatch.records import RunRequest
 from bot.dispatch.store import Store
 from bot.errors import AdapterMergeError, Forbidden, NotFound, Usage
 from bot.events import Emit, Note
@@ -53,15 +53,15 @@ class Announcer:
             except AdapterMergeError as error:
                 self._warn(request, error)
                 if _is_refusal(error):
-                    self.store.announce(request, request.announced, request.told)
+                    self.store.announce(request, request.announced, request.comment_digest)
                 else:
                     self.store.tell_later(request, AGAIN)
 
-    def _tell(self, request: Request) -> None:
+    def _tell(self, request: RunRequest) -> None:
         text = text_of(request)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if digest == request.told or not _is_worth_telling(request) or self._is_left_to_another(request):
-            self.store.announce(request, request.announced, request.told)
+        if digest == request.comment_digest or not _is_worth_telling(request) or self._is_left_to_another(request):
+            self.store.announce(request, request.announced, request.comment_digest)
             return
         announced = request.announced or self._made_before(request)
         if announced:
@@ -71,10 +71,10 @@ class Announcer:
             announced = self._make(request, text)
         self.store.announce(request, announced, digest)
 
-    def _is_left_to_another(self, request: Request) -> bool:
+    def _is_left_to_another(self, request: RunRequest) -> bool:
         return request.order.answer is None and self.store.is_superseded(request)
 
-    def _made_before(self, request: Request) -> str:
+    def _made_before(self, request: RunRequest) -> str:
         """The comment that bears the request's mark, as number/comment: made before a restart, or by a call whose answer was lost."""
         repo, me, mark = _repo(request), self.hub.whoami().name, mark_of(request)
         asked_in = _asked_in(request)
@@ -84,7 +84,7 @@ class Announcer:
                 return f"{each.num}/{remark.id}"
         return ""
 
-    def _make(self, request: Request, text: str) -> str:
+    def _make(self, request: RunRequest, text: str) -> str:
         """A comment as number/comment; "" where our discussion was closed: then nothing is said any more."""
         repo, mark = _repo(request), mark_of(request)
         if asked_in := _asked_in(request):
@@ -98,7 +98,7 @@ class Announcer:
         remark = opened.marked(self.hub.whoami().name, mark)
         return f"{opened.num}/{remark.id}" if remark else ""
 
-    def _warn(self, request: Request, error: AdapterMergeError) -> None:
+    def _warn(self, request: RunRequest, error: AdapterMergeError) -> None:
         self.emit(Note(text=f"{_repo(request)} was not told of request {request.id}: {error}", level="warning"))
 
 
@@ -123,14 +123,14 @@ def account_that_comments(environment: Mapping[str, str], emit: Emit) -> Hub:
     return hub
 
 
-def mark_of(request: Request) -> str:
+def mark_of(request: RunRequest) -> str:
     """What the comment on this request is known by, hidden in it. It is the same for every request of one tag."""
     order = request.order
     subject = f"answer {order.answer}" if order.answer else f"tag {order.adapter.lower()} {order.revision or order.sha}"
     return f"{HIDDEN_MARK}{hashlib.sha256(subject.encode()).hexdigest()[:24]} -->"
 
 
-def text_of(request: Request) -> str:
+def text_of(request: RunRequest) -> str:
     """The whole comment. Nothing in it that others wrote is markup, or calls anybody."""
     order, fate = request.order, request.fate
     if order.kind == "help":
@@ -160,7 +160,7 @@ def _is_refusal(error: AdapterMergeError) -> bool:
     return isinstance(error, Forbidden | NotFound) or (not isinstance(error, HubBusy) and 400 <= status < 500)
 
 
-def _is_worth_telling(request: Request) -> bool:
+def _is_worth_telling(request: RunRequest) -> bool:
     """Not what nobody asked for, and no word to whoever may not ask; a comment that is there is always kept right."""
     order = request.order
     if order.answer is not None:
@@ -170,11 +170,11 @@ def _is_worth_telling(request: Request) -> bool:
     return bool(request.announced) or request.state in ("sent", "done", "failed")
 
 
-def _repo(request: Request) -> str:
+def _repo(request: RunRequest) -> str:
     """Whose discussion the comment is in."""
     return (request.order.answer or request.order.adapter).partition("#")[0]
 
 
-def _asked_in(request: Request) -> int | None:
+def _asked_in(request: RunRequest) -> int | None:
     """The number of the discussion that a command was given in."""
     return int(request.order.answer.partition("#")[2].partition("/")[0]) if request.order.answer else None

@@ -10,7 +10,7 @@ from bot.dispatch.allow import Allowed
 from bot.dispatch.backends import Backend
 from bot.dispatch.command import arguments
 from bot.dispatch.dispatcher import Dispatcher
-from bot.dispatch.records import FINAL, Order, Request
+from bot.dispatch.records import FINAL, Order, RunRequest
 from bot.dispatch.resolve import resolver
 from bot.dispatch.store import Store
 from bot.errors import Interrupted, Outside, Refused, Usage
@@ -72,7 +72,7 @@ def dispatch_by_hand(
     *,
     wait: bool,
     after: Callable[[], None] = lambda: None,
-) -> Request:
+) -> RunRequest:
     """Send it now, and with `wait` follow it to its end. Raises Refused where there is nothing to run, Outside where it could not
     be sent: a person tries again himself. `after`: done after every step."""
     request = store.add(order, backend=backend.NAME)
@@ -90,8 +90,8 @@ def dispatch_by_hand(
 
 
 def _until_sent(
-    request: Request, store: Store, dispatcher: Dispatcher, emit: Emit, after: Callable[[], None], *, wait: bool
-) -> Request:
+    request: RunRequest, store: Store, dispatcher: Dispatcher, emit: Emit, after: Callable[[], None], *, wait: bool
+) -> RunRequest:
     """The request once it was sent or given up, or with `wait` once its run has ended."""
     while True:
         worked = dispatcher.step()
@@ -108,7 +108,7 @@ def _until_sent(
             rest(NAP)
 
 
-def _interrupted(request: Request, store: Store) -> Interrupted:
+def _interrupted(request: RunRequest, store: Store) -> Interrupted:
     """Whoever stops waiting is told that the run does not stop with him."""
     if request.state == "waiting":
         error = Interrupted("Interrupted before the run was started.", remedy="Dispatch it again.")

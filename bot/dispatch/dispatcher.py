@@ -12,7 +12,7 @@ from threading import Event, Thread
 from traceback import format_exc
 
 from bot.dispatch.backends import Backend, Busy, Unsure
-from bot.dispatch.records import Request, Run
+from bot.dispatch.records import Run, RunRequest
 from bot.dispatch.resolve import Decided, Gone, Resolver
 from bot.dispatch.store import LEASE, Store
 from bot.errors import AdapterMergeError, Outside
@@ -95,7 +95,7 @@ class Dispatcher:
             self._follow(request)
         return request is not None
 
-    def _send(self, request: Request) -> None:
+    def _send(self, request: RunRequest) -> None:
         with self._held(request):
             fresh = self._resolve(request)
             run = self._start(fresh) if fresh else None
@@ -103,7 +103,7 @@ class Dispatcher:
         if fresh and run:
             self.store.sent(fresh, self.backend.NAME, run)
 
-    def _resolve(self, request: Request) -> Request | None:
+    def _resolve(self, request: RunRequest) -> RunRequest | None:
         """The request with what its tag means now; None where it is not to be sent."""
         try:
             answer = self.resolve(request.order)
@@ -121,7 +121,7 @@ class Dispatcher:
             return None
         return self.store.resolved(request, answer.adapter, answer.sha)
 
-    def _start(self, request: Request) -> Run | None:
+    def _start(self, request: RunRequest) -> Run | None:
         """Its run, started now; None where it was not started, or nobody knows."""
         try:
             return self.backend.send(request)
@@ -135,7 +135,7 @@ class Dispatcher:
             self._try_later(request, error)
         return None
 
-    def _adopt(self, request: Request) -> None:
+    def _adopt(self, request: RunRequest) -> None:
         """Its sender is gone, or does not know: take over the run that he started, or send it (again)."""
         try:
             with self._held(request):
@@ -156,7 +156,7 @@ class Dispatcher:
             self._send(request)
 
     @contextmanager
-    def _held(self, request: Request) -> Iterator[None]:
+    def _held(self, request: RunRequest) -> Iterator[None]:
         """However long a call takes, the request stays ours."""
         over = Event()
 
@@ -173,7 +173,7 @@ class Dispatcher:
             over.set()
             pulse.join()
 
-    def _follow(self, request: Request) -> None:
+    def _follow(self, request: RunRequest) -> None:
         try:
             fate = self.backend.look(request)
         except AdapterMergeError as error:
@@ -185,14 +185,14 @@ class Dispatcher:
         if fate != request.fate or request.attempts:
             self.store.follow(request, fate)
 
-    def _try_later(self, request: Request, error: AdapterMergeError) -> None:
+    def _try_later(self, request: RunRequest, error: AdapterMergeError) -> None:
         if not isinstance(error, Outside) or request.attempts + 1 >= TRIES:
             self._give_up(request, error)
         else:
             self.emit(Note(text=f"{_named(request)}: {error.what}", level="warning"))
             self.store.wait(request, error, _pause(request.attempts, error))
 
-    def _give_up(self, request: Request, error: AdapterMergeError, *, unsure: bool = False) -> None:
+    def _give_up(self, request: RunRequest, error: AdapterMergeError, *, unsure: bool = False) -> None:
         self.emit(Note(text=f"{_named(request)} was given up: {error}", level="warning"))
         self.store.fail(request, error, unsure=unsure)
 
@@ -203,6 +203,6 @@ def _pause(attempts: int, error: AdapterMergeError | None = None) -> float:
     return max(stated, min(LONGEST, FIRST * 2.0 ** min(attempts, 20)))
 
 
-def _named(request: Request) -> str:
+def _named(request: RunRequest) -> str:
     tag = f"@{request.order.revision}" if request.order.revision else ""
     return f"{request.order.adapter}{tag}"

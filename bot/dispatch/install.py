@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from bot.dispatch.allow import Allowed
+from bot.dispatch.backend_choice import BackendOptions
 from bot.dispatch.by_hand import pairs
-from bot.dispatch.chosen import BackendOptions
 from bot.dispatch.command import arguments
 from bot.dispatch.job_entry import ALLOW, EXPECTED, OPTIONS, TAGS
-from bot.dispatch.records import Order, Request
+from bot.dispatch.records import Order, RunRequest
 from bot.dispatch.store import Store
 from bot.errors import MachineTooSmall, NotFound, Usage
 from bot.hub.names import is_repo_id
@@ -290,14 +290,14 @@ def look_at_state(path: Path) -> StateSeen | None:
     )
 
 
-def is_stuck(request: Request, now: float) -> bool:
+def is_stuck(request: RunRequest, now: float) -> bool:
     """Whether it was given up, was tried more than once, or has not changed for a day."""
     if request.state in ("done", "dropped"):
         return False
     return request.state == "failed" or request.attempts > 1 or now - request.changed > DAY
 
 
-def _stuck(request: Request, now: float) -> str:
+def _stuck(request: RunRequest, now: float) -> str:
     tag = f"@{request.order.revision}" if request.order.revision else ""
     hours = (now - request.changed) / 3600
     words = " ".join(filter(None, (request.reason, request.remedy))) or f"nothing has changed for {hours:.0f} hours."

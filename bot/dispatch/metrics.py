@@ -8,8 +8,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from bot.dispatch.intake import Intake
 from bot.dispatch.store import Store
+from bot.dispatch.webhook_intake import Intake
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 STATES = ("waiting", "sending", "sent", "done", "failed", "dropped")

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from bot import __version__
-from bot.dispatch.records import Request
+from bot.dispatch.records import RunRequest
 from bot.dispatch.store import Store
 from bot.untrusted.redact import redact
 
@@ -42,7 +42,7 @@ def render_page(store: Store, hub: str) -> str:
     )
 
 
-def _row(request: Request) -> dict[str, Any]:
+def _row(request: RunRequest) -> dict[str, Any]:
     fate = request.fate
     status = fate.status if fate and request.state in ("sent", "done", "failed") else request.state
     kept = " ".join(filter(None, (request.reason, request.remedy)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from bot.dispatch.allow import Allowed
 from bot.dispatch.command import target_of
 from bot.dispatch.dispatcher import Dispatcher
-from bot.dispatch.records import Order, Request, tag_key
+from bot.dispatch.records import Order, RunRequest, tag_key
 from bot.dispatch.store import Store
 from bot.errors import AdapterMergeError, Outside, Usage
 from bot.publish.merged_before import merged_before
@@ -79,7 +79,7 @@ def dispatch_missing(
 ) -> Poll:
     """Dispatch what is missing, work the outbox until nothing is due, and say what became of each tag. `after`: done after every
     step. `options`: of every run."""
-    requests: dict[str, Request] = {}
+    requests: dict[str, RunRequest] = {}
     for tag in poll.tags:
         if tag.status == "missing":
             key = tag_key(tag.adapter, tag.tag, tag.sha)
@@ -129,7 +129,7 @@ def _compared(adapter: str, hub: Hub, allowed: Allowed, store: Store | None, opt
         compared = PolledTag(adapter=adapter, tag=tag, sha=sha, status="missing", why="It is merged nowhere yet.")
         if request is not None:
             yield replace(
-                compared, status="known", why=_standing(request), request=request.id, run_url=_run_url(request)
+                compared, status="known", why=_state_in_words(request), request=request.id, run_url=_run_url(request)
             )
         elif sha in merged:
             yield replace(compared, status="published", why=f"{target} has its merge, or was offered it.")
@@ -137,7 +137,7 @@ def _compared(adapter: str, hub: Hub, allowed: Allowed, store: Store | None, opt
             yield compared
 
 
-def _after_dispatch(tag: PolledTag, requests: dict[str, Request], store: Store) -> PolledTag:
+def _after_dispatch(tag: PolledTag, requests: dict[str, RunRequest], store: Store) -> PolledTag:
     request = requests.get(tag_key(tag.adapter, tag.tag, tag.sha))
     request = store.request(request.id) if request else None
     if request is None:
@@ -147,16 +147,16 @@ def _after_dispatch(tag: PolledTag, requests: dict[str, Request], store: Store) 
         status = "failed" if request.state == "failed" else "dropped"
     elif request.state in ("waiting", "sending"):
         status = "postponed"
-    return replace(tag, status=status, why=_standing(request), request=request.id, run_url=_run_url(request))
+    return replace(tag, status=status, why=_state_in_words(request), request=request.id, run_url=_run_url(request))
 
 
-def _standing(request: Request) -> str:
+def _state_in_words(request: RunRequest) -> str:
     """How a request stands, in a sentence."""
     fate = request.fate
     state = fate.status if fate and request.state in ("sent", "done", "failed") else request.state
     why = f" {request.reason} {request.remedy}".rstrip() if request.reason else ""
-    return f"Request {request.id} is {state}{f': {fate.url}' if fate and fate.url else ''}.{why}"
+    return f"RunRequest {request.id} is {state}{f': {fate.url}' if fate and fate.url else ''}.{why}"
 
 
-def _run_url(request: Request) -> str:
+def _run_url(request: RunRequest) -> str:
     return request.run.url if request.run else ""

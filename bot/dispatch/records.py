@@ -91,7 +91,7 @@ class Fate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class RunRequest:
     """An order as the outbox holds it. `id` goes with the run (in its name, or as its label), so that a restarted server finds what
     it started. `due`: when to look at it next; `attempts`: how often it was tried to send, or to follow, without success since the
     last success. Times in seconds since the epoch."""
@@ -109,5 +109,5 @@ class Request:
     remedy: str = ""
     begun: float = 0.0  # when its sender took it
     announced: str = ""  # "number/comment" of the comment that tells of it, once there is one
-    told: str = ""  # a digest of what that comment says
+    comment_digest: str = ""  # a digest of what that comment says
     changed: float = 0.0

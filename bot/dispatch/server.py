@@ -20,10 +20,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bot.dispatch.allow import Allowed
 from bot.dispatch.dispatcher import Dispatcher
-from bot.dispatch.intake import SLOWEST, Commands, Intake
 from bot.dispatch.metrics import CONTENT_TYPE, exposition
 from bot.dispatch.page import render_page
 from bot.dispatch.store import Store
+from bot.dispatch.webhook_intake import SLOWEST, Commands, Intake
 from bot.errors import AdapterMergeError, Usage
 
 # A page that loads nothing and runs nothing; its style stands in it.

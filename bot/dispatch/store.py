@@ -19,7 +19,7 @@ from threading import RLock
 from time import time
 from typing import Any
 
-from bot.dispatch.records import Delivery, Fate, Order, Request, Run, State, tag_key
+from bot.dispatch.records import Delivery, Fate, Order, Run, RunRequest, State, tag_key
 from bot.errors import AdapterMergeError, MachineTooSmall, Usage
 
 # Each entry leads from the version before it to its own number (its place, from 1); the file says its version as user_version.
@@ -32,7 +32,7 @@ MIGRATIONS = (
         sha TEXT, origin TEXT NOT NULL, options TEXT NOT NULL, answer TEXT, state TEXT NOT NULL, created REAL NOT NULL,
         due REAL NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, backend TEXT NOT NULL DEFAULT '', run TEXT, fate TEXT,
         reason TEXT NOT NULL DEFAULT '', remedy TEXT NOT NULL DEFAULT '', announced TEXT NOT NULL DEFAULT '',
-        told TEXT NOT NULL DEFAULT '', changed REAL NOT NULL, begun REAL NOT NULL DEFAULT 0,
+        comment_digest TEXT NOT NULL DEFAULT '', changed REAL NOT NULL, begun REAL NOT NULL DEFAULT 0,
         owner TEXT NOT NULL DEFAULT '', lease REAL NOT NULL DEFAULT 0);
     CREATE INDEX requests_by_state ON requests (state, due);
     """,
@@ -109,7 +109,7 @@ class Store:
 
     def add(
         self, order: Order, *, once_more: Iterable[State] = (), looked_for: bool = False, backend: str = ""
-    ) -> Request | None:
+    ) -> RunRequest | None:
         """A request for this order; None where there is one already, unless that ended in one of the states `once_more`: then it
         begins anew. `looked_for`: as if its sender were gone, so that the backend is asked for its run before it is sent.
         `backend`: the only one that may send it."""
@@ -161,18 +161,18 @@ class Store:
 
     # --- the outbox ---------------------------------------------------------------------------------------------------
 
-    def claim(self, only: str | None = None, backend: str = "") -> Request | None:
+    def claim(self, only: str | None = None, backend: str = "") -> RunRequest | None:
         """The request that has waited longest and is due, now ours to send for as long as the lease lasts. `backend`, here and
         below: ours; a request that another one has is left alone."""
         change = "state = 'sending', owner = :me, lease = :now + :lease, begun = :now, heard = 0, unsure = ''"
         return self._take("state = 'waiting' AND (due <= :now OR due > :now + :far)", change, only, backend)
 
-    def claim_stranded(self, only: str | None = None, backend: str = "") -> Request | None:
+    def claim_stranded(self, only: str | None = None, backend: str = "") -> RunRequest | None:
         """A request whose sender is gone, and which he may have sent: by now at the latest, even where the clock was ahead then."""
         which = "state = 'sending' AND (lease <= :now OR lease > :now + :far)"
         return self._take(which, "owner = :me, lease = :now + :lease, begun = min(begun, :now)", only, backend)
 
-    def claim_followed(self, again_in: float, only: str | None = None, backend: str = "") -> Request | None:
+    def claim_followed(self, again_in: float, only: str | None = None, backend: str = "") -> RunRequest | None:
         """A request that runs somewhere and is to be looked at; the next look is due in `again_in` seconds."""
         which = "state = 'sent' AND (due <= :now OR due > :now + :far)"
         return self._take(which, "due = :now + :again", only, backend, again=again_in)
@@ -186,15 +186,15 @@ class Store:
             ).fetchone()
         return row is not None
 
-    def begin_again(self, request: Request) -> None:
+    def begin_again(self, request: RunRequest) -> None:
         """It was not sent, as is sure by now: it is sent once more."""
         self._change(request, begun=self.clock(), lease=self.clock() + LEASE)
 
-    def let_go(self, request: Request) -> None:
+    def let_go(self, request: RunRequest) -> None:
         """Nothing was sent: whoever comes next begins with it at once."""
         self._change(request, state="waiting", backend="", due=self.clock())
 
-    def _take(self, which: str, change: str, only: str | None, backend: str, **values: float) -> Request | None:
+    def _take(self, which: str, change: str, only: str | None, backend: str, **values: float) -> RunRequest | None:
         now = self.clock()
         bound = {"now": now, "me": self.owner, "lease": LEASE, "far": FAR, "only": only, "backend": backend, **values}
         ours = "(:only IS NULL OR id = :only) AND (:backend = '' OR backend IN ('', :backend))"
@@ -209,7 +209,7 @@ class Store:
             ).fetchone()
         return _request(taken) if taken else None
 
-    def resolved(self, request: Request, adapter: str, sha: str) -> Request | None:
+    def resolved(self, request: RunRequest, adapter: str, sha: str) -> RunRequest | None:
         """Note what the tag means now. None where that is merged by another request (this one is dropped), or is no longer ours."""
         order = request.order
         key = tag_key(adapter, order.revision or "", sha) if order.key.startswith("tag ") else order.key
@@ -226,31 +226,31 @@ class Store:
             self.let_go(request)
             return None
         if other is not None:
-            self.drop(request, f"Request {other['id']} merges the same commit under this tag.")
+            self.drop(request, f"RunRequest {other['id']} merges the same commit under this tag.")
             return None
         return self.request(request.id) if self.renew(request.id) else None
 
-    def sent(self, request: Request, backend: str, run: Run) -> None:
+    def sent(self, request: RunRequest, backend: str, run: Run) -> None:
         """It runs; look at it soon."""
         self._change(request, state="sent", backend=backend, run=_dumped(asdict(run)), attempts=0, due=self.clock(), reason="",
                      remedy="")  # fmt: skip
 
-    def wait(self, request: Request, error: AdapterMergeError, seconds: float) -> None:
+    def wait(self, request: RunRequest, error: AdapterMergeError, seconds: float) -> None:
         """It could not be sent: try again in `seconds`. Survives a restart, as it stands in the row."""
         self._change(request, state="waiting", backend="", attempts=request.attempts + 1, due=self.clock() + seconds,
                      reason=error.what, remedy=error.remedy)  # fmt: skip
 
-    def keep_looking(self, request: Request, seconds: float) -> None:
+    def keep_looking(self, request: RunRequest, seconds: float) -> None:
         """Nobody knows yet whether it was sent: it stays ours, and is looked for again in `seconds`."""
         self._change(request, attempts=request.attempts + 1, lease=self.clock() + seconds)
 
-    def fail(self, request: Request, error: AdapterMergeError, *, unsure: bool = False) -> None:
+    def fail(self, request: RunRequest, error: AdapterMergeError, *, unsure: bool = False) -> None:
         """Give it up, with the reason and the remedy. `unsure`: it may run all the same, and is looked for if it is heard of again."""
         fate = Fate(status="failed", reason=error.what, remedy=error.remedy, exit_code=error.exit_code)
         self._change(request, state="failed", unsure=request.state if unsure else "", reason=error.what, remedy=error.remedy,
                      fate=_dumped(asdict(fate)))  # fmt: skip
 
-    def drop(self, request: Request, reason: str) -> None:
+    def drop(self, request: RunRequest, reason: str) -> None:
         """There is nothing to do for it; unless it was heard of again meanwhile, as of a tag that was deleted and made anew."""
         self._change(request, state="dropped", reason=reason, remedy="")
         with self._writing() as rows:
@@ -260,7 +260,7 @@ class Store:
                 (self.clock(), request.id),
             )
 
-    def follow(self, request: Request, fate: Fate) -> None:
+    def follow(self, request: RunRequest, fate: Fate) -> None:
         """How its run stands. One that has ended is done, or failed."""
         state: State = request.state
         if fate.final:
@@ -271,7 +271,7 @@ class Store:
         if fate.status in ("published", "unchanged"):
             self._drop_failed(request)
 
-    def _drop_failed(self, request: Request) -> None:
+    def _drop_failed(self, request: RunRequest) -> None:
         """A merge of the same commit under the same tag that failed before needs nobody's help any more."""
         order = request.order
         with self._writing() as rows:
@@ -279,7 +279,7 @@ class Store:
                 "UPDATE requests SET state = 'dropped', reason = ?, remedy = '', changed = ? WHERE state = 'failed' AND id != ? "
                 "AND kind = 'merge' AND lower(adapter) = lower(?) AND revision IS ? AND sha IS ?",
                 (
-                    f"Request {request.id} merged it.",
+                    f"RunRequest {request.id} merged it.",
                     self.clock(),
                     request.id,
                     order.adapter,
@@ -288,13 +288,13 @@ class Store:
                 ),
             )
 
-    def follow_later(self, request: Request, error: AdapterMergeError, seconds: float) -> None:
+    def follow_later(self, request: RunRequest, error: AdapterMergeError, seconds: float) -> None:
         """Its run could not be looked at."""
         self._change(
             request, attempts=request.attempts + 1, due=self.clock() + seconds, reason=error.what, remedy=error.remedy
         )
 
-    def claim_telling(self) -> Request | None:
+    def claim_telling(self) -> RunRequest | None:
         """The request that changed first since its comment was compared with it, now ours to tell of for TELLING seconds. Nobody
         else tells anything on the same adapter meanwhile. What changed long ago is not told any more: it is from before comments
         were asked for."""
@@ -314,20 +314,20 @@ class Store:
             ).fetchone()
         return _request(taken) if taken else None
 
-    def announce(self, request: Request, announced: str, digest: str) -> None:
+    def announce(self, request: RunRequest, announced: str, digest: str) -> None:
         """Which comment tells of it, as it was when it was claimed, and the digest of what that says now."""
         with self._writing() as rows:
             rows.execute(
-                "UPDATE requests SET announced = ?, told = ?, compared = ?, teller = 0 WHERE id = ?",
+                "UPDATE requests SET announced = ?, comment_digest = ?, compared = ?, teller = 0 WHERE id = ?",
                 (announced, digest, request.changed, request.id),
             )
 
-    def tell_later(self, request: Request, seconds: float) -> None:
+    def tell_later(self, request: RunRequest, seconds: float) -> None:
         """It could not be told: try again in `seconds`."""
         with self._writing() as rows:
             rows.execute("UPDATE requests SET teller = ? WHERE id = ?", (self.clock() + seconds, request.id))
 
-    def is_superseded(self, request: Request) -> bool:
+    def is_superseded(self, request: RunRequest) -> bool:
         """Whether there is a newer merge for the same tag: it was moved, and the comment tells of the newer one."""
         with self._reading() as rows:
             newer = rows.execute(
@@ -337,7 +337,7 @@ class Store:
             ).fetchone()
         return newer is not None
 
-    def _change(self, request: Request, **values: Any) -> None:
+    def _change(self, request: RunRequest, **values: Any) -> None:
         """Change a row, if it is still as we took it: nobody else took it over meanwhile."""
         values["changed"] = self.clock()
         named = ", ".join(f"{name} = :{name}" for name in values)
@@ -350,18 +350,18 @@ class Store:
 
     # --- what is asked of it ------------------------------------------------------------------------------------------
 
-    def request(self, request: str) -> Request | None:
+    def request(self, request: str) -> RunRequest | None:
         """One request by its id."""
         with self._reading() as rows:
             return self._one(rows, request)
 
-    def by_key(self, key: str) -> Request | None:
+    def by_key(self, key: str) -> RunRequest | None:
         """One request by its order's key."""
         with self._reading() as rows:
             row = rows.execute("SELECT * FROM requests WHERE key = ?", (key,)).fetchone()
         return _request(row) if row else None
 
-    def requests(self, limit: int = 100) -> list[Request]:
+    def requests(self, limit: int = 100) -> list[RunRequest]:
         """The newest ones first."""
         with self._reading() as rows:
             listed = rows.execute("SELECT * FROM requests ORDER BY created DESC LIMIT ?", (limit,)).fetchall()
@@ -400,7 +400,7 @@ class Store:
     # --- the file -----------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _one(rows: sqlite3.Cursor, request: str) -> Request | None:
+    def _one(rows: sqlite3.Cursor, request: str) -> RunRequest | None:
         row = rows.execute("SELECT * FROM requests WHERE id = ?", (request,)).fetchone()
         return _request(row) if row else None
 
@@ -458,16 +458,16 @@ def _translated(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _request(row: sqlite3.Row) -> Request:
+def _request(row: sqlite3.Row) -> RunRequest:
     order = Order(
         key=row["key"], kind=row["kind"], adapter=row["adapter"], revision=row["revision"], sha=row["sha"], origin=row["origin"],
         options=tuple((name, value) for name, value in json.loads(row["options"])), answer=row["answer"],
     )  # fmt: skip
-    return Request(
+    return RunRequest(
         id=row["id"], order=order, state=row["state"], created=row["created"], due=row["due"], attempts=row["attempts"],
         backend=row["backend"], run=Run(**json.loads(row["run"])) if row["run"] else None,
         fate=Fate(**json.loads(row["fate"])) if row["fate"] else None, reason=row["reason"], remedy=row["remedy"],
-        begun=row["begun"], announced=row["announced"], told=row["told"], changed=row["changed"],
+        begun=row["begun"], announced=row["announced"], comment_digest=row["comment_digest"], changed=row["changed"],
     )  # fmt: skip
 
 

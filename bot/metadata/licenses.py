@@ -5,7 +5,7 @@ that go along with a merge, keeps to both. Everything else is `other`, with both
 
 * Dedications to the public ask nothing.
 * ISC and MIT, BSD-2, BSD-3, Apache-2.0 let a derivative as a whole be under other terms, as long as their notices stay; each of them
-  asks at least what those before it ask. Beside a license that restricts more, that one is named.
+  asks at least what those before it ask. Background a license that restricts more, that one is named.
 * Creative Commons' own chart for adapters
   (https://creativecommons.org/faq/#can-i-combine-material-under-different-creative-commons-licenses-in-my-work) lets BY go into BY-NC,
   BY-SA and BY-NC-SA, and BY-NC into BY-NC-SA, of the same version.

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from bot.devhub import DevHub
-from bot.dispatch.records import Fate, Request, Run
+from bot.dispatch.records import Fate, Run, RunRequest
 from bot.dispatch.store import Store
 from bot.hub import Hub
 from tests.dispatch.processes import Bot
@@ -21,7 +21,7 @@ from tests.dispatch.processes import Bot
 class Notebook:
     """A backend. `runs`: what it was sent, by the request's id; `fates`: how those stand, running where nothing else is set."""
 
-    runs: dict[str, Request] = field(default_factory=dict)
+    runs: dict[str, RunRequest] = field(default_factory=dict)
     sent: list[str] = field(default_factory=list)
     fates: dict[str, Fate] = field(default_factory=dict)
     fails: Exception | None = None
@@ -32,20 +32,20 @@ class Notebook:
 
     def check(self) -> None: ...
 
-    def send(self, request: Request) -> Run:
+    def send(self, request: RunRequest) -> Run:
         if self.fails is not None:
             raise self.fails
         self.sent.append(f"{request.order.adapter}@{request.order.revision}")
         self.runs[request.id] = request
         return Run(id=request.id, url=f"https://runs.example/{request.id}")
 
-    def find(self, request: Request) -> Run | None:
+    def find(self, request: RunRequest) -> Run | None:
         return Run(id=request.id, url=f"https://runs.example/{request.id}") if request.id in self.runs else None
 
-    def look(self, request: Request) -> Fate:
+    def look(self, request: RunRequest) -> Fate:
         return self.fates.get(request.id, Fate(status="running"))
 
-    def log(self, request: Request, lines: int) -> list[str]:
+    def log(self, request: RunRequest, lines: int) -> list[str]:
         return []
 
 

@@ -12,9 +12,9 @@ from huggingface_hub import DiscussionComment, HfApi
 
 from bot.devhub import DevHub, Fault
 from bot.dispatch.announce import Announcer, account_that_comments, mark_of, text_of
-from bot.dispatch.beside import Beside
+from bot.dispatch.background import Background
 from bot.dispatch.dispatcher import Dispatcher
-from bot.dispatch.records import Fate, Order, Request, Run, tag_key
+from bot.dispatch.records import Fate, Order, Run, RunRequest, tag_key
 from bot.dispatch.resolve import resolver
 from bot.dispatch.store import Store
 from bot.errors import Forbidden, Usage
@@ -50,13 +50,13 @@ def announce(store: Store, hub: Hub) -> Announcer:
 
 
 @pytest.fixture
-def sent(store: Store, hub: Hub, notebook: Notebook, new_adapter: Callable[..., str]) -> Request:
+def sent(store: Store, hub: Hub, notebook: Notebook, new_adapter: Callable[..., str]) -> RunRequest:
     """A request for demo/lora@v1 that runs."""
     sha = new_adapter("demo/lora", "v1")
     return send(store, hub, notebook, sha)
 
 
-def send(store: Store, hub: Hub, notebook: Notebook, sha: str, tag: str = "v1") -> Request:
+def send(store: Store, hub: Hub, notebook: Notebook, sha: str, tag: str = "v1") -> RunRequest:
     order = Order(key=tag_key("demo/lora", tag, sha), adapter="demo/lora", revision=tag, sha=sha, origin="webhook")
     request = store.add(order)
     assert request is not None
@@ -67,7 +67,7 @@ def send(store: Store, hub: Hub, notebook: Notebook, sha: str, tag: str = "v1") 
     return kept
 
 
-def ended(store: Store, request: Request, fate: Fate) -> None:
+def ended(store: Store, request: RunRequest, fate: Fate) -> None:
     """The request's run has come to this."""
     kept = store.request(request.id)
     assert kept is not None
@@ -88,7 +88,9 @@ def comments(api: HfApi, repo: str = "demo/lora") -> list[str]:
 PUBLISHED = Fate(status="published", url="https://hub.example/demo/lora-merged", verdict="verified (full)", exit_code=0)
 
 
-def test_the_comment_is_edited_as_the_run_goes_on(store: Store, announce: Announcer, sent: Request, api: HfApi) -> None:
+def test_the_comment_is_edited_as_the_run_goes_on(
+    store: Store, announce: Announcer, sent: RunRequest, api: HfApi
+) -> None:
     announce()
     (first,) = comments(api)
     assert "The merge of `v1` by `adapter-merge`: running." in first
@@ -99,7 +101,7 @@ def test_the_comment_is_edited_as_the_run_goes_on(store: Store, announce: Announ
     assert "published. [The merged model](https://hub.example/demo/lora-merged). Proof: verified (full)." in last
 
 
-def test_a_failure_is_told_with_its_remedy(store: Store, announce: Announcer, sent: Request, api: HfApi) -> None:
+def test_a_failure_is_told_with_its_remedy(store: Store, announce: Announcer, sent: RunRequest, api: HfApi) -> None:
     ended(store, sent, Fate(status="failed", reason="The disk is full.", remedy="Free some.", exit_code=6))
     announce()
     (text,) = comments(api)
@@ -108,7 +110,7 @@ def test_a_failure_is_told_with_its_remedy(store: Store, announce: Announcer, se
 
 
 def test_another_tag_gets_a_comment_in_the_same_discussion(
-    store: Store, hub: Hub, notebook: Notebook, announce: Announcer, sent: Request, api: HfApi
+    store: Store, hub: Hub, notebook: Notebook, announce: Announcer, sent: RunRequest, api: HfApi
 ) -> None:
     announce()
     api.create_tag("demo/lora", tag="v2")
@@ -118,14 +120,14 @@ def test_another_tag_gets_a_comment_in_the_same_discussion(
     assert ["`v1`" in text for text in comments(api)] == [True, False]
 
 
-def forget(store: Store, request: Request) -> None:
+def forget(store: Store, request: RunRequest) -> None:
     """As after a kill between the comment and its record; the claim of the killed one has run out."""
     with store._writing() as rows:
-        rows.execute("UPDATE requests SET announced = '', told = '', compared = 0 WHERE id = ?", (request.id,))
+        rows.execute("UPDATE requests SET announced = '', comment_digest = '', compared = 0 WHERE id = ?", (request.id,))
 
 
 def test_a_kill_after_the_comment_was_made_makes_no_second_one(
-    store: Store, announce: Announcer, sent: Request, api: HfApi, hub: Hub
+    store: Store, announce: Announcer, sent: RunRequest, api: HfApi, hub: Hub
 ) -> None:
     for fate in (Fate(status="running"), PUBLISHED):
         announce()
@@ -140,7 +142,7 @@ def test_a_kill_after_the_comment_was_made_makes_no_second_one(
 def test_a_state_that_was_lost_makes_no_second_comment(
     store: Store,
     announce: Announcer,
-    sent: Request,
+    sent: RunRequest,
     api: HfApi,
     hub: Hub,
     notebook: Notebook,
@@ -179,7 +181,7 @@ class MortalHub(Hub):
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("dies_at", range(1, 7))
 def test_a_kill_at_any_call_makes_no_second_comment(
-    store: Store, hub: Hub, notebook: Notebook, sent: Request, api: HfApi, devhub: DevHub, clock: Clock,
+    store: Store, hub: Hub, notebook: Notebook, sent: RunRequest, api: HfApi, devhub: DevHub, clock: Clock,
     dies_at: int, after: bool,
 ) -> None:  # fmt: skip
     """Killed while the discussion is opened, while it is gone on with, and while a comment is edited."""
@@ -206,7 +208,7 @@ def test_a_kill_at_any_call_makes_no_second_comment(
 @pytest.mark.parametrize("path", [r"/discussions$", r"/comment$", r"/edit$"])
 @pytest.mark.parametrize("how", ["lost", "busy"])
 def test_an_answer_that_was_lost_makes_no_second_comment(
-    store: Store, announce: Announcer, sent: Request, api: HfApi, devhub: DevHub, clock: Clock, path: str, how: str,
+    store: Store, announce: Announcer, sent: RunRequest, api: HfApi, devhub: DevHub, clock: Clock, path: str, how: str,
     hub: Hub, notebook: Notebook,
 ) -> None:  # fmt: skip
     api.create_tag("demo/lora", tag="v2")
@@ -230,7 +232,7 @@ def test_an_answer_that_was_lost_makes_no_second_comment(
 
 
 def test_two_servers_on_one_database_make_one_comment(
-    store: Store, sent: Request, api: HfApi, devhub: DevHub, tmp_path: Path, clock: Clock
+    store: Store, sent: RunRequest, api: HfApi, devhub: DevHub, tmp_path: Path, clock: Clock
 ) -> None:
     stores = [Store(tmp_path / "bot.db", clock=clock) for _ in range(4)]
     barrier = Barrier(4)
@@ -251,7 +253,7 @@ def test_two_servers_on_one_database_make_one_comment(
 
 
 def test_a_moved_tag_keeps_its_one_comment(
-    store: Store, hub: Hub, notebook: Notebook, announce: Announcer, sent: Request, api: HfApi, clock: Clock
+    store: Store, hub: Hub, notebook: Notebook, announce: Announcer, sent: RunRequest, api: HfApi, clock: Clock
 ) -> None:
     announce()
     sha = api.upload_file(path_or_fileobj=b"2", path_in_repo="weights", repo_id="demo/lora").oid
@@ -268,7 +270,7 @@ def test_a_moved_tag_keeps_its_one_comment(
 
 
 def test_a_discussion_that_its_owner_closed_is_left_alone(
-    store: Store, hub: Hub, notebook: Notebook, announce: Announcer, sent: Request, api: HfApi
+    store: Store, hub: Hub, notebook: Notebook, announce: Announcer, sent: RunRequest, api: HfApi
 ) -> None:
     announce()
     (discussion,) = api.get_repo_discussions("demo/lora")
@@ -280,7 +282,7 @@ def test_a_discussion_that_its_owner_closed_is_left_alone(
 
 
 def test_somebody_elses_copy_of_our_mark_is_not_edited(
-    store: Store, hub: Hub, notebook: Notebook, announce: Announcer, sent: Request, api: HfApi, devhub: DevHub
+    store: Store, hub: Hub, notebook: Notebook, announce: Announcer, sent: RunRequest, api: HfApi, devhub: DevHub
 ) -> None:
     announce()
     api.create_tag("demo/lora", tag="v2")
@@ -295,7 +297,7 @@ def test_somebody_elses_copy_of_our_mark_is_not_edited(
 
 
 def test_a_hub_that_says_no_is_a_warning_and_asked_once(
-    store: Store, sent: Request, devhub: DevHub, api: HfApi, clock: Clock
+    store: Store, sent: RunRequest, devhub: DevHub, api: HfApi, clock: Clock
 ) -> None:
     notes: list[Event] = []
     token = devhub.create_token(
@@ -310,7 +312,7 @@ def test_a_hub_that_says_no_is_a_warning_and_asked_once(
 
 
 def test_a_comment_that_the_owner_hid_is_left_alone(
-    store: Store, hub: Hub, sent: Request, api: HfApi, clock: Clock
+    store: Store, hub: Hub, sent: RunRequest, api: HfApi, clock: Clock
 ) -> None:
     notes: list[Event] = []
     announce = Announcer(store, hub, notes.append)
@@ -327,17 +329,17 @@ def test_a_comment_that_the_owner_hid_is_left_alone(
 
 
 def test_what_was_before_comments_were_asked_for_is_not_told(
-    store: Store, announce: Announcer, sent: Request, api: HfApi, clock: Clock
+    store: Store, announce: Announcer, sent: RunRequest, api: HfApi, clock: Clock
 ) -> None:
     clock.now += 8 * 86400
     announce()
     assert comments(api) == []
 
 
-def request_with(**fate: str) -> Request:
+def request_with(**fate: str) -> RunRequest:
     order = Order(key="tag a/b v1 c", adapter="a/b", revision="v`1`", sha="c" * 40, origin="webhook")
     ending = Fate(status="failed", **fate)  # type: ignore[arg-type]
-    return Request(
+    return RunRequest(
         id="0", order=order, state="failed", created=0, due=0, fate=ending, reason=ending.reason, remedy=ending.remedy,
         run=Run(id="1", url=fate.get("url", "")),
     )  # fmt: skip
@@ -360,7 +362,7 @@ def test_an_address_that_is_none_is_no_link(url: str) -> None:
     assert url not in text_of(request_with(url=url))
 
 
-def test_no_secret_is_told(store: Store, announce: Announcer, sent: Request, api: HfApi) -> None:
+def test_no_secret_is_told(store: Store, announce: Announcer, sent: RunRequest, api: HfApi) -> None:
     token = "hf_" + "a" * 34
     ended(store, sent, Fate(status="failed", reason=f"{token} is wrong.", remedy="Get another."))
     announce()
@@ -386,7 +388,7 @@ def test_whoever_calls_does_not_wait_and_nothing_is_done_twice_at_once() -> None
         barrier.wait(10)
         done.append(1)
 
-    beside = Beside(do)
+    beside = Background(do)
     beside()
     beside()
     barrier.wait(10)

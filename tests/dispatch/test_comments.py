@@ -18,7 +18,7 @@ from bot.dispatch.command import arguments, with_defaults
 from bot.dispatch.comments import CHOOSABLE, comment_resolver, read_commands
 from bot.dispatch.dispatcher import Dispatcher
 from bot.dispatch.payload import Comment, read_payload
-from bot.dispatch.records import Fate, Order, Request
+from bot.dispatch.records import Fate, Order, RunRequest
 from bot.dispatch.resolve import resolver
 from bot.dispatch.store import Store
 from bot.errors import Usage
@@ -191,7 +191,7 @@ class Bot:
     trusted: tuple[str, ...] = ()
     allowed: Allowed = ALLOWED
 
-    def hears(self, by: HfApi, text: str, repo: str = "demo/lora") -> Request:
+    def hears(self, by: HfApi, text: str, repo: str = "demo/lora") -> RunRequest:
         """Somebody opens a discussion with these words, and the bot does what it does then."""
         opened = by.create_discussion(repo, "A question", description=text)
         (first,) = by.get_discussion_details(repo, opened.num).events

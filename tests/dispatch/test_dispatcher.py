@@ -16,7 +16,7 @@ from bot.dispatch.allow import Allowed
 from bot.dispatch.backends import Busy, Unsure
 from bot.dispatch.command import arguments
 from bot.dispatch.dispatcher import FIRST, LONGEST, LOST, TRIES, Dispatcher
-from bot.dispatch.records import Delivery, Fate, Order, Request, Run, tag_key
+from bot.dispatch.records import Delivery, Fate, Order, Run, RunRequest, tag_key
 from bot.dispatch.resolve import resolver
 from bot.dispatch.store import LEASE, Store
 from bot.errors import Outside, Refused
@@ -55,7 +55,7 @@ def work(dispatcher: Dispatcher) -> None:
         pass
 
 
-def only(store: Store) -> Request:
+def only(store: Store) -> RunRequest:
     (request,) = store.requests()
     return request
 
@@ -295,7 +295,7 @@ class Deaf(Notebook):
     starts = True
     asked = 0
 
-    def send(self, request: Request) -> Run:
+    def send(self, request: RunRequest) -> Run:
         self.asked += 1
         if self.starts:
             super().send(request)
@@ -360,7 +360,7 @@ class Blind(Notebook):
 
     away = True
 
-    def look(self, request: Request) -> Fate:
+    def look(self, request: RunRequest) -> Fate:
         if self.away:
             raise Outside("GitHub does not answer.", remedy="Wait.")
         return super().look(request)
@@ -447,15 +447,15 @@ def test_a_full_disk_does_not_end_the_dispatcher_and_sends_nothing_twice(
     store = Store(tmp_path / "bot.db")
     deliver(store, sha)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    seen: list[Request] = []
+    seen: list[RunRequest] = []
 
     class Filling(Notebook):
-        def send(self, request: Request) -> Run:
+        def send(self, request: RunRequest) -> Run:
             run = super().send(request)
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # full between the run's start and its record
             return run
 
-        def find(self, request: Request) -> Run | None:
+        def find(self, request: RunRequest) -> Run | None:
             seen.append(request)
             return super().find(request)
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from bot.devhub import DevHub
+from bot.dispatch.backend_choice import BackendOptions, Surroundings, backend_of
 from bot.dispatch.backends import Busy, Unsure, github
 from bot.dispatch.backends.github import GitHubBackend
-from bot.dispatch.chosen import BackendOptions, Surroundings, backend_of
 from bot.dispatch.dispatcher import TRIES, Dispatcher
-from bot.dispatch.records import Fate, Order, Request, Run, tag_key
+from bot.dispatch.records import Fate, Order, Run, RunRequest, tag_key
 from bot.dispatch.resolve import Resolved
 from bot.dispatch.store import LEASE, Store
 from bot.errors import Forbidden, NotFound, Outside, Refused, Usage
@@ -102,9 +102,9 @@ def as_it_is(asked: Order) -> Resolved:
     return Resolved(adapter=asked.adapter, sha=SHA)
 
 
-def a_request(*options: tuple[str, str], kind: Any = "merge", run: FakeRun | None = None) -> Request:
+def a_request(*options: tuple[str, str], kind: Any = "merge", run: FakeRun | None = None) -> RunRequest:
     now = time.time()
-    return Request(
+    return RunRequest(
         id="0123456789abcdef", order=order(0, *options, kind=kind), state="sending", created=now, due=now, begun=now,
         run=Run(id=str(run.id)) if run else None,
     )  # fmt: skip

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from bot.dispatch import intake
+from bot.dispatch import webhook_intake
 from bot.dispatch.allow import Allowed
-from bot.dispatch.intake import LARGEST
 from bot.dispatch.server import Settings, listen, make_app, make_server
 from bot.dispatch.store import Store
+from bot.dispatch.webhook_intake import LARGEST
 from tests.dispatch.test_payload import OLD, payload, ref
 
 SECRET = "a sécret of this test"
@@ -156,7 +156,7 @@ def test_a_megabyte_is_read_and_a_byte_more_is_ignored(client: Client, store: St
 
 
 def test_a_body_that_does_not_come_is_given_up(client: Client, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "SLOWEST", 0.5)
+    monkeypatch.setattr(webhook_intake, "SLOWEST", 0.5)
     with client.raw() as slow:
         begun = time.monotonic()
         slow.sendall(head(100) + b"{")

@@ -22,7 +22,7 @@ from bot.dispatch.backends.jobs import JobsBackend, JobSettings, costs, jobs_bac
 from bot.dispatch.backends.sizing import Needs, cheapest, needs_of, seconds_for
 from bot.dispatch.command import fate_of_log
 from bot.dispatch.dispatcher import Dispatcher
-from bot.dispatch.records import Fate, Order, Request
+from bot.dispatch.records import Fate, Order, RunRequest
 from bot.dispatch.resolve import resolver
 from bot.dispatch.store import Store
 from bot.errors import AdapterMergeError, Forbidden, Refused, Usage
@@ -41,7 +41,7 @@ def backend(devhub: DevHub, settings: JobSettings = NAMED, token: str | None = N
     return made
 
 
-def taken(store: Store, order: Order = ORDER) -> Request:
+def taken(store: Store, order: Order = ORDER) -> RunRequest:
     """A request for this order, ours to send."""
     store.add(order)
     request = store.claim()
@@ -49,7 +49,7 @@ def taken(store: Store, order: Order = ORDER) -> Request:
     return request
 
 
-def ended(devhub: DevHub, jobs: JobsBackend, request: Request) -> Fate:
+def ended(devhub: DevHub, jobs: JobsBackend, request: RunRequest) -> Fate:
     devhub.drain_jobs()
     return jobs.look(request)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bot.dispatch import store as module
-from bot.dispatch.records import Delivery, Fate, Order, Request, Run, tag_key
+from bot.dispatch.records import Delivery, Fate, Order, Run, RunRequest, tag_key
 from bot.dispatch.store import FAR, LEASE, MIGRATIONS, Store
 from bot.errors import MachineTooSmall, Outside, Usage
 
@@ -48,7 +48,7 @@ def accept(store: Store, name: str, *orders: Order) -> tuple[bool, int]:
     return accepted.new, len(accepted.requests)
 
 
-def sending(store: Store) -> Request:
+def sending(store: Store) -> RunRequest:
     request = store.claim()
     assert request is not None
     return request
@@ -325,7 +325,7 @@ def test_a_failed_request_is_settled_by_a_later_one_that_merged_the_same_commit(
     assert store.counts() == {"done": 1, "dropped": 1, "failed": 1, "deliveries": 2}
     dropped = store.by_key(tag_key("alice/x", "v1", A))
     assert dropped is not None
-    assert dropped.reason == f"Request {taken.id} merged it."
+    assert dropped.reason == f"RunRequest {taken.id} merged it."
 
 
 def test_a_request_that_ended_is_not_begun_again(store: Store) -> None:

@@ -14,12 +14,13 @@ from bot.devhub import DevHub
 from tests.publish.given import ADAPTER, BASE, TARGET, Owner, finished
 
 STORY = """
-    import hashlib, json, sys
+    import hashlib, sys
     from pathlib import Path
     from bot.events import silent
     from bot.hub import Hub
     from bot.untrusted.links import cached_blob, input_files
     from bot.publish import publish
+    from bot.report_document import read_report
     from huggingface_hub import constants
 
     first, second, cache = map(Path, sys.argv[1:4])
@@ -27,7 +28,7 @@ STORY = """
     arrived = []
 
     def deliver(folder):
-        document = json.loads((folder / "verification.json").read_text())
+        document = read_report(folder)
         return publish(folder, document, target="demo/merged", how="auto", private="auto", force=False, tag="v1",
                        hub=hub, emit=silent)
 

@@ -23,7 +23,7 @@ def create(call: Call) -> Answer:
 
 
 def show(call: Call) -> Answer:
-    """GET /api/collections/{slug}: a private one for its owner only."""
+    """GET /api/collections/{slug}: a private collection for its owner only."""
     return _shown(call, _visible(call))
 
 
@@ -40,10 +40,10 @@ def add(call: Call) -> Answer:
 
 
 def _visible(call: Call) -> RepoCollection:
-    one = collections.get(call.site.db, call.params["slug"])
-    if one.private and (call.viewer.user or "").lower() != one.owner.lower():
+    collection = collections.get(call.site.db, call.params["slug"])
+    if collection.private and (call.viewer.user or "").lower() != collection.owner.lower():
         raise HttpError(404, "Collection not found")
-    return one
+    return collection
 
 
 def _shown(call: Call, collection: RepoCollection) -> dict[str, Any]:

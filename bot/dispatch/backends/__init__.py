@@ -1,10 +1,10 @@
-"""Where runs run. To add a backend, write a module with a class that satisfies Backend, and add its line to `bot.dispatch.chosen`."""
+"""Where runs run. To add a backend, write a module with a class that is a Backend, and a line in `bot.dispatch.backend_choice`."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from bot.dispatch.records import Fate, Request, Run
+from bot.dispatch.records import Fate, Run, RunRequest
 from bot.errors import Outside
 
 
@@ -35,14 +35,14 @@ class Backend(Protocol):
     def check(self) -> None:
         """Before any work: raise where a request could not be sent (a workflow that is not there, a token without the right …)."""
 
-    def send(self, request: Request) -> Run:
+    def send(self, request: RunRequest) -> Run:
         """Start the run. Raises Unsure where it may have been started all the same, Busy where it is to be tried later."""
 
-    def find(self, request: Request) -> Run | None:
+    def find(self, request: RunRequest) -> Run | None:
         """The run of this request, where it was started."""
 
-    def look(self, request: Request) -> Fate:
+    def look(self, request: RunRequest) -> Fate:
         """How the request's run stands."""
 
-    def log(self, request: Request, lines: int) -> list[str]:
+    def log(self, request: RunRequest, lines: int) -> list[str]:
         """The last lines of the run's log; none where there is none to be had."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 from bot.dispatch.backends import Busy, Unsure
 from bot.dispatch.command import revision_of
-from bot.dispatch.records import Fate, Request, Run, Status
+from bot.dispatch.records import Fate, Run, RunRequest, Status
 from bot.errors import AdapterMergeError, Outside, Refused, Usage
 from bot.gh.answers import RateLimited, Unanswered
 from bot.gh.workflows import ActionsRun, WorkflowFile, Workflows
@@ -86,7 +86,7 @@ class GitHubBackend:
         types = (file.triggers or {})[self.event].get("types", EVENT_TYPE)
         return EVENT_TYPE in (types if isinstance(types, list) else [types])
 
-    def send(self, request: Request) -> Run:
+    def send(self, request: RunRequest) -> Run:
         """Start the workflow, and name the run that this made."""
         order = request.order
         if order.kind != "merge":
@@ -107,7 +107,7 @@ class GitHubBackend:
         except (RateLimited, Unanswered) as error:
             raise _for_the_dispatcher(error) from error
 
-    def _started(self, request: Request) -> Run:
+    def _started(self, request: RunRequest) -> Run:
         """The run of what was just sent, where GitHub did not name it."""
         for pause in LOOKS:
             rest(pause)
@@ -121,7 +121,7 @@ class GitHubBackend:
                 return run
         raise Unsure("It was sent, and GitHub does not show its run yet.", remedy="It is looked for again soon.")
 
-    def find(self, request: Request) -> Run | None:
+    def find(self, request: RunRequest) -> Run | None:
         """The run whose name ends with the request's id."""
         try:
             for run in self.workflows.runs(self.workflow, self.event, request.begun):
@@ -131,7 +131,7 @@ class GitHubBackend:
             raise _for_the_dispatcher(error) from error
         return None
 
-    def look(self, request: Request) -> Fate:
+    def look(self, request: RunRequest) -> Fate:
         """Queued, running, or how it ended: by the outcome that it left, else by GitHub's conclusion."""
         id = _id(request)
         try:
@@ -149,7 +149,7 @@ class GitHubBackend:
         except RateLimited as error:
             raise _for_the_dispatcher(error) from error
 
-    def log(self, request: Request, lines: int) -> list[str]:
+    def log(self, request: RunRequest, lines: int) -> list[str]:
         """The last lines of the job's log."""
         try:
             return self.workflows.log_end(_id(request), lines)
@@ -210,7 +210,7 @@ def _as_run(run: ActionsRun) -> Run:
     return Run(id=str(run.id), url=run.url)
 
 
-def _id(request: Request) -> int:
+def _id(request: RunRequest) -> int:
     if request.run is None or not request.run.id.isdigit():
         raise Outside("The request has no run on GitHub.", remedy="Give the server the backend that sent it.")
     return int(request.run.id)

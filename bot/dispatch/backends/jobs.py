@@ -17,7 +17,7 @@ from bot import __version__
 from bot.dispatch.backends import Busy, Unsure
 from bot.dispatch.backends.sizing import cheapest, needs_of, plan_environment, seconds_for
 from bot.dispatch.command import arguments, fate_of_log, target_of
-from bot.dispatch.records import Fate, Order, Request, Run
+from bot.dispatch.records import Fate, Order, Run, RunRequest
 from bot.errors import Forbidden, NotFound, Outside, Usage
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class JobsBackend:
             raise Usage(f"--flavor {flavor} is no machine for Jobs.", remedy=f"There are {', '.join(known)}.")
         return known[flavor]
 
-    def send(self, request: Request) -> Run:
+    def send(self, request: RunRequest) -> Run:
         """Start the Job, where the token may write its result."""
         from bot.hub.jobs import JobOrder, start_job
         from bot.hub.sentences import HubBusy
@@ -129,14 +129,14 @@ class JobsBackend:
         else:
             self.hub.require_pulls(target)
 
-    def find(self, request: Request) -> Run | None:
+    def find(self, request: RunRequest) -> Run | None:
         """The Job with the request's label."""
         from bot.hub.jobs import job_labelled
 
         job = job_labelled(self.hub, self._namespace, LABEL, request.id)
         return _run(job) if job else None
 
-    def look(self, request: Request) -> Fate:
+    def look(self, request: RunRequest) -> Fate:
         """By the Job's stage, and once it has ended by the last JSON in its log."""
         from bot.hub.jobs import look_at_job
 
@@ -151,7 +151,7 @@ class JobsBackend:
         reason, remedy = _end_of(job)
         return Fate(status="failed", reason=reason, remedy=remedy, exit_code=Outside.exit_code)
 
-    def log(self, request: Request, lines: int) -> list[str]:
+    def log(self, request: RunRequest, lines: int) -> list[str]:
         """The end of the Job's log."""
         from bot.hub.jobs import job_log
 
@@ -188,7 +188,7 @@ def _run(job: HubJob, note: str = "") -> Run:
     return Run(id=f"{job.namespace}/{job.id}", url=job.url, note=note)
 
 
-def _address(request: Request) -> tuple[str, str]:
+def _address(request: RunRequest) -> tuple[str, str]:
     """(namespace, Job)."""
     namespace, _, job_id = (request.run.id if request.run else "").rpartition("/")
     return namespace, job_id

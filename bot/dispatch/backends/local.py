@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bot.dispatch.command import arguments, dumped, fate_of
-from bot.dispatch.records import Fate, Request, Run
+from bot.dispatch.records import Fate, Run, RunRequest
 from bot.errors import MachineTooSmall, Outside
 
 STARTS = 3  # of one request: a machine that went down, or a kill, is no fault of the merge
@@ -51,7 +51,7 @@ class LocalBackend:
                 remedy="Name another --state file; runs lie beside it.",
             ) from error
 
-    def send(self, request: Request) -> Run:
+    def send(self, request: RunRequest) -> Run:
         """Start its runner. A second runner of one request ends at once, so that starting it again does no harm."""
         arguments(request.order)  # raises Usage before anything is written
         folder = self.runs / request.id
@@ -68,12 +68,12 @@ class LocalBackend:
         self._start(folder)
         return Run(id=request.id)
 
-    def find(self, request: Request) -> Run | None:
+    def find(self, request: RunRequest) -> Run | None:
         """Its folder, where a runner has begun."""
         folder = self.runs / request.id
         return Run(id=request.id) if (folder / "exit").exists() or _is_held(folder / "lock") else None
 
-    def look(self, request: Request) -> Fate:
+    def look(self, request: RunRequest) -> Fate:
         """Queued, running, or how it ended. A runner that is gone without an end is started again, STARTS times in all."""
         folder = self.runs / request.id
         if _is_held(folder / "lock"):
@@ -92,7 +92,7 @@ class LocalBackend:
             exit_code=Outside.exit_code,
         )
 
-    def log(self, request: Request, lines: int) -> list[str]:
+    def log(self, request: RunRequest, lines: int) -> list[str]:
         """The last lines of what it said."""
         try:
             with (self.runs / request.id / "log").open(encoding="utf-8", errors="replace") as opened:
@@ -100,7 +100,7 @@ class LocalBackend:
         except OSError:
             return []
 
-    def _end(self, request: Request, folder: Path) -> Fate:
+    def _end(self, request: RunRequest, folder: Path) -> Fate:
         kind = "run" if request.order.kind == "merge" else request.order.kind
         try:
             code, output = int((folder / "exit").read_text()), (folder / "output.json").read_bytes()

@@ -1,6 +1,6 @@
 """bitsandbytes' four-bit checkpoints (nf4, fp4), as transformers saves them.
 
-Beside `X.weight` (bytes; the dtype it is stored under does not matter) stand `X.weight.absmax`, `.quant_map`,
+Background `X.weight` (bytes; the dtype it is stored under does not matter) stand `X.weight.absmax`, `.quant_map`,
 `.quant_state.bitsandbytes__nf4` or `__fp4` (JSON), and with double quantisation `.nested_absmax` and `.nested_quant_map`.
 Values are those of bitsandbytes' dequantize_4bit in float32, whatever dtype the quant state names (that would round a second
 time). As there, `quant_map` is not used: the type says which levels there are. A Conv1D is stored transposed, as out × in; it is

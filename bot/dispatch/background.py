@@ -6,7 +6,7 @@ from collections.abc import Callable
 from threading import Lock, Thread
 
 
-class Beside:
+class Background:
     """Does something in a thread of its own whenever it is called, never twice at the same time: whoever calls goes on at once."""
 
     def __init__(self, do: Callable[[], None]) -> None:
