@@ -123,7 +123,9 @@ def test_another_tag_gets_a_comment_in_the_same_discussion(
 def forget(store: Store, request: RunRequest) -> None:
     """As after a kill between the comment and its record; the claim of the killed one has run out."""
     with store._writing() as rows:
-        rows.execute("UPDATE requests SET announced = '', comment_digest = '', compared = 0 WHERE id = ?", (request.id,))
+        rows.execute(
+            "UPDATE requests SET announced = '', comment_digest = '', compared = 0 WHERE id = ?", (request.id,)
+        )
 
 
 def test_a_kill_after_the_comment_was_made_makes_no_second_one(
