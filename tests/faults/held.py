@@ -35,7 +35,7 @@ def _written(role: str, job: WorkerJob) -> Answer:
 
 def found(trial: Trial) -> Finding:
     """The check `behaviour` of it."""
-    return behaviour(SimpleNamespace(trial=trial))  # type: ignore[arg-type]
+    return behaviour(SimpleNamespace(once=lambda read: trial))  # type: ignore[arg-type]
 
 
 def work_here(case: Any, job: WorkerJob) -> Answer:
