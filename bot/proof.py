@@ -14,7 +14,6 @@ from bot.pull import original_at_hand
 from bot.records import RECIPE, Local, Merged, Plan, Report, Request, Sources
 from bot.report_document import InputPins, MergeFacts, name_inputs
 from bot.special_tokens import is_token
-from bot.verify import Subject, table, verify, write
 
 if TYPE_CHECKING:
     from bot.hub import Hub
@@ -24,6 +23,8 @@ def prove(
     merged: Merged, inputs: Local, sources: Sources, request: Request, target: str | None, hub: Hub, emit: Emit
 ) -> Report:
     """Verify a merge of ours and put its verification.json into the folder."""
+    from bot.verify import Subject, table, verify, write  # the checks are not for those who only plan
+
     plan = merged.plan
     subject = Subject(
         folder=merged.folder,

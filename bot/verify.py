@@ -9,10 +9,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bot.checks import CHECKS
-from bot.checks.behaviour.answers import Trial
-from bot.checks.behaviour.findings import run_models
 from bot.checks.case import Case
 from bot.checks.finding import Check, finding
 from bot.checks.folder.hashing import hash_files
@@ -21,6 +20,9 @@ from bot.checks.table import table
 from bot.events import Emit, Note, Stage, StepProgress, beating
 from bot.records import Finding, Level, Report
 from bot.report_document import NAME, new_document
+
+if TYPE_CHECKING:
+    from bot.checks.behaviour.answers import Trial
 
 __all__ = ["Subject", "table", "verify", "write"]
 
@@ -42,7 +44,7 @@ def verify(subject: Subject, emit: Emit) -> Report:
             findings[check.id] = _run(check, case, findings)
             _emit_finding(findings[check.id], emit)
     results = tuple(findings.values())
-    trial = case.known(run_models)  # None where the models were not run
+    trial = _trial(case)
     floor = None if trial is None else trial.noise_floor
     rows = None if trial is None else trial.comparison
     comparison = rows if isinstance(rows, list) else None
@@ -75,6 +77,15 @@ def _selected_checks(subject: Subject) -> Iterator[Check]:
         lacks_others = check.combined and subject.combination is None
         if DEPTH[check.level] <= DEPTH[subject.level] and not wrong_storage and not lacks_others:
             yield check
+
+
+def _trial(case: Case) -> Trial | None:
+    """What the models did; None where they were not run."""
+    if case.subject.level != "full":
+        return None
+    from bot.checks.behaviour.findings import run_models
+
+    return case.known(run_models)
 
 
 def _excused(subject: Subject, trial: Trial | None) -> frozenset[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from bot.checks.table import comparison_cells
 from bot.options import Options, options_of
 from bot.project import REPOSITORY
 from bot.records import Json, Source
@@ -139,5 +138,7 @@ def comparison(document: Document) -> str:
 
 
 def _cells(row: Json) -> list[str]:
+    from bot.checks.table import comparison_cells  # as in bot.proof
+
     what = cell(str(row.get("what")))
     return [f"**{what} (this model)**" if row.get("published") else what, *comparison_cells(row)]

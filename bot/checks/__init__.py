@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bot.checks.behaviour.findings import behaviour, loads, requantised
 from bot.checks.case import Case
 from bot.checks.elementwise import weights
 from bot.checks.expected.combined import combined
@@ -23,6 +22,24 @@ def _effect(case: Case) -> Finding:
     from bot.checks.elementwise.effect import effect
 
     return effect(case)
+
+
+def _loads(case: Case) -> Finding:
+    from bot.checks.behaviour.findings import loads  # the workers are for those who run models
+
+    return loads(case)
+
+
+def _behaviour(case: Case) -> Finding:
+    from bot.checks.behaviour.findings import behaviour
+
+    return behaviour(case)
+
+
+def _requantised(case: Case) -> Finding:
+    from bot.checks.behaviour.findings import requantised
+
+    return requantised(case)
 
 
 CHECKS: tuple[Check, ...] = (
@@ -52,7 +69,7 @@ CHECKS: tuple[Check, ...] = (
     Check(id="finite", level="weights", run=weights.finite, needs=("headers", "method")),
     Check(id="retention", level="weights", run=weights.retention, needs=("headers", "method")),
     Check(id="vocabulary", level="weights", run=vocabulary, needs=("headers", "method")),
-    Check(id="loads", level="full", run=loads, needs=("headers",)),
-    Check(id="behaviour", level="full", run=behaviour, needs=("headers", "method", "loads"), quantised=False),
-    Check(id="requantised", level="full", run=requantised, needs=("headers", "method", "quantised"), quantised=True),
+    Check(id="loads", level="full", run=_loads, needs=("headers",)),
+    Check(id="behaviour", level="full", run=_behaviour, needs=("headers", "method", "loads"), quantised=False),
+    Check(id="requantised", level="full", run=_requantised, needs=("headers", "method", "quantised"), quantised=True),
 )
