@@ -179,11 +179,10 @@ def test_a_canceled_job_and_one_whose_time_was_over_say_so(
     assert canceled.run is not None
     api.cancel_job(job_id=canceled.run.id.partition("/")[2])
     assert ended(devhub, jobs, canceled).reason == "The Job was canceled."
-    fate = jobs.look(late)
-    assert fate.status == "failed"
-    assert (
-        "time was over" in fate.reason or "no adapter weights" in fate.reason
-    )  # a fast machine has failed before that
+    fate = ended(devhub, jobs, late)
+    # A fast machine has looked at the adapter before that, and refused it.
+    status = {"failed": "time was over", "refused": "no adapter weights"}
+    assert status[fate.status] in fate.reason
 
 
 def test_the_cheapest_machine_that_fits_is_taken(hub: Hub) -> None:
