@@ -453,9 +453,13 @@ class Merged:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one check found. `measured` and `allowed` are short and printable; `why` is a sentence."""
+    """What one check found. `measured` and `allowed` are short and printable; `why` is a sentence.
+
+    `group`: files, config, tokenizer, weights or behaviour, as CHECKS has it.
+    """
 
     id: str
+    group: str = ""
     status: Literal["pass", "warn", "fail", "skip"]
     measured: str
     allowed: str

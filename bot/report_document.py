@@ -28,7 +28,7 @@ SCHEMA = 1
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes", "compressed-tensors")
 DIGITS = 6  # significant digits of every float: more would differ from machine to machine
 NUMBER = (int, float)
-NULLABLE = frozenset({"noise_floor", "tag", "target"})
+NULLABLE = frozenset({"noise_floor", "cause", "tag", "target"})
 FIELDS: Json = {  # what a report may hold there, if it has the field; others are left alone
     "subject": {"files": AllFit(str, named=True)},
     "inputs": {"base": dict, "adapter": dict, "adapters": AllFit(dict), "combination": dict, "recipe": str},
@@ -48,11 +48,18 @@ FIELDS: Json = {  # what a report may hold there, if it has the field; others ar
         }
         | {"quantization": AllFit((str, int, bool), named=True)},
     },
-    "checks": AllFit({"id": str, "status": str, "measured": str, "allowed": str, "why": str, "worst": AllFit(str)}),
+    "checks": AllFit(
+        {"id": str, "group": str, "status": str, "measured": str, "allowed": str, "why": str, "worst": AllFit(str)}
+    ),
     "not_run": AllFit({"id": str, "reason": str}),
     "comparison": AllFit(dict),
     "environment": dict,
     "noise_floor": dict,
+    "cause": {"kind": str, "sentence": str, "tensors": AllFit(str), "figures": AllFit(NUMBER, named=True)},
+    "delta": AllFit(dict),
+    "prompts": AllFit(dict),
+    "probe": AllFit(dict),
+    "answers": AllFit(dict),
     "verdict": str,
 }
 
@@ -140,6 +147,7 @@ class CheckResult:
     """What one check found. None: the report does not say."""
 
     id: str | None = None
+    group: str | None = None  # files, config, tokenizer, weights or behaviour
     status: str | None = None
     measured: str | None = None
     allowed: str | None = None
@@ -158,6 +166,9 @@ class Document:
     checks: list[CheckResult]
     not_run: list[tuple[Any, Any]]  # (check or level, why)
     comparison: list[Json]  # the ways to use a quantised base or result, side by side
+    noise_floor: Json | None = None  # K and what it was made of; None: no model was run
+    delta: list[Json]  # how large the adapter's change is, by layer and module; [] where that was not measured
+    cause: Json | None = None  # what most likely went wrong
     environment: Json
     verdict: Any = None  # verified or not-verified
 
@@ -172,6 +183,9 @@ class Document:
             checks=[CheckResult(**_known(CheckResult, check)) for check in json.get("checks") or ()],
             not_run=[(entry.get("id"), entry.get("reason")) for entry in json.get("not_run") or ()],
             comparison=[row for row in json.get("comparison") or () if isinstance(row, dict)],
+            noise_floor=json.get("noise_floor"),
+            delta=[row for row in json.get("delta") or () if isinstance(row, dict)],
+            cause=json.get("cause"),
             environment=json.get("environment") or {},
             verdict=json.get("verdict"),
         )

@@ -112,9 +112,9 @@ def _run(check: Check, case: Case, earlier: dict[str, Finding]) -> Finding:
     failed = [need for need in check.needs if need in earlier and earlier[need].status in ("fail", "skip")]
     if failed:
         why = f"Not run: {' and '.join(failed)} did not pass."
-        return finding(check.id, "skip", "not run", "", why)
+        return replace(finding(check.id, "skip", "not run", "", why), group=check.group)
     finished = check.run(case)
-    return replace(finished, seconds=round(time.perf_counter() - began, 3))
+    return replace(finished, group=check.group, seconds=round(time.perf_counter() - began, 3))
 
 
 def _emit_finding(finding: Finding, emit: Emit) -> None:

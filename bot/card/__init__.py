@@ -12,6 +12,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+from bot import verdict_text
 from bot.card import evidence, loading, metadata
 from bot.card.markdown import HUB, Links, cell
 from bot.metadata import fields
@@ -95,8 +96,8 @@ def _headline(document: Document, base: Source, adapters: Sequence[Source], link
     statuses = [check.status for check in document.checks]
     if document.verdict != "verified":
         return f"{what}. Not verified: {statuses.count('fail')} of {len(statuses)} checks failed; do not use it."
-    if base_again := evidence.without_effect(document):
-        return f"{what}: this is the base under another name. {base_again}"
+    if base_again := verdict_text.without_effect(document):
+        return f"{what}: this is the base under another name. {cell(base_again)}"
     warned = statuses.count("warn")
     passed = f"{len(statuses)} checks passed" + (f", {warned} with a remark" if warned else "")
     if not evidence.recomputed(document):
@@ -162,7 +163,7 @@ def _spread(values: Iterable[Any]) -> str:
 def _advice(document: Document, base: Source, adapters: Sequence[Source], links: Links) -> str:
     """Where keeping the adapter separate would serve better, the card says so."""
     reasons = []
-    kept = evidence.retention(document)
+    kept = verdict_text.retention(document)
     if kept is not None and kept < KEPT_ENOUGH:
         reasons.append(
             f"The storage dtype ({cell(str(document.merge.dtype or '?'))}) keeps only {kept:.0%} of what the adapter "

@@ -47,12 +47,6 @@ def recomputed(document: Document) -> bool:
     return any(check.id == "touched" and check.status == "pass" for check in document.checks)
 
 
-def without_effect(document: Document) -> str:
-    """What the check `effect` found where it did not pass: that the merge is the base, and why; else ""."""
-    effects = (check for check in document.checks if check.id == "effect")
-    return next((cell(str(check.why)) for check in effects if check.status in ("warn", "fail")), "")
-
-
 def _row(check: CheckResult) -> str:
     status = str(check.status)
     cells = [cell(str(text or "")) for text in (check.id, check.measured, check.allowed)]
@@ -109,18 +103,6 @@ def _versions(document: Document) -> Iterator[str]:
     shown = [cell(f"{name} {versions[name]}") for name in ("torch", "transformers", "peft") if versions.get(name)]
     yield f"Made and checked with {', '.join([tool, *shown])}."
     yield ""
-
-
-def retention(document: Document) -> float | None:
-    """How much of the delta survived rounding, 1.0 being all of it; None where it was not measured."""
-    value = document.merge.retention
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    for check in document.checks:
-        if check.id == "retention":
-            number = re.match(r"\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)", str(check.measured or ""))
-            return float(number[1]) if number else None
-    return None
 
 
 def comparison(document: Document) -> str:

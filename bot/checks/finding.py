@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bot.checks.case import Case
 
 Status = Literal["pass", "warn", "fail", "skip"]
+Group = Literal["files", "config", "tokenizer", "weights", "behaviour"]
 WORST_SHOWN = 8
 
 
@@ -19,11 +20,12 @@ WORST_SHOWN = 8
 class Check:
     """One entry of CHECKS. It runs from `level` on, and only where every check named in `needs` has not failed.
 
-    `combined`: it is for merges of several adapters only; `quantised`: for those that are stored quantised (True), or for
-    those that are not (False).
+    `group`: what it is about, for whoever reads the findings. `combined`: it is for merges of several adapters only;
+    `quantised`: for those that are stored quantised (True), or for those that are not (False).
     """
 
     id: str
+    group: Group
     level: Level
     run: Callable[[Case], Finding]
     needs: tuple[str, ...] = ()

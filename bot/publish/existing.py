@@ -12,12 +12,11 @@ from bot.publish.stale_files import is_weights, stale_files
 from bot.records import Json, Publication
 from bot.report_document import NAME as REPORT
 from bot.report_document import Document
+from bot.verdict_text import level
 
 if TYPE_CHECKING:
     from bot.hub import Blob, Hub, Pull, Target
 
-# The check that a level stands for, the hardest first.
-PASSED = (("full", "behaviour"), ("full", "requantised"), ("weights", "touched"))
 SMALL = 16_000_000  # bytes; what the Hub keeps outside LFS is smaller
 
 
@@ -60,11 +59,9 @@ def _on_main(fingerprint: str, target: Target, hub: Hub, emit: Emit) -> Publicat
 
 
 def _proof(document: Document, repo: str, revision: str, hub: Hub) -> Json:
-    """The verdict of a published merge, the hardest level that passed, and the address of its report."""
-    passed = {check.id for check in document.checks if check.status == "pass"}
-    level = next((level for level, check in PASSED if check in passed), "files")
+    """The verdict of a published merge, the hardest level that was proven, and the address of its report."""
     url = f"{hub.address}/{repo}/blob/{revision}/{REPORT}"
-    return {"verdict": document.verdict, "level": level, "report": url}
+    return {"verdict": document.verdict, "level": level(document), "report": url}
 
 
 def _changes_since(fingerprint: str, target: Target, hub: Hub) -> tuple[Document, list[str]] | None:

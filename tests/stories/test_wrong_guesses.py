@@ -12,8 +12,8 @@ from bot.checks import CHECKS
 from bot.cli import cli
 from bot.cli.option_groups import ADVICE, COMMANDS, GROUPS
 from bot.devhub import Fault
-from bot.publish.existing import PASSED
 from bot.terminal.spelling import HINTS, SYNONYMS
+from bot.verdict_text import PROVEN_BY
 from tests.stories.conftest import Command, World
 from tests.stories.test_bad_input import assert_said
 
@@ -119,7 +119,7 @@ def test_combining_stands_in_one_place_of_the_help(adapter_merge: Command):
 
 def test_a_level_is_known_by_a_check_of_that_level():
     levels = {check.id: check.level for check in CHECKS}
-    assert all(levels[check] == level for level, check in PASSED)
+    assert all(levels[check] == level for level, checks in PROVEN_BY.items() for check in checks)
 
 
 # --- what is nearly there -----------------------------------------------------------------------------------------

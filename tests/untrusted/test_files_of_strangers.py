@@ -6,6 +6,7 @@ import json
 import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,8 @@ def test_any_card_is_plain_json_or_nothing(fields: dict[str, str]) -> None:
 REPORT_PATHS = (
     "subject inputs merge checks not_run comparison verdict environment noise_floor subject.files inputs.base inputs.adapter "
     "inputs.adapters inputs.combination merge.options merge.options.dtype merge.options.quantize merge.options.quantization "
-    "merge.tensors merge.ranks merge.tag"
+    "merge.tensors merge.ranks merge.tag noise_floor.ratio noise_floor.limit noise_floor.top1_agreement noise_floor.positions "
+    "cause cause.sentence delta prompts probe answers"
 ).split()
 
 
@@ -311,7 +313,8 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
     *parents, name = path.split(".")
     place = document
     for parent in parents:
-        place = place.setdefault(parent, {})
+        place[parent] = place.get(parent) or {}
+        place = place[parent]
     place[name] = value
     return document
 
@@ -319,6 +322,7 @@ def with_value(path: str, value: Any) -> dict[str, Any]:
 @settings(max_examples=150, deadline=None)
 @given(path=st.sampled_from(REPORT_PATHS), value=JUNK)
 def test_any_report_is_read_whole_or_refused(path: str, value: Any) -> None:
+    from bot import verdict_text
     from bot.card import evidence
     from bot.publish.messages import commit_text, pull_text, title
     from bot.reverify import _form, _recorded_combination, _recorded_ref
@@ -331,7 +335,10 @@ def test_any_report_is_read_whole_or_refused(path: str, value: Any) -> None:
     attempt(lambda: [_recorded_ref(pin, "adapter") for pin in inputs.adapters])
     _form(merge, Options())
     evidence.section(document)
-    evidence.retention(document)
+    for each in (document, replace(document, verdict="verified")):
+        assert verdict_text.sentence(each)
+        assert len(verdict_text.figures(each)) == 6
+        verdict_text.cause(each)
     for text in (title(document), commit_text(document, "0" * 64), pull_text(document, "0" * 64, merge.tag, ())):
         text.encode()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from bot.checks.case import Case
-from bot.checks.finding import Check, counted, finding, graded
+from bot.checks.finding import Check, Group, counted, finding, graded
 from bot.checks.folder import chat_templates
 from bot.checks.folder.special_tokens import GENERATION as GENERATION_CONFIG
 from bot.checks.folder.special_tokens import foreign_to_the_tokenizer, generation_drift, special_tokens
@@ -24,6 +24,7 @@ class AssetFamily:
     id: str
     noun: str
     patterns: tuple[str, ...]
+    group: Group = "files"
     lost: str = "fail"
     changed: str = "fail"
     # "first": the adapter's copy stands before the base's. "never": only the base's count (an adapter repo's train.py
@@ -36,12 +37,17 @@ PROGRAMS = (".py", ".sh", ".so", ".exe", ".js", ".json", ".bin", ".pt", ".pth", 
 
 KEPT = {"first": "the adapter's, else the base's", "never": "the base's", "both": "kept, the base's and the adapter's"}
 GENERATION = AssetFamily(
-    id="generation-config", noun="generation config", patterns=("generation_config.json",), lost="warn"
+    id="generation-config",
+    noun="generation config",
+    patterns=("generation_config.json",),
+    group="config",
+    lost="warn",
 )
 FAMILIES = (
     AssetFamily(
         id="tokenizer",
         noun="tokenizer file",
+        group="tokenizer",
         patterns=(
             "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
             "vocab.txt", "merges.txt", "*.tiktoken", "tokenizer.model", "tokenizer.model.v*", "spiece.model",
@@ -54,6 +60,7 @@ FAMILIES = (
     AssetFamily(
         id="processor",
         noun="processor file",
+        group="tokenizer",
         patterns=("preprocessor_config.json", "processor_config.json", "*_preprocessor_config.json", "*_processor_config.json",
                   "audio_tokenizer_config.json"),
     ),
@@ -105,8 +112,11 @@ def preserved(family: AssetFamily) -> Callable[[Case], Finding]:
 def checks() -> tuple[Check, ...]:
     """One check per family; `license` is a remark for the reader, the others carry weight."""
     special = {GENERATION.id: generation_config}
-    checks = [Check(id=each.id, level="files", run=special.get(each.id, preserved(each))) for each in FAMILIES]
-    return (*checks, Check(id="special-tokens", level="files", run=special_tokens))
+    checks = [
+        Check(id=each.id, group=each.group, level="files", run=special.get(each.id, preserved(each)))
+        for each in FAMILIES
+    ]
+    return (*checks, Check(id="special-tokens", group="tokenizer", level="files", run=special_tokens))
 
 
 def generation_config(case: Case) -> Finding:
