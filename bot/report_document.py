@@ -28,7 +28,7 @@ SCHEMA = 1
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes", "compressed-tensors")
 DIGITS = 6  # significant digits of every float: more would differ from machine to machine
 NUMBER = (int, float)
-NULLABLE = frozenset({"noise_floor", "cause", "tag", "target"})
+NULLABLE = frozenset({"noise_floor", "cause", "tag", "target", "control", "merged"})
 FIELDS: Json = {  # what a report may hold there, if it has the field; others are left alone
     "subject": {"files": AllFit(str, named=True)},
     "inputs": {"base": dict, "adapter": dict, "adapters": AllFit(dict), "combination": dict, "recipe": str},
@@ -53,12 +53,12 @@ FIELDS: Json = {  # what a report may hold there, if it has the field; others ar
     ),
     "not_run": AllFit({"id": str, "reason": str}),
     "comparison": AllFit(dict),
+    "probe": AllFit({"module": str, "control": NUMBER, "merged": NUMBER}),
     "environment": dict,
     "noise_floor": dict,
     "cause": {"kind": str, "sentence": str, "tensors": AllFit(str), "figures": AllFit(NUMBER, named=True)},
     "delta": AllFit(dict),
     "prompts": AllFit(dict),
-    "probe": AllFit(dict),
     "answers": AllFit(dict),
     "verdict": str,
 }
@@ -168,6 +168,7 @@ class Document:
     comparison: list[Json]  # the ways to use a quantised base or result, side by side
     noise_floor: Json | None = None  # K and what it was made of; None: no model was run
     delta: list[Json]  # how large the adapter's change is, by layer and module; [] where that was not measured
+    probe: list[Json]  # module by module, in their order: how far control and merged lie from the unmerged model
     cause: Json | None = None  # what most likely went wrong
     environment: Json
     verdict: Any = None  # verified or not-verified
@@ -186,6 +187,7 @@ class Document:
             noise_floor=json.get("noise_floor"),
             delta=[row for row in json.get("delta") or () if isinstance(row, dict)],
             cause=json.get("cause"),
+            probe=[row for row in json.get("probe") or () if isinstance(row, dict)],
             environment=json.get("environment") or {},
             verdict=json.get("verdict"),
         )
@@ -240,9 +242,10 @@ def name_inputs(base: Json, adapters: Sequence[Json], combination: Json | None, 
 
 def new_document(
     inputs: InputPins, merge: MergeFacts, files: dict[str, str], checks: list[Json], not_run: Iterable[tuple[str, str]],
-    noise_floor: Json | None, comparison: list[Json] | None, verdict: str,
+    noise_floor: Json | None, comparison: list[Json] | None, verdict: str, probe: list[Json] | None = None,
 ) -> Document:  # fmt: skip
-    """The report of a verification; no host names, no paths, no user names. `comparison`: None where nothing is quantised."""
+    """The report of a verification; no host names, no paths, no user names. `comparison`: None where nothing is quantised;
+    `probe`: a Trial's."""
     json: Json = {
         "schema": SCHEMA,
         "subject": {"files": files},
@@ -252,6 +255,7 @@ def new_document(
         "checks": checks,
         "noise_floor": noise_floor,
         **({} if comparison is None else {"comparison": comparison}),
+        **({"probe": probe} if probe else {}),
         "not_run": [{"id": id, "reason": reason} for id, reason in not_run],
         "verdict": verdict,
     }

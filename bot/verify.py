@@ -66,6 +66,7 @@ def verify(subject: Subject, emit: Emit) -> Report:
             floor,
             comparison,
             verdict,
+            None if trial is None else trial.probe,
         ),
     )
 

@@ -21,13 +21,14 @@ def job_of(base: Path, adapter: Path, folder: Path, **changes: Any) -> WorkerJob
 
 def hold(job: WorkerJob) -> Trial:
     """The reference first, then the merged folder; every answer by way of its file."""
-    reference, merged = (_written(role, job) for role in ("reference", "merged"))
+    reference, merged = (answered(role, job) for role in ("reference", "merged"))
     assert isinstance(reference, ReferenceAnswer)
     assert isinstance(merged, MergedAnswer)
     return Trial(reference=reference, merged=merged, expected=frozenset(reference.layers))
 
 
-def _written(role: str, job: WorkerJob) -> Answer:
+def answered(role: str, job: WorkerJob) -> Answer:
+    """One worker's answer, by way of its file."""
     path = job.work / f"{role}.json"
     write_answer(path, roles.ROLES[role](job), confined=True)
     return read_answer(path)[0]

@@ -14,6 +14,7 @@ NOISE = 1e-28  # a distance that float64 compute makes by itself: (100 units of 
 # Of what rounding costs; of weights that PEFT's layers never stood before, a hundredth of that. (Float32 compute makes a
 # millionth of what it costs to round to bfloat16.)
 NEGLIGIBLE = 1e-2
+LEAST = 1e-4  # of the largest of a control's distances inside the model: below it a module's own is float noise
 DOUBTFUL = 0.75  # K of a large model, by one control only, that is looked at again: theory says 0.5
 
 
@@ -123,6 +124,34 @@ class Trial:
             "routing": self._routing(),
         }
 
+    @property
+    def probe(self) -> list[Json]:
+        """Module by module, in the order of execution: how far the controls (in the mean) and the merged model lie from the unmerged
+        one, as ‖h′ − h‖² / ‖h‖²; null where that is NaN or infinite. [] where it was not measured."""
+        return [
+            {"module": module, "control": _finite(control), "merged": _finite(merged)}
+            for module, control, merged in self._probed
+        ]
+
+    @property
+    def starts_at(self) -> str | None:
+        """The first module at which the merge lies farther off than rounding explains, or is not finite; None where none does."""
+        limit = self.ratio.limit if self.measured else 1.0
+        least = max(NOISE, LEAST * max((control for _, control, _ in self._probed), default=0.0))
+        beyond = (
+            module
+            for module, control, merged in self._probed
+            if not math.isfinite(merged) or merged > max(least, limit * control)
+        )
+        return next(beyond, None)
+
+    @property
+    def _probed(self) -> list[tuple[str, float, float]]:
+        if isinstance(self.reference, Stopped) or isinstance(self.merged, Stopped):
+            return []
+        merged = {row.module: row.relative for row in self.merged.probe}
+        return [(row.module, row.relative, merged[row.module]) for row in self.reference.probe if row.module in merged]
+
     def _routing(self) -> Json | None:
         """Of a mixture of experts: how many of its routers' choices were held, and the share that would have been others."""
         merged, others = self._merged, self._stood_in
@@ -144,3 +173,7 @@ def _count(distances: list[Distance], what: str) -> int:
 
 def _sum(distances: list[Distance]) -> float:
     return float(sum(distance.far for distance in distances))
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

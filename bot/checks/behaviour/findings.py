@@ -61,6 +61,7 @@ def behaviour(case: Case) -> Finding:
         return finding("behaviour", "fail", counted(len(reference.layers), "layer"), ALLOWED, difference)
     if trial.lost:
         why = f"The {trial.lost} model's outputs are NaN or infinite: there is nothing to compare."
+        why += _starts(trial) if trial.lost == "merged" else ""
         return finding("behaviour", "fail", "not finite", ALLOWED, why)
     floor, allowed = trial.noise_floor or {}, f"K ≤ {trial.ratio.limit:.3g}"
     measured = f"K = {floor['ratio']:.3g} ± {floor['standard_error']:.1g}"
@@ -126,8 +127,13 @@ def _too_far(trial: Trial, floor: Json) -> str:
     return (
         f"The merged model lies {floor['ratio']:.3g} times as far from the unmerged one as rounding explains "
         f"({floor['merged']:.2g} against {floor['floor']:.2g}, {floor['metric']}; "
-        f"{counted(trial.ratio.controls, 'control')})."
+        f"{counted(trial.ratio.controls, 'control')}).{_starts(trial)}"
     )
+
+
+def _starts(trial: Trial) -> str:
+    """The module at which the distance begins, by the probe."""
+    return f" It starts at {trial.starts_at}." if trial.starts_at else ""
 
 
 def _other_experts(trial: Trial) -> str:

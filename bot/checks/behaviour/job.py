@@ -96,6 +96,21 @@ class Distance:
     free: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModuleDistance:
+    """Over the probed prompts: how far what a module gives lies from what the unmerged model's gives, and the squared norm of that.
+    `far` is a squared error."""
+
+    module: str
+    far: float
+    size: float
+
+    @property
+    def relative(self) -> float:
+        """‖h′ − h‖² / ‖h‖²."""
+        return self.far / self.size if self.size else self.far
+
+
 @dataclass(kw_only=True)
 class OutputSums:
     """Over all prompts and texts. `loss`: −log p of each next token, in nats, over the `predicted` ones."""
@@ -137,6 +152,7 @@ class ReferenceAnswer:
     exact: list[Distance] | None
     nearest: list[Distance] | None
     measured: dict[str, OutputSums]
+    probe: list[ModuleDistance] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +171,12 @@ class LoadReport:
 
 @dataclass(frozen=True, kw_only=True)
 class MergedAnswer:
-    """How the folder loads, and how far its model lies from the unmerged one; None where that was not measured."""
+    """How the folder loads, and how far its model lies from the unmerged one; None where that was not measured. `probe`: how far
+    its modules do."""
 
     loads: LoadReport
     distances: list[Distance] | None
+    probe: list[ModuleDistance] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

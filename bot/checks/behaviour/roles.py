@@ -29,6 +29,7 @@ from bot.checks.behaviour.job import (
 )  # fmt: skip
 from bot.checks.behaviour.load_models import BASE, UNMERGED, load_folder, load_tuned, ready_to_run, trying, why_no_code
 from bot.checks.behaviour.nearest import merge_to_nearest, quantised_again
+from bot.checks.behaviour.probe import Probe
 from bot.checks.behaviour.probe_inputs import build_inputs, has_tokenizer, load_tokenizer, text_windows
 from bot.checks.behaviour.saved_outputs import TEXT, compare, save_again, save_reference, sums
 from bot.checks.behaviour.tokenizer import compare_tokenizers
@@ -47,6 +48,7 @@ class UnmergedModel:
         self.plain = tuned.get_base_model()
         self._chance = torch.Generator().manual_seed(0)
         self.small = size_of(self.plain) <= SMALL
+        self.probe = Probe()
 
     def switched_off(self) -> Any:
         """The base model inside, with PEFT's layers asleep from here on."""
@@ -62,7 +64,7 @@ class UnmergedModel:
     def far(self, how: How) -> list[Distance]:
         """How far a stand-in lies from the reference."""
         with self._standing_in(how):
-            return compare(self.plain, self._job)
+            return compare(self.plain, self._job, self.probe if how == "control" else None)
 
     def clamp(self) -> None:
         """The exact merge, of which only what is too large for the storage dtype changes, becomes the reference."""
@@ -102,7 +104,7 @@ def reference(job: WorkerJob) -> Answer:
     controls = [unmerged.far("control") for _ in range(job.draws if thorough else 1)]
     return ReferenceAnswer(
         kind=kind, thorough=thorough, mixture=mixture, layers=layers, uncalled=uncalled, base=base, controls=controls,
-        exact=exact, nearest=nearest, measured=measured,
+        exact=exact, nearest=nearest, measured=measured, probe=unmerged.probe.distances("control"),
     )  # fmt: skip
 
 
@@ -172,7 +174,9 @@ def merged(job: WorkerJob) -> Answer:
     )  # fmt: skip
     runs = not job.quantised and (job.work / "reference.json").exists()
     _expect(job, 1)
-    return MergedAnswer(loads=loads, distances=compare(ready_to_run(model, job), job) if runs else None)
+    probe = Probe()
+    distances = compare(ready_to_run(model, job), job, probe, "merged") if runs else None
+    return MergedAnswer(loads=loads, distances=distances, probe=probe.distances("merged"))
 
 
 ROLES: dict[str, Callable[[WorkerJob], Answer]] = {"reference": reference, "merged": merged, "comparison": comparison}

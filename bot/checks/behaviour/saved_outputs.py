@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,34 +14,45 @@ from safetensors.torch import load_file, save_file
 from bot.checks.behaviour import measure
 from bot.checks.behaviour.expert_choices import Choices
 from bot.checks.behaviour.job import Distance, OutputSums, WorkerJob
+from bot.checks.behaviour.probe import ROOM, Probe, Variant, head_of, listening
 
 PROMPTS, TEXT = "reference", "text"  # what the reference's outputs were saved for
 
 
 def save_reference(model: Any, inputs: list[dict[str, torch.Tensor]], job: WorkerJob, what: str = PROMPTS) -> str:
-    """Keep its outputs, the inputs, and which experts its routers chose. Returns the kind of the outputs."""
-    kind = ""
+    """Keep its outputs, the inputs, which experts its routers chose, and of prompts its hidden states. Returns the kind of the
+    outputs."""
+    kind, probe, kept = "", Probe(), 0
     for number, prompt in enumerate(inputs):
         choices = Choices()
-        kind, output = measure.outputs(model, prompt, job.compute, choices)
-        _write(_at(job, number, what), Saved(wanted=output, inputs=prompt, choices=choices.made))
+        probe.begin()
+        with listening(model, probe, "unmerged") if what == PROMPTS and kept < ROOM else nullcontext():
+            kind, output = measure.outputs(model, prompt, job.compute, choices)
+        kept += sum(hidden.nbytes for hidden in probe.states.values())
+        saved = Saved(wanted=output, inputs=prompt, choices=choices.made, states=probe.states)
+        _write(_at(job, number, what), saved)
     return kind
 
 
 def save_again(model: Any, job: WorkerJob) -> None:
     """Let another model be the reference on the same prompts, along the choices of the first."""
+    probe = Probe()
     for number, saved in enumerate(_saved(job, PROMPTS)):
-        _, output, _ = saved.asked_of(model, job)
-        _write(_at(job, number, PROMPTS), replace(saved, wanted=output))
+        probe.begin()
+        with listening(model, probe, "unmerged") if saved.states else nullcontext():
+            _, output, _ = saved.asked_of(model, job)
+        _write(_at(job, number, PROMPTS), replace(saved, wanted=output, states=probe.states))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """What the reference gave (positions × vocabulary or hidden), to which inputs, and by which of its routers' choices."""
+    """What the reference gave (positions × vocabulary or hidden), to which inputs, by which of its routers' choices, and what
+    each of its modules gave."""
 
     wanted: torch.Tensor
     inputs: dict[str, torch.Tensor]
     choices: list[torch.Tensor]
+    states: dict[str, torch.Tensor]
 
     def asked_of(self, model: Any, job: WorkerJob) -> tuple[str, torch.Tensor, Choices | None]:
         """What another model gives to the same inputs, by the same choices."""
@@ -52,14 +64,17 @@ class Saved:
 def _write(path: Path, saved: Saved) -> None:
     inputs = {f"input.{name}": value for name, value in saved.inputs.items()}
     choices = {f"choice.{at:04}": value.contiguous() for at, value in enumerate(saved.choices)}
-    save_file({"found": saved.wanted, **inputs, **choices}, path)
+    # safetensors has no order of its own: the number is when the module ran.
+    states = {f"state.{at:05}.{name}": saved.states[name].contiguous() for at, name in enumerate(saved.states)}
+    save_file({"found": saved.wanted, **inputs, **choices, **states}, path)
 
 
 def _read(path: Path) -> Saved:
     saved = load_file(path)
     inputs = {name.removeprefix("input."): value for name, value in saved.items() if name.startswith("input.")}
     choices = [saved[name] for name in sorted(saved) if name.startswith("choice.")]
-    return Saved(wanted=saved["found"], inputs=inputs, choices=choices)
+    states = {name.split(".", 2)[2]: saved[name] for name in sorted(saved) if name.startswith("state.")}
+    return Saved(wanted=saved["found"], inputs=inputs, choices=choices, states=states)
 
 
 def _saved(job: WorkerJob, what: str) -> Iterator[Saved]:
@@ -86,12 +101,19 @@ def sums(model: Any, job: WorkerJob, itself: bool = False) -> OutputSums:
     return total
 
 
-def compare(model: Any, job: WorkerJob) -> list[Distance]:
-    """How far a model's outputs lie from the reference's, prompt by prompt."""
+def compare(model: Any, job: WorkerJob, probe: Probe | None = None, variant: Variant = "control") -> list[Distance]:
+    """How far a model's outputs lie from the reference's, prompt by prompt; and into `probe`, how far its modules do."""
     distances = []
     for saved in _saved(job, PROMPTS):
-        kind, output, held = saved.asked_of(model, job)
+        if probe is not None:
+            probe.begin(saved.states)
+        with listening(model, probe, variant) if probe is not None else nullcontext():
+            kind, output, held = saved.asked_of(model, job)
         distances.append(measure.distance(kind, saved.wanted, output, held))
+        if probe is not None and saved.states and kind == "kl":
+            head = head_of(model)
+            probe.record("unmerged", head, saved.wanted)
+            probe.record(variant, head, output)
     return distances
 
 
