@@ -36,9 +36,10 @@ class Adapted:
         return f"{self.path}.{self.name}"
 
 
-def adapted(model: nn.Module, only: frozenset[str] | set[str] | None = None) -> Iterator[Adapted]:
-    """Every parameter of the base model that some PEFT layer changes; `only`: the layers at these paths."""
-    for path, layer in model.named_modules(remove_duplicate=False):
+def adapted(model: nn.Module, only: frozenset[str] | set[str] | None = None, prefix: str = "") -> Iterator[Adapted]:
+    """Every parameter of the base model that some PEFT layer changes; `only`: the layers at these paths; `prefix`: the name of
+    `model` where that is a part of one."""
+    for path, layer in model.named_modules(prefix=prefix, remove_duplicate=False):
         if only is not None and path not in only:
             continue
         bare = path.replace(".base_layer", "").replace(".token_adapter", "")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -44,21 +45,27 @@ class Replaced:
             setattr(owner, name, original)
 
 
-def stand_in(model: nn.Module, job: WorkerJob, how: How, chance: torch.Generator, keep: bool) -> Replaced:
-    """Turn the base model inside a PEFT model into one of these, in place. Its adapters must be off. A control takes its
-    random numbers from `chance`. Without `keep` the weights that were there before are let go.
+def stand_in(model: nn.Module, job: WorkerJob, how: How, draw: int, keep: bool, prefix: str = "") -> Replaced:
+    """Turn the base model inside a PEFT model, or the module of it that is called `prefix`, into one of these, in place. Its
+    adapters must be off. Without `keep` the weights that were there before are let go. The random numbers of a control follow
+    from its number, `draw`, and the parameter's name: they are the same in whatever order, and by whatever parts, it is made.
 
     Where the merge changes the dtype, every other floating-point parameter is rounded too; else only those in
     `job.whole`, which the adapter brought in a wider dtype than they are stored in.
     """
     dtype: torch.dtype = getattr(torch, job.storage)
-    rounds = _rounds(how, dtype, chance)
     clamps = job.clamps and how != "exact"
 
     def remake(path: str, name: str, exact: Tensor, kept: torch.dtype) -> nn.Parameter:
+        rounds = _rounds(how, dtype, chance(draw, f"{path}.{name}", exact.device))
         return _rounded(exact, lambda part: rounds(clamp(part, dtype) if clamps else part), kept)
 
-    return replace_parameters(model, remake, lambda name: job.cast_all or name in job.whole, keep)
+    return replace_parameters(model, remake, lambda name: job.cast_all or name in job.whole, keep, prefix)
+
+
+def chance(draw: int, parameter: str, device: torch.device) -> torch.Generator:
+    """The random numbers of one parameter in one control."""
+    return torch.Generator(device).manual_seed(crc32(f"{draw} {parameter}".encode()))
 
 
 def _rounds(how: How, dtype: torch.dtype, chance: torch.Generator) -> Round:
@@ -107,15 +114,20 @@ def _now(change: Adapted) -> Tensor:
 
 
 def replace_parameters(
-    model: nn.Module, remake: Remake, is_remade: Callable[[str], bool] = lambda _: True, keep: bool = False
+    model: nn.Module,
+    remake: Remake,
+    is_remade: Callable[[str], bool] = lambda _: True,
+    keep: bool = False,
+    prefix: str = "",
 ) -> Replaced:
     """New parameters throughout, never new values: a weight tied to a merged one keeps its own. `is_remade`: whether a parameter
-    that the adapter does not change is made anew too. With `keep`, what was there is returned."""
-    changes = {(change.owner, change.name): change for change in adapted(model)}
+    that the adapter does not change is made anew too. With `keep`, what was there is returned. `prefix`: the name of `model` where
+    that is a part of one."""
+    changes = {(change.owner, change.name): change for change in adapted(model, prefix=prefix)}
     remade: dict[Tensor, nn.Parameter] = {}
     replaced = []
     with torch.no_grad():
-        for path, owner, name, weight in list(parameters(model)):
+        for path, owner, name, weight in list(parameters(model, prefix)):
             change = changes.get((owner, name))
             if change is not None:
                 fresh = remake(path, name, change.exact(), weight.dtype)
@@ -131,10 +143,10 @@ def replace_parameters(
     return Replaced(held=tuple(replaced))
 
 
-def parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+def parameters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
     """Every floating-point parameter that is the model's own: the module that it hangs on, by path and itself, and its name."""
-    probed_fronts = tuple(f"{path}." for path, layer in model.named_modules() if has_own_merge(layer))
-    for path, owner in model.named_modules():
+    probed_fronts = tuple(f"{path}." for path, layer in model.named_modules(prefix=prefix) if has_own_merge(layer))
+    for path, owner in model.named_modules(prefix=prefix):
         own = next((front for front in probed_fronts if path.startswith(front)), None)
         inside = own is not None and not path.startswith(f"{own}base_layer")
         if not WRAPPED.search(path) and not inside and f"{path}." not in probed_fronts:

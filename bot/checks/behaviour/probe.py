@@ -37,7 +37,7 @@ class Probe:
     def record(self, variant: Variant, module: str, hidden: Tensor) -> None:
         """What a module gave. A shape that is not the unmerged model's is at an infinite distance."""
         if variant == "unmerged":
-            self.states[module] = hidden.detach()
+            self.states[module] = hidden.detach().clone()  # a model may go on with it in place
         elif (wanted := self.states.get(module)) is not None:
             sums = self._sums.setdefault(variant, {}).setdefault(module, [0.0, 0.0])
             same = wanted.shape == hidden.shape
@@ -97,7 +97,7 @@ def modules_of(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if name in parents
         for part, child in module.named_children()
-        if f"{name}.{part}".lstrip(".") not in parents
+        if f"{name}.{part}".lstrip(".") not in parents and not isinstance(child, nn.Dropout | nn.Identity)
     }
 
 

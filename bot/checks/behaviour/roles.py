@@ -46,7 +46,7 @@ class UnmergedModel:
     def __init__(self, job: WorkerJob, tuned: Any) -> None:
         self._job, self._tuned, self._off, self._spoilt = job, tuned, False, False
         self.plain = tuned.get_base_model()
-        self._chance = torch.Generator().manual_seed(0)
+        self._draws = 0
         self.small = size_of(self.plain) <= SMALL
         self.probe = Probe()
 
@@ -73,7 +73,8 @@ class UnmergedModel:
 
     @contextmanager
     def _standing_in(self, how: How) -> Iterator[None]:
-        replaced = stand_in(self.switched_off(), self._job, how, self._chance, keep=self.small)
+        replaced = stand_in(self.switched_off(), self._job, how, self._draws, keep=self.small)
+        self._draws += how == "control"
         yield
         replaced.restore()
         self._spoilt = not self.small
