@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from bot.checks.case import Case
+from bot.checks.elementwise.weights import sweep_all
+from bot.events import silent
 from bot.verify import table
 from tests.faults import models
-from tests.faults.conftest import Builder, prove, statuses
+from tests.faults.conftest import Builder, prove, statuses, subject
+from tests.faults.damage import read
 from tests.faults.models import RECIPES
 
 
@@ -47,3 +51,12 @@ def test_a_correct_merge_is_verified(built: Builder, name: str):
     report = prove(one, one.merged)
     assert statuses(report, "fail", "skip", "warn") == {}, table(report)
     assert report.verdict == "verified"
+
+
+def test_the_sweep_measures_the_delta_and_the_weight_that_it_is_added_to(built: Builder):
+    one = built("llama-tied-sharded")
+    tallies = Case(subject(one, one.merged), silent).once(sweep_all).touched
+    assert tallies
+    for tally in tallies:
+        assert tally.size == pytest.approx(read(one.base, tally.key).double().square().sum().item(), rel=1e-9)
+        assert (tally.power / tally.size) ** 0.5 == pytest.approx(models.SIZE, rel=1e-3)

@@ -77,9 +77,10 @@ def compare_touched(rows: RowRange, opened: Opened, tally: Tally) -> None:
             _count_bad(tally, weight, actual)
             tally.changed += actual.numel()
         else:
+            size = float(torch.dot(before.flatten(), before.flatten()))
             if clamps:  # a clamped number says nothing of how much of the delta is left
                 before = torch.where(part.exact == exact, before, part.exact)
-            _retain(tally, before, actual, part.exact - before)
+            _retain(tally, before, actual, part.exact - before, size)
 
 
 def _clamped(exact: Tensor, dtype: torch.dtype, tally: Tally) -> Tensor:
@@ -166,14 +167,15 @@ def _blame(tally: Tally, terms: BoundTerms, right: Tensor, actual: Tensor, low: 
         tally.example = f"[{low + row}, {column}] is {actual[row, column]:.9g}, not {right[row, column]:.9g}"
 
 
-def _retain(tally: Tally, stored: Tensor, actual: Tensor, delta: Tensor) -> None:
-    """<W'−W, D> and <D, D>; a NaN or infinity shows up in the first, and is only then looked for."""
+def _retain(tally: Tally, stored: Tensor, actual: Tensor, delta: Tensor, size: float) -> None:
+    """<W'−W, D> and <D, D>, and <W, W> of the same rows, which is `size`; a NaN or infinity shows up in the first, and is only then looked for."""
     moved = actual.to(torch.float64) - stored
     kept, power = float(torch.dot(moved.flatten(), delta.flatten())), float(torch.dot(delta.flatten(), delta.flatten()))
     tally.changed += int(torch.count_nonzero(moved))
     if math.isfinite(kept):
         tally.kept += kept
         tally.power += power
+        tally.size += size
     else:
         _count_bad(tally, stored, actual)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from bot.checks.elementwise.drift import Drifts, join
 from bot.checks.expected.changes import Expected
 
-COUNTS = "elements wrong undecided changed bad inherited unnumbered clamped kept power".split()
+COUNTS = "elements wrong undecided changed bad inherited unnumbered clamped kept power size".split()
 
 
 @dataclass(kw_only=True)
@@ -22,7 +22,8 @@ class Tally:
     `keeps`: the dtypes in which the exact merge is not what the base is in them ("stored": in its own), as far as was
     looked, which is until one is; "any": the change is not exactly zero.
     `drifts`: of a foreign merge, which way its deviations lean.
-    `kept` and `power` are <W'−W, D> and <D, D>. `arithmetic` is the loosest that some part of the tensor needs.
+    `kept`, `power` and `size` are <W'−W, D>, <D, D> and <W, W>, over the rows of a touched tensor whose numbers are finite and
+    that the base has in this shape. `arithmetic` is the loosest that some part of the tensor needs.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Tally:
     clamped: int = 0
     kept: float = 0.0
     power: float = 0.0
+    size: float = 0.0
     arithmetic: int = 0
     example: str = ""
     keeps: set[str] = field(default_factory=set)
