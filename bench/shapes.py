@@ -18,6 +18,13 @@ class Shape:
 
 
 SHAPES = {
+    "toy": Shape(
+        model_type="llama",
+        config={
+            "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 256, "tie_word_embeddings": True,
+        },
+    ),
     "qwen2.5-0.5b": Shape(
         model_type="qwen2",
         config={

@@ -168,7 +168,7 @@ def _blame(tally: Tally, terms: BoundTerms, right: Tensor, actual: Tensor, low: 
 
 
 def _retain(tally: Tally, stored: Tensor, actual: Tensor, delta: Tensor, size: float) -> None:
-    """<W'−W, D> and <D, D>, and <W, W> of the same rows, which is `size`; a NaN or infinity shows up in the first, and is only then looked for."""
+    """<W'−W, D>, <D, D> and `size`, <W, W>. A NaN or infinity shows up in the first, and is only then looked for."""
     moved = actual.to(torch.float64) - stored
     kept, power = float(torch.dot(moved.flatten(), delta.flatten())), float(torch.dot(delta.flatten(), delta.flatten()))
     tally.changed += int(torch.count_nonzero(moved))
