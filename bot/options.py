@@ -20,7 +20,7 @@ class Option:
 
     `name`: on the command line, without the dashes. `input`: of the action; None where it has none. `type`: of a value as
     it is written; `choices`: () where any value of that type will do. `decides`: the merged bytes depend on it, so that it
-    is in the fingerprint and in the report.
+    is in the fingerprint and in the report. `writes`: its value is a file to be made.
     """
 
     field: str
@@ -32,6 +32,7 @@ class Option:
     default: Any
     metavar: str | None = None
     decides: bool = False
+    writes: bool = False
 
 
 def option(help: str, default: Any = None, **more: Any) -> Any:
@@ -187,6 +188,13 @@ class Request:
     )
     eval_text: Path | None = option(
         "A text to compare quantised bases and results on, beside the fixed prompts.", metavar="FILE", input=None
+    )
+    attestation: Path | None = option(
+        "Write in-toto statements here, a line each: SLSA provenance and the test result; beside it, in files of their own, "
+        "what actions/attest and cosign take.",
+        metavar="FILE",
+        input=None,
+        writes=True,
     )
     publish: Literal["auto", "pr", "push", "none"] = option(
         "auto: push to a new repo, open a pull request on one that exists.", "auto"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from bot.adapters.combine import Predicted, notation
 from bot.adapters.combine.prediction import combined_in, plan_for_all_adapters, predict_combined, with_combined_adapter
+from bot.attestation import attest, require_writable, utc_now
 from bot.card import preview, render, with_notes_on_cards
 from bot.errors import AdapterMergeError, Damaged, Usage
 from bot.events import Emit, Note, Stage, TextBlock, beating
@@ -44,6 +45,10 @@ from bot.report_document import Document
 
 if TYPE_CHECKING:
     from bot.hub import Hub
+
+NOT_ATTESTED = (
+    "Nothing was merged, so that no attestation was written; `adapter-merge verify {} --attestation FILE` writes one."
+)
 
 
 def run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None = None) -> Outcome:
@@ -75,6 +80,8 @@ def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Ou
         require_not_an_input(target, input_repos(request, sources, plan), hub)
     if target and not request.force and (known := find_existing(plan.fingerprint, target, hub, emit, request.publish)):
         drop_scratch(scratch_folder(hub.scratch, plan.fingerprint, target), plan.fingerprint)
+        if request.attestation is not None:
+            emit(Note(text=NOT_ATTESTED.format(target), level="warning"))
         if not request.dry_run:
             known = apply_settings(known, _publish_settings(request, sources, plan), hub, emit)
         return Outcome(status="unchanged", plan=plan, publication=known)
@@ -109,6 +116,7 @@ def make(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -
 def _ready(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -> Local:
     """The inputs on this disk. Raises Usage first where the output would take the place of something else."""
     refuse_to_overwrite(request)
+    require_writable(request.attestation, request.output)
     return fetch(sources, plan, hub, emit)
 
 
@@ -116,7 +124,7 @@ def _build(
     partial: Path, inputs: Local, request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit
 ) -> Outcome:
     """Merge into `partial`, prove it, and give it its name."""
-    together = predict_combined(sources, request.combination)
+    started, together = utc_now(), predict_combined(sources, request.combination)
     # The inputs must be the same from plan to proof.
     with dropping(hub), one_adapter(together, inputs, hub, emit) as inputs, unchanging(inputs.files):
         merged = merge(replace(plan, forced=request.force), inputs, partial, emit)
@@ -133,6 +141,8 @@ def _build(
     )
     (partial / "README.md").write_text(card, encoding="utf-8")
     folder = finish(partial, _output(request, plan, hub), report, request)
+    if request.attestation is not None:
+        attest(request.attestation, folder, report, hub.address, started)
     status: Literal["merged", "not-verified"] = "merged" if report.verdict == "verified" else "not-verified"
     return Outcome(status=status, plan=plan, report=report, folder=folder)
 

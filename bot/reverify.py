@@ -14,6 +14,7 @@ from bot import formats, trained_base
 from bot.adapters.combine import Predicted, notation
 from bot.adapters.combine.prediction import predict_combined
 from bot.assets import files_to_prove, read_json
+from bot.attestation import attest, require_writable
 from bot.budget import choose_level, verify_disk, verify_memory
 from bot.card import retarget
 from bot.compare import compare_folders
@@ -63,13 +64,17 @@ SHOWN = 3  # models that a card may name as its base
 
 
 def reverify(
-    merged: Ref, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit, **measuring: Any
-) -> Report:
+    merged: Ref, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit,
+    attestation: Path | None = None, **measuring: Any,
+) -> Report:  # fmt: skip
     """Re-prove a merged repo or folder. Inputs that are not given are those that its verification.json names.
 
-    `measuring`: Subject's `eval_text` and `force`. Several adapters are combined again, as that file says. Every file that is
-    read is held to what its repo states; what is damaged in the Hub's cache is fetched once more. Raises Damaged, Refused.
+    `measuring`: Subject's `eval_text`, `force` and `attestations`; `attestation`: where to write what was proven. Several
+    adapters are combined again, as that file says. Every file that is read is held to what its repo states; what is damaged
+    in the Hub's cache is fetched once more. Raises Damaged, Refused.
     """
+
+    require_writable(attestation, merged.folder)
 
     def attempt() -> Report:
         emit(Stage(name="pull", title="Reading the merged model and its inputs"))
@@ -79,6 +84,8 @@ def reverify(
             report = _reverify(folder, base, adapters, options, hub, emit, **measuring)
             for name, sha256 in (report.document.files or {}).items():
                 keeper.note_sha256(folder / name, sha256)
+            if attestation is not None:
+                attest(attestation, folder, report, hub.address)
             return report
 
     return with_sound_files(attempt, hub, emit)

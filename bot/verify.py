@@ -76,7 +76,8 @@ def _selected_checks(subject: Subject) -> Iterator[Check]:
     for check in CHECKS:
         wrong_storage = check.quantised is not None and check.quantised == (subject.quantize == "none")
         lacks_others = check.combined and subject.combination is None
-        if DEPTH[check.level] <= DEPTH[subject.level] and not wrong_storage and not lacks_others:
+        unasked = bool(check.on_request) and not getattr(subject, check.on_request)
+        if DEPTH[check.level] <= DEPTH[subject.level] and not (wrong_storage or lacks_others or unasked):
             yield check
 
 

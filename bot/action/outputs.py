@@ -10,14 +10,15 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from bot.action.state import CHECKSUMS, Failure, MergeJob, StateStore
+from bot.action.state import ATTESTATION, CHECKSUMS, Failure, MergeJob, StateStore
+from bot.attestation import paths_beside
 from bot.errors import NotVerified, Refused
 from bot.report_document import NAME
 from bot.untrusted.redact import redact
 
 OUTPUTS = (
     "status", "verified", "repo", "revision", "tag", "pr-url", "pr-number", "base-sha", "adapter-sha", "fingerprint",
-    "folder", "report-path", "checksums-path",
+    "folder", "report-path", "checksums-path", "attestation-path", "provenance-path", "test-result-path",
 )  # fmt: skip
 FAILED = "failed"
 STATUS_OF = {Refused.exit_code: "refused", NotVerified.exit_code: "not-verified"}
@@ -49,10 +50,21 @@ def _of(index: int, job: MergeJob, store: StateStore) -> dict[str, str]:
     if job.publication and not failed:
         names = {"repo": "repo", "revision": "revision", "tag": "tag", "pr-url": "pr_url", "pr-number": "pr_number"}
         outputs |= {name: str(getattr(job.publication, key) or "") for name, key in names.items()}
-    for name, file in (("report-path", NAME), ("checksums-path", CHECKSUMS)):
-        path = store.report_dir(job) / file
-        outputs[name] = str(path) if path.exists() else ""
-    return outputs
+    paths = _paths(store.report_dir(job), merged=job.folder is not None)
+    return outputs | {name: str(path) if path.exists() else "" for name, path in paths.items()}
+
+
+def _paths(folder: Path, *, merged: bool) -> dict[str, Path]:
+    """The outputs that are files, in a job's folder of reports. Without a merge in this run, there may be an earlier one's."""
+    paths = {"report-path": folder / NAME, "checksums-path": folder / CHECKSUMS}
+    if not merged:
+        return paths
+    beside = paths_beside(folder / ATTESTATION)
+    return paths | {
+        "attestation-path": beside.attestation,
+        "provenance-path": beside.provenance,
+        "test-result-path": beside.result,
+    }
 
 
 def _status(failure: Failure | None) -> str:

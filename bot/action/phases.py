@@ -17,7 +17,7 @@ from bot.action.github_tag import at_pushed_tag
 from bot.action.hub_replay import RecordingHub, ReplayHub
 from bot.action.identity import as_publisher, publishing
 from bot.action.inputs import Inputs, adapters_of, called
-from bot.action.state import Failure, MergeJob, ReportedFailure, StateStore, failure_of
+from bot.action.state import ATTESTATION, Failure, MergeJob, ReportedFailure, StateStore, failure_of
 from bot.action.tokens import RunTokens
 from bot.card import preview
 from bot.errors import AdapterMergeError, Refused, Usage
@@ -202,7 +202,9 @@ def _merge(request: Request, job: MergeJob, run: RunContext, hub: Hub) -> Outcom
     output = run.store.merged(job)
     for left in (output, output.with_name(f"{output.name}.unverified")):
         shutil.rmtree(left, ignore_errors=True)  # an earlier try's
-    return make(replace(request, output=output), sources, plan, hub, run.emit)
+    attestation = run.store.report_dir(job) / ATTESTATION
+    attestation.parent.mkdir(parents=True, exist_ok=True)
+    return make(replace(request, output=output, attestation=attestation), sources, plan, hub, run.emit)
 
 
 # --- publish ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from bot.untrusted.redact import redact
 FILE = "state.json"
 SCHEMA = 3
 CHECKSUMS = "SHA256SUMS"
+ATTESTATION = "attestation.intoto.jsonl"
 
 
 class ReportedFailure(AdapterMergeError):
@@ -120,11 +122,11 @@ class StateStore:
         return self.work / _dir_name(job)
 
     def save_report(self, job: MergeJob, report: bytes) -> None:
-        """The report, and the checksums of the files it is about in sha256sum's format, beside the merged folder."""
+        """The report, and the checksums of it and of the files it is about in sha256sum's format, beside the merged folder."""
         folder = self.report_dir(job)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / NAME).write_bytes(report)
-        files = Document.of(json.loads(report)).files or {}
+        files = {**(Document.of(json.loads(report)).files or {}), NAME: hashlib.sha256(report).hexdigest()}
         lines = [f"{sha256}  {name}\n" for name, sha256 in sorted(files.items())]
         (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 

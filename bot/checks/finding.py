@@ -21,7 +21,8 @@ class Check:
     """One entry of CHECKS. It runs from `level` on, and only where every check named in `needs` has not failed.
 
     `group`: what it is about, for whoever reads the findings. `combined`: it is for merges of several adapters only;
-    `quantised`: for those that are stored quantised (True), or for those that are not (False).
+    `quantised`: for those that are stored quantised (True), or for those that are not (False). `on_request`: the field of
+    the Subject that must hold something, for what is only checked where somebody asks.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Check:
     needs: tuple[str, ...] = ()
     combined: bool = False
     quantised: bool | None = None
+    on_request: str = ""
 
 
 def finding(id: str, status: Status, measured: str, allowed: str, why: str, worst: Iterable[str] = ()) -> Finding:

@@ -29,6 +29,7 @@ class Subject:
     on beside the prompts; `force`: a quantised result that has lost the tune is a remark, not a failure.
     `card_bases`: the base models that the folder's card names, where none of them is among the inputs.
     `trained`: what the adapters' repos say of a base in four bits that they were trained on.
+    `attestations`: files with in-toto statements that somebody made of this folder.
     `ours`: the folder claims to be this bot's work and must be exact; else any named arithmetic is a mere warning.
     """
 
@@ -56,3 +57,4 @@ class Subject:
     eval_text: Path | None = None
     force: bool = False
     trained: tuple[str, ...] = ()
+    attestations: tuple[Path, ...] = ()

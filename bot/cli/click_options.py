@@ -14,6 +14,7 @@ from bot.options import Combination, Option, Options, Request, options_of
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[Any], Any]
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+NEW_FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path)
 SHORT = {"output": ("-o",)}
 
@@ -45,6 +46,8 @@ def _settings(option: Option) -> dict[str, Any]:
         return settings | {"type": OneOf(option.choices), "default": option.default, "show_default": True}
     if option.type is bool:
         return settings | {"is_flag": True}
+    if option.writes:
+        return settings | {"type": NEW_FILE}
     return settings | {"type": {"FILE": FILE, "DIR": FOLDER}.get(option.metavar or "", option.type)}
 
 

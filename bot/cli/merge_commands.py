@@ -47,7 +47,7 @@ def plan(adapters: tuple[str, ...], as_json: bool, quiet: bool, **typed: Any) ->
 @fields(Request, "output", required=True, help="The folder to make.")
 @MERGING
 @COMBINING
-@fields(Request, "license", "force", "dry_run")
+@fields(Request, "license", "attestation", "force", "dry_run")
 @SPEAKING
 def merge(adapters: tuple[str, ...], as_json: bool, quiet: bool, **typed: Any) -> int:
     """Merge and verify into a folder; publish nothing. Several ADAPTERs are combined into one first."""
@@ -60,7 +60,7 @@ def merge(adapters: tuple[str, ...], as_json: bool, quiet: bool, **typed: Any) -
 @fields(Request, "target", "publish", "output")
 @MERGING
 @COMBINING
-@fields(Request, "private", "license", "force", "dry_run")
+@fields(Request, "private", "license", "attestation", "force", "dry_run")
 @SPEAKING
 def run(adapters: tuple[str, ...], each: bool, as_json: bool, quiet: bool, **typed: Any) -> int:
     """All of it: pull, plan, merge, verify, publish. Several ADAPTERs are combined into one first, or with --each not."""
@@ -97,6 +97,11 @@ def _run_each(adapters: tuple[str, ...], *, as_json: bool, quiet: bool, **typed:
     if combination_of(typed):
         raise Usage(
             "With --each nothing is combined.", remedy="Leave out --each, or the options that combine adapters."
+        )
+    if typed["attestation"]:
+        raise Usage(
+            "With --each there is an attestation for each merge, and --attestation names one file.",
+            remedy="Leave it out, and merge one by one, or let `verify --attestation` write each.",
         )
     console = Console(quiet=quiet)
     requests = [request_of((adapter,), **typed) for adapter in adapters]

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bot.cli.click_options import SPEAKING, fields
+from bot.cli.click_options import FILE, SPEAKING, fields
 from bot.cli.option_groups import Command, OneOf
 from bot.cli.printing import print_json, print_text
 from bot.cli.requests import adapter_ref, model_ref, options_from, the_hub
@@ -31,6 +31,15 @@ REVERIFYING = [name for name in Options.__dataclass_fields__ if name not in ("en
 )
 @fields(Options, *REVERIFYING)
 @fields(Request, "eval_text", "force")
+@click.option(
+    "--check-attestation",
+    "attestations",
+    type=FILE,
+    metavar="FILE",
+    multiple=True,
+    help="Hold the model to these in-toto statements, signed or not; signatures are for `gh attestation verify`.",
+)
+@fields(Request, "attestation", help="Write an in-toto statement of what this proof found here.")
 @SPEAKING
 def verify(
     merged: str, base: str | None, adapters: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **typed: Any
@@ -41,7 +50,8 @@ def verify(
     from bot.verify import table
 
     console = Console(quiet=quiet)
-    measuring = {name: typed.pop(name) for name in ("eval_text", "force")}
+    attestation = typed.pop("attestation")
+    measuring = {name: typed.pop(name) for name in ("eval_text", "force", "attestations")}
     report = reverify(
         model_ref(merged),
         model_ref(base) if base else None,
@@ -49,6 +59,7 @@ def verify(
         options_from(typed),
         the_hub(),
         console,
+        attestation=attestation,
         **measuring,
     )
     console.close()

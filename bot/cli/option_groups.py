@@ -22,7 +22,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "Several adapters (into one model, or with --each into a model of its own each)",
         ("--each", "--combine", "--weights", "--density", "--seed", "--rank", "--majority-sign"),
     ),
-    ("Proof", ("--verify", "--eval-text", "--exit-code")),
+    ("Proof", ("--verify", "--eval-text", "--check-attestation", "--attestation", "--exit-code")),
     ("Result", ("--output", "--to", "--publish", "--private", "--license", "--force", "--dry-run")),
     ("Output", ("--json", "--quiet", "--debug", "--help")),
 )
@@ -45,6 +45,7 @@ _FOUR_BITS = (
 _EIGHT_BITS = ("--quantize int8 or fp8 stores the result so.", "--quantize")
 _FORCE = ("--force does it again, or over what is there.", "--force")
 _PROOF = ("Nothing is published unproven; --verify files is the quickest proof.", "--verify")
+_ATTESTATION = ("--attestation FILE writes statements, verify --check-attestation FILE checks them.", "--attestation")
 _PUSH = ("--publish push commits to main, --publish pr opens a pull request, none publishes nothing.", "--publish")
 _SHARDS = ("Leave it out: the result has the base's files, names and shards, always as safetensors.", None)
 _TALK = ("Leave it out: progress is always told on standard error; --debug shows tracebacks.", None)
@@ -113,6 +114,7 @@ ADVICE: dict[str, tuple[str, str | None]] = {
         ("--weight", "--alpha", "--scale", "--scales"), ("Give one weight each with --weights 0.7,-0.3.", "--weights")
     ),
     **dict.fromkeys(("--overwrite", "--exist-ok", "--resume"), _FORCE),
+    **dict.fromkeys(("--provenance", "--attest", "--in-toto"), _ATTESTATION),
     **dict.fromkeys(("--no-verify", "--skip-verify", "--skip-verification", "--no-check", "--level"), _PROOF),
     **dict.fromkeys(("--safe-serialization", "--max-shard-size", "--shard-size", "--safetensors"), _SHARDS),
     **dict.fromkeys(("--verbose", "-v", "-vv", "--log-level", "--progress"), _TALK),

@@ -35,7 +35,7 @@ def test_a_tag_push_is_told_everywhere(run: Run, runner: Runner, world: World, g
     assert "Verified and published" in release["body"]
     report = json.loads(github.kept.files["verification.json"])
     assert report["merge"]["fingerprint"] == step.outputs["fingerprint"]
-    assert github.kept.files["SHA256SUMS"].decode().count("\n") == len(report["subject"]["files"])
+    assert github.kept.files["SHA256SUMS"].decode().count("\n") == len(report["subject"]["files"]) + 1  # and itself
     (status,) = github.kept.statuses
     assert (status["state"], status["context"]) == ("success", "adapter-merge (demo/adapter)")
     (discussion,) = world.api.get_repo_discussions("demo/adapter")

@@ -269,3 +269,18 @@ def test_a_write_token_that_cannot_write_is_found_before_any_download(run: Run, 
     assert "token" in step.annotations("error")[0]
     asked = world.hub.requests[before:]
     assert not [path for _, path, status in asked if "model-0000" in path and "json" not in path and status == 200]
+
+
+def test_what_actions_attest_takes_is_among_the_outputs(run: Run, world: World) -> None:
+    step = run(verify="files")
+    assert step.code == 0, step.log
+    subjects = [line.split("  ") for line in Path(step.outputs["checksums-path"]).read_text().splitlines()]
+    statements = [json.loads(line) for line in Path(step.outputs["attestation-path"]).read_text().splitlines()]
+    predicates = [json.loads(Path(step.outputs[f"{name}-path"]).read_bytes()) for name in ("provenance", "test-result")]
+    assert [statement["predicate"] for statement in statements] == predicates
+    for statement in statements:
+        named = [[subject["digest"]["sha256"], subject["name"]] for subject in statement["subject"]]
+        assert sorted(named) == sorted(subjects)
+    builder = predicates[0]["runDetails"]["builder"]["id"]
+    assert builder == "https://github.com/octo/adapters/.github/workflows/merge.yml@refs/heads/main"
+    assert run(verify="files").outputs["provenance-path"] == ""  # of a merge that is there already nothing is attested
