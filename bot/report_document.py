@@ -29,6 +29,7 @@ PACKAGES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes", "com
 DIGITS = 6  # significant digits of every float: more would differ from machine to machine
 NUMBER = (int, float)
 NULLABLE = frozenset({"noise_floor", "cause", "tag", "target", "control", "merged"})
+CAUSE: Json = {"kind": str, "sentence": str, "tensors": AllFit(str), "figures": AllFit(NUMBER, named=True)}
 FIELDS: Json = {  # what a report may hold there, if it has the field; others are left alone
     "subject": {"files": AllFit(str, named=True)},
     "inputs": {"base": dict, "adapter": dict, "adapters": AllFit(dict), "combination": dict, "recipe": str},
@@ -56,7 +57,7 @@ FIELDS: Json = {  # what a report may hold there, if it has the field; others ar
     "probe": AllFit({"module": str, "control": NUMBER, "merged": NUMBER}),
     "environment": dict,
     "noise_floor": dict,
-    "cause": {"kind": str, "sentence": str, "tensors": AllFit(str), "figures": AllFit(NUMBER, named=True)},
+    "cause": {**CAUSE, "also": AllFit(CAUSE)},
     "delta": AllFit(dict),
     "prompts": AllFit(dict),
     "answers": AllFit(dict),
@@ -169,7 +170,7 @@ class Document:
     noise_floor: Json | None = None  # K and what it was made of; None: no model was run
     delta: list[Json]  # how large the adapter's change is, by layer and module; [] where that was not measured
     probe: list[Json]  # module by module, in their order: how far control and merged lie from the unmerged model
-    cause: Json | None = None  # what most likely went wrong
+    cause: Json | None = None  # what most likely went wrong: kind, sentence, tensors, figures; `also`: further ones
     environment: Json
     verdict: Any = None  # verified or not-verified
 
@@ -243,9 +244,10 @@ def name_inputs(base: Json, adapters: Sequence[Json], combination: Json | None, 
 def new_document(
     inputs: InputPins, merge: MergeFacts, files: dict[str, str], checks: list[Json], not_run: Iterable[tuple[str, str]],
     noise_floor: Json | None, comparison: list[Json] | None, verdict: str, probe: list[Json] | None = None,
+    cause: Json | None = None,
 ) -> Document:  # fmt: skip
     """The report of a verification; no host names, no paths, no user names. `comparison`: None where nothing is quantised;
-    `probe`: a Trial's."""
+    `probe`: a Trial's; `cause`: of what went wrong, None where nothing did."""
     json: Json = {
         "schema": SCHEMA,
         "subject": {"files": files},
@@ -256,6 +258,7 @@ def new_document(
         "noise_floor": noise_floor,
         **({} if comparison is None else {"comparison": comparison}),
         **({"probe": probe} if probe else {}),
+        "cause": cause,
         "not_run": [{"id": id, "reason": reason} for id, reason in not_run],
         "verdict": verdict,
     }

@@ -18,7 +18,7 @@ from bot.checks.folder.hashing import hash_files
 from bot.checks.subject import Subject
 from bot.checks.table import table
 from bot.events import Emit, Note, Stage, StepProgress, beating
-from bot.records import Finding, Level, Report
+from bot.records import Finding, Json, Level, Report
 from bot.report_document import NAME, new_document
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def verify(subject: Subject, emit: Emit) -> Report:
     comparison = rows if isinstance(rows, list) else None
     excused = _excused(subject, trial)
     verdict: str = "not-verified" if any(_prevents_verified(finding, excused) for finding in results) else "verified"
+    cause = _cause(case, findings)
     checks = [asdict(finding) for finding in results]
     return Report(
         level="weights" if any(finding.id in excused for finding in results) else subject.level,
@@ -67,8 +68,19 @@ def verify(subject: Subject, emit: Emit) -> Report:
             comparison,
             verdict,
             None if trial is None else trial.probe,
+            cause,
         ),
     )
+
+
+def _cause(case: Case, findings: dict[str, Finding]) -> Json | None:
+    """What most likely went wrong, where something is not as it should be."""
+    if all(finding.status in ("pass", "skip") for finding in findings.values()):
+        return None
+    from bot.checks.cause.diagnosis import find_cause  # not for those whose merge is right
+
+    case.emit(StepProgress(stage="verify", done=0, total=0, what="Looking for the cause"))
+    return find_cause(case, findings)
 
 
 def _selected_checks(subject: Subject) -> Iterator[Check]:

@@ -29,7 +29,19 @@ def table(report: Report) -> str:
     for finding in findings:
         lines += _lines(widths, finding)
     compared = comparison_lines(report.document.comparison)
-    return "\n".join([*lines, *compared, "", f"{report.verdict} at level {report.level}"])
+    ending = f"{report.verdict} at level {report.level}"
+    return "\n".join([*lines, *compared, "", ending, *cause_lines(report.document.cause)])
+
+
+def cause_lines(cause: Json | None) -> list[str]:
+    """What most likely went wrong, and what else did; [] where nothing did."""
+    if not cause:
+        return []
+    sentences = [
+        f"Most likely: {cause['sentence']}",
+        *(f"Besides: {other['sentence']}" for other in cause.get("also", ())),
+    ]
+    return [line for sentence in sentences for line in textwrap.wrap(sentence, WIDTH, subsequent_indent="  ")]
 
 
 def comparison_lines(rows: list[Json]) -> list[str]:
