@@ -9,6 +9,7 @@ import numpy as np
 
 from bot.checks.cause.evidence import Evidence
 from bot.checks.cause.hypothesis import Cause, Explained, Hypothesis
+from bot.checks.cause.names import rows_in_words
 from bot.checks.cause.numbers import Floats, round_to
 from bot.checks.cause.suspects import LOOKED_AT, TensorPart
 from bot.checks.finding import counted
@@ -23,7 +24,7 @@ ROWS_NAMED = 4
 class WrongRows:
     """Rows of a tensor in which nearly all of its deviation lies; `elements` differ in them, `as_base` of these are the base's."""
 
-    key: str
+    part: TensorPart
     rows: list[int]
     elements: int
     as_base: int
@@ -38,7 +39,7 @@ def _local(remaining: list[Explained], evidence: Evidence) -> Iterable[tuple[Cau
     keys = list(dict.fromkeys([*(each.part.key for each in remaining), *unseen]))[:TENSORS_READ]
     local = [rows for key in keys if (rows := _wrong_rows(key, evidence)) is not None]
     if local:
-        own = {rows.key for rows in local}
+        own = {rows.part.key for rows in local}
         yield _cause(local, evidence), [each for each in remaining if each.part.key in own]
 
 
@@ -61,7 +62,7 @@ def _wrong_rows(key: str, evidence: Evidence) -> WrongRows | None:
         return None
     elements, as_base, bad_count = (sum(numbers[row][at] for row in worst) for at in range(3))
     total = sum(value for value in sums.values() if np.isfinite(value))
-    return WrongRows(key=key, rows=sorted(worst), elements=int(elements), as_base=int(as_base),
+    return WrongRows(part=parts[0], rows=sorted(worst), elements=int(elements), as_base=int(as_base),
                      not_finite=int(bad_count), deviation=total)  # fmt: skip
 
 
@@ -95,8 +96,9 @@ def _cause(local: list[WrongRows], evidence: Evidence) -> Cause:
     bad = sum(rows.not_finite for rows in local)
     where = []
     for rows in local[:ROWS_NAMED]:
-        shown = ", ".join(map(str, rows.rows[:ROWS_NAMED])) + (", …" if len(rows.rows) > ROWS_NAMED else "")
-        where.append(f"{'row' if len(rows.rows) == 1 else 'rows'} {shown} of {rows.key}")
+        where.append(
+            f"{rows_in_words(rows.rows, rows.part.wanted.shape, rows.part.view, ROWS_NAMED)} of {rows.part.key}"
+        )
     if len(local) > ROWS_NAMED:
         where.append(f"{len(local) - ROWS_NAMED} more tensors")
     what = f"A few rows only are wrong, {counted(elements, 'element')} in all: {'; '.join(where)}"
@@ -110,7 +112,7 @@ def _cause(local: list[WrongRows], evidence: Evidence) -> Cause:
         "as_base": as_base,
         "not_finite": bad,
     }
-    return Cause(kind="few-rows", sentence=f"{what}.", tensors=tuple(rows.key for rows in local), figures=figures,
+    return Cause(kind="few-rows", sentence=f"{what}.", tensors=tuple(rows.part.key for rows in local), figures=figures,
                  deviation=sum(rows.deviation for rows in local))  # fmt: skip
 
 

@@ -9,12 +9,14 @@ from bot.checks.case import Case
 from bot.checks.cause import HYPOTHESES
 from bot.checks.cause.evidence import Evidence
 from bot.checks.cause.hypothesis import Cause, Explained, Hypothesis
+from bot.checks.cause.numbers import spread
 from bot.checks.cause.suspects import Sample, TensorPart
 from bot.records import Finding, Json
 
 WELL = 0.02  # a prediction that leaves no more makes the costly ones needless
 EQUAL = 0.01  # of what is explained: two causes are held against each other by how many elements they match
 CAUSES_NAMED = 4
+ROUNDED_LOOKED_AT = 4  # parts of a merge without a fault
 # Checks whose remarks are about numbers: of all others only a failure has a cause worth naming.
 OF_NUMBERS = ("touched", "untouched")
 
@@ -70,12 +72,16 @@ def _of_numbers(evidence: Evidence) -> list[Cause]:
     """Causes that explain numbers, each with the deviation that it explains."""
     groups: dict[tuple[str, str], Group] = {}
     open_parts: dict[TensorPart, float] = {}
-    for part in evidence.suspects():
+    suspects = list(evidence.suspects())
+    wrong = evidence.failed(*OF_NUMBERS)
+    if not wrong:  # only rounded otherwise: a few tensors say how
+        suspects = [suspects[at] for at in spread(len(suspects), ROUNDED_LOOKED_AT)]
+    for part in suspects:
         sample = Sample.of(part)
         if sample.deviation > 0:
             evidence.deviating.append(part)
             open_parts[part] = sample.deviation
-            for costly in (False, True):
+            for costly in (False, True)[: 2 if wrong else 1]:
                 _test(part, sample, evidence, groups, costly)
                 if _is_explained_well(part, groups):
                     break

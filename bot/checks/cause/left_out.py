@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 from bot.checks.cause.evidence import Evidence
 from bot.checks.cause.hypothesis import Cause, Explained, Hypothesis, Prediction, left_of
-from bot.checks.cause.names import listed
+from bot.checks.cause.names import in_words, listed
 from bot.checks.cause.suspects import Sample, TensorPart
 from bot.checks.expected.changes import SetRows
 from bot.checks.finding import counted
 
 TOKENS, WHOLE, DELTA = "tokens", "whole", "delta"
+STACKS_NAMED = 4
 
 
 def _as_before(part: TensorPart, sample: Sample, evidence: Evidence) -> Iterable[Prediction]:
@@ -65,15 +66,22 @@ def _is_all(explained: list[Explained], evidence: Evidence) -> bool:
 
 def _named(explained: list[Explained]) -> str:
     """The modules; of a stack of experts, how many of them."""
-    stacks: dict[str, list[int]] = {}
+    stacks: dict[str, list[TensorPart]] = {}
     for each in explained:
         if each.part.step is not None and each.part.shape[0] < each.part.view[0]:
-            stacks.setdefault(each.part.key, []).append(each.part.lines[0])
+            stacks.setdefault(each.part.key, []).append(each.part)
     whole = listed([each.part.key for each in explained if each.part.key not in stacks])
-    rows = [
-        f"rows from {', '.join(map(str, sorted(starts)[:4]))} on of {key}" for key, starts in list(stacks.items())[:4]
-    ]
-    return "; ".join(filter(None, [whole, *rows]))
+    return "; ".join(
+        filter(None, [whole, *(_in_stack(key, parts) for key, parts in list(stacks.items())[:STACKS_NAMED])])
+    )
+
+
+def _in_stack(key: str, parts: list[TensorPart]) -> str:
+    shape, view = parts[0].wanted.shape, parts[0].view
+    if len(shape) > 2 and view[0] == shape[0] * shape[1]:
+        numbers = sorted({part.lines[0] // shape[1] for part in parts})
+        return f"expert{'s' if len(numbers) > 1 else ''} {in_words([str(number) for number in numbers])} of {key}"
+    return f"rows from {in_words([str(part.lines[0]) for part in parts[:STACKS_NAMED]])} on of {key}"
 
 
 def _shards(keys: list[str], evidence: Evidence) -> str:

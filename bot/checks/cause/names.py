@@ -17,6 +17,23 @@ def split(key: str) -> tuple[int | None, str]:
     return (int(match[1]), match[2]) if match else (None, plain)
 
 
+def row_in_words(row: int, shape: Sequence[int], view: tuple[int, int]) -> str:
+    """A row of the view; of a stack of experts, which row of which."""
+    if len(shape) > 2 and view[0] == shape[0] * shape[1]:
+        return f"row {row % shape[1]} of expert {row // shape[1]}"
+    return f"row {row}" if len(shape) < 3 or view[0] != shape[0] else f"expert {row}"
+
+
+def rows_in_words(rows: Sequence[int], shape: Sequence[int], view: tuple[int, int], most: int) -> str:
+    """Several of them, as many as are worth reading."""
+    if len(shape) > 2 or len(rows) == 1:
+        words = [row_in_words(row, shape, view) for row in rows[:most]]
+    else:
+        words = [", ".join(map(str, rows[:most]))]
+        words[0] = f"rows {words[0]}"
+    return ", ".join([*words, "…"] if len(rows) > most else words)
+
+
 def listed(keys: Iterable[str]) -> str:
     """The keys, those of one module in several layers together."""
     layers: dict[str, set[int]] = {}

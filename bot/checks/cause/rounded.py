@@ -60,13 +60,12 @@ def _products(part: TensorPart, step: AddProduct, sample: Sample) -> Iterator[tu
         yield HALF, round_to(round_to(start, "F16") + round_to(delta, "F16"), "F16")
 
 
-def _describe(label: str, explained: list[Explained], evidence: Evidence) -> Cause:
-    return _cause(label, explained, evidence)
-
-
 def _cause(label: str, explained: list[Explained], evidence: Evidence) -> Cause:
-    keys = tuple(dict.fromkeys(each.part.key for each in explained))
-    tallies = [tally for tally in evidence.tallies if tally.key in keys]
+    remark = not evidence.failed("touched", "untouched")
+    looked_at = {each.part.key for each in explained}
+    # Where nothing is wrong, only some tensors were looked at, and all that differ were rounded.
+    tallies = [tally for tally in evidence.tallies if tally.key in looked_at or (remark and tally.wrong)]
+    keys = tuple(tally.key for tally in tallies)
     differ, elements = sum(tally.wrong for tally in tallies), sum(tally.elements for tally in tallies)
     matched = min(each.matched for each in explained)
     figures = {"differ": differ, "elements": elements, "matched": matched}
@@ -74,7 +73,6 @@ def _cause(label: str, explained: list[Explained], evidence: Evidence) -> Cause:
         f"Rounded differently ({label}): {differ:,} of {elements:,} elements of {counted(len(keys), 'tensor')} differ"
     )
     what += f", and {matched:.1%} or more of each tensor are what this arithmetic gives." if matched > 0 else "."
-    remark = not evidence.failed("touched", "untouched")
     return Cause(kind="rounded", sentence=what, tensors=keys, figures=figures, remark=remark)
 
 
@@ -87,4 +85,4 @@ def _within_bounds(remaining: list[Explained], evidence: Evidence) -> Iterable[t
         yield _cause(name_of(max(each.part.arithmetic for each in own)), own, evidence), own
 
 
-ROUNDED = Hypothesis(name="rounded", predict=_otherwise, describe=_describe, remaining=_within_bounds)
+ROUNDED = Hypothesis(name="rounded", predict=_otherwise, describe=_cause, remaining=_within_bounds)

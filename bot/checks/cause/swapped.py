@@ -105,7 +105,7 @@ def _exchanges(exchanged: list[Explained]) -> str:
         done |= {_identity(part), _identity(other)}
         (layer, module), (other_layer, other_module) = split(part.key), split(other.key)
         if part.key == other.key:
-            words.append(f"rows from {part.lines[0]} and from {other.lines[0]} on of {part.key}")
+            words.append(f"{_in_stack(part)} and {_in_stack(other)} of {part.key}")
         elif layer == other_layer:
             words.append(f"{module} and {other_module}" + ("" if layer is None else f" in layer {layer}"))
         elif module == other_module:
@@ -114,6 +114,13 @@ def _exchanges(exchanged: list[Explained]) -> str:
             words.append(f"{part.key} and {other.key}")
     more = [f"{len(words) - PAIRS_NAMED} more pairs"] if len(words) > PAIRS_NAMED else []
     return in_words([*words[:PAIRS_NAMED], *more])
+
+
+def _in_stack(part: TensorPart) -> str:
+    shape = part.wanted.shape
+    if len(shape) > 2 and part.view[0] == shape[0] * shape[1] and part.shape[0] == shape[1]:
+        return f"expert {part.lines[0] // shape[1]}"
+    return f"rows from {part.lines[0]} on"
 
 
 SWAPPED = Hypothesis(name="swapped", predict=_of_another, describe=_describe, costly=True)

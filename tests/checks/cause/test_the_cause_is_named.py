@@ -97,7 +97,7 @@ PLANTED: dict[str, Planted] = {
         kind="swapped", words=("k_proj and self_attn.o_proj",)),
     "two experts": Planted(
         on="experts-fused", plant=planted.in_exact_numbers("experts-fused", wrong.experts_swapped),
-        kind="swapped", words=("rows from",),
+        kind="swapped", words=("expert 0 and expert 1",),
     ),
     # rounded
     "a rounded delta": Planted(
