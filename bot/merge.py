@@ -38,23 +38,31 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
     the disk fills up.
     """
     emit(Stage(name="merge", title=f"Merging {plan.method} into {plan.dtype}"))
+    with merging(plan, inputs, partial, emit) as work:
+        if not plan.forced:
+            work.require_change()
+        for shard in plan.shards:
+            work.shard(shard)
+        work.write_rest()
+    return Merged(folder=partial, plan=plan, sha256=work.sha256)
+
+
+@contextmanager
+def merging(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Iterator[MergeRun]:
+    """A merge whose weight files are made one by one, on request; every input file that is read is held to what its source
+    states, at the latest when the block ends."""
     # Before numpy is loaded: several workers multiply small matrices, and OpenBLAS's own threads would be in their way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with holding(inputs.files) as keeper, _full_disk(plan), beating(emit, "merge", "Preparing") as listener:
         progress = _Progress(listener, total=sum(shard.size for shard in plan.shards))
         keeper.require(held.path for held in inputs.files)
         keeper.follow(held.path for held in inputs.files if held.role == "adapter")
-        work = _MergeRun(plan, inputs, partial, progress, listener, keeper)
+        work = MergeRun(plan, inputs, partial, progress, listener, keeper)
         _require_equal(plan, inputs)
         _refuse_idle_changes(plan, inputs)
         compare_vocabulary(plan, inputs, listener)
-        if not plan.forced:
-            work.require_change()
         progress.begin()
-        for shard in plan.shards:
-            work.shard(shard)
-        _write_rest(plan, inputs, partial, keeper)
-    return Merged(folder=partial, plan=plan, sha256=work.sha256)
+        yield work
 
 
 @contextmanager
@@ -70,7 +78,7 @@ def _full_disk(plan: Plan) -> Iterator[None]:
         ) from error
 
 
-class _MergeRun:
+class MergeRun:
     """The shards of one merge, one after the other."""
 
     def __init__(
@@ -125,6 +133,10 @@ class _MergeRun:
         self.sha256[shard.name] = sha256
         write_note(self.partial, self._before | self.sha256)
         os.replace(in_work, finished)
+
+    def write_rest(self) -> None:
+        """The index and every file that is no weight."""
+        _write_rest(self.plan, self.inputs, self.partial, self.keeper)
 
     def _is_finished(self, path: Path, name: str) -> bool:
         """Whether an earlier run has written this shard, and the disk has kept it."""

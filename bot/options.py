@@ -136,6 +136,11 @@ class Options:
         "The bytes are the same.",
         "auto",
     )
+    disk: Literal["auto", "whole", "shards"] = option(
+        "Whether base and result lie on this disk as a whole, or one weight file after the other is fetched, merged, proven, "
+        "uploaded and dropped (of no use where the result stays here). auto: as a whole where that fits.",
+        "auto",
+    )
     allow_pickle: bool = option("Read an adapter that ships only as adapter_model.bin.", False)
     trust_remote_code: bool = option("Let the full verification run the base's own code.", False)
 

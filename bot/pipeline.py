@@ -32,18 +32,21 @@ from bot.proof import named_inputs, prove, tag_of
 from bot.publish import (
     ExpectedResult,
     PublishSettings,
+    SentBefore,
     apply_settings,
     find_existing,
+    open_target,
     publish,
     require_not_an_input,
     require_reach,
     warn_of_reach,
 )
-from bot.pull import base_of, dropping, fetch, pin, require_headers, with_sound_files
-from bot.records import Local, Outcome, Plan, Publication, Ref, Request, Source, Sources
+from bot.pull import base_of, dropping, fetch, needed, pin, require_headers, with_sound_files
+from bot.records import Local, Outcome, Plan, Publication, Ref, Report, Request, Source, Sources
 from bot.report_document import Document
 
 if TYPE_CHECKING:
+    from bot.by_shard import MadeByShard, Merge
     from bot.hub import Hub
 
 NOT_ATTESTED = (
@@ -72,6 +75,28 @@ def run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None 
 
 def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Outcome:
     sources, plan = plan_merge(request, hub, emit, bases)
+    ended = ended_before(request, sources, plan, hub, emit)
+    if ended is not None:
+        return ended
+    if publish_target(request) is None:
+        return make(request, sources, plan, hub, emit)
+    if plan.disk == "shards":
+        return _by_shard(request, sources, plan, hub, emit)
+    inputs = _ready(request, sources, plan, hub, emit)
+    # The folder stays locked until the merge is published: another run would put its own folder there meanwhile.
+    with locked_partial_dir(_output(request, plan, hub), plan.fingerprint) as partial:
+        made = _build(partial, inputs, request, sources, plan, hub, emit)
+        if made.status == "not-verified":
+            return made
+        published = _published(made, partial, request, hub, emit)
+    if isinstance(published, AdapterMergeError):
+        raise published
+    return replace(made, status=_status(published), publication=published, folder=request.output)
+
+
+def ended_before(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -> Outcome | None:
+    """How a run ends of which nothing is to be made: it is refused, there already, or a dry run. None where it goes on. Raises
+    what would stop its publication."""
     if plan.refusals:
         require_headers(sources, hub)
         return Outcome(status="refused", plan=plan)
@@ -86,24 +111,71 @@ def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Ou
             known = apply_settings(known, _publish_settings(request, sources, plan), hub, emit)
         return Outcome(status="unchanged", plan=plan, publication=known)
     if target is None:
-        return Outcome(status="dry-run", plan=plan) if request.dry_run else make(request, sources, plan, hub, emit)
+        return Outcome(status="dry-run", plan=plan) if request.dry_run else None
     card = preview(sources.base, sources.adapter, sources.adapters, request.license, hub.address)
     result = ExpectedResult.of(sources, card, request.private, emit)
     if request.dry_run:
         warn_of_reach(target, request.publish, hub, emit, result)
         return Outcome(status="dry-run", plan=plan)
     require_reach(target, request.publish, hub, result)
-    inputs = _ready(request, sources, plan, hub, emit)
-    # The folder stays locked until the merge is published: another run would put its own folder there meanwhile.
-    with locked_partial_dir(_output(request, plan, hub), plan.fingerprint) as partial:
-        made = _build(partial, inputs, request, sources, plan, hub, emit)
-        if made.status == "not-verified":
-            return made
-        published = _published(made, partial, request, hub, emit)
-    if isinstance(published, AdapterMergeError):
-        raise published
-    status: Literal["published", "unchanged"] = "unchanged" if published.status == "unchanged" else "published"
-    return replace(made, status=status, publication=published, folder=request.output)
+    return None
+
+
+def _by_shard(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -> Outcome:
+    """The same where base and result do not lie on this disk: each weight file is made, proven and sent before the next one."""
+    from bot import by_shard
+
+    require_writable(request.attestation, None)
+    started = utc_now()
+    with shard_merge(request, sources, plan, hub, emit) as (what, partial):
+        return publish_shards(by_shard.make(what, partial, hub, emit), what, partial, hub, emit, started)
+
+
+@contextmanager
+def shard_merge(
+    request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit, part: str = ""
+) -> Iterator[tuple[Merge, Path]]:
+    """A merge by weight files, and the folder to make its other files in: the target is there, and all inputs but the base's
+    weights are here. `part`: of the merge, which has a folder of its own."""
+    from bot import by_shard
+
+    target = target_of(request)
+    wanted = needed(sources, plan)
+    wanted["base"] -= by_shard.weight_files_of(sources.base)
+    small = fetch(sources, {role: sorted(names) for role, names in wanted.items()}, hub, emit)
+    repos = tuple(named_inputs(plan).repos)
+    proposing = open_target(target, request.publish, request.private, repos, hub, emit)
+    to = by_shard.Destination(repo=target, proposing=proposing, copies=sources.base.repo is not None, part=part)
+    together = predict_combined(sources, request.combination)
+    folder = scratch_folder(hub.scratch, plan.fingerprint, f"{target} {part}" if part else target)
+    with locked_partial_dir(folder, plan.fingerprint) as partial:
+        with dropping(hub), one_adapter(together, small, hub, emit) as inputs, unchanging(inputs.files):
+            yield by_shard.Merge(plan=plan, inputs=inputs, sources=sources, request=request, to=to), partial
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def publish_shards(
+    made: MadeByShard, what: Merge, partial: Path, hub: Hub, emit: Emit, started: str | None = None
+) -> Outcome:
+    """The one commit of a merge whose weight files are on the Hub already. `started`: when it was begun, where that is known."""
+    report, plan = made.report, what.plan
+    together = predict_combined(what.sources, what.request.combination)
+    _write_card(partial, report, what.sources, together, what.request, plan, hub)
+    if what.request.attestation is not None:
+        attest(what.request.attestation, partial, report, hub.address, started)
+    if report.verdict != "verified":
+        made.clear()
+        return Outcome(status="not-verified", plan=plan, report=report)
+
+    def commit(before: SentBefore) -> Publication:
+        return publish_made(partial, report.document, what.request, hub, emit, before)
+
+    published = made.publish(commit, emit)
+    return Outcome(status=_status(published), plan=plan, report=report, publication=published)
+
+
+def _status(published: Publication) -> Literal["published", "unchanged"]:
+    return "unchanged" if published.status == "unchanged" else "published"
 
 
 def make(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -> Outcome:
@@ -129,6 +201,17 @@ def _build(
     with dropping(hub), one_adapter(together, inputs, hub, emit) as inputs, unchanging(inputs.files):
         merged = merge(replace(plan, forced=request.force), inputs, partial, emit)
         report = prove(merged, inputs, sources, request, publish_target(request), hub, emit)
+    _write_card(partial, report, sources, together, request, plan, hub)
+    folder = finish(partial, _output(request, plan, hub), report, request)
+    if request.attestation is not None:
+        attest(request.attestation, folder, report, hub.address, started)
+    status: Literal["merged", "not-verified"] = "merged" if report.verdict == "verified" else "not-verified"
+    return Outcome(status=status, plan=plan, report=report, folder=folder)
+
+
+def _write_card(
+    folder: Path, report: Report, sources: Sources, together: Predicted | None, request: Request, plan: Plan, hub: Hub
+) -> None:
     card = render(
         report.document,
         target=publish_target(request),
@@ -139,12 +222,7 @@ def _build(
         assets=plan.assets,
         hub=hub.address,
     )
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    folder = finish(partial, _output(request, plan, hub), report, request)
-    if request.attestation is not None:
-        attest(request.attestation, folder, report, hub.address, started)
-    status: Literal["merged", "not-verified"] = "merged" if report.verdict == "verified" else "not-verified"
-    return Outcome(status=status, plan=plan, report=report, folder=folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _published(made: Outcome, partial: Path, request: Request, hub: Hub, emit: Emit) -> Publication | AdapterMergeError:
@@ -207,7 +285,8 @@ def planned(sources: Sources, request: Request, output: Path, hub: Hub) -> Plan:
     if request.output:  # what an earlier, killed run left there is resumed, or removed
         machine = replace(machine, disk_free=machine.disk_free + left_behind(request.output))
     together = predict_combined(sources, request.combination)
-    plan = make_plan(with_combined_adapter(sources, together), request.options, machine, sources.adapters)
+    given, publishing = with_combined_adapter(sources, together), request.publish != "none" and request.output is None
+    plan = make_plan(given, request.options, machine, sources.adapters, publishing=publishing)
     if together is not None:
         plan = plan_for_all_adapters(plan, together, request.combination, map(pin_of, sources.adapters), machine)
     return with_notes_on_cards(plan, sources, request.license)
@@ -256,8 +335,10 @@ def _output(request: Request, plan: Plan, hub: Hub) -> Path:
     return request.output or scratch_folder(hub.scratch, plan.fingerprint, publish_target(request))
 
 
-def publish_made(folder: Path, document: Document, request: Request, hub: Hub, emit: Emit) -> Publication:
-    """Publish a proven folder to the request's target. `document`: its verification.json."""
+def publish_made(
+    folder: Path, document: Document, request: Request, hub: Hub, emit: Emit, before: SentBefore | None = None
+) -> Publication:
+    """Publish a proven folder to the request's target. `document`: its verification.json; `before`: what the Hub has of it."""
     return publish(
         folder,
         document,
@@ -269,4 +350,5 @@ def publish_made(folder: Path, document: Document, request: Request, hub: Hub, e
         hub=hub,
         emit=emit,
         dry_run=request.dry_run,
+        before=before,
     )

@@ -43,6 +43,7 @@ def plan_table(plan: Plan) -> str:
         ("download", readable(plan.budget.download)),
         ("output", readable(plan.budget.output)),
         ("memory", f"{readable(plan.budget.peak_memory)} at most while merging"),
+        ("disk", _disk(plan)),
         ("proof", _proof(plan)),
         ("fingerprint", plan.fingerprint[:16]),
     ]
@@ -50,6 +51,18 @@ def plan_table(plan: Plan) -> str:
     lines += [f"  {'config':<12} {_changed(change)}" for change in plan.config_changes]
     lines += [f"  note         {note}" for note in plan.notes]
     return "\n".join(lines)
+
+
+def _disk(plan: Plan) -> str:
+    """Peak disk, where the model is not on it as a whole, and what goes over the network."""
+    costs = plan.budget.by_shard
+    if plan.disk == "whole" or costs is None:
+        return f"{readable(plan.budget.disk)} at most"
+    copied = f", {readable(costs.copied)} copied by the Hub" if costs.copied else ""
+    return (
+        f"{readable(costs.disk)} at most, one weight file after the other: {readable(costs.fetch)} to fetch, "
+        f"{readable(costs.send)} to send{copied}"
+    )
 
 
 def _changed(change: ConfigChange) -> str:
@@ -115,6 +128,7 @@ def plan_json(plan: Plan) -> Json:
         "fingerprint": plan.fingerprint,
         "verify": {"level": plan.level, "not_run": [{"id": i, "reason": why} for i, why in plan.not_run]},
         "budget": asdict(plan.budget),
+        "disk": plan.disk,
         "shards": [{"name": s.name, "size": s.size, "same_as_base": s.same_as_base} for s in plan.shards],
         "index": plan.index_name,
         "assets": [_asset(asset) for asset in plan.assets],

@@ -17,16 +17,29 @@ from bot.special_tokens import is_token
 
 if TYPE_CHECKING:
     from bot.hub import Hub
+    from bot.verify import Subject
 
 
 def prove(
     merged: Merged, inputs: Local, sources: Sources, request: Request, target: str | None, hub: Hub, emit: Emit
 ) -> Report:
     """Verify a merge of ours and put its verification.json into the folder."""
-    from bot.verify import Subject, table, verify, write  # the checks are not for those who only plan
+    from bot.verify import table, verify, write  # the checks are not for those who only plan
+
+    report = verify(subject_of(merged, inputs, sources, request, target, hub), emit)
+    emit(TextBlock(text=table(report)))
+    write(report, merged.folder)
+    return report
+
+
+def subject_of(
+    merged: Merged, inputs: Local, sources: Sources, request: Request, target: str | None, hub: Hub
+) -> Subject:
+    """What is to be proven of a merge of ours."""
+    from bot.verify import Subject
 
     plan = merged.plan
-    subject = Subject(
+    return Subject(
         folder=merged.folder,
         base=inputs.base,
         adapter=inputs.adapter,
@@ -51,10 +64,6 @@ def prove(
         adapters=inputs.adapters if plan.combination else (),
         combination=plan.combination,
     )
-    report = verify(subject, emit)
-    emit(TextBlock(text=table(report)))
-    write(report, merged.folder)
-    return report
 
 
 def named_inputs(plan: Plan) -> InputPins:

@@ -361,6 +361,17 @@ class ConfigChange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardCosts:
+    """What a merge costs that is made one weight file after the other, in bytes. `disk`: at most, at any moment; `copied`: of
+    files that the Hub copies itself."""
+
+    disk: int
+    fetch: int
+    send: int
+    copied: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Budget:
     """What a merge will take, in bytes."""
 
@@ -371,6 +382,7 @@ class Budget:
     verify_memory: int  # what `--verify full` needs
     # The same, beside the output: plain copies of a quantised base and result, while they are measured.
     verify_disk: int = 0
+    by_shard: ShardCosts | None = None  # None: this merge cannot be made so, or nothing is published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,6 +420,7 @@ class Plan:
     # Adapter tensors that must be all zeros, since the base has no place for what they add.
     idle: tuple[Stored, ...] = ()
     forced: bool = False  # whether a merge that changes nothing is made all the same
+    disk: Literal["whole", "shards"] = "whole"  # whether all of it lies on the disk at once
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from bot.records import (
     Held,
     Json,
     Level,
+    Local,
     Options,
     Publication,
     Ref,
@@ -60,6 +62,7 @@ from bot.verify import Subject, verify
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 LONGEST_CARD = 1_000_000  # bytes of a README that are looked through for its metadata
+NotRun = tuple[tuple[str, str], ...]  # (check or level, why)
 SHOWN = 3  # models that a card may name as its base
 
 
@@ -94,37 +97,70 @@ def reverify(
 def _reverify(
     folder: Path, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit, **measuring: Any
 ) -> Report:
+    claimed = claims_of(folder, base, adapters, options, hub, emit)
+    sources = claimed.sources
+    level = _level(folder, sources.base, form_of(claimed.merge, options), options)
+    local = fetch(sources, files_to_prove(sources), hub, emit)
+    with holding(local.files) as keeper, one_adapter(claimed.together, local, hub, emit) as local:
+        # Folders were hashed a moment ago, to the last byte.
+        keeper.follow(held.path for held in local.files if held.repo is not None)
+        return verify(subject_of(folder, claimed, local, level, options, hub, **measuring), emit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claimed:
+    """What a merged folder claims to be, by its report (`recorded`, None where it has none) or by what was given: `together` is how
+    several adapters are combined."""
+
+    recorded: Document | None
+    merge: MergeFacts
+    inputs: InputPins
+    sources: Sources
+    together: Predicted | None
+
+
+def claims_of(
+    folder: Path, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit
+) -> Claimed:
+    """Read a folder's report, and pin the inputs: those given, or else those that it names."""
     recorded = read_report(folder)
     inputs, merge = (recorded.inputs, recorded.merge) if recorded else (InputPins.of({}), MergeFacts.of({}))
     sources, together = _pinned(inputs, base, adapters, options, hub, emit)
-    form = _form(merge, options)
-    level, not_run = _level(folder, sources.base, form, options)
-    local = fetch(sources, files_to_prove(sources), hub, emit)
-    with holding(local.files) as keeper, one_adapter(together, local, hub, emit) as local:
-        # Folders were hashed a moment ago, to the last byte.
-        keeper.follow(held.path for held in local.files if held.repo is not None)
-        subject = Subject(
-            folder=folder,
-            base=local.base,
-            adapter=local.adapter,
-            inputs=_pins(sources, together, inputs),
-            card_bases=_card_bases(folder, sources, hub),
-            recorded=recorded,
-            merge=merge,
-            dtype=merge.option("dtype", options.dtype),
-            ours=merge.fingerprint is not None,
-            level=level,
-            required=options.verify == "full",
-            not_run=not_run,
-            trust_remote_code=options.trust_remote_code,
-            **form,
-            original=original_at_hand(sources.base, hub),
-            **measuring,
-            trained=tuple(filter(None, map(trained_base.in_four_bits, sources.adapters))),
-            adapters=local.adapters if together else (),
-            combination=notation.to_json(together.how) if together else None,
-        )
-        return verify(subject, emit)
+    return Claimed(recorded=recorded, merge=merge, inputs=inputs, sources=sources, together=together)
+
+
+def subject_of(
+    folder: Path,
+    claimed: Claimed,
+    local: Local,
+    level: tuple[Level, NotRun],
+    options: Options,
+    hub: Hub,
+    **measuring: Any,
+) -> Subject:
+    """What is to be proven of a merged folder, and how hard: (level, what is not run and why)."""
+    sources, together = claimed.sources, claimed.together
+    return Subject(
+        folder=folder,
+        base=local.base,
+        adapter=local.adapter,
+        inputs=_pins(sources, together, claimed.inputs),
+        card_bases=_card_bases(folder, sources, hub),
+        recorded=claimed.recorded,
+        merge=claimed.merge,
+        dtype=claimed.merge.option("dtype", options.dtype),
+        ours=claimed.merge.fingerprint is not None,
+        level=level[0],
+        required=options.verify == "full",
+        not_run=level[1],
+        trust_remote_code=options.trust_remote_code,
+        **form_of(claimed.merge, options),
+        original=original_at_hand(sources.base, hub),
+        **measuring,
+        trained=tuple(filter(None, map(trained_base.in_four_bits, sources.adapters))),
+        adapters=local.adapters if together else (),
+        combination=notation.to_json(together.how) if together else None,
+    )
 
 
 def _pinned(
@@ -148,7 +184,7 @@ def _pinned(
     return sources, together
 
 
-def _level(folder: Path, base: Source, form: Json, options: Options) -> tuple[Level, tuple[tuple[str, str], ...]]:
+def _level(folder: Path, base: Source, form: Json, options: Options) -> tuple[Level, NotRun]:
     """How hard to look, and what is not run and why. Raises Refused, or MachineTooSmall for what was asked for by name."""
     config = read_json(base, "config.json")
     tensors = _tensors(base, config)
@@ -186,7 +222,7 @@ def _tensors(base: Source, config: Json) -> list[Stored]:
     return list(stored.values())
 
 
-def _form(merge: MergeFacts, options: Options) -> Json:
+def form_of(merge: MergeFacts, options: Options) -> Json:
     """What was merged into, and in what form the result is stored: as the report says, else as given."""
     values = merge.options or deciding(options)
     return {

@@ -29,15 +29,17 @@ __all__ = ["Subject", "table", "verify", "write"]
 DEPTH: dict[Level, int] = {"files": 0, "weights": 1, "full": 2}
 
 
-def verify(subject: Subject, emit: Emit) -> Report:
-    """Run every check up to the subject's level. Raises Refused when base or adapter cannot be read.
+def verify(subject: Subject, emit: Emit, case: Case | None = None) -> Report:
+    """Run every check up to the subject's level. Raises Refused when base or adapter cannot be read. `case`: the subject's, where
+    some of it was read before.
 
     The verdict is `verified` only when no check failed or had to be skipped. Where `full` was not asked for by name and the
     models cannot be run by this installation, it is that of the level `weights`.
     """
     emit(Stage(name="verify", title=f"Verifying ({subject.level})"))
     with beating(emit, "verify") as emit:
-        case = Case(subject, emit)
+        case = case or Case(subject, emit)
+        case.emit = emit
         findings: dict[str, Finding] = {}
         for check in _selected_checks(subject):
             emit(StepProgress(stage="verify", done=0, total=0, what=f"Check {check.id}"))

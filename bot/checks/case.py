@@ -94,6 +94,10 @@ class Case:
             self._results[read] = read(self)
         return cast(T, self._results[read])
 
+    def know(self, read: Callable[[Case], T], result: T) -> None:
+        """What `read` would make of the case, made elsewhere: of weight files that were here one at a time."""
+        self._results[read] = result
+
     def known(self, read: Callable[[Case], T]) -> T | None:
         """The same where it was made already, else None; asking does not make it."""
         return cast("T | None", self._results.get(read))

@@ -8,7 +8,7 @@ from bot import __version__
 from bot.cli.bot_commands import dispatch, serve
 from bot.cli.install_commands import bot
 from bot.cli.local_commands import demo, doctor, hub
-from bot.cli.merge_commands import merge, plan, run
+from bot.cli.merge_commands import finish, merge, plan, run
 from bot.cli.model_commands import compare, publish, verify
 from bot.cli.option_groups import Group, hyphened
 from bot.cli.poll_commands import poll
@@ -27,5 +27,5 @@ def cli() -> None:
     """Turn a fine-tuned adapter into a published, proven model."""
 
 
-for command in (plan, merge, run, verify, publish, compare, serve, poll, dispatch, bot, hub, demo, doctor):
+for command in (plan, merge, run, finish, verify, publish, compare, serve, poll, dispatch, bot, hub, demo, doctor):
     cli.add_command(command)

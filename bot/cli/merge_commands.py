@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bot.cli.click_options import ADAPTERS, COMBINING, MERGING, SPEAKING, fields
+from bot.cli.click_options import ADAPTERS, COMBINING, FOLDER, MERGING, SPEAKING, fields
 from bot.cli.option_groups import Command
 from bot.cli.printing import error_json, print_error, print_json, print_outcome, print_refusals, print_text
 from bot.cli.requests import combination_of, request_of, the_hub
@@ -14,6 +15,9 @@ from bot.errors import AdapterMergeError, Usage
 from bot.events import Event, TextBlock
 from bot.options import Request
 from bot.terminal.console import Console
+
+if TYPE_CHECKING:
+    from bot.records import Outcome
 
 
 @click.command(cls=Command)
@@ -44,14 +48,73 @@ def plan(adapters: tuple[str, ...], as_json: bool, quiet: bool, **typed: Any) ->
 
 @click.command(cls=Command)
 @ADAPTERS
-@fields(Request, "output", required=True, help="The folder to make.")
+@fields(Request, "output", help="The folder to make.")
+@click.option("--shard", metavar="K/N", help="Make, prove and send only the K-th of N parts, for `finish` to commit.")
+@click.option("--receipt", type=FOLDER, metavar="FILE", help="With --shard: what `finish` needs to know of the part.")
+@fields(Request, "target", "publish", "private")
 @MERGING
 @COMBINING
 @fields(Request, "license", "attestation", "force", "dry_run")
 @SPEAKING
 def merge(adapters: tuple[str, ...], as_json: bool, quiet: bool, **typed: Any) -> int:
-    """Merge and verify into a folder; publish nothing. Several ADAPTERs are combined into one first."""
+    """Merge and verify into a folder; publish nothing. Several ADAPTERs are combined into one first.
+
+    With --shard K/N: one of N machines that share out a merge of a model too large for one; `finish` makes the one commit.
+    """
+    shard, receipt = typed.pop("shard"), typed.pop("receipt")
+    if shard is not None:
+        return _make_part(adapters, shard, receipt, as_json=as_json, quiet=quiet, **typed)
+    for field in ("target", "publish", "private"):
+        given = typed.pop(field)
+        if given not in (None, "auto"):
+            raise Usage("merge publishes nothing.", remedy="Use run, or share out the merge with --shard K/N.")
+    if receipt is not None:
+        raise Usage(
+            "A receipt is of a part of a merge.", remedy="Name the part with --shard K/N, or leave out --receipt."
+        )
+    if typed["output"] is None:
+        raise Usage("Missing option '--output' / '-o'.", remedy="Name the folder to make with --output DIR.")
     return _run(request_of(adapters, publish="none", **typed), as_json=as_json, quiet=quiet)
+
+
+def _make_part(
+    adapters: tuple[str, ...], shard: str, receipt: Path | None, *, as_json: bool, quiet: bool, **typed: Any
+) -> int:
+    from bot.budget import readable
+    from bot.by_shard.receipts import Part, Receipt
+    from bot.share_out import make_part
+
+    part = Part.parse(shard)
+    if receipt is None:
+        raise Usage("A part of a merge needs a receipt.", remedy="Name the file to write with --receipt FILE.")
+    if typed["output"] is not None:
+        raise Usage("A part of a merge goes to the Hub, not into a folder.", remedy="Leave out --output.")
+    if typed["publish"] == "none":
+        raise Usage("A part of a merge goes to the Hub.", remedy="Leave out --publish none.")
+    console = Console(quiet=quiet)
+    made = make_part(request_of(adapters, **typed), part, receipt, the_hub(), console)
+    console.close()
+    if not isinstance(made, Receipt):
+        return _print(made, as_json=as_json, quiet=quiet)
+    if as_json:
+        print_json({"status": "merged", "part": str(part), "receipt": str(receipt), "files": made.sizes})
+    elif not quiet:
+        size, count = readable(sum(made.sizes.values())), len(made.files)
+        print_text(f"✓ part {part} made, proven and sent: {count} weight file{'' if count == 1 else 's'}, {size}")
+    return 0
+
+
+@click.command(cls=Command)
+@click.argument("receipts", metavar="RECEIPT...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@SPEAKING
+def finish(receipts: tuple[Path, ...], as_json: bool, quiet: bool, debug: bool) -> int:
+    """Make the one commit of a merge that was shared out (`merge --shard K/N`), from the RECEIPTs of all its parts."""
+    from bot.share_out import finish as finish_parts
+
+    console = Console(quiet=quiet)
+    outcome = finish_parts(receipts, the_hub(), console)
+    console.close()
+    return _print(outcome, as_json=as_json, quiet=quiet)
 
 
 @click.command(cls=Command)
@@ -77,6 +140,10 @@ def _run(request: Request, *, as_json: bool, quiet: bool) -> int:
     console = Console(quiet=quiet)
     outcome = run_pipeline(request, the_hub(), console)
     console.close()
+    return _print(outcome, as_json=as_json, quiet=quiet)
+
+
+def _print(outcome: Outcome, *, as_json: bool, quiet: bool) -> int:
     if as_json:
         from bot.plan_text import outcome_json
 

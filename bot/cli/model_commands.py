@@ -46,13 +46,13 @@ def verify(
 ) -> int:
     """Re-prove a merged repo or folder, ours or anybody's."""
     from bot.plan_text import held_against
-    from bot.reverify import reverify
+    from bot.reverify_by_shard import reverify_where_it_fits
     from bot.verify import table
 
     console = Console(quiet=quiet)
     attestation = typed.pop("attestation")
     measuring = {name: typed.pop(name) for name in ("eval_text", "force", "attestations")}
-    report = reverify(
+    report = reverify_where_it_fits(
         model_ref(merged),
         model_ref(base) if base else None,
         [adapter_ref(adapter) for adapter in adapters],

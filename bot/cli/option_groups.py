@@ -16,7 +16,16 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Inputs", ("--base", "--adapter", "--allow-pickle", "--trust-remote-code")),
     (
         "The merge",
-        ("--base-weights", "--quantization-config", "--dtype", "--quantize", "--overflow", "--engine", "--device"),
+        (
+            "--base-weights",
+            "--quantization-config",
+            "--dtype",
+            "--quantize",
+            "--overflow",
+            "--engine",
+            "--device",
+            "--disk",
+        ),
     ),
     (
         "Several adapters (into one model, or with --each into a model of its own each)",

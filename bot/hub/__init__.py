@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     from bot.hub.pulls import Pull
     from bot.hub.read import Pinned
     from bot.hub.rights import Who
-    from bot.hub.upload import Change, Upload
+    from bot.hub.upload import Change, LostUpload, NotCopied, ServerCopy, Upload
     from bot.hub.write import Target
 
 __all__ = [
-    "Blob", "HubBusy", "Change", "Hub", "NoDiscussions", "Pinned", "Pull", "Target", "Unserved", "Upload", "Who", "is_repo_id",
-    "lazy_hub",
+    "Blob", "HubBusy", "Change", "LostUpload", "Hub", "NoDiscussions", "NotCopied",
+    "Pinned", "Pull", "ServerCopy", "Target", "Unserved",
+    "Upload", "Who", "is_repo_id", "lazy_hub",
 ]  # fmt: skip
 
 HOMES = {
     "Hub": "client", "Blob": "connection", "HubBusy": "errors", "NoDiscussions": "errors", "Unserved": "errors", "Pull": "pulls",
-    "Pinned": "read", "Change": "upload", "Upload": "upload", "Target": "write", "Who": "rights",
+    "Pinned": "read", "Change": "upload", "Upload": "upload", "ServerCopy": "upload",
+    "NotCopied": "upload", "LostUpload": "upload", "Target": "write", "Who": "rights",
 }  # fmt: skip
 
 

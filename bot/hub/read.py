@@ -233,6 +233,20 @@ class InputClient(Connection):
             )
         return folder
 
+    def download_apart(self, repo: str, sha: str, file: str, folder: Path) -> Path:
+        """One file of a commit in a folder of the caller's own, not in the cache: to be dropped after use. A cut download
+        resumes."""
+        where = self.where(f"download {file} of {repo}", repo, sha, file)
+
+        def fetch() -> Path:
+            return Path(
+                self.inputs.hf_hub_download(
+                    repo, file, revision=sha, local_dir=folder, cache_dir=self.cache_dir, tqdm_class=_meter(None)
+                )
+            )
+
+        return self.patiently(where, fetch)
+
     def _is_listed_wrongly(self, repo: str, sha: str, names: Iterable[str]) -> bool:
         """Whether the client's list of the commit's files lacks some that the Hub has told us of."""
         try:

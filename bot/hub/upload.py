@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-from huggingface_hub.errors import BadRequestError, HfHubHTTPError
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+from huggingface_hub.errors import BadRequestError, FileDuplicationError, HfHubHTTPError
+from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # re-exported lazily
     build_hf_headers,
     get_session,
@@ -25,7 +26,18 @@ from bot.untrusted.redact import redact
 SMALL = 10_000_000  # bytes; smaller files travel together
 STORAGE = re.compile(r"/info/lfs/objects/verify|/api/complete_multipart")
 
+DUPLICATE = re.compile(r"/lfs-files/duplicate$")
+
 Upload = CommitOperationAdd  # a file whose content the Hub has already; what is in it is the client's business
+ServerCopy = CommitOperationCopy  # a file that the Hub itself copies from another repo
+
+
+class NotCopied(Outside):
+    """The Hub does not copy a file from the base's repo: it has to be sent."""
+
+
+class LostUpload(Outside):
+    """The Hub no longer holds what an earlier run, or an earlier hour of this one, has sent to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +122,28 @@ class UploadClient(TargetClient):
                 raise
             self.patiently(where, send)
 
+    def holds(self, repo: str, revision: str, sizes: Mapping[str, int]) -> frozenset[str]:
+        """Those of these contents, {sha256: size}, that the repo's storage has already, committed or not."""
+        if not sizes:
+            return frozenset()
+        where = self.where_writing(f"ask what {repo} holds", repo, revision)
+        infos = [UploadInfo(size=size, sample=b"", sha256=bytes.fromhex(sha256)) for sha256, size in sizes.items()]
+
+        def ask() -> frozenset[str]:
+            token = None if self.outputs.token is True else self.outputs.token
+            wanted, _, _ = post_lfs_batch_info(infos, token, "model", repo, endpoint=self.endpoint)  # type: ignore[arg-type]
+            # Of what is there already the answer holds no address to send it to.
+            return frozenset(str(each["oid"]) for each in wanted if not each.get("actions")) & sizes.keys()
+
+        return self.patiently(where, ask)
+
     def commit(
-        self, change: Change, additions: Iterable[Upload], landed: Callable[[], str | None] | None = None
+        self,
+        change: Change,
+        additions: Iterable[Upload | ServerCopy],
+        landed: Callable[[], str | None] | None = None,
     ) -> str:
-        """One commit with everything; its sha. Raises Moved where `change.parent` is no longer the head.
+        """One commit with everything; its sha. Raises Moved where `change.parent` is no longer the head, NotCopied, LostUpload.
 
         `landed`: looks whether the head is this commit already, made by a try whose answer was lost, or by another run.
         """
@@ -134,11 +164,31 @@ class UploadClient(TargetClient):
             except BadRequestError as error:
                 if is_not_there_yet(error):
                     for addition in additions:
-                        addition._is_uploaded = False  # the client then asks again for each, and sends what is missing
+                        if isinstance(addition, CommitOperationAdd) and _is_here(addition):
+                            addition._is_uploaded = (
+                                False  # the client then asks again for each, and sends what is missing
+                            )
                 raise
+            except (ValueError, FileDuplicationError) as error:  # no Xet hash, or one by one refused
+                if not copies:
+                    raise
+                raise _not_copied(copies[0], str(error)) from error
+            except HfHubHTTPError as error:
+                if not DUPLICATE.search(error.response.request.url.path) or error.response.status_code >= 500:
+                    raise
+                raise _not_copied(copies[0], str(error)) from error
             return str(made.oid)
 
-        return self.patiently(where, send, landed)
+        copies = [addition for addition in additions if isinstance(addition, CommitOperationCopy)]
+        try:
+            return self.patiently(where, send, landed)
+        except HubBusy as error:
+            if not isinstance(error.__cause__, BadRequestError) or all(map(_is_here, additions)):
+                raise
+            raise LostUpload(
+                f"The Hub no longer holds what was sent to {change.repo} for this commit.",
+                remedy="Run it again: what is missing is made and sent anew.",
+            ) from error
 
 
 def _by_storage(error: Outside) -> bool:
@@ -156,6 +206,36 @@ def _addition(name: str, path: Path) -> Upload:
     """A small file is read once and for all, so that what its hash is of is what the commit holds."""
     is_small = path.stat().st_size < SMALL
     return CommitOperationAdd(path_in_repo=name, path_or_fileobj=path.read_bytes() if is_small else path)
+
+
+def sent_before(name: str, size: int, sha256: str, sample: bytes) -> Upload:
+    """A file that the Hub holds and this machine no longer does. `sample`: its first 512 bytes."""
+    upload = CommitOperationAdd(path_in_repo=name, path_or_fileobj=b"")
+    upload.upload_info = UploadInfo(size=size, sample=sample, sha256=bytes.fromhex(sha256))
+    upload._upload_mode, upload._should_ignore, upload._is_uploaded = "lfs", False, True
+    return upload
+
+
+def copy_of(name: str, repo: str, sha: str, file: str) -> ServerCopy:
+    """`file` of a commit of another repo, under `name`, copied by the Hub itself."""
+    return CommitOperationCopy(
+        src_path_in_repo=file, path_in_repo=name, src_revision=sha, src_repo_id=repo, src_repo_type="model"
+    )
+
+
+def _is_here(addition: Upload | ServerCopy) -> bool:
+    """Whether its content can be sent once more."""
+    if isinstance(addition, CommitOperationCopy):
+        return True
+    content = addition.path_or_fileobj
+    return len(content) == addition.upload_info.size if isinstance(content, bytes) else Path(str(content)).is_file()
+
+
+def _not_copied(copy: ServerCopy, why: str) -> NotCopied:
+    return NotCopied(
+        f"The Hub does not copy {copy.src_path_in_repo} from {copy.src_repo_id}: {plain(why, 200)}.",
+        remedy="Run it again with --disk whole, or with a token that may read that repo.",
+    )
 
 
 def _loads(files: Mapping[str, Path]) -> list[list[str]]:

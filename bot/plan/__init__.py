@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bot import special_tokens, trained_base
 from bot.assets import base_tokenizer_left_out, choose_assets, read_json
@@ -15,6 +15,7 @@ from bot.options import Options, deciding
 from bot.plan.adapter_plan import AdapterPlan, plan_adapter
 from bot.plan.base_weights import EffectiveBase, effective_base
 from bot.plan.completeness import require_all_claimed
+from bot.plan.disk import choose_disk
 from bot.plan.input_refusals import base_refusals, code_refusals, with_new_rows
 from bot.plan.new_heads import unsaved_modules
 from bot.plan.outputs import Outputs, is_change, make_outputs
@@ -42,9 +43,11 @@ class PlannedModel:
     notes: tuple[tuple[str, ...], tuple[str, ...]]  # before and after what the machine adds
 
 
-def make_plan(sources: Sources, options: Options, machine: Machine, adapters: Sequence[Source] = ()) -> Plan:
+def make_plan(
+    sources: Sources, options: Options, machine: Machine, adapters: Sequence[Source] = (), *, publishing: bool = False
+) -> Plan:
     """Plan a merge. Whatever forbids it is in `refusals`, all of it at once. `adapters`: those that `sources.adapter` is the
-    combination of, where it is one."""
+    combination of, where it is one; `publishing`: the result goes to the Hub, and need not stay on this disk."""
     model = _plan_model(sources, options)
     layout, claims = model.layout, model.adapter.claims
     budget = make_budget(sources, layout.shards, layout.ops, model.assets, model.adapter.engine)
@@ -52,7 +55,11 @@ def make_plan(sources: Sources, options: Options, machine: Machine, adapters: Se
         options, read_json(sources.base, "config.json"), budget.verify_memory, machine, disk_to_prove(budget, machine)
     )
     device, no_device, device_notes = choose_device(options, layout.ops, machine)
-    refusals = [*model.refusals, *level_refusals, *machine_refusals(budget, machine), *no_device]
+    lacking = machine_refusals(budget, machine)
+    disk = choose_disk(sources, options, layout, model.adapter.engine, lacking, machine, publishing=publishing)
+    if disk.kind == "shards" and level == "full":
+        level, not_run = "weights", (("full", "needs the whole model on the disk"),)
+    refusals = [*model.refusals, *level_refusals, *disk.refusals, *no_device]
     if not any(is_change(op) for op in layout.ops) and not refusals:
         reason = "The adapter holds no weight that would change the base."
         refusals.append(Refusal(code="matches-nothing", reason=reason, remedy=OTHER_BASE))
@@ -80,7 +87,8 @@ def make_plan(sources: Sources, options: Options, machine: Machine, adapters: Se
         config_changes=model.config_changes,
         refusals=tuple(refusals),
         notes=(*model.notes[0], *device_notes, *model.notes[1]),
-        budget=budget,
+        budget=replace(budget, by_shard=disk.costs),
+        disk=disk.kind,
         fingerprint=fingerprint(sources.base.sha, sources.adapter.pin, options, model.base.how),
         tensors=counts(model.outputs.ops, model.quantised.ops, model.outputs.drops, options.quantize),
         warnings=() if model.base.packed else trained_base.warnings(adapters or (sources.adapter,)),

@@ -20,6 +20,7 @@ from bot.publish.deliver import propose, published_meanwhile, push
 from bot.publish.existing import find_existing, pull_to_update
 from bot.publish.repo_settings import PublishSettings, apply_settings, apply_visibility, carry_tag, create_target
 from bot.publish.stale_files import outdated_weights, stale_files
+from bot.publish.upload import SentBefore as SentBefore
 from bot.publish.upload import plain_files as plain_files
 from bot.publish.upload import verified_upload
 from bot.publish.visibility import Visibility, of_sources, require_fit
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from bot.hub import Hub, Target
 
 __all__ = [
-    "ExpectedResult", "PublishSettings", "apply_settings", "find_existing", "of_sources", "publish", "require_fit",
+    "ExpectedResult", "PublishSettings", "SentBefore", "apply_settings", "find_existing", "of_sources", "open_target",
+    "publish", "require_fit",
     "require_not_an_input", "require_reach", "warn_of_reach",
 ]  # fmt: skip
 
@@ -50,15 +52,18 @@ def publish(
     hub: Hub,
     emit: Emit,
     dry_run: bool = False,
+    before: SentBefore | None = None,
 ) -> Publication:
-    """Publish a folder that `merge` finished. Raises NotVerified, Refused, Forbidden, Moved; see the module's rule."""
+    """Publish a folder that `merge` finished. `before`: what of it the Hub has already.
+
+    Raises NotVerified, Refused, Forbidden, Moved; see the module's rule."""
     if how == "none":
         return Publication(status="none", how="none", why="Publishing was not asked for.")
     if not is_repo_id(target) or "/" not in target:
         raise Usage(f"{target!r} is not a Hub repo.", remedy="Name the target as owner/name.")
     emit(Stage(name="publish", title=f"Publishing to {target}"))
     hub.tell(emit)
-    upload = verified_upload(folder, document)
+    upload = verified_upload(folder, document, before)
     repos = tuple(document.inputs.repos)
     require_not_an_input(target, repos, hub)
     settings = PublishSettings(fingerprint=upload.fingerprint, repos=repos, private=private, tag=tag)
@@ -88,6 +93,17 @@ class ExpectedResult:
     def of(cls, sources: Sources, card: str, private: Private, emit: Emit) -> ExpectedResult:
         """From what the Hub said of the inputs when they were pinned."""
         return cls(card=card, seen=of_sources(sources, private, emit), private=private)
+
+
+def open_target(
+    target: str, how: How, private: Private, repos: Iterable[tuple[str, str | None]], hub: Hub, emit: Emit
+) -> bool:
+    """Have the target there, so that something can be sent to it before anything is visible: a new one is made, empty, with its
+    final visibility. Returns whether what is sent will become a pull request."""
+    now = hub.target(target)
+    if now is None:
+        now = create_target(target, visibility.decide(tuple(repos), private, hub, emit), hub, emit)
+    return not (how == "push" or (how == "auto" and now.empty))
 
 
 def require_reach(target: str, how: How, hub: Hub, result: ExpectedResult | None = None) -> None:

@@ -14,7 +14,7 @@ from bot.publish.upload import CARD, VerifiedUpload, differing_files, proves_the
 from bot.report_document import NAME as REPORT
 
 if TYPE_CHECKING:
-    from bot.hub import Blob, Change, Hub, Upload
+    from bot.hub import Blob, Change, Hub, ServerCopy, Upload
 
 ARRIVED_CHANGED = "arrived-changed"
 ROUNDS = 5  # times that a commit is tried again on top of what others have committed
@@ -43,7 +43,9 @@ class Parent:
     files: dict[str, Blob]
 
 
-def commit_verified(job: PublishJob, parent: Parent, additions: tuple[Upload, ...]) -> tuple[str, tuple[str, ...]]:
+def commit_verified(
+    job: PublishJob, parent: Parent, additions: tuple[Upload | ServerCopy, ...]
+) -> tuple[str, tuple[str, ...]]:
     """Commit and read back: the commit, and the files that it deleted. Raises Moved where the parent changed in what is ours,
     or goes on changing."""
     for rounds in range(ROUNDS, 0, -1):
@@ -110,7 +112,7 @@ def _change(job: PublishJob, parent: Parent, delete: tuple[str, ...]) -> Change:
     )
 
 
-def _commit(job: PublishJob, change: Change, additions: tuple[Upload, ...]) -> str:
+def _commit(job: PublishJob, change: Change, additions: tuple[Upload | ServerCopy, ...]) -> str:
     """Commit; where that fails, look whether the commit exists all the same: the answer was lost, or another run was faster."""
     return job.hub.commit(change, additions, lambda: _find_commit(job, change.repo, change.revision, change.parent))
 

@@ -15,7 +15,7 @@ from bot.publish.upload import require_proven
 from bot.records import Publication
 
 if TYPE_CHECKING:
-    from bot.hub import Pull, Target, Upload
+    from bot.hub import Pull, ServerCopy, Target, Upload
 
 STAGE = "publish"
 
@@ -41,7 +41,7 @@ def propose(job: PublishJob, target: Target, pull: Pull | None) -> Publication:
     return published_meanwhile(job, target.repo) or _propose_anew(job, target, additions)
 
 
-def _propose_anew(job: PublishJob, target: Target, additions: tuple[Upload, ...]) -> Publication:
+def _propose_anew(job: PublishJob, target: Target, additions: tuple[Upload | ServerCopy, ...]) -> Publication:
     repo = target.repo
     try:
         parent = latest_parent(job, Parent(repo=repo, ref="main", sha=target.sha, files=target.files))
@@ -101,7 +101,7 @@ def _update(job: PublishJob, target: Target, pull: Pull) -> Publication:
 
 
 def _commit_to_pull(
-    job: PublishJob, target: Target, pull: Pull, parent: Parent, additions: tuple[Upload, ...]
+    job: PublishJob, target: Target, pull: Pull, parent: Parent, additions: tuple[Upload | ServerCopy, ...]
 ) -> Publication:
     """The commit on an existing pull request, and its new title and text."""
     hub, repo = job.hub, target.repo
@@ -145,7 +145,7 @@ def _supersede(job: PublishJob, repo: str, sha: str) -> None:
         job.emit(Note(text=f"{error.what} Look at the pull requests of {repo}.", level="warning"))
 
 
-def _upload(job: PublishJob, repo: str, revision: str, *, pull_request: bool) -> tuple[Upload, ...]:
+def _upload(job: PublishJob, repo: str, revision: str, *, pull_request: bool) -> tuple[Upload | ServerCopy, ...]:
     total, done = job.upload.size, 0
 
     def sent(amount: int) -> None:
@@ -155,9 +155,9 @@ def _upload(job: PublishJob, repo: str, revision: str, *, pull_request: bool) ->
 
     with beating(job.emit, STAGE) as emit:
         sent(0)
-        uploads = job.hub.upload(repo, revision, job.upload.files, pull_request=pull_request, sent=sent)
+        uploads = job.hub.upload(repo, revision, job.upload.here, pull_request=pull_request, sent=sent)
     require_proven(job.upload, {upload.path_in_repo: upload.upload_info.sha256.hex() for upload in uploads})
-    return uploads
+    return *uploads, *job.upload.sent.values()
 
 
 def published_meanwhile(job: PublishJob, repo: str) -> Publication | None:

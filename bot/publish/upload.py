@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from bot.report_document import NAME as REPORT
 from bot.report_document import Document
 
 if TYPE_CHECKING:
-    from bot.hub import Blob
+    from bot.hub import Blob, ServerCopy, Upload
 
 CARD = "README.md"
 UNPROVEN = {CARD, REPORT, ".gitattributes"}  # the report cannot hold its own hash; the others are the Hub's to edit
@@ -26,38 +26,62 @@ MERGE_AGAIN = "Merge again; nothing was published."
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedUpload:
-    """The files by name, the sha256 of each and what it was when it was hashed, and the report that proves them."""
+    """The files by name, the sha256 of each and what it was when it was hashed, and the report that proves them.
+
+    `sent`: those that the Hub holds already, or copies itself; their bytes are not in the folder.
+    """
 
     files: dict[str, Path]
     sha256: dict[str, str]
     identities: dict[str, Identity]
     document: Document
     fingerprint: str
+    sent: Mapping[str, Upload | ServerCopy] = field(default_factory=dict)
+
+    @property
+    def here(self) -> dict[str, Path]:
+        """The files that are still to be sent."""
+        return {name: path for name, path in self.files.items() if name not in self.sent}
 
     @property
     def size(self) -> int:
-        """Bytes, all files together."""
-        return sum(path.stat().st_size for path in self.files.values())
+        """Bytes that are still to be sent, all files together."""
+        return sum(path.stat().st_size for path in self.here.values())
 
 
-def verified_upload(folder: Path, document: Document) -> VerifiedUpload:
+@dataclass(frozen=True, kw_only=True)
+class SentBefore:
+    """Weight files that are on the Hub, or will be copied by it, and not on this disk: how, and the sha256 of each."""
+
+    uploads: Mapping[str, Upload | ServerCopy]
+    sha256: Mapping[str, str]
+
+
+def verified_upload(folder: Path, document: Document, before: SentBefore | None = None) -> VerifiedUpload:
     """Raises NotVerified unless the report says verified and the folder holds exactly the files it names."""
     _require_verdict(document)
     expected = document.files or {}
     files = plain_files(folder)
+    before = before or SentBefore(uploads={}, sha256={})
     for name in (CARD, REPORT):
         if name not in files:
             raise NotVerified(f"{folder.name} has no {name}.", remedy=MERGE_AGAIN)
     if _proves(Document.of(json.loads(files[REPORT].read_bytes()))) != _proves(document):
         raise NotVerified(f"{REPORT} in {folder.name} is not the report of this run.", remedy=MERGE_AGAIN)
-    identities = {name: look(path) for name, path in files.items()}  # before the hash: a later change shows
+    here = {name: path for name, path in files.items() if name not in before.uploads}
+    identities = {name: look(path) for name, path in here.items()}  # before the hash: a later change shows
     with ThreadPoolExecutor(max_workers=2) as pool:
-        sha256 = dict(zip(files, pool.map(_sha256, files.values()), strict=True))
+        sha256 = {**before.sha256, **dict(zip(here, pool.map(_sha256, here.values()), strict=True))}
     wrong = differences(expected, {name: sha256[name] for name in files if name not in UNPROVEN})
     if wrong:
         raise NotVerified(f"{folder.name} is no longer what was verified: {_few(wrong)}.", remedy=MERGE_AGAIN)
     return VerifiedUpload(
-        files=files, sha256=sha256, identities=identities, document=document, fingerprint=fingerprint_of(document)
+        files=files,
+        sha256=sha256,
+        identities=identities,
+        document=document,
+        fingerprint=fingerprint_of(document),
+        sent=before.uploads,
     )
 
 
@@ -66,8 +90,8 @@ def require_proven(upload: VerifiedUpload, sent: Mapping[str, str]) -> None:
 
     A large file is read once for its hash and once more to be sent, so that it must have been the same file all along.
     """
-    wrong = differences(upload.sha256, sent)
-    wrong += [f"{name} changed" for name in upload.files if not _is_still(name, upload)]
+    wrong = differences({name: upload.sha256[name] for name in upload.here}, sent)
+    wrong += [f"{name} changed" for name in upload.here if not _is_still(name, upload)]
     if wrong:
         raise NotVerified(
             f"The merged folder changed while it was sent: {_few(wrong)}.",
@@ -140,7 +164,7 @@ def differing_files(upload: VerifiedUpload, tree: Mapping[str, Blob], gone: tupl
         elif blob.sha256 is not None:
             if blob.sha256 != upload.sha256[name]:
                 wrong.append(f"{name} has other bytes")
-        elif blob.oid != git_blob_id(path):
+        elif name in upload.sent or blob.oid != git_blob_id(path):
             wrong.append(f"{name} has other bytes")
     return wrong + [f"{name} is still there" for name in gone if name in tree]
 

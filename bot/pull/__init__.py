@@ -71,6 +71,12 @@ def pin(
     return Sources(base=base, adapter=adapter, more=tuple(more))
 
 
+def pin_weights(ref: Ref, hub: Hub, emit: Emit) -> Source:
+    """A model on the Hub, at its commit, with the headers of its weight files: of the rest of its files only what a merge reads."""
+    source = _pin_one("base", ref, hub, emit)
+    return weights.read_headers(source, weights.base_files(source, emit), hub, emit)
+
+
 def _pin_base(ref: Ref, named: bool, hub: Hub, emit: Emit) -> Source:
     """The base. `named`: by the adapter's config, and not by a person."""
     try:

@@ -22,15 +22,15 @@ FLOORS = {
     "verdict_text": 0.5,
     "untrusted.patterns": 0.5, "untrusted.links": 0.5, "metadata": 0.5,  # of the ground, but they raise its errors
     "checkpoint": 1, "numerics": 1, "hub": 1, "gh": 1, "machine": 1, "assets": 1, "trained_base": 1, "special_tokens": 1.1,
-    "budget": 1, "devhub": 1, "input_files": 1, "partial_folder": 1, "config_summary": 1,
+    "budget": 1, "shard_needs": 1, "devhub": 1, "input_files": 1, "partial_folder": 1, "config_summary": 1,
     "adapters": 2, "formats": 2,
     "engines": 3, "plan_text": 3,
     "checks.subject": 3.1, "checks.table": 3.2, "checks.reading": 3.2, "checks.case": 3.3,
     "checks.finding": 3.4, "checks.expected": 3.5, "checks.folder": 3.6, "checks.elementwise": 3.7, "checks.cause": 3.75,
     "checks.behaviour": 3.8, "checks": 3.9,
     "pull": 4, "adapters.combine": 4, "plan": 4, "merge": 4, "verify": 4, "card": 4, "publish": 4, "doctor": 4, "compare": 4,
-    "output_folder": 4.5, "proof": 4.5,
-    "pipeline": 5, "reverify": 6, "run_each": 6, "dispatch": 6,
+    "output_folder": 4.5, "proof": 4.5, "by_shard": 4.7,
+    "pipeline": 5, "reverify": 6, "reverify_by_shard": 6.5, "share_out": 6, "run_each": 6, "dispatch": 6,
     "terminal": 6, "terminal.streams": 5, "terminal.progress": 5, "demo": 6, "cli": 7, "action": 7, "__main__": 8,
 }  # fmt: skip
 

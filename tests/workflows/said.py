@@ -19,7 +19,7 @@ LEFT_OUT = ("devhub", "demo")  # the local Hub speaks as the Hub does; the demo'
 ERRORS = frozenset(
     (
         "Usage Refused NotVerified Outside NotFound Gated Forbidden Damaged Moved MachineTooSmall Interrupted "
-        "HubBusy Unserved NoDiscussions RateLimited Unanswered Unsure"
+        "HubBusy Unserved NoDiscussions RateLimited Unanswered Unsure NotCopied LostUpload"
     ).split()
 )
 SHELL = re.compile(r'\b(fail \d+|say (?:error|warning|notice)) "((?:[^"\\]|\\.)*)"')

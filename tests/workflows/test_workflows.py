@@ -40,7 +40,8 @@ OF_THE_WORKFLOW = {
 # What the form has no room for: a repository sets it once, by a variable, or it is the details of combine.
 NOT_IN_THE_FORM = {
     "container": "CONTAINER", "environment": "ENVIRONMENT", "timeout-minutes": "TIMEOUT", "image": "IMAGE",
-    "cache-dir": "CACHE_DIR", "gpus": "GPUS", "author": "AUTHOR", "density": "", "seed": "", "rank": "", "majority-sign": "",
+    "cache-dir": "CACHE_DIR", "gpus": "GPUS", "disk": "DISK", "author": "AUTHOR",
+    "density": "", "seed": "", "rank": "", "majority-sign": "",
 }  # fmt: skip
 MOST_DISPATCH_INPUTS = 25  # GitHub's limit since December 2025
 BROAD = {"write-all", "read-all"}

@@ -24,11 +24,21 @@ HIGH_RANK = 64  # from this rank on a tile has at least TALL rows: each reads th
 TALL = 16
 
 
-def sweep(merged: Checkpoint, claims: Claims, clamps: bool, emit: Emit, *, foreign: bool = False) -> Swept:
+def sweep(
+    merged: Checkpoint,
+    claims: Claims,
+    clamps: bool,
+    emit: Emit,
+    *,
+    foreign: bool = False,
+    only: frozenset[str] | None = None,
+) -> Swept:
     """Compare every tensor that is as expected in kind and shape. See RowRange for
-    `clamps` and `foreign`. Working set: about 10 MB a thread, and the factors of the tensors in work."""
+    `clamps` and `foreign`; `only`: these tensors, None: all. Working set: about 10 MB a
+    thread, and the factors of the tensors in work."""
     packed = frozenset(key for key, ref in merged.tensors.items() if ref.packed is not None)
-    shared = [key for key in merged.tensors if key in claims.expected and key not in packed]
+    asked = merged.tensors if only is None else [key for key in merged.tensors if key in only]
+    shared = [key for key in asked if key in claims.expected and key not in packed]
     comparable = [key for key in shared if _comparable(claims.expected[key], merged.tensors[key])]
     tallies = {
         key: Tally(key=key, wanted=claims.expected[key], stored=merged.tensors[key].stored.dtype) for key in comparable

@@ -21,9 +21,15 @@ HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
 
 def sweep_all(case: Case) -> Swept:
     """Every byte of the merged weights, compared."""
+    return sweep_some(case, None)
+
+
+def sweep_some(case: Case, only: frozenset[str] | None) -> Swept:
+    """The same of these tensors; None: of all."""
     from bot.checks.elementwise.sweep import sweep
 
-    swept = sweep(case.model, case.once(adapter_claims), case.subject.clamps, case.emit, foreign=not case.subject.ours)
+    claims, subject = case.once(adapter_claims), case.subject
+    swept = sweep(case.model, claims, subject.clamps, case.emit, foreign=not subject.ours, only=only)
     case.slabs.clear()
     return swept
 

@@ -1,0 +1,71 @@
+"""Whether base and result lie on this disk as a whole, or one weight file after the other does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bot.budget import readable
+from bot.checkpoint.shards import OutputLayout
+from bot.records import Machine, Options, Refusal, ShardCosts, Sources
+from bot.shard_needs import costs, shard_needs
+
+BESIDE = 100_000_000  # bytes: the adapter, configs and tokenizer, and what the Hub's client keeps of a transfer
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskChoice:
+    """`costs`: what it takes by weight files; None where that cannot be. `refusals`: what the machine lacks for the way chosen."""
+
+    kind: Literal["whole", "shards"]
+    costs: ShardCosts | None
+    refusals: Sequence[Refusal] = field(default=())
+
+
+def choose_disk(
+    sources: Sources,
+    options: Options,
+    layout: OutputLayout,
+    engine: str,
+    lacking: Sequence[Refusal],
+    machine: Machine,
+    *,
+    publishing: bool,
+) -> DiskChoice:
+    """The way that --disk asks for; `auto` takes the whole where the disk holds it. `lacking`: what the machine lacks for that."""
+    why_not = _why_not(options, engine, publishing)
+    here = frozenset(entry.name for entry in sources.base.files if entry.here)
+    needs = shard_needs(layout.ops, layout.shards, sources.base.headers)
+    taken = None if why_not else costs(needs, here, copies=sources.base.repo is not None)
+    if taken is None:
+        if options.disk != "shards":
+            return DiskChoice(kind="whole", costs=None, refusals=lacking)
+        refusal = Refusal(code="disk-shards", reason=f"{why_not}, so that it cannot be made one weight file after the other.",
+                          remedy="Leave --disk at auto.")  # fmt: skip
+        return DiskChoice(kind="whole", costs=None, refusals=[*lacking, refusal])
+    on_disk = [refusal for refusal in lacking if refusal.code == "disk"]
+    if options.disk == "whole" or (options.disk == "auto" and not on_disk):
+        return DiskChoice(kind="whole", costs=taken, refusals=lacking)
+    others = [refusal for refusal in lacking if refusal.code != "disk"]
+    needed = taken.disk + BESIDE
+    if needed > machine.disk_free:
+        reason = f"One weight file after the other needs {readable(needed)} of disk and {readable(machine.disk_free)} are free."
+        remedy = "Free some, or point --output and HF_HOME at a larger disk."
+        others.append(Refusal(code="disk", reason=reason, remedy=remedy, exit_code=6))
+    return DiskChoice(kind="shards", costs=taken, refusals=others)
+
+
+def _why_not(options: Options, engine: str, publishing: bool) -> str | None:
+    """Why a merge has to lie on the disk as a whole; None where it need not."""
+    if not publishing:
+        return "The result stays on this disk"
+    if options.verify == "full":
+        return "--verify full runs the whole model"
+    if options.quantize != "none":
+        return "A result that is stored quantised is measured as a whole"
+    if options.base_weights == "simulate-nf4":
+        return "The weights that simulate-nf4 makes are made of the whole base"
+    if engine != "streaming":
+        return f"The {engine} engine reads the whole base"
+    return None
