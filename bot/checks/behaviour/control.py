@@ -24,7 +24,7 @@ from bot.checks.behaviour.job import WorkerJob
 from bot.checks.elementwise.rounding import clamp, round_once, round_stochastically
 from bot.checks.expected.probed_methods import has_own_merge
 
-CHUNK = 1 << 17  # elements that are rounded at once
+CHUNK = 1 << 15  # elements that are rounded at once: in float64 they stay in a processor's own cache
 WRAPPED = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)(\.|$)")  # PEFT's own parts of the model
 SMALL = 1 << 26  # merged weights; above this one draw is enough at first, and no second copy of the weights is held
 How = Literal["exact", "clamped", "nearest", "control"]

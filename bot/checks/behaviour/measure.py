@@ -14,6 +14,9 @@ from bot.checks.behaviour.forward_counts import FORWARDS
 from bot.checks.behaviour.job import Distance
 from bot.checks.expected.float64_mode import float64_mode
 
+CHUNK = 1 << 17  # logits that are compared at once, in float64: they stay in a processor's cache
+MODERATE = 30.0  # logits that differ by less are compared without a look at what overflows
+SERIES = 1e-3  # below this, four terms of a series are exact to float64
 VOCABULARY = 32  # fewer classes than this carry too few degrees of freedom for a stable ratio
 
 
@@ -82,17 +85,35 @@ def next_token_loss(model: Any, inputs: dict[str, Tensor], logits: Tensor) -> tu
 
 
 def _kl(wanted: Tensor, output: Tensor) -> list[float]:
-    """Σ p·(eᵈ − 1 − d) with d = log q − log p: equal to Σ p·(log p − log q), but free of its cancellation.
+    """Σ p·(log p − log q) at each position, from the logits; free of that sum's cancellation, which at a float32 merge
+    (log q − log p ≈ 1e-9) returns noise, negative as often as not."""
+    rows = max(1, CHUNK // wanted.shape[-1])
+    pairs = zip(torch.split(wanted, rows), torch.split(output, rows), strict=True)
+    return [far for p, q in pairs for far in _kl_of_rows(p.double(), q.double())]
 
-    A float32 merge differs by d ≈ 1e-9; there the textbook sum returns noise, negative as often as not. Where d is large,
-    p·eᵈ is q, which does not overflow.
-    """
-    far: list[float] = []
-    for p, q in zip(torch.split(wanted, 16), torch.split(output, 16), strict=True):  # 20 MB at a large vocabulary
-        log_p = p.double().log_softmax(-1)
-        log_q = q.double().log_softmax(-1)
-        # Of what p excludes only q is left: any d that is not small will do.
-        d, chance = torch.where(log_p == -torch.inf, 1.0, log_q - log_p), log_p.exp()
-        small = d.square() / 2 * (1 + d / 3 + d.square() / 12)  # the series, where eᵈ − 1 − d would cancel
-        far += torch.where(d.abs() < 1e-3, chance * small, log_q.exp() - chance * (1 + d)).sum(-1).tolist()
+
+def _kl_of_rows(p: Tensor, q: Tensor) -> list[float]:
+    """KL = log Σ p·eᵡ with x = the difference of the logits, less its mean under p: then Σ p·x is nothing but what was
+    rounded away, and the rest, eᵡ − 1 − x, is never negative."""
+    apart = q - p
+    if not bool(apart.abs().amax() < MODERATE):  # or NaN, or infinite
+        return _kl_of_any(p, q)
+    chance = p.softmax(-1)
+    apart -= (chance * apart).sum(-1, keepdim=True)
+    if bool(apart.abs().amax() < SERIES):  # the series, where eᵡ − 1 − x would cancel
+        beyond = (1 + apart / 3 * (1 + apart / 4 * (1 + apart / 5))).mul_(apart).mul_(apart).mul_(0.5)
+    else:
+        beyond = torch.expm1(apart).sub_(apart)
+    far: list[float] = beyond.mul_(chance).sum(-1).add_(apart.mul_(chance).sum(-1)).log1p_().tolist()
+    return far
+
+
+def _kl_of_any(p: Tensor, q: Tensor) -> list[float]:
+    """The same where answers are ruled out, or as good as: Σ p·(eᵈ − 1 − d) with d = log q − log p. Where d is large, p·eᵈ is q,
+    which does not overflow."""
+    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    # Of what p excludes only q is left: any d that is not small will do.
+    d, chance = torch.where(log_p == -torch.inf, 1.0, log_q - log_p), log_p.exp()
+    small = d.square() / 2 * (1 + d / 3 + d.square() / 12)
+    far: list[float] = torch.where(d.abs() < 1e-3, chance * small, log_q.exp() - chance * (1 + d)).sum(-1).tolist()
     return far

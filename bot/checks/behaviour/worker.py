@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from bot.checks.behaviour.forward_counts import FORWARDS
 from bot.checks.behaviour.job import Answer, Stopped, WorkerJob, write_answer
+from bot.checks.reading.folders import read_json
 from bot.signals import end_with_parent
 
 
@@ -26,6 +27,8 @@ def main(path: Path) -> None:
     if job.role == "merged":
         # None in sys.modules makes `import peft` raise and find_spec answer None: as if it were not installed.
         sys.modules["peft"] = None  # type: ignore[assignment]
+    if not is_quantised(job):
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     FORWARDS.begin(job.work / f"{job.role}.forwards")
     write_answer(job.work / f"{job.role}.json", attempt(job), confined)
 
@@ -44,6 +47,13 @@ def attempt(job: WorkerJob) -> Answer:
 
         traceback.print_exc()
         return Stopped(status="error", why=f"{type(error).__name__}: {error}", raised=True)
+
+
+def is_quantised(job: WorkerJob) -> bool:
+    """Whether this worker needs bitsandbytes, which PEFT would import in any case: it takes as long as all the rest of PEFT, and
+    compilers with it."""
+    configs = [read_json(folder / "config.json") or {} for folder in (job.base, job.folder)]
+    return job.quantised or job.usages is not None or job.trust or any("quantization_config" in str(c) for c in configs)
 
 
 def confine_for(job: WorkerJob) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 EXPONENT = 0x7FF0_0000_0000_0000
+DROPPED = {torch.float32: 29, torch.float16: 42, torch.bfloat16: 45}  # of float64's 52 bits after the point
 SMALLEST = {torch.float32: 2.0**-149, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}  # the subnormal spacing
 
 # Where a change is not lost: in the dtype that it is stored in, in the widest of those that it could be, or anywhere.
@@ -54,13 +55,22 @@ def _to_odd(exact: Tensor, near: Tensor) -> Tensor:
 
 
 def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """float64 → a float64 that `dtype` can hold: up or down, at odds that make the expectation exact; finite values."""
+    """float64 → a float64 that `dtype` can hold: up or down, at odds that make the expectation exact; finite values.
+
+    A random number below the last bit that is kept is added to the magnitude, as an integer, and what is below it is cut
+    off: the carry comes with the probability of what was cut. (It goes on into the exponent as it should.)
+    """
     if dtype == torch.float64:
         return exact
-    power = exact.view(torch.int64).bitwise_and(EXPONENT).view(torch.float64)  # 2ᵉ ≤ |x| < 2ᵉ⁺¹
-    spacing = (power * (2 * UNIT[dtype])).clamp_min_(SMALLEST[dtype])
-    drawn = torch.rand(exact.shape, generator=generator, dtype=torch.float64)
-    return drawn.add_(exact / spacing).floor_().mul_(spacing)  # dividing by a power of two is exact
+    cut = DROPPED[dtype]
+    drawn = torch.empty(exact.shape, dtype=torch.int64, device=exact.device).random_(generator=generator)
+    rounded = drawn.bitwise_and_((1 << cut) - 1).add_(exact.view(torch.int64)).bitwise_and_(-1 << cut).view(exact.dtype)
+    subnormal = exact.abs() < torch.finfo(dtype).tiny
+    if subnormal.any():  # there the spacing no longer follows the exponent
+        below, spacing = exact[subnormal], SMALLEST[dtype]
+        chance = torch.rand(below.shape, generator=generator, dtype=torch.float64, device=exact.device)
+        rounded[subnormal] = chance.add_(below / spacing).floor_().mul_(spacing)
+    return rounded
 
 
 def keeps(exact: Tensor, alone: Tensor | None, stored: torch.dtype) -> set[str]:
