@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import Literal
 
 from bot.records import (
     AddDelta,
@@ -17,6 +16,7 @@ from bot.records import (
     Options,
     Patch,
     PeftMerge,
+    ProofDevice,
     Quantize,
     Refusal,
     Shard,
@@ -25,14 +25,13 @@ from bot.records import (
     Stored,
 )
 
-Device = Literal["cpu", "cuda"]
-GPU_RANK = 128  # from here on a processor core takes longer for its product than a bus for the result
 MIB = 1 << 20
 IMPORTED = 90 * MIB  # resident memory of this program once numpy is imported; bench/merge.py measures the whole
 WITH_PEFT = 700 * MIB  # the same with torch, transformers and peft, and a model without weights
 WORKERS = 4  # at most, in the streaming engine
 BLOCKS = WORKERS * 20 * MIB  # their row blocks, the float32 copies, and the elements decided in float64
 PROVING = 450 * MIB  # at the level weights, whatever the model's size: most of it is torch (bench/RESULTS.md)
+ON_PROCESSOR = ProofDevice()
 LOADED = 900 * MIB  # the same with transformers and peft imported, and the activations of the fixed prompts
 
 
@@ -120,11 +119,12 @@ def _two_disks(budget: Budget, output_free: int, cache_free: int) -> list[Refusa
 
 
 def choose_level(
-    options: Options, config: Json, memory: int, machine: Machine, disk: int = 0
+    options: Options, config: Json, memory: int, machine: Machine, disk: int = 0, device: ProofDevice = ON_PROCESSOR
 ) -> tuple[Level, tuple[tuple[str, str], ...], list[Refusal]]:
     """(level, what will not be run and why, refusals). `auto` takes the highest level that fits this machine.
 
-    `memory`: bytes that the full verification would hold; `disk`: that it would have written where the output goes.
+    `memory`: bytes that the full verification would hold; `disk`: that it would have written where the output goes; `device`:
+    where it would run the models, which was chosen to hold them where that is a GPU.
     """
     if options.verify == "files":
         return "files", tuple((name, "--verify files was asked for") for name in ("weights", "full")), []
@@ -134,10 +134,12 @@ def choose_level(
         reason = "The base brings Python code of its own, which the full verification would run (auto_map)."
         remedy = "Read that code, then pass --trust-remote-code; or pass --verify weights, which runs none."
         return "weights", (), [Refusal(code="custom-code", reason=reason, remedy=remedy)]
-    lacking = [
+    held = LOADED if device.gpus else memory  # weights go from the file to the GPU, a tensor at a time
+    lacking = [*filter(None, [device.lacks])]
+    lacking += [
         f"needs {readable(wanted)} of {what}, {readable(has)} are {how}"
         for wanted, has, what, how in (
-            (memory, machine.memory_available, "memory", "available"),
+            (held, machine.memory_available, "memory", "available"),
             (disk, machine.disk_free, "disk", "free"),
         )
         if wanted > has
@@ -162,28 +164,6 @@ def _too_little_to_prove(machine: Machine) -> list[Refusal]:
     )
     remedy = "Close other programs, raise the container's memory limit, or pass --verify files."
     return [Refusal(code="verify-memory", reason=reason, remedy=remedy, exit_code=6)]
-
-
-def choose_device(options: Options, ops: Iterable[Op], machine: Machine) -> tuple[Device, list[Refusal], list[str]]:
-    """(where the deltas are multiplied, refusals, notes). `auto` takes a GPU only for ranks at which the processor would be
-    slower than the way to the GPU and back, and only one that torch can use: the bytes are the same."""
-    if options.device == "cpu" or (options.device == "auto" and machine.gpu is None):
-        return "cpu", [], []
-    if options.device == "cuda" and not machine.cuda:
-        reason = "--device cuda was asked for, and the installed torch is not built for GPUs."
-        remedy = "Install torch with CUDA, or leave --device at auto."
-        return "cpu", [Refusal(code="no-cuda", reason=reason, remedy=remedy, exit_code=6)], []
-    if machine.gpu is None:
-        reason, remedy = "--device cuda was asked for, and this machine has no GPU.", "Leave --device at auto."
-        return "cpu", [Refusal(code="no-gpu", reason=reason, remedy=remedy, exit_code=6)], []
-    patches = (patch for op in ops if isinstance(op, AddDelta) for patch in op.patches)
-    rank = max((term.rank for patch in patches for term in patch.terms), default=0)
-    if options.device == "auto" and rank < GPU_RANK:
-        return "cpu", [], []
-    if not machine.cuda:
-        note = "device: cpu, since the installed torch is not built for this machine's GPU; the bytes are the same."
-        return "cpu", [], [note]
-    return "cuda", [], []
 
 
 def readable(size: float) -> str:

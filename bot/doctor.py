@@ -53,10 +53,7 @@ def _machine(machine: Machine) -> Iterator[Line]:
     yield _amount("disk", machine.disk_free, LITTLE_DISK, "free", "Free some space, or write to a larger disk.")
     available = machine.memory_available
     yield _amount("memory", available, LITTLE_MEMORY, "available", "Close other programs, or take a larger machine.")
-    gpu = machine.gpu or "none; a merge does not need one, and gives the same bytes without"
-    if machine.gpu and not machine.cuda:
-        gpu += "; the installed torch is not built for it, so that merges run on the CPU, to the same bytes"
-    yield Line("gpu", "ok", f"GPU: {gpu}.")
+    yield Line("gpu", "ok", f"GPU: {_gpus(machine)}.")
     if importlib.util.find_spec("bot.numerics._exact"):
         yield Line("compiled", "ok", "The inner loop of the merge is compiled.")
     else:
@@ -65,6 +62,15 @@ def _machine(machine: Machine) -> Iterator[Line]:
         yield Line(
             "compiled", "warn", "The inner loop of the merge is not compiled: merges take about twice as long.", remedy
         )
+
+
+def _gpus(machine: Machine) -> str:
+    if not machine.gpus:
+        return "none; a merge does not need one, and gives the same bytes without"
+    named = ", ".join(gpu.name + (f" ({gpu.free / GB:.1f} GB free)" if gpu.free else "") for gpu in machine.gpus)
+    if not machine.cuda:
+        return f"{named}; the installed torch is not built for it, so that merges and proofs run on the CPU, to the same bytes"
+    return f"{named}; the full proof runs the models there, where they fit"
 
 
 def _amount(topic: str, amount: int, little: int, word: str, remedy: str) -> Line:

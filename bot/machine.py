@@ -7,11 +7,11 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+from bot.gpus import list_gpus
 from bot.records import Machine
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "huggingface_hub")
@@ -24,9 +24,9 @@ def look(folder: Path) -> Machine:
         memory=total,
         memory_available=available,
         disk_free=shutil.disk_usage(_existing(folder)).free,
-        gpu=_gpu(),
         platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         versions={name: _version(name) for name in PACKAGES},
+        gpus=list_gpus(),
         cuda=torch_has_cuda(),
     )
 
@@ -101,17 +101,6 @@ def _number(path: str) -> int | None:
         return int(Path(path).read_text())
     except (OSError, ValueError):  # no such controller, or "max"
         return None
-
-
-def _gpu() -> str | None:
-    """The first NVIDIA GPU's name, asked of the driver's own tool, so that torch stays unimported."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    asked = subprocess.run(
-        [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
-    )
-    return asked.stdout.strip().splitlines()[0] if asked.returncode == 0 and asked.stdout.strip() else None
 
 
 def torch_has_cuda() -> bool:

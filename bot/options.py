@@ -132,8 +132,8 @@ class Options:
         "How hard to prove the merge; auto takes the highest level that fits this machine, never below weights.", "auto"
     )
     device: Literal["auto", "cpu", "cuda"] = option(
-        "Where deltas are multiplied; auto takes a GPU for ranks of 128 and more, where torch can use one; cuda insists. "
-        "The bytes are the same.",
+        "Where deltas are multiplied, and where the full verification runs the models. auto takes a GPU that torch can use: "
+        "for ranks of 128 and more, and for models that fit its free memory; cuda insists. The bytes are the same.",
         "auto",
     )
     disk: Literal["auto", "whole", "shards"] = option(

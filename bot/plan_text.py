@@ -126,7 +126,11 @@ def plan_json(plan: Plan) -> Json:
         "dtype": plan.dtype,
         "options": asdict(plan.options),
         "fingerprint": plan.fingerprint,
-        "verify": {"level": plan.level, "not_run": [{"id": i, "reason": why} for i, why in plan.not_run]},
+        "verify": {
+            "level": plan.level,
+            "device": plan.proof_device.kind,
+            "not_run": [{"id": i, "reason": why} for i, why in plan.not_run],
+        },
         "budget": asdict(plan.budget),
         "disk": plan.disk,
         "shards": [{"name": s.name, "size": s.size, "same_as_base": s.same_as_base} for s in plan.shards],
@@ -212,7 +216,9 @@ def _ref(pin: Json) -> str:
 
 def _proof(plan: Plan) -> str:
     missing = "; ".join(f"not {name}: {why}" for name, why in plan.not_run)
-    return f"{plan.level}{' (' + missing + ')' if missing else ''}"
+    count = len(plan.proof_device.gpus) if plan.level == "full" else 0
+    where = f" on {count} GPUs" if count > 1 else " on the GPU" if count else ""
+    return f"{plan.level}{where}{' (' + missing + ')' if missing else ''}"
 
 
 def _settings(terms: list[Term]) -> str:

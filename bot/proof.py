@@ -52,6 +52,7 @@ def subject_of(
         required=plan.options.verify == "full",
         not_run=plan.not_run,
         trust_remote_code=plan.options.trust_remote_code,
+        device=plan.proof_device,
         hashed=merged.sha256,
         base_weights=plan.base_weights,
         quantization=dict(plan.options.quantization),

@@ -386,6 +386,36 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """An NVIDIA GPU, or a slice of one. `memory`, `free`: bytes; None where the driver does not tell."""
+
+    name: str
+    uuid: str
+    memory: int | None = None
+    free: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofDevice:
+    """Where the full proof runs its models. `gpus`: the UUIDs of those that it may use, () for the processor; over several, each
+    model is spread.
+
+    `insists`: the GPU was asked for by name; else the processor takes over where it fails, if the models fit there
+    (`fits_cpu`). `lacks`: what an insisting proof does not have, behind "The full verification".
+    """
+
+    gpus: tuple[str, ...] = ()
+    insists: bool = False
+    fits_cpu: bool = True
+    lacks: str | None = None
+
+    @property
+    def kind(self) -> Literal["cpu", "cuda"]:
+        """What torch calls it."""
+        return "cuda" if self.gpus else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Pure data, made from headers and configs. `fingerprint` is what makes re-runs idempotent."""
 
@@ -421,20 +451,22 @@ class Plan:
     idle: tuple[Stored, ...] = ()
     forced: bool = False  # whether a merge that changes nothing is made all the same
     disk: Literal["whole", "shards"] = "whole"  # whether all of it lies on the disk at once
+    proof_device: ProofDevice = field(default_factory=ProofDevice)  # where the full proof runs its models
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """What this machine has. Sizes in bytes; `disk_free` at the place where the output goes, `cache_free` where downloads go,
-    None where that is the same disk. `cuda`: whether the installed torch is built for GPUs."""
+    None where that is the same disk. `gpus`: those that a program started here would see. `cuda`: whether the installed
+    torch is built for GPUs."""
 
     memory: int
     memory_available: int
     disk_free: int
-    gpu: str | None
     platform: str
     versions: dict[str, str]
     cache_free: int | None = None
+    gpus: tuple[Gpu, ...] = ()
     cuda: bool = True
 
 

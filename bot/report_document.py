@@ -244,15 +244,16 @@ def name_inputs(base: Json, adapters: Sequence[Json], combination: Json | None, 
 def new_document(
     inputs: InputPins, merge: MergeFacts, files: dict[str, str], checks: list[Json], not_run: Iterable[tuple[str, str]],
     noise_floor: Json | None, comparison: list[Json] | None, verdict: str, probe: list[Json] | None = None,
-    cause: Json | None = None,
+    cause: Json | None = None, device: str | None = None,
 ) -> Document:  # fmt: skip
     """The report of a verification; no host names, no paths, no user names. `comparison`: None where nothing is quantised;
-    `probe`: a Trial's; `cause`: of what went wrong, None where nothing did."""
+    `probe`: a Trial's; `cause`: of what went wrong, None where nothing did; `device`: the name of what the models ran on, None
+    where none was run."""
     json: Json = {
         "schema": SCHEMA,
         "subject": {"files": files},
         "inputs": inputs.json,
-        "environment": environment(),
+        "environment": {**environment(), **({} if device is None else {"device": device})},
         "merge": merge.json,
         "checks": checks,
         "noise_floor": noise_floor,

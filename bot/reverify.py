@@ -19,8 +19,9 @@ from bot.attestation import attest, require_writable
 from bot.budget import choose_level, verify_disk, verify_memory
 from bot.card import retarget
 from bot.compare import compare_folders
+from bot.devices import choose_proof_device, device_refusals
 from bot.errors import MachineTooSmall, NotFound, NotVerified, Refused, Usage
-from bot.events import Emit, Stage
+from bot.events import Emit, Note, Stage
 from bot.hub import Hub, is_repo_id
 from bot.input_files import holding
 from bot.machine import look
@@ -48,6 +49,7 @@ from bot.records import (
     Level,
     Local,
     Options,
+    ProofDevice,
     Publication,
     Ref,
     Report,
@@ -63,6 +65,7 @@ from bot.verify import Subject, verify
 COMMIT = re.compile(r"[0-9a-f]{40}")
 LONGEST_CARD = 1_000_000  # bytes of a README that are looked through for its metadata
 NotRun = tuple[tuple[str, str], ...]  # (check or level, why)
+HowHard = tuple[Level, NotRun, ProofDevice]
 SHOWN = 3  # models that a card may name as its base
 
 
@@ -99,7 +102,7 @@ def _reverify(
 ) -> Report:
     claimed = claims_of(folder, base, adapters, options, hub, emit)
     sources = claimed.sources
-    level = _level(folder, sources.base, form_of(claimed.merge, options), options)
+    level = _level(folder, sources.base, form_of(claimed.merge, options), options, emit)
     local = fetch(sources, files_to_prove(sources), hub, emit)
     with holding(local.files) as keeper, one_adapter(claimed.together, local, hub, emit) as local:
         # Folders were hashed a moment ago, to the last byte.
@@ -133,12 +136,12 @@ def subject_of(
     folder: Path,
     claimed: Claimed,
     local: Local,
-    level: tuple[Level, NotRun],
+    level: HowHard,
     options: Options,
     hub: Hub,
     **measuring: Any,
 ) -> Subject:
-    """What is to be proven of a merged folder, and how hard: (level, what is not run and why)."""
+    """What is to be proven of a merged folder, and how hard: (level, what is not run and why, where models run)."""
     sources, together = claimed.sources, claimed.together
     return Subject(
         folder=folder,
@@ -153,6 +156,7 @@ def subject_of(
         level=level[0],
         required=options.verify == "full",
         not_run=level[1],
+        device=level[2],
         trust_remote_code=options.trust_remote_code,
         **form_of(claimed.merge, options),
         original=original_at_hand(sources.base, hub),
@@ -184,17 +188,22 @@ def _pinned(
     return sources, together
 
 
-def _level(folder: Path, base: Source, form: Json, options: Options) -> tuple[Level, NotRun]:
-    """How hard to look, and what is not run and why. Raises Refused, or MachineTooSmall for what was asked for by name."""
+def _level(folder: Path, base: Source, form: Json, options: Options, emit: Emit) -> HowHard:
+    """How hard to look, what is not run and why, and where models run. Raises Refused, or MachineTooSmall for what was asked for
+    by name."""
     config = read_json(base, "config.json")
     tensors = _tensors(base, config)
     packed = form["base_weights"] == "simulate-nf4" or formats.quantization_of(config) is not None
     disk = verify_disk(tensors, base=packed, result=form["quantize"] != "none")
-    level, not_run, refusals = choose_level(options, config, verify_memory(tensors), look(folder), disk)
-    for refusal in refusals:
+    machine, memory = look(folder), verify_memory(tensors)
+    device, notes = choose_proof_device(options, memory, machine)
+    level, not_run, refusals = choose_level(options, config, memory, machine, disk, device)
+    for refusal in [*refusals, *device_refusals(options, machine)]:
         kind = MachineTooSmall if refusal.exit_code == MachineTooSmall.exit_code else Refused
         raise kind(refusal.reason, remedy=refusal.remedy)
-    return level, not_run
+    for note in notes:
+        emit(Note(text=note))
+    return level, not_run, device
 
 
 def _card_bases(folder: Path, sources: Sources, hub: Hub) -> tuple[str, ...]:

@@ -25,8 +25,8 @@ from bot.machine import look
 from bot.options import Options
 from bot.pipeline import one_adapter
 from bot.pull import fetch, pin_weights, repo_files, with_sound_files
-from bot.records import Json, Level, Ref, Report, Shard, Source
-from bot.reverify import Claimed, NotRun, claims_of, form_of, reverify, subject_of
+from bot.records import Json, ProofDevice, Ref, Report, Shard, Source
+from bot.reverify import Claimed, HowHard, claims_of, form_of, reverify, subject_of
 from bot.shard_needs import ShardNeeds, needs_of
 
 if TYPE_CHECKING:
@@ -114,11 +114,11 @@ def _small_files(pinned: Pinned, folder: Path, weights: set[str]) -> tuple[Any, 
     )
 
 
-def _level(options: Options) -> tuple[Level, NotRun]:
-    """How hard to look, and what is not run and why."""
+def _level(options: Options) -> HowHard:
+    """How hard to look, and what is not run and why; no model runs anywhere."""
     if options.verify == "files":
-        return "files", tuple((name, "--verify files was asked for") for name in ("weights", "full"))
-    return "weights", (("full", "needs the whole model on the disk"),)
+        return "files", tuple((name, "--verify files was asked for") for name in ("weights", "full")), ProofDevice()
+    return "weights", (("full", "needs the whole model on the disk"),), ProofDevice()
 
 
 class _Proof:

@@ -71,6 +71,7 @@ def verify(subject: Subject, emit: Emit, case: Case | None = None) -> Report:
             verdict,
             None if trial is None else trial.probe,
             cause,
+            None if trial is None else trial.device,
         ),
     )
 

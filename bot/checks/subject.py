@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bot.records import Json, Level
+from bot.records import Json, Level, ProofDevice
 from bot.report_document import Document, InputPins, MergeFacts
 
 
@@ -30,6 +30,7 @@ class Subject:
     `card_bases`: the base models that the folder's card names, where none of them is among the inputs.
     `trained`: what the adapters' repos say of a base in four bits that they were trained on.
     `attestations`: files with in-toto statements that somebody made of this folder.
+    `device`: where the models run.
     `ours`: the folder claims to be this bot's work and must be exact; else any named arithmetic is a mere warning.
     """
 
@@ -58,3 +59,4 @@ class Subject:
     force: bool = False
     trained: tuple[str, ...] = ()
     attestations: tuple[Path, ...] = ()
+    device: ProofDevice = field(default_factory=ProofDevice)

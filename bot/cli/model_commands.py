@@ -16,7 +16,7 @@ from bot.options import Options, Ref, Request
 from bot.terminal.console import Console
 
 DIFFERENT = 1  # of `compare --exit-code`, by git's custom; no failure has this code
-REVERIFYING = [name for name in Options.__dataclass_fields__ if name not in ("engine", "device")]
+REVERIFYING = [name for name in Options.__dataclass_fields__ if name != "engine"]
 
 
 @click.command(cls=Command)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from bot import special_tokens, trained_base
 from bot.assets import base_tokenizer_left_out, choose_assets, read_json
-from bot.budget import choose_device, choose_level, disk_to_prove, machine_refusals, make_budget
+from bot.budget import choose_level, disk_to_prove, machine_refusals, make_budget
 from bot.checkpoint.shards import INDEX_NAME, OutputLayout, lay_out, torch_name
+from bot.devices import choose_device, choose_proof_device, device_refusals
 from bot.options import Options, deciding
 from bot.plan.adapter_plan import AdapterPlan, plan_adapter
 from bot.plan.base_weights import EffectiveBase, effective_base
@@ -51,10 +52,13 @@ def make_plan(
     model = _plan_model(sources, options)
     layout, claims = model.layout, model.adapter.claims
     budget = make_budget(sources, layout.shards, layout.ops, model.assets, model.adapter.engine)
+    config, wanted_disk = read_json(sources.base, "config.json"), disk_to_prove(budget, machine)
+    proof_device, proof_notes = choose_proof_device(options, budget.verify_memory, machine)
     level, not_run, level_refusals = choose_level(
-        options, read_json(sources.base, "config.json"), budget.verify_memory, machine, disk_to_prove(budget, machine)
+        options, config, budget.verify_memory, machine, wanted_disk, proof_device
     )
-    device, no_device, device_notes = choose_device(options, layout.ops, machine)
+    device, device_notes = choose_device(options, layout.ops, machine)
+    no_device = device_refusals(options, machine)
     lacking = machine_refusals(budget, machine)
     disk = choose_disk(sources, options, layout, model.adapter.engine, lacking, machine, publishing=publishing)
     if disk.kind == "shards" and level == "full":
@@ -72,6 +76,7 @@ def make_plan(
         base_weights=model.base.how,
         base_weights_why=model.base.why,
         device=device,
+        proof_device=proof_device,
         dtype=model.dtype,
         level=level,
         not_run=not_run,
@@ -86,7 +91,7 @@ def make_plan(
         assets=model.assets,
         config_changes=model.config_changes,
         refusals=tuple(refusals),
-        notes=(*model.notes[0], *device_notes, *model.notes[1]),
+        notes=(*model.notes[0], *dict.fromkeys((*device_notes, *proof_notes)), *model.notes[1]),
         budget=replace(budget, by_shard=disk.costs),
         disk=disk.kind,
         fingerprint=fingerprint(sources.base.sha, sources.adapter.pin, options, model.base.how),

@@ -21,8 +21,9 @@ FLOORS = {
     "report_document": 0.2, "records": 0.3, "attestation": 0.4,
     "verdict_text": 0.5,
     "untrusted.patterns": 0.5, "untrusted.links": 0.5, "metadata": 0.5,  # of the ground, but they raise its errors
-    "checkpoint": 1, "numerics": 1, "hub": 1, "gh": 1, "machine": 1, "assets": 1, "trained_base": 1, "special_tokens": 1.1,
-    "budget": 1, "shard_needs": 1, "devhub": 1, "input_files": 1, "partial_folder": 1, "config_summary": 1,
+    "checkpoint": 1, "numerics": 1, "hub": 1, "gh": 1, "gpus": 0.9, "machine": 1, "assets": 1, "trained_base": 1,
+    "special_tokens": 1.1, "devices": 1.1, "budget": 1, "shard_needs": 1, "devhub": 1, "input_files": 1, "partial_folder": 1,
+    "config_summary": 1,
     "adapters": 2, "formats": 2,
     "engines": 3, "plan_text": 3,
     "checks.subject": 3.1, "checks.table": 3.2, "checks.reading": 3.2, "checks.case": 3.3,

@@ -10,13 +10,13 @@ from bot.devhub import Fault
 from bot.doctor import NEEDED, examine
 from bot.numerics.rounder import CLONES
 from bot.project import REPOSITORY
-from bot.records import Machine
+from bot.records import Gpu, Machine
 from tests.publish.given import TARGET
 from tests.pull.given import hub_client
 
 GB = 1_000_000_000
 MACHINE = Machine(
-    memory=64 * GB, memory_available=32 * GB, disk_free=500 * GB, gpu=None, platform="Linux",
+    memory=64 * GB, memory_available=32 * GB, disk_free=500 * GB, platform="Linux",
     versions=dict.fromkeys(NEEDED, "1.0"),
 )  # fmt: skip
 
@@ -103,9 +103,9 @@ def test_a_small_machine(hub):
 
 
 def test_a_gpu_that_torch_is_not_built_for_is_said_to_be_left_alone(hub):
-    line = seen(hub, None, replace(MACHINE, gpu="NVIDIA H200, 143771 MiB", cuda=False))["gpu"]
+    line = seen(hub, None, replace(MACHINE, gpus=(Gpu(name="NVIDIA H200", uuid="GPU-1"),), cuda=False))["gpu"]
     assert line.status == "ok"
-    assert "the installed torch is not built for it, so that merges run on the CPU" in line.sentence
+    assert "the installed torch is not built for it, so that merges and proofs run on the CPU" in line.sentence
 
 
 def test_advice_to_install_can_be_followed(hub, monkeypatch):

@@ -208,7 +208,7 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_said(
 ) -> None:
     base, adapter = folders
     look = pipeline.look
-    monkeypatch.setattr(pipeline, "look", lambda folder: replace(look(folder), gpu=None, cuda=True))
+    monkeypatch.setattr(pipeline, "look", lambda folder: replace(look(folder), gpus=(), cuda=True))
     ran = adapter_merge("merge", adapter, "--base", base, "-o", tmp_path / "merged", "--device", "cuda")
     assert_said(ran, 6, "--device cuda was asked for, and this machine has no GPU.")
     assert_nothing_left(tmp_path)

@@ -15,12 +15,12 @@ import pytest
 from bot import pipeline
 from bot.budget import disk_to_prove
 from bot.machine import free_beside, look
-from bot.records import Budget
+from bot.records import Budget, Gpu
 from tests.factory import save_adapter, save_base
 from tests.stories.conftest import Command, World
 
 Folders = tuple[Path, Path]
-HERE = {"gpu": "NVIDIA H200, 143771 MiB"}  # as nvidia-smi names it
+HERE = {"gpus": (Gpu(name="NVIDIA H200", uuid="GPU-1", memory=141 * 10**9, free=140 * 10**9),)}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_gpu_that_fails_in_the_middle_is_left_alone_with_a_word(merge, monkeyp
 @pytest.mark.parametrize(
     ("machine", "words"),
     [
-        ({"gpu": None, "cuda": True}, "this machine has no GPU"),
+        ({"gpus": (), "cuda": True}, "this machine has no GPU"),
         ({**HERE, "cuda": False}, "the installed torch is not built for GPUs"),
         ({**HERE, "cuda": True}, "This torch finds no CUDA device"),
     ],

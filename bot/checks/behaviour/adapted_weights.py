@@ -98,7 +98,7 @@ def _delta(layer: Any) -> Tensor:
     if parameter:  # its delta is cast to the parameter's dtype
         weight = getattr(owner, parameter)
         kept.append((weight, weight.data))
-        weight.data = torch.empty((), dtype=torch.float64).expand(weight.shape)
+        weight.data = torch.empty((), dtype=torch.float64, device=weight.device).expand(weight.shape)
     try:
         delta: Tensor = layer.get_delta_weight(adapter)
     finally:

@@ -31,6 +31,25 @@ class Trial:
     comparison: list[Json] | Stopped | None = None
 
     @property
+    def device(self) -> str | None:
+        """The name of what the models ran on, as the workers found it; None where none has run."""
+        ran = (answer.device for answer in (self.reference, self.merged) if not isinstance(answer, Stopped))
+        return ", ".join(dict.fromkeys(filter(None, ran))) or None
+
+    @property
+    def failed(self) -> str | None:
+        """Why a model could not be run, whatever is to blame; None where all ran, or none was to."""
+        answers = (self.reference, self.merged, self.comparison)
+        stops = (answer for answer in answers if isinstance(answer, Stopped))
+        return next((stop.why for stop in stops if stop.unrunnable or stop.status == "error"), None)
+
+    @property
+    def lost_device(self) -> str | None:
+        """How the GPU failed; None where it did not."""
+        answers = (self.reference, self.merged, self.comparison)
+        return next((answer.why for answer in answers if isinstance(answer, Stopped) and answer.of_device), None)
+
+    @property
     def unrunnable(self) -> str | None:
         """Why this installation cannot run the models at all, whatever the merge is worth; None where it can."""
         answers = (self.reference, self.merged, self.comparison)

@@ -52,12 +52,13 @@ class Choices(TorchFunctionMode):
         if wanted is None:
             return result
         if self._given is None:
-            self.made.append(wanted)
+            self.made.append(wanted.cpu())
             return result
         imposed = next(self._given, None)
         if imposed is None or imposed.shape != wanted.shape:
             self.free += 1
             return result
+        imposed = imposed.to(wanted.device)
         dim = _dimension(func, args, kwargs)
         self._tally(wanted, imposed, dim if func in TOPK else None)
         if func in ARGMAX:

@@ -35,6 +35,8 @@ class WorkerJob:
     `storage`: torch's name of the dtype that the merge is rounded to; `compute`: of the one that models run in. `clamps`: as a
     Subject's. `cast_all`: the merge changes the dtype, so that every parameter is rounded; else only those in `whole`, which
     the adapter brings whole. `model_class`, `labels`, `vocabulary`: where they are not the base's own.
+    `device`: where models run, as torch names it ("cpu", "cuda", "cuda:N"); `gpus`: the UUIDs of those that the worker sees
+    ((): all), over which each model is spread where there are several.
     `distrusted`: {folder: why its code is not run}. `thorough`: a large model too gets every control, and the nearest merge.
     """
 
@@ -59,6 +61,8 @@ class WorkerJob:
     prompts: int = 8
     draws: int = 8
     thorough: bool = False
+    device: str = "cpu"
+    gpus: tuple[str, ...] = ()
 
     def with_more(self) -> WorkerJob:
         """The same with more prompts and more controls."""
@@ -125,12 +129,13 @@ class OutputSums:
 @dataclass(frozen=True, kw_only=True)
 class Stopped:
     """No answer: an `error`, or a known limit (a `skip`). `unrunnable`: of this installation, so that no merge is to blame; `raised`:
-    an exception ended the role."""
+    an exception ended the role; `of_device`: it is the GPU that failed."""
 
     status: Literal["error", "skip"]
     why: str
     unrunnable: bool = False
     raised: bool = False
+    of_device: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +145,7 @@ class ReferenceAnswer:
 
     `kind`: of the outputs ("kl" or "squared"). `layers`: the parameters that PEFT's layers change; `uncalled`: those of layers
     that were never called. `measured`: the sums of the unmerged model and of the base, where usages are compared.
+    `device`: the name of what the models ran on.
     """
 
     kind: str
@@ -153,6 +159,7 @@ class ReferenceAnswer:
     nearest: list[Distance] | None
     measured: dict[str, OutputSums]
     probe: list[ModuleDistance] = field(default_factory=list)
+    device: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +179,12 @@ class LoadReport:
 @dataclass(frozen=True, kw_only=True)
 class MergedAnswer:
     """How the folder loads, and how far its model lies from the unmerged one; None where that was not measured. `probe`: how far
-    its modules do."""
+    its modules do. `device`: as the reference's."""
 
     loads: LoadReport
     distances: list[Distance] | None
     probe: list[ModuleDistance] = field(default_factory=list)
+    device: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from bot.checks.behaviour.adapter_for_peft import adapter_for_peft
+from bot.checks.behaviour.device import placing
 from bot.checks.behaviour.job import Stopped, WorkerJob
 from bot.checks.expected.float64_mode import loading, mend
 from bot.checks.reading.folders import read_json
@@ -91,7 +92,7 @@ def _load_base(job: WorkerJob) -> Any:
         own = getattr(transformers, job.model_class) if job.model_class else None
         chosen = own or model_class(read_json(job.base / "config.json") or {}, False)
         model = chosen.from_pretrained(
-            job.base, config=config, local_files_only=True, ignore_mismatched_sizes=True, **PLAINEST
+            job.base, config=config, local_files_only=True, ignore_mismatched_sizes=True, **PLAINEST, **placing(job)
         )
     if model is not None and job.vocabulary:
         model.resize_token_embeddings(job.vocabulary, mean_resizing=False)
@@ -105,7 +106,7 @@ def load_folder(folder: Path, job: WorkerJob) -> tuple[Any, Json]:
     chosen = model_class(config, trust)
     if chosen is None:
         return None, {}
-    how = {"local_files_only": True, "trust_remote_code": trust, **PLAINEST}
+    how = {"local_files_only": True, "trust_remote_code": trust, **PLAINEST, **placing(job)}
     try:
         model, report = chosen.from_pretrained(folder, output_loading_info=True, **how)
     except AttributeError:  # an omni model's own from_pretrained reads its voices into a model, and gets a pair

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from bot.checks.behaviour.device import DEVICES, to_model
 from bot.checks.behaviour.expert_choices import Choices
 from bot.checks.behaviour.forward_counts import FORWARDS
 from bot.checks.behaviour.job import Distance
@@ -35,18 +36,21 @@ def _wide(value: Any) -> Any:
 
 
 def outputs(model: Any, inputs: dict[str, Tensor], compute: str, choices: Choices | None = None) -> tuple[str, Tensor]:
-    """(kind, tensor): per-token logits, positions × vocabulary, where there are any; else the last hidden states."""
+    """(kind, tensor): per-token logits, positions × vocabulary, where there are any; else the last hidden states. Computed where
+    the model is, and brought to the processor."""
     wide = compute == "float64"
     if wide:
         inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
     caught = choices.along(model) if choices is not None else nullcontext()
+    inputs = to_model(inputs, model)
     with torch.inference_mode(), float64_mode(ModelInFloat64()) if wide else nullcontext(), caught:
         output = model(**inputs)
         FORWARDS.ran()
+        DEVICES.of(model)
         logits = getattr(output, "logits", None)
         if logits is not None and logits.dim() == 3 and logits.shape[-1] >= VOCABULARY:
-            return "kl", logits[0].contiguous()
-        return "squared", _states(output, model, inputs)
+            return "kl", logits[0].contiguous().cpu()
+        return "squared", _states(output, model, inputs).cpu()
 
 
 def _states(output: Any, model: Any, inputs: dict[str, Tensor]) -> Tensor:

@@ -20,8 +20,13 @@ def merge_to_nearest(model: nn.Module, dtype: torch.dtype, requantize: dict[str,
 
     def remake(path: str, name: str, exact: Tensor, kept: torch.dtype) -> nn.Parameter:
         exact = exact.double()
-        made = requantize[path](exact.float()) if name == "weight" and path in requantize else round_once(exact, dtype)
-        return nn.Parameter(made.to(kept), requires_grad=False)
+        # bitsandbytes gives on a GPU what it gives on the processor but for the last bit: so all of it is done there.
+        made = (
+            requantize[path](exact.float().cpu())
+            if name == "weight" and path in requantize
+            else round_once(exact, dtype)
+        )
+        return nn.Parameter(made.to(exact.device, kept), requires_grad=False)
 
     replace_parameters(model, remake)
 

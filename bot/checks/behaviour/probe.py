@@ -40,7 +40,7 @@ class Probe:
             self.states[module] = hidden.detach().clone()  # a model may go on with it in place
         elif (wanted := self.states.get(module)) is not None:
             sums = self._sums.setdefault(variant, {}).setdefault(module, [0.0, 0.0])
-            same = wanted.shape == hidden.shape
+            same, wanted = wanted.shape == hidden.shape, wanted.to(hidden.device)
             sums[0] += float((hidden.double() - wanted.double()).square().sum()) if same else torch.inf
             sums[1] += float(wanted.double().square().sum())
 

@@ -13,6 +13,7 @@ import torch
 
 from bot.checks.behaviour import measure
 from bot.checks.behaviour.control import SMALL, How, changed, size_of, stand_in, watched
+from bot.checks.behaviour.device import DEVICES
 from bot.checks.behaviour.expert_choices import is_mixture
 from bot.checks.behaviour.forward_counts import FORWARDS
 from bot.checks.behaviour.job import (
@@ -105,7 +106,7 @@ def reference(job: WorkerJob) -> Answer:
     controls = [unmerged.far("control") for _ in range(job.draws if thorough else 1)]
     return ReferenceAnswer(
         kind=kind, thorough=thorough, mixture=mixture, layers=layers, uncalled=uncalled, base=base, controls=controls,
-        exact=exact, nearest=nearest, measured=measured, probe=unmerged.probe.distances("control"),
+        exact=exact, nearest=nearest, measured=measured, probe=unmerged.probe.distances("control"), device=DEVICES.names,
     )  # fmt: skip
 
 
@@ -177,7 +178,7 @@ def merged(job: WorkerJob) -> Answer:
     _expect(job, 1)
     probe = Probe()
     distances = compare(ready_to_run(model, job), job, probe, "merged") if runs else None
-    return MergedAnswer(loads=loads, distances=distances, probe=probe.distances("merged"))
+    return MergedAnswer(loads=loads, distances=distances, probe=probe.distances("merged"), device=DEVICES.names)
 
 
 ROLES: dict[str, Callable[[WorkerJob], Answer]] = {"reference": reference, "merged": merged, "comparison": comparison}

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bot.checks.behaviour import quality
+from bot.checks.behaviour import device, quality
 from bot.checks.behaviour.answers import Trial
 from bot.checks.behaviour.forward_counts import read_forwards
 from bot.checks.behaviour.job import (
@@ -28,9 +28,10 @@ from bot.checks.behaviour.job import (
 from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.folder.own_code import changed_since, foreign_code, state_of
 from bot.checks.reading.checkpoint import FLOATS, TORCH_NAMES
+from bot.errors import MachineTooSmall
 from bot.events import Note, StepProgress
 from bot.machine import bare_environment
-from bot.records import Json
+from bot.records import Json, ProofDevice
 
 if TYPE_CHECKING:
     from bot.checks.case import Case
@@ -53,11 +54,27 @@ LOOK_EVERY = 0.5  # seconds
 
 
 def hold_trial(case: Case) -> Trial:
+    """The trial on the subject's device. What a GPU cannot run, if nobody insists on it, is run on the processor before anything
+    is concluded from that. Raises MachineTooSmall where a GPU fails that somebody insists on."""
+    wanted = case.subject.device
+    trial = _trial_on(case, wanted)
+    if wanted.kind == "cpu" or trial.failed is None:
+        return trial
+    if wanted.insists and trial.lost_device is not None:
+        raise MachineTooSmall(trial.lost_device, remedy="Free the GPU, update its driver, or pass --device cpu.")
+    if wanted.insists or not wanted.fits_cpu:
+        return trial
+    why = trial.lost_device or f"The GPU could not run the models: {trial.failed[:120]}."
+    case.emit(Note(text=f"{why} They run on the CPU instead."))
+    return _trial_on(case, ProofDevice())
+
+
+def _trial_on(case: Case, chosen: ProofDevice) -> Trial:
     """The reference first, then the merged folder: one model in memory at a time, none in this process. Where that leaves a
     doubt, once more with more prompts and more controls."""
     with tempfile.TemporaryDirectory(prefix=".adapter-merge-", dir=_parent_of_work(case)) as work:
         base = _base(case, Path(work))
-        job = _job(case, base, Path(work))
+        job = replace(_job(case, base, Path(work)), device=chosen.kind, gpus=chosen.gpus)
         rows = _rows(case, base, job)
         job = replace(job, usages=None if rows is None else quality.usages(rows))
         trial = _hold(case, job)
@@ -74,7 +91,8 @@ def _hold(case: Case, job: WorkerJob) -> Trial:
         reference = _work(case, replace(job, role="reference"))
     if isinstance(reference, Stopped):
         (job.work / "reference.json").unlink(missing_ok=True)
-    merged = _work(case, replace(job, role="merged"))
+    lost = isinstance(reference, Stopped) and reference.of_device
+    merged = reference if lost else _work(case, replace(job, role="merged"))
     assert isinstance(reference, ReferenceAnswer | Stopped)
     assert isinstance(merged, MergedAnswer | Stopped)
     return Trial(reference=reference, merged=merged, expected=case.once(adapter_claims).layers)
@@ -137,7 +155,7 @@ def _run(case: Case, job: WorkerJob) -> int:
     forwards, title = job.work / f"{job.role}.forwards", TITLES[job.role]
     forwards.unlink(missing_ok=True)
     with (job.work / f"{job.role}.log").open("wb") as log:
-        worker = subprocess.Popen(command, env=_environment(job.work), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        worker = subprocess.Popen(command, env=_environment(job), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     with worker:
         try:
             while True:
@@ -201,8 +219,9 @@ def _distrusted(subject: Subject) -> dict[str, str]:
     return {str(subject.folder.resolve()): why} if why else {}
 
 
-def _environment(work: Path) -> dict[str, str]:
-    """No secret, and places of its own for all that a library or a model's own code writes."""
+def _environment(job: WorkerJob) -> dict[str, str]:
+    """No secret, places of its own for all that a library or a model's own code writes, and the GPUs that it may use."""
+    work = job.work
     kept = {name: value for name, value in bare_environment().items() if name != "TMPDIR"}
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
@@ -211,6 +230,5 @@ def _environment(work: Path) -> dict[str, str]:
     for name, value in KEEP_MEMORY.items():
         kept.setdefault(name, value)
     own = {"TMPDIR": str(work), "HF_HOME": str(work / "hf"), "HOME": str(work)}
-    return {
-        **kept, **own, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return {**kept, **own, "PYTHONPATH": path, **offline, **device.environment(job)}

@@ -23,6 +23,7 @@ def main(path: Path) -> None:
     end_with_parent()
     job = WorkerJob.read(path)
     cut_network()
+    lost = start_device(job)
     confined = confine_for(job) if job.trust else True
     if job.role == "merged":
         # None in sys.modules makes `import peft` raise and find_spec answer None: as if it were not installed.
@@ -30,19 +31,35 @@ def main(path: Path) -> None:
     if not is_quantised(job):
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     FORWARDS.begin(job.work / f"{job.role}.forwards")
-    write_answer(job.work / f"{job.role}.json", attempt(job), confined)
+    write_answer(job.work / f"{job.role}.json", lost or attempt(job), confined)
+
+
+def start_device(job: WorkerJob) -> Stopped | None:
+    """None where the job's device is ready."""
+    from bot.checks.behaviour import device
+
+    try:
+        device.prepare(job)
+    except Exception as error:
+        why = device.failed(error) or f"The GPU could not run the models: {' '.join(str(error).split())[:120]}."
+        return Stopped(status="skip", why=why, unrunnable=True, of_device=True)
+    return None
 
 
 def attempt(job: WorkerJob) -> Answer:
     """What came of the job: its role's answer, or Stopped."""
+    from bot.checks.behaviour import device
     from bot.checks.behaviour.load_models import CannotRun
     from bot.checks.behaviour.roles import ROLES
 
     try:
         return ROLES[job.role](job)
-    except CannotRun as error:
-        return Stopped(status="skip", why=str(error), unrunnable=True)
     except Exception as error:  # the gate of this process: its parent reads a file, not a traceback
+        lost = None if job.device == "cpu" else device.failed(error)
+        if lost is not None:
+            return Stopped(status="skip", why=lost, unrunnable=True, of_device=True)
+        if isinstance(error, CannotRun):
+            return Stopped(status="skip", why=str(error), unrunnable=True)
         import traceback
 
         traceback.print_exc()
@@ -59,13 +76,15 @@ def is_quantised(job: WorkerJob) -> bool:
 def confine_for(job: WorkerJob) -> bool:
     """Leave a stranger's code what it needs to run: the files that it reads, and the job's own folder to write. Whether the
     system could do that."""
+    from bot.checks.behaviour.device import driver_files
     from bot.checks.behaviour.sandbox import confine
 
     given = [job.base, job.adapter, job.folder, *([job.text] if job.text else [])]
     given += [usage.folder for usage in job.usages or ()]
     # A folder of the Hub's cache is made of links to where the files are.
     targets = {path.resolve().parent for folder in given if folder.is_dir() for path in folder.rglob("*")}
-    return confine(writable=[job.work], readable=[*given, *targets])
+    written, read = driver_files(job)
+    return confine(writable=[job.work, *written], readable=[*given, *targets, *read])
 
 
 def cut_network() -> None:

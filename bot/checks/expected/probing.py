@@ -19,13 +19,16 @@ class NoWeight(Exception):
 
 
 def probe_alone(layer: Any, name: str, path: str) -> Tensor:
-    """What a layer of a whole model makes of a parameter, float64; its adapter may be switched off. Raises NoWeight."""
-    alone = copy.deepcopy(layer).double()
+    """What a layer of a whole model makes of a parameter, float64, where that is; its adapter may be switched off. Raises NoWeight.
+
+    It is probed on the processor, wherever the model is.
+    """
+    alone = copy.deepcopy(layer).double().cpu()
     alone._disable_adapters = False
     if "dtype" in alone.__dict__:
         alone.__dict__["dtype"] = torch.float64
     with torch.no_grad(), without_warnings(), float64_mode():
-        return probe(alone, alone.get_base_layer(), name, path)
+        return probe(alone, alone.get_base_layer(), name, path).to(getattr(layer.get_base_layer(), name).device)
 
 
 def probe(layer: Any, owner: Any, name: str, module: str) -> Tensor:
