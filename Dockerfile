@@ -8,7 +8,9 @@
 #   TORCH_INDEX                where torch comes from: its CPU builds, or its CUDA builds (several gigabytes more)
 #   VERSION, REVISION, SOURCE  for the labels
 #
-# It weighs about 0.3 GB to pull and 0.8 GB over its base unpacked: torch's CPU library is two thirds of that.
+# It weighs about 0.3 GB to pull and 0.8 GB over its base unpacked: torch's CPU library is two thirds of that. With CUDA
+# it is several GB either way (pip unpacks 5.8 GB of torch and its libraries): cuBLAS, cuDNN, NCCL and the kernels of
+# every GPU that torch knows come with it. A release has both; the action takes this one where there is a GPU.
 ARG PYTHON=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${PYTHON} AS python

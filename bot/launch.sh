@@ -157,12 +157,22 @@ require_docker() { # the engine answers; its own description in $engine
   esac
 }
 
-choose_image() {
-  image=${INPUT_IMAGE:-$(sed -n '/^  image:/,/^    default:/s/^    default: *"\(.*\)"/\1/p' "${BASH_SOURCE[0]%/*}/../action.yml")}
+choose_image() { # the one asked for; of this release's two, the one with CUDA where there is a GPU for the merge
+  local own asked=${INPUT_IMAGE:-}
+  own=$(sed -n '/^  image:/,/^    default:/s/^    default: *"\(.*\)"/\1/p' "${BASH_SOURCE[0]%/*}/../action.yml")
+  case ${asked,,} in
+    '' | "$own")
+      image=$own
+      if ((${#gpus[@]})) && [[ ${INPUT_DEVICE:-} != *[Cc][Pp][Uu]* ]]; then image=${CUDA_IMAGE:-$own}; fi
+      ;;
+    cpu) image=$own ;;
+    cuda | gpu) image=${CUDA_IMAGE:-$own} ;;
+    *) image=$asked ;;
+  esac
   [[ $image != -* && $image != *[[:space:]]* ]] || fail 2 "$image is no image. Name one with image: name@sha256:…"
   [[ $image != *"sha256:$(printf '0%.0s' {1..64})" ]] || fail 2 "This commit of the action is not a release, so that it has no image yet. Use a release tag (@v1), or name an image with image:, or set runtime: native."
   docker image inspect "$image" &>/dev/null || docker pull --quiet "$image" ||
-    fail 5 "The image $image could not be pulled (Docker says why, above). Check its name, this runner's network, and that it may read that registry (docker login)."
+    fail 5 "The image $image could not be pulled (Docker says why, above). Check its name, this runner's network and disk, and that it may read that registry (docker login)."
 }
 
 described_by_cdi() { # before 28.2, Docker does not list its CDI devices, only the folders of their descriptions
@@ -359,8 +369,8 @@ main() {
   mkdir -p "$ADAPTER_MERGE_WORK"
   if [[ $runtime == docker ]]; then
     require_docker
-    choose_image
     choose_gpus
+    choose_image
     choose_mounts
     choose_flags
     require_shared_files

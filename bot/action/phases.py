@@ -110,8 +110,10 @@ def _plan(index: int, run: RunContext, hub: Hub) -> tuple[Sources, Plan]:
     if run.event.plan_only:
         request = replace(request, options=replace(request.options, allow_pickle=False))
     if os.environ.get("NVIDIA_VISIBLE_DEVICES") == "void" and torch_has_cuda():
-        # The GPU is kept for the merge, which looks for it again; a torch that cannot use one is reported now.
-        request = replace(request, options=replace(request.options, device="auto"))
+        # The GPU is kept for the merge, which looks for it, and for room on it, again; a torch that cannot use one is reported
+        # now.
+        verify = "auto" if request.options.verify == "full" else request.options.verify
+        request = replace(request, options=replace(request.options, device="auto", verify=verify))
     store.update(index)
     run.emit(Stage(name="pull", title=f"Reading base and adapter {called(request)}"))
     request = _with(request, [at_pushed_tag(ref, run.event.pushed_tag, hub, run.emit) for ref in adapters_of(request)])

@@ -76,6 +76,7 @@ class Runner:
     root: Path
     env: dict[str, str] = field(default_factory=dict)
     user: int = os.getuid()
+    action: dict[str, Any] = field(default_factory=lambda: ACTION)
 
     @property
     def temp(self) -> Path:
@@ -97,11 +98,12 @@ class Runner:
 
     def start(self, step: int = 0, **inputs: str) -> subprocess.Popen[str]:
         """A step of action.yml, as the runner starts it: a script for bash, every expression already a value."""
-        wanted = ACTION["runs"]["steps"][step]
+        wanted = self.action["runs"]["steps"][step]
         given = {"adapter": "demo/adapter", "image": "image:tag"} | {k.replace("_", "-"): v for k, v in inputs.items()}
-        values = {name: given.get(name, defined.get("default", "")) for name, defined in ACTION["inputs"].items()}
+        values = {name: given.get(name, defined.get("default", "")) for name, defined in self.action["inputs"].items()}
         values |= {"github-token": given.get("github-token", GITHUB_TOKEN)}
-        inputs_env = {name: values[expression[11:-3]] for name, expression in wanted.get("env", {}).items()}
+        expressions = wanted.get("env", {}).items()
+        inputs_env = {name: values[text[11:-3]] if text.startswith("${{") else text for name, text in expressions}
         script = self.temp / "step.sh"
         script.write_text(wanted["run"])
         os.chown(script, self.user, -1)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
+import yaml
 
 from bot.action.inputs import OPTIONS
 from bot.terminal.spelling import resolve_choice
-from tests.launcher.conftest import Call, Ran, Runner
+from tests.launcher.conftest import ACTION, ROOT, Call, Ran, Runner
 
 TOOLKIT = '{"Runtimes":{"nvidia":{"path":"nvidia-container-runtime"},"runc":{"path":"runc"}}}'
 CDI = '{"Runtimes":{"runc":{"path":"runc"}},"DiscoveredDevices":[{"Source":"cdi","ID":"nvidia.com/gpu=all"}]}'
@@ -138,3 +141,67 @@ def test_the_words_for_gpus_may_be_written_large(runner: Runner) -> None:
     runner.env["STUB_INFO"] = TOOLKIT
     assert merge_flags(runner.run(gpus="None")) == []
     assert merge_flags(runner.run(gpus="All")) == ["--gpus all"]
+
+
+# --- which of the two images ----------------------------------------------------------------------------------------
+
+CPU_IMAGE, CUDA_IMAGE = (f"ghcr.io/adapter-merge/adapter-merge@sha256:{two * 32}" for two in ("ab", "cd"))
+
+
+@pytest.fixture
+def released(runner: Runner) -> Runner:
+    """A runner with a release of the action, of which both images are stamped into action.yml."""
+    root = runner.root / "release"
+    (root / "bot").mkdir(parents=True)
+    for name in ("bot/launch.sh", "bot/__init__.py", "action.yml", ".github/stamp_image.py"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes((ROOT / name).read_bytes())
+    stamp = [sys.executable, root / ".github/stamp_image.py", root / "action.yml", CPU_IMAGE, CUDA_IMAGE]
+    subprocess.run(stamp, check=True)
+    runner.action = yaml.safe_load((root / "action.yml").read_text())
+    runner.env |= {"GITHUB_ACTION_PATH": str(root), "STUB_INFO": TOOLKIT}
+    return runner
+
+
+def image_of(ran: Ran) -> str:
+    """The one image of all phases."""
+    assert ran.code == 0, ran.log
+    used = {argument for call in ran.phases().values() for argument in call.arguments if "@sha256:" in argument}
+    assert len(ran.phases()) == 4
+    assert len(used) == 1
+    return used.pop()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ({}, CUDA_IMAGE),
+        ({"gpus": "0"}, CUDA_IMAGE),
+        ({"device": "cuda"}, CUDA_IMAGE),
+        ({"image": ""}, CUDA_IMAGE),
+        ({"gpus": "none"}, CPU_IMAGE),
+        ({"device": "cpu"}, CPU_IMAGE),
+        ({"image": "cpu"}, CPU_IMAGE),
+        ({"image": "cuda", "gpus": "none"}, CUDA_IMAGE),
+        ({"image": f"own.example/merge@sha256:{'ef' * 32}"}, f"own.example/merge@sha256:{'ef' * 32}"),
+    ],
+)
+def test_the_image_with_cuda_is_for_a_merge_that_gets_a_gpu(
+    inputs: dict[str, str], expected: str, released: Runner
+) -> None:
+    assert image_of(released.run(**{"image": CPU_IMAGE} | inputs)) == expected
+
+
+def test_a_runner_without_a_gpu_pulls_the_small_image(released: Runner) -> None:
+    del released.env["STUB_INFO"]
+    released.env["STUB_INSPECT_CODE"] = "1"
+    ran = released.run(image=CPU_IMAGE)
+    assert image_of(ran) == CPU_IMAGE
+    assert [call.arguments[-1] for call in ran.calls if "pull" in call.arguments] == [CPU_IMAGE]
+
+
+def test_an_image_with_cuda_that_was_never_built_is_said(runner: Runner) -> None:
+    ran = runner.run(image="cuda")
+    assert ran.code == 2
+    assert "is not a release, so that it has no image yet" in ran.log
+    assert ACTION["runs"]["steps"][0]["env"]["CUDA_IMAGE"].endswith("0" * 64)
