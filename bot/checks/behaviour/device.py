@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # What a CUDA program opens to write: the driver's devices (/dev/dxg: on WSL). What it reads beside the system's folders.
 DRIVER_DEVICES = ("nvidia*", "nvidia-caps/*", "dxg")
 DRIVER_FOLDERS = (Path("/run/opengl-driver"),)  # NixOS
-NO_DEVICE = "This torch finds no CUDA device."
+NO_DEVICE = "this torch finds no CUDA device"
 LOST = ("CUDA error", "CUDA out of memory", "CUBLAS_STATUS", "cuDNN error", "CUDNN_STATUS", "NVIDIA driver")
 
 
@@ -85,13 +85,13 @@ def to_model(inputs: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Ten
 
 
 def failed(error: BaseException | None) -> str | None:
-    """What is to be said where it is the device that failed: it is gone, or full; None where something else went wrong."""
+    """How the device failed, where it did: it is gone, or full; None where something else went wrong."""
     while error is not None:
         if isinstance(error, NoDevice):
             return str(error)
         words = " ".join(str(error).split())
         if type(error).__name__ == "OutOfMemoryError" or any(sign in words for sign in LOST):
-            return f"The GPU could not run the models: {words[:120]}."
+            return words[:160]
         error = error.__cause__
     return None
 

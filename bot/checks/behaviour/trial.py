@@ -61,11 +61,12 @@ def hold_trial(case: Case) -> Trial:
     if wanted.kind == "cpu" or trial.failed is None:
         return trial
     if wanted.insists and trial.lost_device is not None:
-        raise MachineTooSmall(trial.lost_device, remedy="Free the GPU, update its driver, or pass --device cpu.")
+        why = f"The GPU could not run the models: {trial.lost_device}."
+        raise MachineTooSmall(why, remedy="Free it, update its driver, or pass --device cpu.")
     if wanted.insists or not wanted.fits_cpu:
         return trial
-    why = trial.lost_device or f"The GPU could not run the models: {trial.failed[:120]}."
-    case.emit(Note(text=f"{why} They run on the CPU instead."))
+    why = trial.lost_device or trial.failed[:160]
+    case.emit(Note(text=f"The GPU could not run the models: {why}. They run on the CPU instead."))
     return _trial_on(case, ProofDevice())
 
 

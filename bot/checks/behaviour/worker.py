@@ -41,7 +41,7 @@ def start_device(job: WorkerJob) -> Stopped | None:
     try:
         device.prepare(job)
     except Exception as error:
-        why = device.failed(error) or f"The GPU could not run the models: {' '.join(str(error).split())[:120]}."
+        why = device.failed(error) or " ".join(str(error).split())[:160]
         return Stopped(status="skip", why=why, unrunnable=True, of_device=True)
     return None
 

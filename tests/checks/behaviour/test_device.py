@@ -222,7 +222,7 @@ ERROR = Stopped(status="error", why="RuntimeError: two devices", raised=True)
 @pytest.mark.parametrize(
     ("stopped", "words"),
     [
-        (LOST, "This torch finds no CUDA device. They run on the CPU instead."),
+        (LOST, "The GPU could not run the models: this torch finds no CUDA device. They run on the CPU instead."),
         (ERROR, "The GPU could not run the models: RuntimeError: two devices. They run on the CPU instead."),
     ],
 )
@@ -236,7 +236,7 @@ def test_what_a_gpu_cannot_run_is_run_on_the_processor(
 
 
 def test_a_gpu_that_somebody_insists_on_must_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MachineTooSmall, match="This torch finds no CUDA device") as raised:
+    with pytest.raises(MachineTooSmall, match="this torch finds no CUDA device") as raised:
         held(monkeypatch, replace(ON_GPU, insists=True), LOST)
     assert "--device cpu" in raised.value.remedy
 
