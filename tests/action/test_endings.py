@@ -139,6 +139,20 @@ def test_a_machine_that_is_too_small(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert step.summary.startswith("## ✗ This machine cannot do it")
 
 
+def test_room_on_a_gpu_is_looked_for_by_the_merge_that_gets_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The phase that downloads is shown no GPU: whether `full` fits is not its to say, where torch could use one."""
+    look = pipeline.look
+    monkeypatch.setattr(pipeline, "look", lambda folder: replace(look(folder), memory_available=500 << 20))
+    for later in ("merge", "publish"):
+        monkeypatch.setitem(phases.PHASES, later, lambda run: None)
+    assert run(verify="full").code == 6
+    monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", "void")
+    monkeypatch.setattr(phases, "torch_has_cuda", lambda: False)
+    assert run(verify="full").code == 6
+    monkeypatch.setattr(phases, "torch_has_cuda", lambda: True)
+    assert run(verify="full").code == 0
+
+
 def test_our_bug_shows_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_down(*arguments: object) -> None:
         raise ZeroDivisionError("::error::not a command")

@@ -41,6 +41,6 @@ def found(trial: Trial) -> Finding:
 
 def work_here(case: Any, job: WorkerJob) -> Answer:
     """In the place of `bot.checks.behaviour.trial._work`: the worker, in this process. (It could import peft, and use the network.)"""
-    answer = worker.attempt(job)
+    answer = worker.start_device(job) or worker.attempt(job)
     write_answer(job.work / f"{job.role}.json", answer, confined=True)
     return answer

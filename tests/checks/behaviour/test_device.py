@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -156,7 +157,7 @@ def to_gpu(model: torch.nn.Module) -> None:
                 held[name] = torch.nn.Parameter(there, False) if held is module._parameters else there
 
 
-@pytest.mark.parametrize("kind", ["lora", "embedding", "dora"])
+@pytest.mark.parametrize("kind", ["lora", "embedding", "dora", "parameter"])
 def test_what_peft_makes_of_a_weight_on_a_gpu_stays_there(
     kind: str, merge: WorkerJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,9 +167,13 @@ def test_what_peft_makes_of_a_weight_on_a_gpu_stays_there(
 
     from bot.checks.behaviour import control
 
-    targets = ["embed_tokens"] if kind == "embedding" else ["q_proj", "down_proj"]
+    settings: dict[str, Any] = {
+        "embedding": {"target_modules": ["embed_tokens"]},
+        "dora": {"target_modules": ["q_proj", "down_proj"], "use_dora": True},
+        "parameter": {"target_modules": [], "target_parameters": ["q_proj.weight"]},
+    }
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(merge.base), attn_implementation="eager")
-    tuned = get_peft_model(model, LoraConfig(r=4, target_modules=targets, use_dora=kind == "dora"))
+    tuned = get_peft_model(model, LoraConfig(r=4, **settings.get(kind, {"target_modules": ["q_proj"]})))
     tuned.base_model.disable_adapter_layers()
     plain = tuned.get_base_model()
     monkeypatch.setattr(control, "chance", lambda *_: torch.Generator())  # a GPU's own needs a GPU
