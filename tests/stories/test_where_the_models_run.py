@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bot import pipeline, reverify
+from bot.budget import LOADED
 from bot.checks.behaviour import trial
 from bot.devices import CONTEXT, choose_proof_device
 from bot.gpus import list_gpus
@@ -178,7 +179,7 @@ def test_a_plan_says_where_the_models_would_run(
     folders, adapter_merge: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, adapter, _ = folders
-    has(monkeypatch, **roomy(), memory_available=1000 << 20)  # too little for the models, beside the GPU
+    has(monkeypatch, **roomy(), memory_available=LOADED)  # too little for the models, beside the GPU
     planned = json.loads(adapter_merge("plan", adapter, "--base", base, "--json").out)["verify"]
     assert (planned["level"], planned["device"]) == ("full", "cuda")
     assert "full on the GPU" in adapter_merge("plan", adapter, "--base", base).out

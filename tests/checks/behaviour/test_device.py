@@ -269,6 +269,7 @@ def test_a_worker_without_its_gpu_says_so_and_not_that_the_merge_is_wrong(merge:
     ("error", "of_device"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (torch.OutOfMemoryError("Allocation on device 0 would exceed allowed memory."), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
         (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
         (RuntimeError("shape '[2, 3]' is invalid for input of size 7"), False),
