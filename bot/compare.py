@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bot.checkpoint.header import TORCH_NAMES, read_header
 from bot.errors import NotFound
+from bot.events import Parts, TextLine, TextTable
 from bot.records import Json, Stored
 
 PIECE = 4 << 20  # bytes read at a time; a multiple of every dtype's size
@@ -37,17 +38,21 @@ def compare_folders(first: Path, second: Path) -> Json:
     return {"equal": equal, "different": [asdict(difference) for difference in differences]}
 
 
-def comparison_table(comparison: Json) -> str:
-    """The comparison as plain text: differing tensors, then the count."""
-    rows = [f"{row['key']}: {row['what']}{_numbers(row)}" for row in comparison["different"]]
-    return "\n".join([*rows, f"{comparison['equal']} tensors equal to the byte, {len(rows)} different"])
+def comparison_table(comparison: Json) -> Parts:
+    """The comparison for a person: differing tensors, then the count."""
+    rows = comparison["different"]
+    count = TextLine(text=f"{comparison['equal']} tensors equal to the byte, {len(rows)} different")
+    if not rows:
+        return (count,)
+    head = ("tensor", "elements", "largest", "‖a−b‖/‖a‖", "how it differs")
+    return (TextTable(head=head, rows=tuple((row["key"], *_numbers(row), row["what"]) for row in rows)), count)
 
 
-def _numbers(row: Json) -> str:
+def _numbers(row: Json) -> tuple[str, str, str]:
     if row["elements"] is None:
-        return ""
-    relative = "" if row["relative"] is None else f", ‖a−b‖/‖a‖ {row['relative']:.3g}"
-    return f", {row['elements']} elements, largest {row['largest']:.3g}{relative}"
+        return ("", "", "")
+    relative = "" if row["relative"] is None else f"{row['relative']:.3g}"
+    return f"{row['elements']:,}", f"{row['largest']:.3g}", relative
 
 
 def _tensors(folder: Path) -> dict[str, Stored]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event as Signal
 from threading import Lock, Thread
+from typing import Literal
 
 BEAT = 1.0  # seconds between two words of a step that says nothing itself
 
@@ -47,11 +48,39 @@ class Note:
     level: str = "note"
 
 
+Tone = Literal["plain", "strong", "quiet", "good", "remark", "bad"]
+
+
 @dataclass(frozen=True, kw_only=True)
-class TextBlock:
-    """A block of text, ready to print: a table."""
+class TextLine:
+    """A paragraph; "" is an empty line. `tone`: what a terminal with colours makes of it."""
 
     text: str
+    tone: Tone = "plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTable:
+    """Rows of plain text; a cell may have several lines. Where `head` is (), the first column names what a row is about.
+
+    `tones`: one for each row, () where all are plain. `indent`: spaces before it.
+    """
+
+    rows: tuple[tuple[str, ...], ...]
+    head: tuple[str, ...] = ()
+    tones: tuple[Tone, ...] = ()
+    indent: int = 0
+
+
+Parts = tuple[TextLine | TextTable, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextBlock:
+    """What a person is to read. `details`: shown in its place to whoever asked for everything; () where there is no more."""
+
+    parts: Parts
+    details: Parts = ()
 
 
 Event = Stage | StepProgress | Note | TextBlock

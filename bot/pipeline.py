@@ -274,7 +274,7 @@ def plan_merge(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] 
 def show_plan(plan: Plan, emit: Emit) -> None:
     """The plan's table and its warnings."""
     emit(Stage(name="plan", title="The plan"))
-    emit(TextBlock(text=plan_table(plan)))
+    emit(TextBlock(parts=(plan_table(plan),)))
     for warning in plan.warnings:
         emit(Note(text=warning, level="warning"))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from bot import config_summary
 from bot.budget import readable
 from bot.errors import NotVerified
+from bot.events import TextTable
 from bot.records import (
     AddDelta,
     Asset,
@@ -27,10 +28,11 @@ from bot.records import (
     plain_op,
 )
 from bot.report_document import InputPins, Pin
+from bot.terminal.plain import plain
 
 
-def plan_table(plan: Plan) -> str:
-    """The plan in a screenful of plain text, without its warnings: whoever shows it says each of them once."""
+def plan_table(plan: Plan) -> TextTable:
+    """The plan in a screenful, without its warnings: whoever shows it says each of them once."""
     whole = sum(shard.same_as_base for shard in plan.shards)
     terms = merged_terms(plan)
     rows = [
@@ -47,10 +49,9 @@ def plan_table(plan: Plan) -> str:
         ("proof", _proof(plan)),
         ("fingerprint", plan.fingerprint[:16]),
     ]
-    lines = [f"  {name:<12} {text}" for name, text in rows if text]
-    lines += [f"  {'config':<12} {_changed(change)}" for change in plan.config_changes]
-    lines += [f"  note         {note}" for note in plan.notes]
-    return "\n".join(lines)
+    rows += [("config", _changed(change)) for change in plan.config_changes]
+    rows += [("note", note) for note in plan.notes]
+    return TextTable(rows=tuple((name, text) for name, text in rows if text), indent=2)
 
 
 def _disk(plan: Plan) -> str:
@@ -72,7 +73,8 @@ def _changed(change: ConfigChange) -> str:
 
 def plan_kept(plan: Plan) -> str:
     """The table with the plan's warnings under it, for a page that is read afterwards; a log has those as lines of their own."""
-    return "\n".join([plan_table(plan), *(f"  warning      {warning}" for warning in plan.warnings)])
+    table = plan_table(plan)
+    return plain((replace(table, rows=(*table.rows, *(("warning", warning) for warning in plan.warnings))),))
 
 
 def merged_terms(plan: Plan) -> list[Term]:
@@ -198,10 +200,10 @@ def not_verified(outcome: Outcome) -> NotVerified:
     )
 
 
-def held_against(inputs: InputPins) -> list[str]:
+def held_against(inputs: InputPins) -> TextTable:
     """What a merged model was verified against: every input with its commit."""
     named = [("base", inputs.base), *(("adapter", adapter) for adapter in inputs.adapters)]
-    return [f"  {role:<12} {pin.name('a folder')} @ {pin.sha}" for role, pin in named]
+    return TextTable(rows=tuple((role, f"{pin.name('a folder')} @ {pin.sha}") for role, pin in named), indent=2)
 
 
 def _several(plan: Plan) -> Json:

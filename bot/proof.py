@@ -6,13 +6,14 @@ import math
 from typing import TYPE_CHECKING
 
 from bot import trained_base
-from bot.events import Emit, TextBlock
+from bot.events import Emit
 from bot.options import deciding
 from bot.plan import is_change
 from bot.plan_text import merged_terms
 from bot.pull import original_at_hand
 from bot.records import RECIPE, Local, Merged, Plan, Report, Request, Sources
 from bot.report_document import InputPins, MergeFacts, name_inputs
+from bot.report_text import block
 from bot.special_tokens import is_token
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ def prove(
     merged: Merged, inputs: Local, sources: Sources, request: Request, target: str | None, hub: Hub, emit: Emit
 ) -> Report:
     """Verify a merge of ours and put its verification.json into the folder."""
-    from bot.verify import table, verify, write  # the checks are not for those who only plan
+    from bot.verify import verify, write  # the checks are not for those who only plan
 
     report = verify(subject_of(merged, inputs, sources, request, target, hub), emit)
-    emit(TextBlock(text=table(report)))
+    emit(block(report.document))
     write(report, merged.folder)
     return report
 

@@ -24,6 +24,8 @@ from bot.untrusted.strict_json import AllFit
 Json = dict[str, Any]
 
 NAME = "verification.json"
+PICTURE = "verification.png"  # the size of the delta, for the card
+OWN_FILES = frozenset({NAME, PICTURE})  # which no report can name with their hash
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes", "compressed-tensors")
 DIGITS = 6  # significant digits of every float: more would differ from machine to machine

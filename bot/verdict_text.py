@@ -51,9 +51,17 @@ def sentence(document: Document) -> str:
 
 
 def cause(document: Document) -> str | None:
-    """The line under the sentence of a failure: what most likely went wrong; None where nobody can tell."""
-    likely = (document.cause or {}).get("sentence")
-    return f"Most likely: {likely}" if document.verdict != "verified" and isinstance(likely, str) and likely else None
+    """The line under the sentence: what most likely went wrong; None where nothing did, or nobody can tell."""
+    return next(iter(causes(document)), None)
+
+
+def causes(document: Document) -> list[str]:
+    """The same, and a line for whatever else went wrong."""
+    likely = document.cause or {}
+    also = likely.get("also") or () if isinstance(likely.get("also"), list | tuple) else ()
+    sentences = [each.get("sentence") for each in (likely, *also)]
+    known = [each for each in sentences if isinstance(each, str) and each]
+    return [f"{'Besides' if number else 'Most likely'}: {each}" for number, each in enumerate(known)]
 
 
 def figures(document: Document) -> tuple[Figure, ...]:
@@ -195,7 +203,7 @@ def _delta(document: Document) -> Figure:
     sizes = [row["relative"] for row in document.delta if _is_number(row.get("relative"))]
     if not sizes:
         return Figure(id, name, "not measured", False)
-    low, high = f"{min(sizes):.2g}", f"{max(sizes):.2g}"
+    low, high = f"{100 * min(sizes):.2g}%", f"{100 * max(sizes):.2g}%"
     return Figure(id, name, low if low == high else f"{low} to {high}, by layer and module")
 
 

@@ -16,10 +16,11 @@ from bot.checks.case import Case
 from bot.checks.finding import Check, finding
 from bot.checks.folder.hashing import hash_files
 from bot.checks.subject import Subject
-from bot.checks.table import table
 from bot.events import Emit, Note, Stage, StepProgress, beating
 from bot.records import Finding, Json, Level, Report
 from bot.report_document import NAME, new_document
+from bot.report_text import everything
+from bot.terminal.plain import plain
 
 if TYPE_CHECKING:
     from bot.checks.behaviour.answers import Trial
@@ -114,6 +115,11 @@ def _excused(subject: Subject, trial: Trial | None) -> frozenset[str]:
 
 def _prevents_verified(finding: Finding, excused: frozenset[str]) -> bool:
     return finding.status == "fail" or (finding.status == "skip" and finding.id not in excused)
+
+
+def table(report: Report) -> str:
+    """Every check as plain text, with the verdict."""
+    return plain(everything(report.document))
 
 
 def write(report: Report, folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from html import escape
 from pathlib import Path
 
@@ -24,7 +25,7 @@ LEFT_OUT = (
     "Created",
 )
 AMOUNT = re.compile(r"  [\d.]+ [kMG]?B\b")
-GOOD = ' class="good"'
+GOOD_NEWS = ("✓", "Verified", "merged model")  # the sentence goes on in a second line
 COLUMNS, LINE, ADVANCE, SIZE, MARGIN = 98, 18, 7.8, 13, 16  # of the page in characters; the rest in pixels
 
 STYLE = f"""
@@ -47,7 +48,7 @@ def lines(page: str) -> list[str]:
         blank = not line.strip()
         if line.strip().startswith(LEFT_OUT) or AMOUNT.match(line) or (blank and (not wanted or not wanted[-1])):
             continue
-        wanted.append(line)
+        wanted += textwrap.wrap(line, COLUMNS, drop_whitespace=False) if len(line) > COLUMNS else [line]
     return wanted
 
 
@@ -70,9 +71,7 @@ def drawn(page: str) -> str:
 def _look(line: str) -> str:
     if line.startswith(("$", "▸")):
         return ' class="strong"'
-    if line.startswith(("✓", "verified")):
-        return ' class="strong good"'
-    return ' class="quiet"' if line.startswith("check ") else ""
+    return ' class="strong good"' if line.startswith(GOOD_NEWS) else ""
 
 
 def _cells(line: str) -> str:
@@ -82,7 +81,7 @@ def _cells(line: str) -> str:
 
 
 def _cell(text: str, x: float) -> str:
-    return f'<tspan x="{x:.1f}"{GOOD if text == "pass" else ""}>{escape(text, quote=False)}</tspan>'
+    return f'<tspan x="{x:.1f}">{escape(text, quote=False)}</tspan>'
 
 
 if __name__ == "__main__":

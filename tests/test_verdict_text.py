@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bot.report_document import Document
-from bot.verdict_text import cause, figures, had_nothing, level, sentence
+from bot.verdict_text import cause, causes, figures, had_nothing, level, sentence
 
 FLOOR = {"ratio": 0.5123, "standard_error": 0.0812, "limit": 1.9, "top1_agreement": 0.998, "positions": 1480}
 
@@ -50,7 +50,7 @@ def test_the_figures_are_six_and_always_the_same():
         "elements": "0 of 494,032,768",
         "tensors": "168 of 290",
         "retention": "99.8%",
-        "delta": "0.004 to 0.031, by layer and module",
+        "delta": "0.4% to 3.1%, by layer and module",
         "k": "0.512 ± 0.08, at most 1.9",
         "top1": "99.8% of 1,480 positions",
     }
@@ -134,11 +134,20 @@ def test_a_failure_names_the_first_check_that_failed_and_counts_the_others():
     assert sentence(only) == "Not verified: behaviour could not be run: not run: touched did not pass."
 
 
-def test_the_likely_cause_is_told_of_a_failure_only():
-    likely = {"kind": "scaling", "sentence": "the adapter was added twice.", "tensors": [], "figures": {}}
-    assert cause(document(WRONG, verdict="not-verified", cause=likely)) == "Most likely: the adapter was added twice."
+def test_the_likely_cause_is_told_and_what_else_went_wrong():
+    other = {"kind": "file", "sentence": "a file is cut.", "tensors": [], "figures": {}}
+    likely = {
+        "kind": "scaling",
+        "sentence": "the adapter was added twice.",
+        "tensors": [],
+        "figures": {},
+        "also": [other],
+    }
+    failed = document(WRONG, verdict="not-verified", cause=likely)
+    assert cause(failed) == "Most likely: the adapter was added twice."
+    assert causes(failed) == ["Most likely: the adapter was added twice.", "Besides: a file is cut."]
     assert cause(document(WRONG, verdict="not-verified", cause=None)) is None
-    assert cause(document(*WEIGHTS, cause=likely)) is None
+    assert causes(document(*WEIGHTS)) == []
 
 
 @pytest.mark.parametrize("measured", ["none", "no report", "single file", "plain", "not told"])

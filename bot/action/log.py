@@ -7,6 +7,7 @@ from threading import Lock
 from bot.action.commands import WorkflowCommands
 from bot.action.input_names import as_inputs
 from bot.events import Event, Note, Stage, StepProgress, TextBlock
+from bot.terminal.plain import plain
 from bot.terminal.progress import Progress
 
 
@@ -31,7 +32,7 @@ class Log:
             case Note():
                 self._commands.line(f"  {as_inputs(event.text)}")
             case TextBlock():
-                self._commands.line(event.text)
+                self._commands.line(plain(event.details or event.parts))  # a fold has room for all of it
 
     def _moved(self, event: StepProgress) -> None:
         with self._lock:

@@ -10,6 +10,7 @@ from bot.action.state import Failure, MergeJob, StateStore
 from bot.card import evidence
 from bot.records import Publication, Ref, Role, Source
 from bot.report_document import Document, Pin
+from bot.report_markdown import opening
 from bot.untrusted.markdown import cell, code, fenced
 from bot.untrusted.redact import redact
 
@@ -53,13 +54,13 @@ def section(store: StateStore, job: MergeJob, failure: Failure | None) -> str:
         parts.append(text)
     if done.link and failure is None:
         parts.append(f"<{done.link}>")
-    if job.plan:
-        parts.append(f"<details><summary>The plan</summary>\n\n{fenced(job.plan)}\n\n</details>")
     if document is not None:
-        parts += ["### Evidence", evidence.section(document)]
+        parts += [opening(document), evidence.comparison(document, "###"), "### Evidence", evidence.section(document)]
         if document.verdict == "verified":
             parts += ["### Reproduce it", _reproduce(document, done.repo or job.target)]
-    return "\n\n".join(parts)
+    if job.plan:
+        parts.append(f"<details><summary>The plan</summary>\n\n{fenced(job.plan)}\n\n</details>")
+    return "\n\n".join(filter(None, map(str.strip, parts)))
 
 
 def whole(store: StateStore) -> str:

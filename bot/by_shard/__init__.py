@@ -17,9 +17,10 @@ from bot.budget import readable
 from bot.by_shard.base_files import BaseFiles
 from bot.by_shard.journal import Finished, Journal
 from bot.by_shard.shard_run import Destination, ShardRun, Traffic
-from bot.events import Emit, Note, Stage, TextBlock, silent
+from bot.events import Emit, Note, Stage, silent
 from bot.publish import SentBefore
 from bot.records import Local, Merged, Plan, Publication, Report, Source
+from bot.report_text import block
 from bot.shard_needs import ShardNeeds, shard_needs
 
 if TYPE_CHECKING:
@@ -178,11 +179,11 @@ class _Workplace:
 
     def report(self, finished: Mapping[str, Finished]) -> MadeByShard:
         """The report over all files, written beside them."""
-        from bot.verify import table, write
+        from bot.verify import write
 
         self._sha256.update({name: each.sha256 for name, each in finished.items()})
         report = self._proof.finish(finished.values())
-        self._emit(TextBlock(text=table(report)))
+        self._emit(block(report.document))
         write(report, self._partial)
         return MadeByShard(report=report, sha256=self._sha256, run=self.run, journal=self._journal, clear=self.clear)
 

@@ -20,11 +20,13 @@ from bot.metadata.license_fields import state
 from bot.plan_text import tensors_in_words
 from bot.project import REPOSITORY
 from bot.records import Asset, Plan, Source, Sources
-from bot.report_document import Document, MergeFacts
+from bot.report_document import PICTURE, Document, MergeFacts
+from bot.report_markdown import opening
 from bot.untrusted.redact import redact
 
 TAKEN_OVER = (fields.languages, fields.datasets, fields.metrics, fields.tags, fields.task)
 
+PICTURED = "Size of the delta, by layer and module"
 UNNAMED = "your-name/your-merged-model"  # stands for the target until there is one; `retarget` replaces it
 KEPT_ENOUGH = 0.9  # below, so much of the delta is rounded away that a separate adapter serves better
 
@@ -39,11 +41,12 @@ def render(
     adapters: Sequence[Source] = (),
     assets: Sequence[Asset] = (),
     hub: str = HUB,
+    pictured: bool = False,
 ) -> str:
     """README.md for a merge that `document` (its verification.json) describes. `license` overrides the inputs'.
 
     `adapters`: where `adapter` is the combination of several, those. `assets`: the files beside the weights, where they are
-    known. `hub`: the address of the Hub that all links lead to.
+    known. `hub`: the address of the Hub that all links lead to. `pictured`: the picture lies beside the card.
     """
     given, links = tuple(adapters) or (adapter,), Links(hub)
     merge = document.merge
@@ -56,6 +59,8 @@ def render(
         metadata=metadata.dump(block),
         title=_title(target, base, given),
         headline=_headline(document, base, given, links),
+        opening=opening(document),
+        picture=f"![{PICTURED}]({PICTURE})\n\n" if pictured else "",
         summary=_summary(document, base, given, stated.words, links),
         loading=loading.section(target or UNNAMED, task, made, hub),
         advice=_advice(document, base, given, links),
@@ -93,16 +98,9 @@ def _short(source: Source) -> str:
 
 def _headline(document: Document, base: Source, adapters: Sequence[Source], links: Links) -> str:
     what = f"{' and '.join(map(links.to, adapters))} merged into {links.to(base)}"
-    statuses = [check.status for check in document.checks]
-    if document.verdict != "verified":
-        return f"{what}. Not verified: {statuses.count('fail')} of {len(statuses)} checks failed; do not use it."
-    if base_again := verdict_text.without_effect(document):
-        return f"{what}: this is the base under another name. {cell(base_again)}"
-    warned = statuses.count("warn")
-    passed = f"{len(statuses)} checks passed" + (f", {warned} with a remark" if warned else "")
-    if not evidence.recomputed(document):
-        return f"{what}; {passed}, but its weights were not recomputed (see Evidence). PEFT is not needed."
-    return f"{what}, and proven: {passed}. PEFT is not needed."
+    return f"{what}. " + (
+        "PEFT is not needed." if document.verdict == "verified" else "Do not use it: it is not verified."
+    )
 
 
 def _summary(document: Document, base: Source, adapters: Sequence[Source], licenses: str, links: Links) -> str:
@@ -116,7 +114,6 @@ def _summary(document: Document, base: Source, adapters: Sequence[Source], licen
         ("base weights", cell(str(merge.base_weights or ""))),
         ("weights", cell(f"{_stored(merge)}; {counts}" if merge.tensors else _stored(merge))),
         ("tokens", cell(_tokens(merge))),
-        ("verdict", cell(str(document.verdict or "?"))),
         ("license", cell(licenses)),
         ("made by", f"[adapter-merge]({REPOSITORY})"),
     ]

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from bot.options import Options, options_of
 from bot.project import REPOSITORY
 from bot.records import Json, Source
-from bot.report_document import CheckResult, Document, MergeFacts
+from bot.report_document import Document, MergeFacts
+from bot.report_markdown import checks_table, idle, remarks
+from bot.report_text import comparison_cells
 from bot.untrusted.markdown import cell, fenced
 
 HEAD = ("way to use it", "KL ratio", "perplexity", "top-1 agreement", "size")
@@ -16,41 +18,27 @@ WORDS = (
     "KL ratio: the distance from the model as trained, as a share of what the adapter moves; 0 is the same, and at 1 the tune "
     "is gone. Top-1 agreement: with the model as trained."
 )
-MARKS = {"pass": "pass", "warn": "remark", "fail": "**FAIL**", "skip": "not run"}
 WEIGHTS = re.compile(r".*\.safetensors(\.index\.json)?")
 
 
 def section(document: Document) -> str:
-    """The table of checks, a word on those that did not simply pass, and what was not run."""
-    checks = document.checks
+    """How it was proven, the table of checks, a word on those that did not simply pass, and what was not run."""
     proof = "Every merged weight was computed again from base and adapter, and compared: it is `round(W + s·BA)`, "
-    if any(check.id == "quantised" and check.status == "pass" for check in checks):
+    if any(check.id == "quantised" and check.status == "pass" for check in document.checks):
         proof = "Every merged weight was computed again from base and adapter, and quantised by the library that defines its "
         proof += "form: every stored byte is that. What is not quantised is "
-    lines = [
+    parts = [
         (proof + "rounded once. " if recomputed(document) else "") + "`verification.json` has the whole report.",
-        "",
-        "| check | measured | allowed | result |",
-        "| --- | --- | --- | --- |",
-        *(_row(check) for check in checks),
+        checks_table(document),
+        "\n".join(remarks(document)),
+        idle(document),
     ]
-    remarks = [check for check in checks if check.status != "pass" and check.why]
-    if remarks:
-        lines += ["", *(f"- {cell(str(check.id))}: {cell(str(check.why))}" for check in remarks)]
-    if document.not_run:
-        lines += ["", "Not run:", "", *(f"- {cell(str(id))}: {cell(str(reason))}" for id, reason in document.not_run)]
-    return "\n".join(lines)
+    return "\n\n".join(filter(None, parts))
 
 
 def recomputed(document: Document) -> bool:
     """Whether the weights themselves were proven, and not only the files around them."""
     return any(check.id == "touched" and check.status == "pass" for check in document.checks)
-
-
-def _row(check: CheckResult) -> str:
-    status = str(check.status)
-    cells = [cell(str(text or "")) for text in (check.id, check.measured, check.allowed)]
-    return f"| {' | '.join(cells)} | {MARKS.get(status, cell(status))} |"
 
 
 def reproduce(document: Document, target: str, base: Source, adapters: Sequence[Source]) -> str:
@@ -105,7 +93,7 @@ def _versions(document: Document) -> Iterator[str]:
     yield ""
 
 
-def comparison(document: Document) -> str:
+def comparison(document: Document, heading: str = "##") -> str:
     """What quantisation costs, as a small table with its heading: the ways to use base and adapter, measured on the same texts.
     "" where nothing is quantised, or nothing was measured."""
     rows = document.comparison
@@ -116,11 +104,11 @@ def comparison(document: Document) -> str:
     lost = [
         f"- {cell(str(row.get('what')))}: not run, {cell(str(row['not_run']))}." for row in rows if row.get("not_run")
     ]
-    return "\n".join(["## What quantisation costs", "", *lines, "", WORDS, *(["", *lost] if lost else []), "", ""])
+    return "\n".join(
+        [f"{heading} What quantisation costs", "", *lines, "", WORDS, *(["", *lost] if lost else []), "", ""]
+    )
 
 
 def _cells(row: Json) -> list[str]:
-    from bot.checks.table import comparison_cells  # as in bot.proof
-
     what = cell(str(row.get("what")))
     return [f"**{what} (this model)**" if row.get("published") else what, *comparison_cells(row)]

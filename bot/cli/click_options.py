@@ -55,6 +55,7 @@ ADAPTERS = click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=T
 COMBINING = fields(Combination, default=None)  # None: it was not said that adapters are combined
 MERGING = options(fields(Request, "base"), fields(Options), fields(Request, "eval_text"))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
+VERBOSE = click.option("--verbose", "-v", is_flag=True, help="Print every check, also those that passed.")
 QUIET = click.option("--quiet", is_flag=True, help="Print warnings and errors only.")
 DEBUG = click.option("--debug", is_flag=True, help="Show a traceback with every error.")
 SPEAKING = options(JSON, QUIET, DEBUG)

@@ -125,7 +125,8 @@ def status(url: str | None, state: Path | None, as_json: bool, quiet: bool, debu
             again = f"--url {webhook.url}" if webhook.url else "--jobs"
             print_text(
                 "  The Hub disables a webhook whose deliveries fail again and again. Once the cause is mended, enable it: "
-                f"adapter-merge bot install {again} --allow …, or at {hub.address}/settings/webhooks."
+                f"adapter-merge bot install {again} --allow …, or at {hub.address}/settings/webhooks.",
+                "remark",
             )
     if seen is None:
         print_text(f"There is no state file {path} on this machine.")
@@ -134,7 +135,7 @@ def status(url: str | None, state: Path | None, as_json: bool, quiet: bool, debu
     for line in seen.deliveries if not quiet else ():
         print_text(f"  {line}")
     for line in seen.stuck:
-        print_text(f"Stuck: {line}")
+        print_text(f"Stuck: {line}", "remark")
     return 0
 
 

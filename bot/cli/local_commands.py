@@ -8,8 +8,11 @@ import click
 
 from bot.cli.click_options import DEBUG, SPEAKING
 from bot.cli.option_groups import Command
-from bot.cli.printing import print_json
+from bot.cli.printing import print_json, print_parts
 from bot.cli.requests import the_hub
+from bot.events import TextTable, Tone
+
+TONES: dict[str, Tone] = {"ok": "good", "warn": "remark", "fail": "bad"}
 
 
 @click.command(cls=Command)
@@ -54,10 +57,10 @@ def doctor(target: str | None, as_json: bool, quiet: bool, debug: bool) -> int:
     if as_json:
         print_json([{"topic": t, "status": s, "what": what, "remedy": remedy} for t, s, what, remedy in topics])
     else:
-        width = max(len(topic) for topic, *_ in topics)
-        for topic, status, what, remedy in topics:
-            if not quiet or status != "ok":
-                click.echo(
-                    f"{status:<4}  {topic:<{width}}  {what}" + (f" {remedy}" if remedy and status != "ok" else "")
-                )
+        shown = [each for each in topics if not quiet or each.status != "ok"]
+        rows = tuple(
+            (each.status, each.topic, f"{each.sentence} {each.remedy if each.status != 'ok' else ''}".rstrip())
+            for each in shown
+        )
+        print_parts((TextTable(rows=rows, tones=tuple(TONES[each.status] for each in shown)),) if shown else ())
     return 5 if any(status == "fail" for _, status, *_ in topics) else 0

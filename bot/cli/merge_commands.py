@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bot.cli.click_options import ADAPTERS, COMBINING, FOLDER, MERGING, SPEAKING, fields
+from bot.cli.click_options import ADAPTERS, COMBINING, FOLDER, MERGING, SPEAKING, VERBOSE, fields
 from bot.cli.option_groups import Command
-from bot.cli.printing import error_json, print_error, print_json, print_outcome, print_refusals, print_text
+from bot.cli.printing import error_json, print_done, print_error, print_json, print_outcome, print_parts, print_refusals
 from bot.cli.requests import combination_of, request_of, the_hub
 from bot.errors import AdapterMergeError, Usage
 from bot.events import Event, TextBlock
@@ -37,7 +37,7 @@ def plan(adapters: tuple[str, ...], as_json: bool, quiet: bool, **typed: Any) ->
             console(event)
         else:  # the result, which belongs on standard output
             console.close()
-            print_text(event.text)
+            print_parts(event.parts)
 
     _, made = plan_merge(request_of(adapters, **typed), the_hub(), emit)
     console.close()
@@ -55,15 +55,16 @@ def plan(adapters: tuple[str, ...], as_json: bool, quiet: bool, **typed: Any) ->
 @MERGING
 @COMBINING
 @fields(Request, "license", "attestation", "force", "dry_run")
+@VERBOSE
 @SPEAKING
-def merge(adapters: tuple[str, ...], as_json: bool, quiet: bool, **typed: Any) -> int:
+def merge(adapters: tuple[str, ...], as_json: bool, quiet: bool, verbose: bool, **typed: Any) -> int:
     """Merge and verify into a folder; publish nothing. Several ADAPTERs are combined into one first.
 
     With --shard K/N: one of N machines that share out a merge of a model too large for one; `finish` makes the one commit.
     """
     shard, receipt = typed.pop("shard"), typed.pop("receipt")
     if shard is not None:
-        return _make_part(adapters, shard, receipt, as_json=as_json, quiet=quiet, **typed)
+        return _make_part(adapters, shard, receipt, as_json=as_json, quiet=quiet, verbose=verbose, **typed)
     for field in ("target", "publish", "private"):
         given = typed.pop(field)
         if given not in (None, "auto"):
@@ -74,11 +75,18 @@ def merge(adapters: tuple[str, ...], as_json: bool, quiet: bool, **typed: Any) -
         )
     if typed["output"] is None:
         raise Usage("Missing option '--output' / '-o'.", remedy="Name the folder to make with --output DIR.")
-    return _run(request_of(adapters, publish="none", **typed), as_json=as_json, quiet=quiet)
+    return _run(request_of(adapters, publish="none", **typed), Console(quiet=quiet, verbose=verbose), as_json, quiet)
 
 
 def _make_part(
-    adapters: tuple[str, ...], shard: str, receipt: Path | None, *, as_json: bool, quiet: bool, **typed: Any
+    adapters: tuple[str, ...],
+    shard: str,
+    receipt: Path | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **typed: Any,
 ) -> int:
     from bot.budget import readable
     from bot.by_shard.receipts import Part, Receipt
@@ -91,7 +99,7 @@ def _make_part(
         raise Usage("A part of a merge goes to the Hub, not into a folder.", remedy="Leave out --output.")
     if typed["publish"] == "none":
         raise Usage("A part of a merge goes to the Hub.", remedy="Leave out --publish none.")
-    console = Console(quiet=quiet)
+    console = Console(quiet=quiet, verbose=verbose)
     made = make_part(request_of(adapters, **typed), part, receipt, the_hub(), console)
     console.close()
     if not isinstance(made, Receipt):
@@ -100,7 +108,7 @@ def _make_part(
         print_json({"status": "merged", "part": str(part), "receipt": str(receipt), "files": made.sizes})
     elif not quiet:
         size, count = readable(sum(made.sizes.values())), len(made.files)
-        print_text(f"✓ part {part} made, proven and sent: {count} weight file{'' if count == 1 else 's'}, {size}")
+        print_done([f"✓ part {part} made, proven and sent: {count} weight file{'' if count == 1 else 's'}, {size}"])
     return 0
 
 
@@ -124,20 +132,21 @@ def finish(receipts: tuple[Path, ...], as_json: bool, quiet: bool, debug: bool) 
 @MERGING
 @COMBINING
 @fields(Request, "private", "license", "attestation", "force", "dry_run")
+@VERBOSE
 @SPEAKING
-def run(adapters: tuple[str, ...], each: bool, as_json: bool, quiet: bool, **typed: Any) -> int:
+def run(adapters: tuple[str, ...], each: bool, as_json: bool, quiet: bool, verbose: bool, **typed: Any) -> int:
     """All of it: pull, plan, merge, verify, publish. Several ADAPTERs are combined into one first, or with --each not."""
     if typed["publish"] == "none" and typed["output"] is None and not typed["dry_run"]:
         raise Usage("With --publish none nothing would be left of the merge.", remedy="Name a folder with --output.")
+    console = Console(quiet=quiet, verbose=verbose)
     if each:
-        return _run_each(adapters, as_json=as_json, quiet=quiet, **typed)
-    return _run(request_of(adapters, **typed), as_json=as_json, quiet=quiet)
+        return _run_each(adapters, console, as_json, quiet, **typed)
+    return _run(request_of(adapters, **typed), console, as_json, quiet)
 
 
-def _run(request: Request, *, as_json: bool, quiet: bool) -> int:
+def _run(request: Request, console: Console, as_json: bool, quiet: bool) -> int:
     from bot.pipeline import run as run_pipeline
 
-    console = Console(quiet=quiet)
     outcome = run_pipeline(request, the_hub(), console)
     console.close()
     return _print(outcome, as_json=as_json, quiet=quiet)
@@ -151,7 +160,7 @@ def _print(outcome: Outcome, *, as_json: bool, quiet: bool) -> int:
     return print_outcome(outcome, quiet=quiet or as_json)
 
 
-def _run_each(adapters: tuple[str, ...], *, as_json: bool, quiet: bool, **typed: Any) -> int:
+def _run_each(adapters: tuple[str, ...], console: Console, as_json: bool, quiet: bool, **typed: Any) -> int:
     """Every adapter into a model of its own; the exit code is the worst of theirs."""
     from bot.plan_text import outcome_json
     from bot.run_each import run_each
@@ -170,7 +179,6 @@ def _run_each(adapters: tuple[str, ...], *, as_json: bool, quiet: bool, **typed:
             "With --each there is an attestation for each merge, and --attestation names one file.",
             remedy="Leave it out, and merge one by one, or let `verify --attestation` write each.",
         )
-    console = Console(quiet=quiet)
     requests = [request_of((adapter,), **typed) for adapter in adapters]
     results, codes = [], []
     for ended in run_each(requests, the_hub(), console):

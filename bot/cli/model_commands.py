@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from bot.cli.click_options import FILE, SPEAKING, fields
+from bot.cli.click_options import FILE, SPEAKING, VERBOSE, fields
 from bot.cli.option_groups import Command, OneOf
-from bot.cli.printing import print_json, print_text
+from bot.cli.printing import print_done, print_json, print_parts
 from bot.cli.requests import adapter_ref, model_ref, options_from, the_hub
 from bot.errors import NotVerified
+from bot.events import TextLine
 from bot.options import Options, Ref, Request
 from bot.terminal.console import Console
 
@@ -40,14 +41,22 @@ REVERIFYING = [name for name in Options.__dataclass_fields__ if name != "engine"
     help="Hold the model to these in-toto statements, signed or not; signatures are for `gh attestation verify`.",
 )
 @fields(Request, "attestation", help="Write an in-toto statement of what this proof found here.")
+@VERBOSE
 @SPEAKING
 def verify(
-    merged: str, base: str | None, adapters: tuple[str, ...], as_json: bool, quiet: bool, debug: bool, **typed: Any
+    merged: str,
+    base: str | None,
+    adapters: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+    debug: bool,
+    **typed: Any,
 ) -> int:
     """Re-prove a merged repo or folder, ours or anybody's."""
     from bot.plan_text import held_against
+    from bot.report_text import everything, summary
     from bot.reverify_by_shard import reverify_where_it_fits
-    from bot.verify import table
 
     console = Console(quiet=quiet)
     attestation = typed.pop("attestation")
@@ -69,7 +78,10 @@ def verify(
         for warning in (finding for finding in report.findings if finding.status == "warn"):
             click.echo(f"  ! {warning.id}: {warning.why}", err=True)
     else:
-        print_text("\n".join(["held against:", *held_against(report.document.inputs), "", table(report)]))
+        found_out = everything(report.document) if verbose else summary(report.document)
+        print_parts(
+            (TextLine(text="held against:"), held_against(report.document.inputs), TextLine(text=""), *found_out)
+        )
     return 0 if report.verdict == "verified" else NotVerified.exit_code
 
 
@@ -93,7 +105,7 @@ def publish(folder: Path, as_json: bool, quiet: bool, debug: bool, **typed: Any)
     if as_json:
         print_json(asdict(publication))
     elif not quiet:
-        click.echo("\n".join(publication_lines(publication)))
+        print_done(publication_lines(publication))
     return 0
 
 
@@ -113,5 +125,5 @@ def compare(first: str, second: str, exit_code: bool, as_json: bool, quiet: bool
     if as_json:
         print_json(comparison)
     elif not quiet:
-        print_text(comparison_table(comparison))
+        print_parts(comparison_table(comparison))
     return DIFFERENT if (exit_code or quiet) and comparison["different"] else 0

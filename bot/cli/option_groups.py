@@ -33,7 +33,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("Proof", ("--verify", "--eval-text", "--check-attestation", "--attestation", "--exit-code")),
     ("Result", ("--output", "--to", "--publish", "--private", "--license", "--force", "--dry-run")),
-    ("Output", ("--json", "--quiet", "--debug", "--help")),
+    ("Output", ("--json", "--verbose", "--quiet", "--debug", "--help")),
 )
 
 _TO = ("Name the target with --to owner/name.", "--to")
@@ -57,7 +57,10 @@ _PROOF = ("Nothing is published unproven; --verify files is the quickest proof."
 _ATTESTATION = ("--attestation FILE writes statements, verify --check-attestation FILE checks them.", "--attestation")
 _PUSH = ("--publish push commits to main, --publish pr opens a pull request, none publishes nothing.", "--publish")
 _SHARDS = ("Leave it out: the result has the base's files, names and shards, always as safetensors.", None)
-_TALK = ("Leave it out: progress is always told on standard error; --debug shows tracebacks.", None)
+_TALK = (
+    "Progress is always told on standard error, --debug shows tracebacks, and --verbose (-v) every check.",
+    "--verbose",
+)
 _CACHE = ("Set HF_HOME, or HF_HUB_CACHE.", None)
 
 # What people write → (what to do, the option that does it).
@@ -126,7 +129,7 @@ ADVICE: dict[str, tuple[str, str | None]] = {
     **dict.fromkeys(("--provenance", "--attest", "--in-toto"), _ATTESTATION),
     **dict.fromkeys(("--no-verify", "--skip-verify", "--skip-verification", "--no-check", "--level"), _PROOF),
     **dict.fromkeys(("--safe-serialization", "--max-shard-size", "--shard-size", "--safetensors"), _SHARDS),
-    **dict.fromkeys(("--verbose", "-v", "-vv", "--log-level", "--progress"), _TALK),
+    **dict.fromkeys(("-vv", "--log-level", "--progress"), _TALK),
     **dict.fromkeys(("--yes", "-y", "--no-input"), ("Leave it out: nothing is asked.", None)),
     "--tag": ("Name the adapter's tag, owner/name@tag: the target gets the same.", None),
     "--tokenizer": ("Leave it out: the tokenizer is the adapter's, where it brings one, else the base's.", None),
@@ -221,7 +224,7 @@ def _instead(command: click.Command, ctx: click.Context, option: str) -> str:
         return f"{advice or 'It is for another command.'} {' and '.join(others)} {'have' if len(others) > 1 else 'has'} {flag}."
     if advice:
         return advice
-    near = get_close_matches(name, own, 2, 0.7)
+    near = get_close_matches(name, own, 2, 0.75)
     hint = f"Did you mean {' or '.join(near)}? " if near else ""
     return f"{hint}`adapter-merge {command.name} --help` shows all."
 

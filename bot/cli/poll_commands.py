@@ -15,10 +15,10 @@ from bot.cli.bot_account import converse, silence
 from bot.cli.bot_commands import ALLOWED, EVERY_RUN, LISTENING, RUNNING, TELLING
 from bot.cli.click_options import SPEAKING
 from bot.cli.option_groups import Command
-from bot.cli.printing import print_json, print_text
+from bot.cli.printing import print_json, print_parts, print_text
 from bot.cli.requests import the_hub
 from bot.dispatch.backend_choice import BackendOptions, Surroundings, backend_of, state_file
-from bot.events import Note
+from bot.events import Note, TextTable
 
 
 @click.command(cls=Command)
@@ -79,8 +79,10 @@ def poll(
         problems = [{"what": problem.what, "remedy": problem.remedy} for problem in polled.problems]
         print_json({"tags": [asdict(tag) for tag in polled.tags], "problems": problems})
     elif not quiet:
-        for tag in polled.tags:
-            print_text(f"{tag.status:<10} {tag.adapter}@{tag.tag}  {tag.why} {tag.run_url}".rstrip())
+        rows = tuple(
+            (tag.status, f"{tag.adapter}@{tag.tag}", f"{tag.why} {tag.run_url}".rstrip()) for tag in polled.tags
+        )
+        print_parts((TextTable(rows=rows),) if rows else ())
         if not polled.tags and not polled.problems:
             print_text("No tag of an allowed adapter fits.")
     return polled.exit_code

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
+import sys
 import traceback
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bot.errors import AdapterMergeError
-from bot.terminal.workflow_commands import defused
+from bot.events import Parts, TextLine, Tone
+from bot.terminal.screen import Screen
 
 if TYPE_CHECKING:
     from bot.records import Outcome, Plan
 
 
-def print_text(text: str) -> None:
-    """A result; in a workflow's log, words out of other people's repos are no commands."""
-    click.echo(defused(text) if os.environ.get("GITHUB_ACTIONS") == "true" else text)
+def print_parts(parts: Parts) -> None:
+    """A result: drawn on a terminal, plain text elsewhere."""
+    Screen(sys.stdout).show(parts)
+
+
+def print_text(text: str, tone: Tone = "plain") -> None:
+    """A result of words alone."""
+    print_parts((TextLine(text=text, tone=tone),))
 
 
 def print_json(value: Any) -> None:
@@ -35,8 +42,14 @@ def print_outcome(outcome: Outcome, *, quiet: bool) -> int:
     if outcome.status == "not-verified":
         raise not_verified(outcome)
     if not quiet:
-        click.echo("\n".join(outcome_lines(outcome)))
+        print_done(outcome_lines(outcome))
     return 0
+
+
+def print_done(lines: Sequence[str]) -> None:
+    """How something ended well: the first line says it."""
+    first, *more = lines
+    print_parts((TextLine(text=first, tone="good"), *(TextLine(text=line) for line in more)))
 
 
 def print_refusals(plan: Plan) -> int:
@@ -44,7 +57,7 @@ def print_refusals(plan: Plan) -> int:
     from bot.plan_text import refusal_lines
 
     for line in refusal_lines(plan):
-        click.echo(line, err=True)
+        _complain(line)
     return min((refusal.exit_code for refusal in plan.refusals), default=0)
 
 
@@ -52,8 +65,14 @@ def print_error(error: AdapterMergeError, *, debug: bool) -> int:
     """What happened and what to do; the exit code."""
     if debug:
         traceback.print_exc()
-    click.echo(f"✗ {error.what}\n  {error.remedy}", err=True)
+    _complain(f"✗ {error.what}")
+    _complain(f"  {error.remedy}")
     return error.exit_code
+
+
+def _complain(line: str) -> None:
+    """A line on standard error; what went wrong begins with a cross."""
+    Screen(sys.stderr).show((TextLine(text=line, tone="bad" if line.startswith("✗") else "plain"),))
 
 
 def error_json(error: AdapterMergeError) -> dict[str, Any]:

@@ -19,6 +19,8 @@ import click
 
 from bot.devhub import DevHub
 from bot.errors import AdapterMergeError
+from bot.events import TextLine
+from bot.terminal.screen import Screen
 
 LONGEST = 600.0  # seconds that a merge may take, on a machine that has much else to do
 STATE = re.compile(r'^adapter_merge_requests\{state="(\w+)"\} [1-9]', re.MULTILINE)
@@ -77,7 +79,7 @@ def listening(hub: DevHub, state: Path, adapter: str) -> Iterator[Listening]:
 
     owner, secret = adapter.partition("/")[0], secrets.token_urlsafe(32)
     arguments = ["serve", "--allow", f"{owner}/*", "--backend", "local", "--announce"]
-    click.echo(click.style(f"$ adapter-merge {shlex.join(arguments)}", bold=True))
+    strong(f"$ adapter-merge {shlex.join(arguments)}")
     process = subprocess.Popen(
         [sys.executable, "-m", "bot", *arguments, "--port", "0", "--state", str(state)],
         env=os.environ | {"ADAPTER_MERGE_WEBHOOK_SECRET": secret, "ADAPTER_MERGE_HUB_TOKEN": hub.token},
@@ -97,3 +99,8 @@ def listening(hub: DevHub, state: Path, adapter: str) -> Iterator[Listening]:
     finally:
         process.terminate()
         process.wait()
+
+
+def strong(text: str) -> None:
+    """A line that stands out on a terminal."""
+    Screen(sys.stdout).show((TextLine(text=text, tone="strong"),))

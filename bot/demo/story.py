@@ -21,10 +21,11 @@ from pathlib import Path
 
 import click
 
-from bot.demo.listening import DemoFailed, listening
+from bot.demo.listening import DemoFailed, listening, strong
 from bot.devhub import DevHub
 from bot.errors import Usage
 from bot.hub.names import scratch_folder
+from bot.terminal.screen import Screen
 
 BASE = "demo/pydoc-llama"
 ADAPTER = "demo/pydoc-answers"
@@ -112,7 +113,7 @@ def _upload(hub: DevHub, repo: str, folder: Path, *, tag: str | None) -> None:
 
 def _command(*arguments: str) -> None:
     """The real command, in a process of its own, its output passed through."""
-    click.echo(click.style(f"$ adapter-merge {shlex.join(arguments)}", bold=True))
+    strong(f"$ adapter-merge {shlex.join(arguments)}")
     done = subprocess.run([sys.executable, "-m", "bot", *arguments], check=False)
     if done.returncode:
         raise DemoFailed(f"adapter-merge ended with exit code {done.returncode}.", remedy="Please report this.")
@@ -130,7 +131,7 @@ def _answers(hub: DevHub, root: Path) -> None:
         "merged, no PEFT": _ask_without_peft(merged, QUESTIONS),
     }
     for number, question in enumerate(QUESTIONS):
-        click.echo(click.style(f"  {question}", bold=True))
+        strong(f"  {question}")
         for who, answers in given.items():
             _answer(who, answers[number])
 
@@ -154,13 +155,17 @@ def _answer(who: str, text: str) -> None:
 
 
 def _heading(text: str) -> None:
-    click.echo("\n" + click.style(text, bold=True))
+    strong(f"\n{text}")
 
 
 def _progress(what: str, step: int, steps: int) -> None:
     """A line that redraws itself on a terminal; four lines in a log."""
-    if sys.stdout.isatty():
-        click.echo(f"\r\x1b[K  {what}: {step} of {steps} steps", nl=step == steps)
+    screen = Screen(sys.stdout)
+    if screen.interactive and step < steps:
+        screen.redraw(step / steps, f"{what}: {step} of {steps} steps")
+    elif screen.interactive:
+        screen.erase()
+        click.echo(f"  {what}: {step} of {steps} steps")
     elif step == steps or step * 4 // steps != (step - 1) * 4 // steps:
         click.echo(f"  {what}: {step} of {steps} steps")
 

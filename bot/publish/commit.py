@@ -12,6 +12,7 @@ from bot.publish.repo_settings import PublishSettings
 from bot.publish.stale_files import stale_files
 from bot.publish.upload import CARD, VerifiedUpload, differing_files, proves_the_same
 from bot.report_document import NAME as REPORT
+from bot.report_document import OWN_FILES
 
 if TYPE_CHECKING:
     from bot.hub import Blob, Change, Hub, ServerCopy, Upload
@@ -145,7 +146,7 @@ def _require_arrived(job: PublishJob, repo: str, sha: str, gone: tuple[str, ...]
     such as seconds: what they prove must be the same.
     """
     wrong = differing_files(job.upload, job.hub.target_files(repo, sha), gone)
-    texts = [line for line in wrong if line.split()[0] in (CARD, REPORT)]
+    texts = [line for line in wrong if line.split()[0] in {CARD, *OWN_FILES}]
     if texts and proves_the_same(job.hub.target_text(repo, sha, REPORT), job.upload.document):
         wrong = [line for line in wrong if line not in texts]
     if wrong:

@@ -11,7 +11,7 @@ from bot.publish.messages import ModelOnMain, mark_in, trailer_in
 from bot.publish.stale_files import is_weights, stale_files
 from bot.records import Json, Publication
 from bot.report_document import NAME as REPORT
-from bot.report_document import Document
+from bot.report_document import OWN_FILES, Document
 from bot.verdict_text import level
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _changes_since(fingerprint: str, target: Target, hub: Hub) -> tuple[Document
         for name, sha256 in sorted(files.items())
         if not _main_has(name, sha256, target, then, hub)
     ]
-    return document, changes + [f"{name} was added" for name in stale_files(target.files, {*files, *then})]
+    return document, changes + [f"{name} was added" for name in stale_files(target.files, {*files, *then, *OWN_FILES})]
 
 
 def model_on_main(target: Target, hub: Hub) -> ModelOnMain | None:
@@ -169,7 +169,7 @@ def _committed(fingerprint: str, pull: Pull, target: Target, hub: Hub) -> str | 
     there = replace(target, sha=sha, files=hub.target_files(target.repo, sha))
     files = document.files or {}
     whole = all(_main_has(name, sha256, there, {}, hub) for name, sha256 in files.items())
-    return sha if whole and not stale_files(there.files, files) else None
+    return sha if whole and not stale_files(there.files, {*files, *OWN_FILES}) else None
 
 
 def _unchanged(fingerprint: str, repo: str, pull: Pull, revision: str | None, why: str, hub: Hub) -> Publication:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from bot.project import NAME, REPOSITORY
-from bot.report_document import CheckResult, Document, Pin, short_sha
+from bot.report_document import Document, Pin, short_sha
+from bot.report_markdown import checks_table, opening
 from bot.untrusted.markdown import cell, code, one_line
 
 MARK = "<!-- adapter-merge:fingerprint={} -->"
@@ -78,12 +79,12 @@ def pull_text(
     merged = f"{_linked(document, 'adapter', hub)} merged into {_linked(document, 'base', hub)}"
     lines = [
         MARK.format(fingerprint),
-        f"{merged} by {PROJECT}, and proven: {_tally(document)}.",
+        f"{merged} by {PROJECT}.",
+        "",
+        opening(document),
         "",
         *_replaced(before, hub),
-        "| check | measured | allowed | |",
-        "| --- | --- | --- | --- |",
-        *(_row(check) for check in document.checks),
+        checks_table(document),
         "",
         "The whole evidence, with the sha256 of every file, is `verification.json` in this pull request. "
         "It stayed a draft until the checksums of the uploaded files were compared with it.",
@@ -119,12 +120,6 @@ def updated_text(document: Document) -> str:
 def abandoned_text(why: str) -> str:
     """The first comment of a draft that did not come to be; it carries no mark, so that it does not count as declined."""
     return f"{PROJECT} closed this draft unfinished: {cell(why)}"
-
-
-def _row(check: CheckResult) -> str:
-    return (
-        f"| {' | '.join(cell(str(text or '')) for text in (check.id, check.measured, check.allowed, check.status))} |"
-    )
 
 
 def _tally(document: Document) -> str:

@@ -14,13 +14,14 @@ from bot.errors import NotVerified
 from bot.input_files import look
 from bot.records import Identity
 from bot.report_document import NAME as REPORT
-from bot.report_document import Document
+from bot.report_document import OWN_FILES, Document
 
 if TYPE_CHECKING:
     from bot.hub import Blob, ServerCopy, Upload
 
 CARD = "README.md"
-UNPROVEN = {CARD, REPORT, ".gitattributes"}  # the report cannot hold its own hash; the others are the Hub's to edit
+# The report cannot hold its own hash, nor its picture's; the others are the Hub's to edit.
+UNPROVEN = {CARD, ".gitattributes", *OWN_FILES}
 MERGE_AGAIN = "Merge again; nothing was published."
 
 

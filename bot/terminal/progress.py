@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from bot.events import StepProgress
 
-BAR = 24
 REDRAW = 0.1  # seconds between two drawings of the bar
 LOG_EVERY = 10.0  # seconds between two lines where there is no terminal
 TELLING = 0.02  # of a step: from less, nothing follows for the rest
@@ -17,10 +16,11 @@ WORTH_A_LINE = 1.0  # seconds: a named step that took less leaves none, nor is o
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressLine:
-    """What to print. `finished`: the step is over."""
+    """What to print. `finished`: the step is over. `share`: how much of it is done; None where nobody knows."""
 
     text: str
     finished: bool
+    share: float | None = None
 
 
 class Progress:
@@ -56,7 +56,8 @@ class Progress:
         if not due or (not self._terminal and seconds < WORTH_A_LINE):
             return None
         self._told = now
-        return ProgressLine(text=self._under_way(event, seconds), finished=False)
+        share = event.done / event.total if event.total else None
+        return ProgressLine(text=self._under_way(event, seconds), finished=False, share=share)
 
     def _finished(self, event: StepProgress, seconds: float) -> ProgressLine | None:
         if event.what and seconds < WORTH_A_LINE:
@@ -71,11 +72,10 @@ class Progress:
             done = f"{_amount(event.done, event.unit)}{_speed(rate, event.unit)}, " if event.done else ""
             return f"{_named(event)}{done}{duration(seconds)}"
         share = event.done / event.total
-        bar = ("█" * int(BAR * share)).ljust(BAR, "░") + " " if self._terminal else ""
         known = rate > 0 and share >= TELLING
         left = f"{duration((event.total - event.done) / rate)} left" if known else f"{duration(seconds)} so far"
         moved = f"{_number(event.done, event.unit)} of {_amount(event.total, event.unit)}"
-        return f"{bar}{share:4.0%}  {_named(event)}{moved}{_speed(rate, event.unit)}, {left}"
+        return f"{share:4.0%}  {_named(event)}{moved}{_speed(rate, event.unit)}, {left}"
 
     def _rate(self, event: StepProgress, seconds: float) -> float:
         return max(0, event.done - self._kept) / seconds if seconds > 0.05 else 0.0

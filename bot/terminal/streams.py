@@ -15,11 +15,11 @@ from bot.untrusted.redact import know_environment, redact
 # For terminals that are not UTF-8; everything else that they lack is escaped as in JSON.
 PLAIN = {
     "✗": "x", "✓": "v", "▸": ">", "→": "->", "…": "...", "–": "-", "█": "#", "░": ".", "≤": "<=", "≥": ">=", "×": "x",
-    "‖": "||", "·": "*", "±": "+-", "⁻": "^-", "′": "'",
+    "‖": "||", "·": "*", "±": "+-", "⁻": "^-", "′": "'", "━": "=", "╸": "-", "╺": "-",
 }  # fmt: skip
 ERRORS = "adapter-merge"
-# What would move a terminal's cursor, colour it or answer for its user; `\x1b[K` (erase the line) is the progress bar's.
-CONTROL = re.compile(r"(?!\x1b\[K)[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# What would move a terminal's cursor, colour it or answer for its user. What we draw ourselves goes by `draw`.
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def guard_streams() -> None:
@@ -29,6 +29,16 @@ def guard_streams() -> None:
     codecs.register_error(ERRORS, spelled)
     sys.stdout = _guarded(sys.stdout, 1, matters=True)
     sys.stderr = _guarded(sys.stderr, 2, matters=False)
+
+
+def visible(text: str) -> str:
+    """The text without secrets, and with its control characters spelled: whatever is drawn around it, it stays text."""
+    return CONTROL.sub(lambda match: _escaped(match[0]), redact(text).replace("\r", " "))
+
+
+def draw(stream: TextIO, text: str) -> None:
+    """Write what was drawn of visible text: its colours get through."""
+    getattr(stream, "draw", stream.write)(text)
 
 
 def disclose(stream: TextIO, text: str) -> None:
@@ -56,6 +66,14 @@ class Guarded(io.TextIOWrapper):
             except OSError as error:
                 self._fail(error)
         return len(text)
+
+    def draw(self, text: str) -> None:
+        """Write what was drawn of `visible` text, with the colours and cursor moves in it."""
+        if not self.broken:
+            try:
+                super().write(redact(text))
+            except OSError as error:
+                self._fail(error)
 
     def disclose(self, text: str) -> None:
         """Write what is meant to hold a token: the runner's mask for it, or the local Hub's own."""

@@ -22,7 +22,7 @@ def base_source(config=None, **more):
     return source("base", BASE, texts={"config.json": json.dumps(told).encode()}, **more)
 
 
-def made(document=None, *, base=None, adapter=None, target=TARGET, license=None, assets=()):
+def made(document=None, *, base=None, adapter=None, target=TARGET, license=None, assets=(), pictured=False):
     document = document or report({"model.safetensors": "ab" * 32, "config.json": "cd" * 32})
     return render(
         Document.of(document),
@@ -31,6 +31,7 @@ def made(document=None, *, base=None, adapter=None, target=TARGET, license=None,
         adapter=adapter or source("adapter", ADAPTER),
         license=license,
         assets=assets,
+        pictured=pictured,
     )
 
 
@@ -55,15 +56,47 @@ def test_the_hub_reads_the_metadata(hub):
 
 
 def test_the_first_lines_say_it_all():
-    head = made().split("---\n", 2)[2][:900]
+    head, _, rest = made().split("---\n", 2)[2].partition("## Load it")
     assert "# merged" in head
     assert f"[{ADAPTER}](https://huggingface.co/{ADAPTER}) merged into [{BASE}]" in head
-    assert "proven: 2 checks passed" in head
-    assert f"[`{SHA[:12]}`](https://huggingface.co/{ADAPTER}/tree/{SHA})" in head
-    assert "LoRA, rank 8, scaling 2" in head
-    assert "tensors: 1 merged, 3 copied byte for byte" in head
-    assert 'AutoModelForCausalLM.from_pretrained("demo/merged"' in made()
-    assert "vllm serve demo/merged" in made()
+    assert "PEFT is not needed." in head
+    assert (
+        "Verified at level weights: every one of 64 weights is base plus adapter, rounded once; the models were not run."
+        in head
+    )
+    for row in ("| elements that differ | 0 of 64 |", "| tensors changed | 1 of 4 |", "| delta that survived rounding | 99.8% |",
+                "| size of the delta, ‖D‖/‖W‖ | not measured |", "| K, distance in roundings | not run: Too little memory. |",
+                "| top-1 agreement | not run: Too little memory. |"):  # fmt: skip
+        assert row in head
+    assert 'AutoModelForCausalLM.from_pretrained("demo/merged"' in rest
+    assert "vllm serve demo/merged" in rest
+
+
+def test_what_was_merged_stands_below_how_to_load_it():
+    text = made()
+    merged = text.partition("## What was merged")[2].partition("## Evidence")[0]
+    assert f"[`{SHA[:12]}`](https://huggingface.co/{ADAPTER}/tree/{SHA})" in merged
+    assert "LoRA, rank 8, scaling 2" in merged
+    assert "tensors: 1 merged, 3 copied byte for byte" in merged
+
+
+def test_checks_with_nothing_to_look_at_are_folded():
+    document = report({})
+    none = {"id": "tokenizer", "group": "tokenizer", "status": "pass", "measured": "none", "allowed": "same bytes",
+            "why": "There is no tokenizer file to keep.", "worst": [], "seconds": 0.0}  # fmt: skip
+    document["checks"] = [*({**check, "group": "weights"} for check in document["checks"]), none]
+    table, _, folded = made(document).partition("## Evidence")[2].partition("## Reproduce")[0].partition("<details>")
+    assert "| weights | touched | 0 of 64 elements differ | 0 | pass |\n| | retention | 0.998 | ≥ 0.9 | pass |" in table
+    assert "tokenizer" not in table
+    assert "<summary>1 more check passed with nothing to look at</summary>" in folded
+    assert "- tokenizer: There is no tokenizer file to keep." in folded
+
+
+def test_the_picture_is_shown_where_it_lies_beside_the_card():
+    assert "verification.png" not in made()
+    assert (
+        "![Size of the delta, by layer and module](verification.png)" in made(pictured=True).partition("## Load it")[0]
+    )
 
 
 def test_the_card_names_the_tool_by_the_address_that_the_package_has():
@@ -88,15 +121,19 @@ def test_options_that_change_the_bytes_are_part_of_the_command():
 
 
 def test_a_merge_that_failed_says_so():
-    assert "Not verified: 1 of 2 checks failed; do not use it" in made(report({}, verdict="not-verified"))
+    likely = {"kind": "scaling", "sentence": "the adapter was added *twice*.", "tensors": [], "figures": {}}
+    head = made(report({}, verdict="not-verified", cause=likely)).partition("## Load it")[0]
+    assert "Do not use it: it is not verified." in head
+    assert "Not verified: touched failed (0 of 64 elements differ): every merged element is correctly rounded." in head
+    assert "**Most likely: the adapter was added \\*twice\\*.**" in head
 
 
 def test_a_merge_whose_weights_were_not_recomputed_is_not_called_proven():
     document = report({})
     document["checks"] = document["checks"][1:]
     text = made(document)
-    assert "proven" not in text
-    assert "its weights were not recomputed" in text
+    assert "Every merged weight was computed again" not in text
+    assert "Verified at level files: the files are whole, and no weight was compared" in text
 
 
 def test_where_a_separate_adapter_serves_better_the_card_says_so():

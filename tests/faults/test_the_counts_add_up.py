@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from bot.plan_text import plan_table, tensors_in_words
+from bot.plan_text import plan_kept, tensors_in_words
 from bot.records import Options, Plan
 from tests.faults import family, quantised
 from tests.faults.family import FAMILY
@@ -53,7 +53,7 @@ def test_of_the_lora_family(tmp_path: Path, name: str, kinds: set[str]):
     assert sum(made_of(plan).values()) == len(keys(built.merged))
     dropped = keys(built.base) - keys(built.merged)
     assert dict(plan.tensors).get("dropped", 0) == len(dropped)
-    assert ("of the base's left out" in plan_table(plan)) == bool(dropped)
+    assert ("of the base's left out" in plan_kept(plan)) == bool(dropped)
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,6 @@ def test_the_picture_in_the_readme_is_drawn_from_the_demos_transcript() -> None:
     assert "(docs/a-run.svg)" in README
     assert PICTURE.read_text("utf-8") == drawn(PAGE.read_text("utf-8")), "run python docs/picture.py"
     words = " ".join(ElementTree.parse(PICTURE).getroot().itertext())
-    for said in ("$ adapter-merge run", "0 of 589,824 differ", "K = ", "✓ verified and published"):
+    for said in ("$ adapter-merge run", "0 of 852,864", "K = ", "✓ verified and published"):
         assert said in words
     assert len(PICTURE.read_bytes()) < 10_000

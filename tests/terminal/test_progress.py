@@ -102,9 +102,10 @@ def test_a_terminal_keeps_the_lines_of_finished_steps_only(monkeypatch: pytest.M
         clock.now += 2
         say(moved(done * MB))
     say.close()
-    shown = [re.split(r"\r\x1b\[K", line)[-1] for line in stream.getvalue().split("\n")]
+    text = re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue())
+    shown = [re.split(r"\r\x1b\[K", line)[-1] for line in text.split("\n")]
     assert shown == ["", "▸ Merging", "  Something to read.", "  100.0 MB in 4.0 s, 25.0 MB/s", ""]
-    assert "50%  50.0 MB of 100.0 MB, 25.0 MB/s, 2 s left" in stream.getvalue()
+    assert "50%  50.0 MB of 100.0 MB, 25.0 MB/s, 2 s left" in text
 
 
 def test_actions_gets_folds_and_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:

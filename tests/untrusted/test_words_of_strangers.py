@@ -31,14 +31,16 @@ def test_a_tag_stays_within_its_backticks() -> None:
 
 def test_a_pull_request_shows_no_markup_that_it_was_handed() -> None:
     inputs = {"adapter": {"repo": EVIL, "sha": EVIL}, "base": {"repo": "a/b", "sha": "1" * 40}}
-    checks = [{"id": EVIL, "measured": EVIL, "allowed": "|", "status": "pass"}]
+    checks = [{"id": EVIL, "measured": EVIL, "allowed": "|", "status": "fail", "why": EVIL}]
     text = pull_text(Document.of({"inputs": inputs, "checks": checks}), "f" * 64, EVIL, (EVIL,))
     assert not [line for line in text.splitlines() if line.startswith(("# ", "- [x]"))]
     # Outside of code spans, every bracket and angle bracket of theirs is escaped.
-    table = next(line for line in text.splitlines() if line.startswith("| v1"))
+    table = next(line for line in text.splitlines() if line.startswith("| | v1"))
     assert "\\]" in table
     assert "\\<img" in table
-    assert "](https://evil.example)" not in table.replace("\\](", "")
+    sentence = next(line for line in text.splitlines() if line.startswith("Not verified: v1"))
+    for line in (table, sentence):
+        assert "](https://evil.example)" not in line.replace("\\](", "")
 
 
 def test_a_commit_message_has_one_trailer_and_it_is_ours() -> None:

@@ -13,9 +13,10 @@ from bot.attestation import BUILD_TYPE, PROVENANCE, TEST_RESULT, Attestation, re
 from bot.attestation.statement import HUB, inputs_of
 from bot.checks.case import Case
 from bot.checks.finding import counted, finding, graded
-from bot.checks.folder.hashing import NOT_VOUCHED, REPORT, hash_files
+from bot.checks.folder.hashing import NOT_VOUCHED, hash_files
 from bot.checks.reading.checkpoint import weight_files
 from bot.records import Finding, Json
+from bot.report_document import NAME as REPORT
 from bot.report_document import short_sha
 
 WORDS = {PROVENANCE: "provenance", TEST_RESULT: "test result"}

@@ -10,10 +10,10 @@ from threading import Lock
 
 from bot.checks.case import Case
 from bot.events import StepProgress
+from bot.report_document import OWN_FILES
 
-REPORT = "verification.json"
-# The card and .gitattributes may be rewritten by the Hub, and the report cannot contain its own hash.
-NOT_VOUCHED = frozenset({"README.md", ".gitattributes", REPORT})
+# The card and .gitattributes may be rewritten by the Hub, and the report cannot contain its own hash, nor its picture's.
+NOT_VOUCHED = frozenset({"README.md", ".gitattributes"}) | OWN_FILES
 THREADS = 2
 PIECE = 1 << 24  # bytes; small pieces would wait for the interpreter
 
