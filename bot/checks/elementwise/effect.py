@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from bot.checks.case import Case
-from bot.checks.elementwise.quantised_result import compare_quantised
-from bot.checks.elementwise.rounding import STORED, WIDEST
+from bot.checks.elementwise.stored_rounding import STORED, WIDEST
 from bot.checks.elementwise.weights import sweep_all
 from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.expected.config_changes import REPLICATED
@@ -22,6 +21,8 @@ def effect(case: Case) -> Finding:
     packed = [key for key in claims.changes if key in case.once(sweep_all).packed]
     changed, known = sum(STORED in kinds for kinds in keeps), set[str]().union(*keeps)
     if packed:
+        from bot.checks.elementwise.quantised_result import compare_quantised  # with torch and the forms' libraries
+
         known |= case.once(compare_quantised).keeps
     another = claims.dropped or any(change.why == REPLICATED for change in claims.declared)
     # What was not compared is told elsewhere.

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bot.checks.elementwise.rounding import ANY, STORED, round_once
 from bot.checks.elementwise.row_comparisons import exact_rows
 from bot.checks.elementwise.steps import SourceMatrix, ready
+from bot.checks.elementwise.stored_rounding import ANY, STORED
 from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.expected.changes import Expected
 from bot.checks.finding import counted, finding, graded
@@ -216,14 +216,15 @@ def _made(wanted: Expected, packed: PackedWeight) -> tuple[Tensor, float, float]
     with Opened() as opened:
         for low, high in chunks(wanted.view):
             weight, exact = exact_rows(wanted, steps, low, high, opened)
-            exact32[low:high] = round_once(exact, torch.float32)
-            power += float((exact - weight).square().sum())
+            wide = torch.from_numpy(exact)
+            exact32[low:high] = wide.float()
+            power += float(((exact - weight) ** 2).sum())
             start, stop = low * width, high * width
             pieces = [
                 packed.slab(slab)[max(0, start - slab * size) : stop - slab * size]
                 for slab in range(start // size, -(-stop // size))
             ]
-            off += float((exact.flatten() - torch.cat(pieces).double()).square().sum())
+            off += float((wide.flatten() - torch.cat(pieces).double()).square().sum())
     return exact32, off**0.5, power**0.5
 
 

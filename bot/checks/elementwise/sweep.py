@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-import torch
-
 from bot.checks.elementwise.row_comparisons import RowRange, compare_bytes, compare_cast, compare_touched
 from bot.checks.elementwise.steps import SourceMatrix, ready
 from bot.checks.elementwise.tally import Swept, Tally
@@ -20,8 +18,11 @@ from bot.events import Emit, StepProgress
 STAGE = "verify"
 WHAT = "Comparing every weight"
 SPAN = 1 << 22  # elements per piece of work: large enough to amortise opening, small enough to balance threads
-HIGH_RANK = 64  # from this rank on a tile has at least TALL rows: each reads the whole right-hand factor
-TALL = 16
+AT_ONCE = (
+    1 << 18
+)  # elements that are looked at together: what two bytes each take of base and result stays in a core's cache
+HIGH_RANK = 64  # from this rank on that is at least TALL rows: each time the whole right-hand factor is read
+TALL = 64
 
 
 def sweep(
@@ -32,10 +33,13 @@ def sweep(
     *,
     foreign: bool = False,
     only: frozenset[str] | None = None,
+    threads: int | None = None,
 ) -> Swept:
-    """Compare every tensor that is as expected in kind and shape. See RowRange for
-    `clamps` and `foreign`; `only`: these tensors, None: all. Working set: about 10 MB a
-    thread, and the factors of the tensors in work."""
+    """Compare every tensor that is as expected in kind and shape. See RowRange for `clamps` and `foreign`.
+
+    `only`: these tensors, None: all. `threads`: by default one for each core; what is counted and summed does not depend on it,
+    to the last bit. Working set: about 10 MB a thread, and the factors of the tensors in work.
+    """
     packed = frozenset(key for key, ref in merged.tensors.items() if ref.packed is not None)
     asked = merged.tensors if only is None else [key for key in merged.tensors if key in only]
     shared = [key for key in asked if key in claims.expected and key not in packed]
@@ -46,22 +50,25 @@ def sweep(
     all_ranges = [
         rows for key in comparable for rows in _row_ranges(claims.expected[key], merged.tensors[key], clamps, foreign)
     ]
-    total, done = sum(_size(rows) for rows in all_ranges), 0
-    emit(StepProgress(stage=STAGE, done=0, total=total, what=WHAT))
-    threads = torch.get_num_threads()
-    try:
-        # One torch thread per worker: the arrays are too small to share, and workers scale better.
-        with ThreadPoolExecutor(os.cpu_count() or 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            running = {pool.submit(_examine, rows): rows for rows in all_ranges}
-            del all_ranges
-            for finished in as_completed(list(running)):
-                rows = running.pop(finished)
-                tallies[rows.merged.stored.key].add(finished.result())
-                done += _size(rows)
-                emit(StepProgress(stage=STAGE, done=done, total=total, what=WHAT))
-    finally:
-        torch.set_num_threads(threads)
+    for tally in _examined(all_ranges, threads or os.cpu_count() or 1, emit):
+        tallies[tally.key].add(tally)
     return Swept(tallies=tallies, skipped=tuple(key for key in shared if key not in tallies), packed=packed)
+
+
+def _examined(all_ranges: list[RowRange], threads: int, emit: Emit) -> list[Tally]:
+    """A tally of each, in their order, whichever is done first: so sums come out the same."""
+    total, done = sum(map(_size, all_ranges)), 0
+    emit(StepProgress(stage=STAGE, done=0, total=total, what=WHAT))
+    tallies: list[Tally | None] = [None] * len(all_ranges)
+    with ThreadPoolExecutor(threads) as pool:
+        running = {pool.submit(_examine, rows): (number, _size(rows)) for number, rows in enumerate(all_ranges)}
+        all_ranges.clear()  # the factors of a tensor go with the last of its ranges
+        for finished in as_completed(list(running)):
+            number, size = running.pop(finished)
+            tallies[number] = finished.result()
+            done += size
+            emit(StepProgress(stage=STAGE, done=done, total=total, what=WHAT))
+    return [tally for tally in tallies if tally is not None]
 
 
 def _comparable(wanted: Expected, merged: TensorRef) -> bool:
@@ -76,7 +83,8 @@ def _row_ranges(wanted: Expected, merged: TensorRef, clamps: bool, foreign: bool
     tall = max(
         (TALL for step in wanted.steps if isinstance(step, AddProduct) and step.left.shape[1] >= HIGH_RANK), default=1
     )
-    ranges = list(chunks(view, max(CHUNK, tall * view[1])))
+    at_once = CHUNK if foreign and wanted.steps else AT_ONCE  # some of a foreign merge's are asked which way they lean
+    ranges = list(chunks(view, max(at_once, tall * view[1])))
     per_task = max(1, SPAN * len(ranges) // max(1, merged.elements))
     source = SourceMatrix(ref=wanted.source, view=view)
     steps = tuple((step, ready(step, source)) for step in wanted.steps)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from bot.checks.elementwise.drift import Drifts, join
 from bot.checks.expected.changes import Expected
+
+if TYPE_CHECKING:
+    from bot.checks.elementwise.drift import Drifts
 
 COUNTS = "elements wrong undecided changed bad inherited unnumbered clamped kept power size".split()
 
@@ -51,7 +54,10 @@ class Tally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.arithmetic = max(self.arithmetic, other.arithmetic)
         self.keeps |= other.keeps
-        join(self.drifts, other.drifts)
+        if other.drifts:
+            from bot.checks.elementwise.drift import join
+
+            join(self.drifts, other.drifts)
         self.example = self.example or other.example
 
     @property

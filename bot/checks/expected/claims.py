@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from bot.checks.expected import lora, peft_methods, saved_tensors
+from bot.checks.expected import lora, saved_tensors
 from bot.checks.expected.adapter_files import CONFIG, WEIGHTS, tensors_of
 from bot.checks.expected.bypassed import goes_around
 from bot.checks.expected.changes import AdapterReading, Expected, LowRank, ProbedParameter, TokenRows, WholeTensor
@@ -17,9 +17,11 @@ from bot.checks.expected.config_changes import Declared
 from bot.checks.expected.derive import Derivation
 from bot.checks.expected.heads import declare_heads, nobody_saved, trained_skeleton
 from bot.checks.expected.parameter_names import ParameterNames
+from bot.checks.expected.probed_methods import is_probed
 from bot.checks.reading.checkpoint import Checkpoint, TensorRef
 from bot.checks.reading.folders import read_json
 from bot.checks.reading.model_skeleton import BUILD_ERRORS, NEEDS_CODE, Skeleton, build, model_class
+from bot.checks.reading.plain_skeleton import NotPlain, PlainSkeleton
 from bot.checks.subject import Subject
 from bot.errors import Refused
 from bot.records import Json
@@ -56,34 +58,72 @@ class Claims:
         return {key: wanted for key, wanted in self.expected.items() if wanted.touched}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClaimsInput:
+    """What the claims are read from: both configs, the adapter's tensors, and the keys that the merged folder has."""
+
+    subject: Subject
+    base: Checkpoint
+    config: Json
+    adapter: Json
+    tensors: dict[str, TensorRef]
+    merged_keys: Collection[str]
+
+    @property
+    def method(self) -> str:
+        """The peft_type."""
+        return str(self.adapter.get("peft_type"))
+
+    def read(self, names: ParameterNames) -> AdapterReading:
+        """The adapter, by its method."""
+        if is_probed(self.adapter):
+            from bot.checks.expected import peft_methods  # torch and PEFT, for the methods that need them
+
+            return peft_methods.read(self.adapter, self.tensors, names, self.subject)
+        return METHODS[self.method](self.adapter, self.tensors, names.parameters_of)
+
+
 def read_claims(subject: Subject, base: Checkpoint, merged_keys: Collection[str] = ()) -> Claims:
-    """`found`: the merged folder's keys, to tell which of two names a new tensor has.
+    """`merged_keys`: the merged folder's, to tell which of two names a new tensor has.
 
     Raises Refused when the adapter cannot be read at all.
     """
     adapter, tensors = _read_adapter(subject)
     config = read_json(subject.base / "config.json") or {}
-    method = str(adapter.get("peft_type"))
-    asked = peft_methods.is_probed(adapter)
-    if method not in METHODS and not asked:
-        return Claims(method=method, tensors=len(tensors), problems=(f"This verifier does not know {method}.",))
-
-    def read(names: ParameterNames) -> AdapterReading:
-        if asked:
-            return peft_methods.read(adapter, tensors, names, subject)
-        return METHODS[method](adapter, tensors, names.parameters_of)
-
+    given = ClaimsInput(
+        subject=subject, base=base, config=config, adapter=adapter, tensors=tensors, merged_keys=merged_keys
+    )
+    if given.method not in METHODS and not is_probed(adapter):
+        problem = f"This verifier does not know {given.method}."
+        return Claims(method=given.method, tensors=len(tensors), problems=(problem,))
+    if not is_probed(adapter):
+        try:
+            return _by_plain_names(given)
+        except NotPlain:
+            pass  # only the model itself knows its names
     names = _names(subject, base, config, None)
-    reading = read(names)
+    reading = given.read(names)
     names.resolve_prefix(list(reading.changes))
     if any(names.locate(name) is None and names.is_new(name) is None for name in reading.changes):
         names = _names(subject, base, config, adapter)
-        reading = read(names)
-    derivation = Derivation(reading, names, config, merged_keys)
+        reading = given.read(names)
+    return _derive(given, reading, names)
+
+
+def _by_plain_names(given: ClaimsInput) -> Claims:
+    """Without building the model. Raises NotPlain."""
+    skeleton = PlainSkeleton(given.config, {key: ref.stored.shape for key, ref in given.base.tensors.items()})
+    names = ParameterNames(given.base, given.config, (skeleton,), None)
+    return _derive(given, given.read(names), names)
+
+
+def _derive(given: ClaimsInput, reading: AdapterReading, names: ParameterNames) -> Claims:
+    config, tensors = given.config, given.tensors
+    derivation = Derivation(reading, names, config, given.merged_keys)
     expected = derivation.run()
-    declared, dropped, problems = declare_heads(derivation.new, names, config, subject.base)
-    given = derivation.new.keys() | derivation.changes.keys()
-    problems += nobody_saved(adapter, names, given, subject.base)
+    declared, dropped, problems = declare_heads(derivation.new, names, config, given.subject.base)
+    brought = derivation.new.keys() | derivation.changes.keys()
+    problems += nobody_saved(given.adapter, names, brought, given.subject.base)
     used = {
         key
         for wanted in expected.values()
@@ -134,6 +174,7 @@ def _bypassed(names: ParameterNames, layers: Collection[str]) -> frozenset[str]:
     return frozenset(
         key
         for skeleton in names.skeletons
+        if not isinstance(skeleton, PlainSkeleton)  # whose classes read no weight past its module
         for key, parameters in skeleton.feeds.items()
         if any(parameter in layers and goes_around(skeleton.modules, parameter) for parameter in parameters)
     )

@@ -282,7 +282,7 @@ def _is_zero(ref: TensorRef) -> bool:
     from bot.checks.reading.rows import Opened
 
     with Opened() as opened:
-        return not bool(opened.rows(ref, 0, ref.stored.shape[0] if ref.stored.shape else 1).any())
+        return not bool(opened.wide_rows(ref, 0, ref.stored.shape[0] if ref.stored.shape else 1).any())
 
 
 def _order(change: Change) -> int:

@@ -12,6 +12,7 @@ from bot.checks.expected.changes import WholeTensor
 from bot.checks.expected.config_changes import Declared
 from bot.checks.expected.parameter_names import ParameterNames
 from bot.checks.reading.model_skeleton import BUILD_ERRORS, Skeleton, build
+from bot.checks.reading.plain_skeleton import NotPlain, PlainSkeleton
 from bot.records import Json
 
 AUTO = {
@@ -53,6 +54,13 @@ def nobody_saved(adapter: Json, names: ParameterNames, given: Collection[str], f
     if not names.skeletons or not _says_its_class(adapter):
         return []
     skeleton = names.skeletons[-1]
+    if isinstance(skeleton, PlainSkeleton):
+        if (
+            not skeleton.is_of(adapter.get("auto_mapping"))
+            or skeleton.known.keys() - skeleton.used - set(given) - skeleton.tied.keys()
+        ):
+            raise NotPlain(skeleton.name)
+        return []
     if len(names.skeletons) == 1 and type(skeleton.model) is not trained_class(adapter):
         skeleton = trained_skeleton(folder, adapter, names.stored) or skeleton
     fed = skeleton.symbolic.keys() | skeleton.unfollowed.keys() | set(given)
@@ -83,6 +91,10 @@ def declare_heads(
     if not new or not names.skeletons:
         return [], [], []
     base, last = names.skeletons[0], names.skeletons[-1]
+    if isinstance(last, PlainSkeleton) and all(
+        _is_vocabulary(parameter, change, last, config) for parameter, change in new.items()
+    ):
+        return [], [], []
     declared: list[Declared] = []
     dropped: list[str] = []
     if any(parameter not in base.known for parameter in new):
@@ -93,6 +105,13 @@ def declare_heads(
         problem = f"{' and '.join(new)} have shapes that {type(last.model).__name__} has for no number of labels."
         return declared, dropped, [problem]
     return [*declared, *(config_changes.labelled(config, labels) if labels else [])], dropped, []
+
+
+def _is_vocabulary(parameter: str, change: WholeTensor, skeleton: PlainSkeleton, config: Json) -> bool:
+    """A tied head that gets a tensor of its own, for the words that the model has."""
+    stored = skeleton.shapes.get(skeleton.embedding or "")
+    shape = change.values.stored.shape
+    return parameter == skeleton.head and shape == stored and shape[0] == config.get("vocab_size")
 
 
 def _labels(new: Mapping[str, WholeTensor], model: Any, folder: Path) -> int | None:

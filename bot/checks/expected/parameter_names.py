@@ -8,10 +8,12 @@ from typing import Any
 from bot.checks.expected.placement import Located
 from bot.checks.reading.checkpoint import Checkpoint
 from bot.checks.reading.model_skeleton import IN_BY_OUT, Skeleton
+from bot.checks.reading.plain_skeleton import PlainSkeleton
 from bot.checks.reading.symbolic import SymbolicTensor
 from bot.records import Json
 
 WEIGHT = ".weight"
+AnySkeleton = Skeleton | PlainSkeleton
 Shift = tuple[str, str]  # (what the checkpoint has in front, what the module has in front)
 
 
@@ -21,7 +23,7 @@ class ParameterNames:
     Without a skeleton (`problem` says why there is none) names and shapes have to do.
     """
 
-    def __init__(self, base: Checkpoint, config: Json, skeletons: tuple[Skeleton, ...], problem: str | None) -> None:
+    def __init__(self, base: Checkpoint, config: Json, skeletons: tuple[AnySkeleton, ...], problem: str | None) -> None:
         self.base = base
         self.skeletons = skeletons
         self.problem = problem
@@ -31,7 +33,7 @@ class ParameterNames:
         self._inner: Mapping[str, str] = {}
 
     @property
-    def skeleton(self) -> Skeleton | None:
+    def skeleton(self) -> AnySkeleton | None:
         """The model that the merged weights are for: the last class, which has the adapter's heads."""
         return self.skeletons[-1] if self.skeletons else None
 
@@ -106,7 +108,7 @@ class ParameterNames:
         return next((skeleton.owner(fed[0]) for skeleton in self.skeletons if (fed := skeleton.feeds.get(key))), None)
 
 
-def _attention(skeleton: Skeleton, name: str) -> str | None:
+def _attention(skeleton: AnySkeleton, name: str) -> str | None:
     """torch's own attention keeps its three projections in one parameter; PEFT treats it as the module's weight."""
     owner = skeleton.owner(name)
     if type(owner).__name__ == "MultiheadAttention" and name.endswith(".weight"):

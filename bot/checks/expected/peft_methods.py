@@ -23,20 +23,9 @@ from bot.records import Json
 
 # What a layer's own tensors are called; for the rest the method's name in small letters is how they begin.
 FRONTS = {"LORA": "lora_", "ADALORA": "lora_", "LOHA": "hada_"}
-# LoRA's variants that are not B·A on the base as it is.
-VARIANTS = ("kasa_config", "velora_config", "monteclora_config", "use_bdlora")
-MOVES_BASE = ("pissa", "olora")
 # Fields of a LoRA that train something else beside its layers, and that go with no variant.
 BESIDE = ("layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens",
           "arrow_config", "use_qalora")  # fmt: skip
-
-
-def is_probed(config: Json) -> bool:
-    """Whether this adapter's tensors are found by asking PEFT's layers."""
-    if config.get("peft_type") != "LORA":
-        return config.get("peft_type") in METHODS
-    start = config.get("init_lora_weights")
-    return any(config.get(name) for name in VARIANTS) or (isinstance(start, str) and start.lower() in MOVES_BASE)
 
 
 def read(config: Json, tensors: Mapping[str, TensorRef], names: ParameterNames, subject: Subject) -> AdapterReading:
@@ -91,8 +80,8 @@ def _probed(
         if ref is None:
             return None
         with Opened() as opened:
-            numbers: Tensor = opened.rows(ref, 0, ref.stored.shape[0]).reshape(ref.stored.shape)
-        return numbers if numbers.dtype == torch.float64 else numbers.float()
+            numbers = torch.from_numpy(opened.wide_rows(ref, 0, ref.stored.shape[0]).reshape(ref.stored.shape))
+        return numbers if ref.stored.dtype == "F64" else numbers.float()
 
     path = next(iter(tensors.values())).path
     probed = ProbedLayers(model, path, config, own, values)

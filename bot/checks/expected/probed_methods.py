@@ -16,6 +16,9 @@ METHODS = {
     "PVERA": "PVeRA", "RANDLORA": "RandLoRA", "ROAD": "RoAd", "SHIRA": "SHiRA", "SUPERTUNING": "SuperTuning",
     "TINYLORA": "TinyLoRA", "UNILORA": "Uni-LoRA", "VBLORA": "VB-LoRA", "VERA": "VeRA", "WAVEFT": "WaveFT",
 }  # fmt: skip
+# LoRA's variants that are not B·A on the base as it is.
+VARIANTS = ("kasa_config", "velora_config", "monteclora_config", "use_bdlora")
+MOVES_BASE = ("pissa", "olora")
 # Layers that take something from the base while they are made; PSOFT and AdaMSS from its float32 decomposition.
 READS_BASE = frozenset({"ADAMSS", "FROD", "OSF", "PSOFT", "SUPERTUNING", "TINYLORA"})
 IN_FLOAT32 = frozenset({"ADAMSS", "PSOFT"})
@@ -29,6 +32,14 @@ KEPT_OUT = frozenset({
     "auto_mapping", "megatron_core", "megatron_config", "base_model_name_or_path", "revision", "runtime_config",
     "peft_type", "peft_version", "task_type", "bias", "modules_to_save", "inference_mode", "trainable_token_indices",
 })  # fmt: skip
+
+
+def is_probed(config: Json) -> bool:
+    """Whether this adapter's tensors are found by asking PEFT's layers."""
+    if config.get("peft_type") != "LORA":
+        return config.get("peft_type") in METHODS
+    start = config.get("init_lora_weights")
+    return any(config.get(name) for name in VARIANTS) or (isinstance(start, str) and start.lower() in MOVES_BASE)
 
 
 def has_own_merge(layer: Any) -> bool:

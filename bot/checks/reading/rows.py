@@ -6,14 +6,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from bot.checks.reading.checkpoint import FLOATS, Matrix, PackedWeight, TensorRef, View
-from bot.checks.reading.packed import RAW
+from bot.checks.reading.stored_numbers import HELD_AS, Array, as_float64, itemsize
 
-TORCH = {name: RAW[name] for name in FLOATS}
+if TYPE_CHECKING:
+    from torch import Tensor
+
 HELD = 2  # slabs of quantised tensors that one reader keeps: a tensor's source and its base may be two
 CHUNK = 1 << 16  # elements: eight float64 arrays of this size stay in a core's cache
 
@@ -32,14 +34,14 @@ class Opened:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
 
-    def read(self, path: Path, start: int, length: int) -> bytearray:
-        """Exactly `length` bytes. Raises EOFError when the file has become shorter than its header says."""
-        buffer = bytearray(length)
-        self.read_into(path, start, memoryview(buffer))
-        return buffer
+    def bytes(self, path: Path, start: int, length: int) -> Array:
+        """Exactly `length` bytes, as uint8. Raises EOFError when the file has become shorter than its header says."""
+        held = np.empty(length, dtype=np.uint8)
+        self.read_into(path, start, _bytes_of(held))
+        return held
 
     def read_into(self, path: Path, start: int, view: memoryview) -> None:
-        """As many bytes as the view has."""
+        """As many bytes as the view has. Raises EOFError when the file has become shorter than its header says."""
         descriptor = self._descriptors.get(path)
         if descriptor is None:
             descriptor = self._descriptors[path] = os.open(path, os.O_RDONLY)
@@ -50,20 +52,22 @@ class Opened:
                 raise EOFError(f"{path.name} ended at byte {start + done}")
             done += got
 
-    def rows(self, ref: TensorRef, low: int, high: int, view: View | None = None) -> Tensor:
-        """Rows `low` to `high` of a floating-point tensor seen as a matrix (shape[0] × the rest), in its stored dtype;
-        of a quantised one in float32."""
+    def rows(self, ref: TensorRef, low: int, high: int, view: View | None = None) -> Array:
+        """Rows `low` to `high` of a floating-point tensor seen as a matrix (shape[0] × the rest), as they are stored
+        (see HELD_AS); of a quantised one in float32."""
         _, width = view or flat_view(ref)
         if ref.packed is not None:
-            return self._dequantised(ref, low * width, high * width).view(high - low, width)
-        dtype = TORCH[ref.stored.dtype]
-        size = width * dtype.itemsize
-        if not (high - low) * size:
-            return torch.empty((high - low, width), dtype=dtype)
-        buffer = self.read(ref.path, ref.stored.start + low * size, (high - low) * size)
-        return torch.frombuffer(buffer, dtype=dtype).view(high - low, width)
+            return self._dequantised(ref, low * width, high * width).reshape(high - low, width)
+        held = np.empty((high - low, width), dtype=HELD_AS[ref.stored.dtype])
+        if held.size:
+            self.read_into(ref.path, ref.stored.start + low * width * held.itemsize, _bytes_of(held))
+        return held
 
-    def _dequantised(self, ref: TensorRef, start: int, stop: int) -> Tensor:
+    def wide_rows(self, ref: TensorRef, low: int, high: int, view: View | None = None) -> Array:
+        """The same in float64."""
+        return as_float64(self.rows(ref, low, high, view), ref.stored.dtype)
+
+    def _dequantised(self, ref: TensorRef, start: int, stop: int) -> Array:
         """Elements of a quantised tensor, counted over all of it. What is held is one slab, or two while they change."""
         assert ref.packed is not None
         size = max(1, ref.elements // ref.packed.slabs)
@@ -72,13 +76,13 @@ class Opened:
             self._slabs[ref.packed, slab] = dense = ref.packed.slab(slab)
             while len(self._slabs) > HELD:
                 del self._slabs[next(iter(self._slabs))]
-            pieces.append(dense[max(0, start - slab * size) : stop - slab * size])
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces) if pieces else torch.empty(0)
+            pieces.append(dense[max(0, start - slab * size) : stop - slab * size].numpy())
+        return pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.empty(0, np.float32)])
 
-    def matrix(self, matrix: Matrix) -> Tensor:
-        """A matrix out of an adapter tensor, in its stored dtype; only the rows that it needs are read."""
+    def matrix(self, matrix: Matrix) -> Array:
+        """A matrix out of an adapter tensor, as it is stored; only the rows that it needs are read."""
         if not matrix.shape[0] or not matrix.shape[1]:
-            return torch.empty(matrix.shape, dtype=TORCH[matrix.ref.stored.dtype])
+            return np.empty(matrix.shape, dtype=HELD_AS[matrix.ref.stored.dtype])
         rows, columns = matrix.rows, matrix.columns
         height, width = matrix.view or flat_view(matrix.ref)
         if matrix.transposed and columns.step == 1 and len(columns) * 8 < width and matrix.ref.packed is None:
@@ -88,16 +92,22 @@ class Opened:
             values = whole[:: rows.step, columns.start : columns.stop : columns.step]
         return values.T if matrix.transposed else values
 
-    def _strips(self, matrix: Matrix, width: int) -> Tensor:
+    def wide_matrix(self, matrix: Matrix) -> Array:
+        """The same in float64."""
+        return as_float64(self.matrix(matrix), matrix.ref.stored.dtype)
+
+    def _strips(self, matrix: Matrix, width: int) -> Array:
         """A few columns of many: one read for each row, of these columns only."""
-        dtype, columns = TORCH[matrix.ref.stored.dtype], matrix.columns
-        length = columns[-1] + 1 - columns.start
-        buffer = bytearray(len(matrix.rows) * length * dtype.itemsize)
-        view, size = memoryview(buffer), length * dtype.itemsize
-        for number, row in enumerate(matrix.rows):
-            start = matrix.ref.stored.start + (row * width + columns.start) * dtype.itemsize
-            self.read_into(matrix.ref.path, start, view[number * size : (number + 1) * size])
-        return torch.frombuffer(buffer, dtype=dtype).view(len(matrix.rows), length)[:, :: columns.step]
+        dtype, columns = matrix.ref.stored.dtype, matrix.columns
+        held = np.empty((len(matrix.rows), columns[-1] + 1 - columns.start), dtype=HELD_AS[dtype])
+        for line, row in zip(held, matrix.rows, strict=True):
+            start = matrix.ref.stored.start + (row * width + columns.start) * itemsize(dtype)
+            self.read_into(matrix.ref.path, start, _bytes_of(line))
+        return held[:, :: columns.step]
+
+
+def _bytes_of(held: Array) -> memoryview:
+    return held.reshape(-1).view(np.uint8).data
 
 
 def chunks(view: View, size: int = CHUNK) -> Iterator[tuple[int, int]]:
@@ -118,12 +128,12 @@ def same_values(first: TensorRef, second: TensorRef, *, transposed: bool = False
     """Whether two floating-point tensors hold the same numbers, in whatever dtypes. `transposed`: the second is a matrix that is
     to be the first one, transposed."""
     shape = second.stored.shape[::-1] if transposed else second.stored.shape
-    if first.stored.shape != shape or not {first.stored.dtype, second.stored.dtype} <= TORCH.keys():
+    if first.stored.shape != shape or not {first.stored.dtype, second.stored.dtype} <= FLOATS:
         return False
     rows, columns = map(range, flat_view(second))
     other = Matrix(ref=second, rows=rows, columns=columns, transposed=transposed)
     with Opened() as opened:
         return all(
-            torch.equal(opened.rows(first, low, high).double(), opened.matrix(other.between(low, high)).double())
+            np.array_equal(opened.wide_rows(first, low, high), opened.wide_matrix(other.between(low, high)))
             for low, high in chunks(flat_view(first))
         )

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
-
-import torch
 
 Span = tuple[int, int]
 Source = tuple[int | None, int, int, int]  # dimension of the box, or None; start; stop; step
@@ -63,7 +62,7 @@ class SymbolicTensor:
     """See above. Only what converters use: cat, stack, chunk, split, transpose, contiguous, squeeze, shape, size."""
 
     def __init__(self, shape: Sequence[int], blocks: Sequence[Block]) -> None:
-        self.shape = torch.Size(shape)
+        self.shape = tuple(shape)
         self.blocks = tuple(blocks)
 
     @classmethod
@@ -113,7 +112,7 @@ class SymbolicTensor:
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = FUNCTIONS.get(func)
+        known = _functions().get(func)
         if known is None:
             raise NotFollowed(getattr(func, "__name__", str(func)))
         return known(*args, **(kwargs or {}))
@@ -156,9 +155,11 @@ def transpose(tensor: SymbolicTensor, dim0: int, dim1: int) -> SymbolicTensor:
     return tensor.permute(order)
 
 
-FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    torch.cat: cat, torch.stack: stack, torch.chunk: chunk, torch.split: split, torch.transpose: transpose,
-}  # fmt: skip
+@cache
+def _functions() -> dict[Any, Callable[..., Any]]:
+    import torch  # by those who run a converter on stand-ins
+
+    return {torch.cat: cat, torch.stack: stack, torch.chunk: chunk, torch.split: split, torch.transpose: transpose}
 
 
 def compose(outer: SymbolicTensor, inner: Callable[[str], SymbolicTensor | None]) -> SymbolicTensor | None:
