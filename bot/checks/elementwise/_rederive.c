@@ -17,6 +17,10 @@ static const char *const NAMES[STORAGES] = {"BF16", "F16", "F32"};
 static const int BYTES[STORAGES] = {2, 2, 4};
 static const int DROPPED[STORAGES] = {45, 42, 29}; /* of float64's 52 bits behind the point, those that the storage lacks */
 
+static const double NORMAL[STORAGES] = {0x1p-126, 0x1p-14, 0x1p-126}; /* the smallest with all bits */
+/* Added to a smaller number and taken off again, it rounds that to a multiple of the smallest of all: 2⁻¹³³, 2⁻²⁴, 2⁻¹⁴⁹. */
+static const double GRID[STORAGES] = {0x1.8p-81, 0x1.8p28, 0x1.8p-97};
+
 typedef struct {
     const uint8_t *weight, *stored; /* rows × columns */
     enum storage weight_as, stored_as;
@@ -115,8 +119,8 @@ PyDoc_STRVAR(compare_doc,
 "compare(weight, weight_as, stored, stored_as, left, right, rows, rank, columns, kind=None)\n"
 "    -> (equal, kept_as_before, kept, power, size)\n\n"
 "weight, stored: C-contiguous, rows x columns, stored as safetensors' BF16, F16 or F32; left (rows x rank) and right\n"
-"(rank x columns): float64, the left one scaled. V = W + left @ right; equal: elements that V rounds to, once, surely (another one may\n"
-"be right too: a number below the smallest normal one, an infinity); kept_as_before: elements that are W's. kept, power, size:\n"
+"(rank x columns): float64, the left one scaled. V = W + left @ right; equal: elements that V rounds to, once, surely (an infinity\n"
+"may be right too); kept_as_before: elements that are W's. kept, power, size:\n"
 "<stored - W, V - W>, <V - W, V - W>, <W, W>, not finite where an element is not. `kind`: one of KINDS, by default the first; all\n"
 "give the same bits. Raises ValueError.");
 

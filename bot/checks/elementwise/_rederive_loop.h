@@ -88,6 +88,7 @@ FOR static void OF(tell)(Task *task, Py_ssize_t room, const double *weight, cons
                          OF(Doubles) sums[3][SUMS / WIDTH], OF(Longs) *equal, OF(Longs) *before)
 {
     const int dropped = DROPPED[task->stored_as];
+    const double normal = NORMAL[task->stored_as], grid = GRID[task->stored_as];
     const uint64_t half = (UINT64_C(1) << (dropped - 1)) - 1, mask = ~((UINT64_C(1) << dropped) - 1);
     for (Py_ssize_t j = 0; j < room; j += SUMS)
         for (int part = 0; part < SUMS / WIDTH; part++) {
@@ -97,8 +98,10 @@ FOR static void OF(tell)(Task *task, Py_ssize_t room, const double *weight, cons
             memcpy(&d, delta + j + part * WIDTH, sizeof d);
             value = w + d;
             OF(Bits) bits = (OF(Bits))value; /* to nearest, ties to even, at the storage's last bit */
+            const OF(Doubles) size = (OF(Doubles))(bits & ~(UINT64_C(1) << 63));
+            const OF(Bits) small = (OF(Bits))(size < normal), coarse = (OF(Bits))(value + grid - grid);
             bits = (bits + half + ((bits >> dropped) & 1)) & mask;
-            rounded = (OF(Doubles))bits;
+            rounded = (OF(Doubles))((coarse & small) | (bits & ~small));
             *equal -= (OF(Longs))(rounded == s);
             *before -= (OF(Longs))(s == w);
             const OF(Doubles) moved = s - w, change = value - w;

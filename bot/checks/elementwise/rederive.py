@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bot.checks.elementwise.stored_rounding import LOST_BITS
+from bot.checks.elementwise.stored_rounding import LOST_BITS, NORMAL, SMALLEST
 from bot.checks.reading.stored_numbers import Array, as_float64
 
 try:
@@ -37,9 +37,8 @@ class Numbers:
 class Likeness:
     """What `compare` counts and sums over all elements, with V = W + left · right in float64.
 
-    `equal`: elements that are V, correctly rounded, beyond doubt; one that is not counted may be right all the same (a number
-    below the smallest normal one, an infinity). `same`: elements that are W's. `kept`, `power` and `size`: <W'−W, V−W>,
-    <V−W, V−W> and <W, W>; not finite where some element is not.
+    `equal`: elements that are V, correctly rounded, beyond doubt; an infinity that is right is not counted. `same`: elements
+    that are W's. `kept`, `power` and `size`: <W'−W, V−W>, <V−W, V−W> and <W, W>; not finite where some element is not.
     """
 
     equal: int
@@ -94,12 +93,13 @@ def _compare_in_numpy(weight: Numbers, stored: Numbers, left: Array, right: Arra
 
 
 def _rounded(value: Array, dtype: str) -> Array:
-    """To nearest, ties to even, at the last bit that the dtype's normal numbers have, however small or large the number is."""
+    """To nearest, ties to even, at the dtype's last bit; what is too large for it stays finite."""
     lost = np.uint64(LOST_BITS[dtype])
     bits = value.view(np.uint64)
     half = (np.uint64(1) << (lost - np.uint64(1))) - np.uint64(1)
     bits = (bits + half + ((bits >> lost) & np.uint64(1))) >> lost << lost
-    return bits.view(np.float64)
+    grid = 1.5 * 2.0**52 * SMALLEST[dtype]
+    return np.where(np.abs(value) < NORMAL[dtype], value + grid - grid, bits.view(np.float64))
 
 
 def _add_up(sums: Array, terms: Array) -> None:

@@ -14,6 +14,7 @@ UNIT = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 SMALLEST = {"F32": 2.0**-149, "F16": 2.0**-24, "BF16": 2.0**-133}  # the subnormal spacing
 LARGEST = {"F64": float(np.finfo(np.float64).max), "F32": (2 - 2.0**-23) * 2.0**127, "F16": 65504.0,
            "BF16": (2 - 2.0**-7) * 2.0**127}  # fmt: skip
+NORMAL = {"F32": 2.0**-126, "F16": 2.0**-14, "BF16": 2.0**-126}  # the smallest number with all its bits
 LOST_BITS = {"F32": 29, "F16": 42, "BF16": 45}  # of float64's 52 behind the point
 EXPONENT = np.uint64(0x7FF0 << 48)
 
@@ -28,7 +29,7 @@ def round_once(exact: Array, dtype: str) -> Array:
         return exact
     power = (exact.view(np.uint64) & EXPONENT).view(np.float64)  # 2ᵉ ≤ |x| < 2ᵉ⁺¹; infinity where x is not finite
     spacing = np.maximum(power * (2 * UNIT[dtype]), SMALLEST[dtype])
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         rounded: Array = np.rint(exact / spacing) * spacing  # dividing by a power of two is exact
     rounded[np.abs(rounded) > LARGEST[dtype]] *= np.inf
     return np.where(np.isfinite(exact), rounded, exact)

@@ -24,4 +24,5 @@ def as_float64(held: Array, dtype: str) -> Array:
     """The same numbers, exactly, as a C-contiguous float64 array of the same shape."""
     if dtype == "BF16":
         held = (held.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return np.ascontiguousarray(held, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # NaN of the kind that signals
+        return np.ascontiguousarray(held, dtype=np.float64)
