@@ -30,7 +30,7 @@ IMPORTED = 90 * MIB  # resident memory of this program once numpy is imported; b
 WITH_PEFT = 700 * MIB  # the same with torch, transformers and peft, and a model without weights
 WORKERS = 4  # at most, in the streaming engine
 BLOCKS = WORKERS * 20 * MIB  # their row blocks, the float32 copies, and the elements decided in float64
-PROVING = 450 * MIB  # at the level weights, whatever the model's size: most of it is torch (bench/RESULTS.md)
+PROVING = 450 * MIB  # at the level weights, whatever the model's size: most of it is torch, where that is needed
 ON_PROCESSOR = ProofDevice()
 LOADED = 900 * MIB  # the same with transformers and peft imported, and the activations of the fixed prompts
 

@@ -54,14 +54,16 @@ def _machine(machine: Machine) -> Iterator[Line]:
     available = machine.memory_available
     yield _amount("memory", available, LITTLE_MEMORY, "available", "Close other programs, or take a larger machine.")
     yield Line("gpu", "ok", f"GPU: {_gpus(machine)}.")
-    if importlib.util.find_spec("bot.numerics._exact"):
-        yield Line("compiled", "ok", "The inner loop of the merge is compiled.")
+    loops = ("bot.numerics._exact", "bot.checks.elementwise._rederive")
+    if all(map(importlib.util.find_spec, loops)):
+        yield Line("compiled", "ok", "The inner loops of the merge and of its proof are compiled.")
     else:
         remedy = "Install a C compiler, then adapter-merge again (`pip install --force-reinstall --no-deps .` in its clone); "
         remedy += "or let it be: the bytes are the same."
-        yield Line(
-            "compiled", "warn", "The inner loop of the merge is not compiled: merges take about twice as long.", remedy
+        what = (
+            "Not every inner loop is compiled: a merge takes about twice as long, and the proof of its weights longer."
         )
+        yield Line("compiled", "warn", what, remedy)
 
 
 def _gpus(machine: Machine) -> str:

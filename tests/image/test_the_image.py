@@ -116,8 +116,9 @@ def test_what_no_merge_reads_is_left_out(saved: Path) -> None:
     assert libraries == {"bitsandbytes/libbitsandbytes_cpu.so"}, "a CPU build of torch has no use for the others"
 
 
-def test_the_inner_loop_is_compiled(saved: Path) -> None:
-    assert [name for name in layers(saved) if re.search(r"/bot/numerics/_exact\.\S+\.so$", name)]
+@pytest.mark.parametrize("loop", ["numerics/_exact", "checks/elementwise/_rederive"])
+def test_the_inner_loops_are_compiled(saved: Path, loop: str) -> None:
+    assert [name for name in layers(saved) if re.search(rf"/bot/{loop}\.\S+\.so$", name)]
 
 
 def test_it_stays_small(engine: Engine, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:

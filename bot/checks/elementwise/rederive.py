@@ -18,10 +18,10 @@ try:
 except ImportError:  # installed where there is no C compiler
     compiled = None  # type: ignore[assignment]
 
-KINDS: tuple[str, ...] = (
-    compiled.KINDS if compiled else ()
-)  # of the compiled loop, for this processor, the fastest first
+# The compiled loop's kinds that this processor runs, the fastest first; none without a C compiler.
+KINDS: tuple[str, ...] = compiled.KINDS if compiled else ()
 NUMPY = "numpy"
+FASTEST = KINDS[0] if KINDS else NUMPY
 TILE, SUMS = 128, 8  # as in _rederive.c: columns at a time, and partial sums
 
 
@@ -54,7 +54,8 @@ def compare(weight: Numbers, stored: Numbers, left: Array, right: Array, kind: s
     `kind`: one of KINDS, or NUMPY; by default the fastest. Raises ValueError.
     """
     rows, columns = weight.held.shape
-    if compiled is None or kind == NUMPY:
+    kind = kind or FASTEST
+    if kind == NUMPY:
         return _compare_in_numpy(weight, stored, left, right)
     counts = compiled.compare(
         weight.held, weight.dtype, stored.held, stored.dtype, left, right, rows, left.shape[1], columns, kind
@@ -66,7 +67,8 @@ def product(left: Array, right: Array, kind: str | None = None) -> Array:
     """left · right, float64, C-contiguous, each element one chain of sums; `kind` as for `compare`."""
     out = np.empty((left.shape[0], right.shape[1]))
     left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
-    if compiled is None or kind == NUMPY:
+    kind = kind or FASTEST
+    if kind == NUMPY:
         out[:] = 0
         for k in range(left.shape[1]):
             out += left[:, k, None] * right[k]
