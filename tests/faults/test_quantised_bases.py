@@ -222,7 +222,7 @@ def test_an_expert_of_mxfp4_is_what_transformers_makes_of_it(tmp_path: Path):
         found = opened.rows(
             model.tensors["mlp.experts.down_proj"], 50, 150, (3 * 64, 64)
         )  # across the seam of two experts
-    assert torch.equal(found, whole.reshape(3 * 64, 64)[50:150])
+    assert torch.equal(torch.from_numpy(found), whole.reshape(3 * 64, 64)[50:150])
 
 
 TORCHAO = Path(__file__).parents[1] / "formats" / "torchao"
