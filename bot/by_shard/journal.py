@@ -19,7 +19,7 @@ from bot.untrusted import strict_json
 
 FORMAT = 1  # of what is written here; another one is not read
 COUNTED = "elements wrong undecided changed bad inherited unnumbered clamped arithmetic".split()
-SUMMED = "kept power".split()
+SUMMED = "kept power size".split()
 
 
 @dataclass(frozen=True, kw_only=True)
