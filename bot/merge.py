@@ -24,6 +24,7 @@ from bot.events import Emit, Note, Stage, StepProgress, beating
 from bot.input_files import Keeper, holding
 from bot.partial_folder import noted, write_note
 from bot.records import Local, Merged, Op, PeftMerge, Plan, Shard, Stored
+from bot.report_document import UNVOUCHED
 
 if TYPE_CHECKING:
     from bot.engines.peft_layers import PeftLayers
@@ -238,7 +239,7 @@ def _refuse_idle_changes(plan: Plan, inputs: Local) -> None:
 
 
 def _write_rest(plan: Plan, inputs: Local, partial: Path, keeper: Keeper) -> None:
-    for name in ("README.md", "verification.json"):  # of a run that was killed before the folder got its name
+    for name in UNVOUCHED:  # of a run that was killed before the folder got its name
         (partial / name).unlink(missing_ok=True)
     roots = {"base": inputs.base, "adapter": inputs.adapter}
     for asset in plan.assets:

@@ -201,6 +201,12 @@ class Request:
         input=None,
         writes=True,
     )
+    sign: str | None = option(
+        "Sign the proven model with OpenSSF's model_signing (an extra): key:FILE, env:VARIABLE, "
+        "certificate:KEY,CERTIFICATE[,CHAIN…] or sigstore.",
+        metavar="HOW",
+        input=None,
+    )
     publish: Literal["auto", "pr", "push", "none"] = option(
         "auto: push to a new repo, open a pull request on one that exists.", "auto"
     )

@@ -44,6 +44,7 @@ from bot.publish import (
 from bot.pull import base_of, dropping, fetch, needed, pin, require_headers, with_sound_files
 from bot.records import Local, Outcome, Plan, Publication, Ref, Report, Request, Source, Sources
 from bot.report_document import Document
+from bot.signing import require_signer, sign
 
 if TYPE_CHECKING:
     from bot.by_shard import MadeByShard, Merge
@@ -51,6 +52,10 @@ if TYPE_CHECKING:
 
 NOT_ATTESTED = (
     "Nothing was merged, so that no attestation was written; `adapter-merge verify {} --attestation FILE` writes one."
+)
+
+NOT_SIGNED = (
+    "This merge is published already, so that nothing was signed; with --force it is made, signed and sent again."
 )
 
 
@@ -107,6 +112,8 @@ def ended_before(request: Request, sources: Sources, plan: Plan, hub: Hub, emit:
         drop_scratch(scratch_folder(hub.scratch, plan.fingerprint, target), plan.fingerprint)
         if request.attestation is not None:
             emit(Note(text=NOT_ATTESTED.format(target), level="warning"))
+        if request.sign is not None:
+            emit(Note(text=NOT_SIGNED, level="warning"))
         if not request.dry_run:
             known = apply_settings(known, _publish_settings(request, sources, plan), hub, emit)
         return Outcome(status="unchanged", plan=plan, publication=known)
@@ -189,6 +196,7 @@ def _ready(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit)
     """The inputs on this disk. Raises Usage first where the output would take the place of something else."""
     refuse_to_overwrite(request)
     require_writable(request.attestation, request.output)
+    require_signer(request.sign)
     return fetch(sources, plan, hub, emit)
 
 
@@ -202,6 +210,9 @@ def _build(
         merged = merge(replace(plan, forced=request.force), inputs, partial, emit)
         report = prove(merged, inputs, sources, request, publish_target(request), hub, emit)
     _write_card(partial, report, sources, together, request, plan, hub)
+    if request.sign is not None and report.verdict == "verified":
+        name = publish_target(request) or _output(request, plan, hub).name
+        sign(partial, request.sign, name.rpartition("/")[2])
     folder = finish(partial, _output(request, plan, hub), report, request)
     if request.attestation is not None:
         attest(request.attestation, folder, report, hub.address, started)

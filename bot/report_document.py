@@ -25,7 +25,10 @@ Json = dict[str, Any]
 
 NAME = "verification.json"
 PICTURE = "verification.png"  # the size of the delta, for the card
-OWN_FILES = frozenset({NAME, PICTURE})  # which no report can name with their hash
+OWN_FILES = frozenset({NAME, PICTURE, "model.sig"})  # which no report can name with their hash: made after it, of it
+# What a report does not vouch for: those, and what its owner or the Hub may rewrite.
+UNVOUCHED = OWN_FILES | {"README.md", ".gitattributes"}
+RESULTS = ".eval_results/"  # of evaluations, which anybody may add to
 SCHEMA = 1
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "bitsandbytes", "compressed-tensors")
 DIGITS = 6  # significant digits of every float: more would differ from machine to machine
@@ -214,6 +217,11 @@ class Document:
         """Sorted keys, two spaces, UTF-8, floats of six significant digits, one newline. Raises ValueError for NaN."""
         text = json.dumps(_stable(self.json), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
         return redact(f"{text}\n").encode(errors="backslashreplace")  # a lone surrogate out of somebody's config
+
+
+def is_vouched(name: str) -> bool:
+    """Whether a file of a merged folder is one that its report names with its sha256."""
+    return name not in UNVOUCHED and not name.startswith(RESULTS)
 
 
 def short_sha(sha: str) -> str:

@@ -60,6 +60,7 @@ from bot.records import (
     Stored,
 )
 from bot.report_document import NAME, Document, InputPins, MergeFacts, Pin, name_inputs, read_report
+from bot.signing import Signer
 from bot.verify import Subject, verify
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -75,12 +76,14 @@ def reverify(
 ) -> Report:  # fmt: skip
     """Re-prove a merged repo or folder. Inputs that are not given are those that its verification.json names.
 
-    `measuring`: Subject's `eval_text`, `force` and `attestations`; `attestation`: where to write what was proven. Several
+    `measuring`: Subject's `eval_text`, `force`, `attestations` and `signed_by`; `attestation`: where to write what was proven. Several
     adapters are combined again, as that file says. Every file that is read is held to what its repo states; what is damaged
     in the Hub's cache is fetched once more. Raises Damaged, Refused.
     """
 
     require_writable(attestation, merged.folder)
+    if by := measuring.get("signed_by"):
+        Signer.to_verify(by)  # a mistake is reported before anything is read
 
     def attempt() -> Report:
         emit(Stage(name="pull", title="Reading the merged model and its inputs"))

@@ -9,6 +9,7 @@ from bot.checks.finding import Check
 from bot.checks.folder import assets, config, files
 from bot.checks.folder.attestation import attestation
 from bot.checks.folder.own_code import own_code
+from bot.checks.folder.signature import signature
 from bot.checks.folder.special_tokens import vocabulary
 from bot.records import Finding
 
@@ -52,6 +53,7 @@ CHECKS: tuple[Check, ...] = (
     Check(id="format", group="files", level="files", run=files.metadata),
     Check(id="pins", group="files", level="files", run=files.pins),
     Check(id="attestation", group="files", level="files", run=attestation, on_request="attestations"),
+    Check(id="signature", group="files", level="files", run=signature, on_request="signed_by"),
     Check(id="config", group="config", level="files", run=config.config),
     Check(id="own-code", group="config", level="files", run=own_code),
     Check(id="base-weights", group="config", level="files", run=config.base_weights),

@@ -54,7 +54,7 @@ def plan(adapters: tuple[str, ...], as_json: bool, quiet: bool, **typed: Any) ->
 @fields(Request, "target", "publish", "private")
 @MERGING
 @COMBINING
-@fields(Request, "license", "attestation", "force", "dry_run")
+@fields(Request, "license", "attestation", "sign", "force", "dry_run")
 @VERBOSE
 @SPEAKING
 def merge(adapters: tuple[str, ...], as_json: bool, quiet: bool, verbose: bool, **typed: Any) -> int:
@@ -131,7 +131,7 @@ def finish(receipts: tuple[Path, ...], as_json: bool, quiet: bool, debug: bool) 
 @fields(Request, "target", "publish", "output")
 @MERGING
 @COMBINING
-@fields(Request, "private", "license", "attestation", "force", "dry_run")
+@fields(Request, "private", "license", "attestation", "sign", "force", "dry_run")
 @VERBOSE
 @SPEAKING
 def run(adapters: tuple[str, ...], each: bool, as_json: bool, quiet: bool, verbose: bool, **typed: Any) -> int:

@@ -40,6 +40,11 @@ REVERIFYING = [name for name in Options.__dataclass_fields__ if name != "engine"
     multiple=True,
     help="Hold the model to these in-toto statements, signed or not; signatures are for `gh attestation verify`.",
 )
+@click.option(
+    "--signed-by",
+    metavar="WHO",
+    help="Whose the model's signature must be: key:FILE (public), certificate:ROOT[,ROOT…] or sigstore:IDENTITY[,ISSUER].",
+)
 @fields(Request, "attestation", help="Write an in-toto statement of what this proof found here.")
 @VERBOSE
 @SPEAKING
@@ -60,7 +65,7 @@ def verify(
 
     console = Console(quiet=quiet)
     attestation = typed.pop("attestation")
-    measuring = {name: typed.pop(name) for name in ("eval_text", "force", "attestations")}
+    measuring = {name: typed.pop(name) for name in ("eval_text", "force", "attestations", "signed_by")}
     report = reverify_where_it_fits(
         model_ref(merged),
         model_ref(base) if base else None,

@@ -31,7 +31,10 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "Several adapters (into one model, or with --each into a model of its own each)",
         ("--each", "--combine", "--weights", "--density", "--seed", "--rank", "--majority-sign"),
     ),
-    ("Proof", ("--verify", "--eval-text", "--check-attestation", "--attestation", "--exit-code")),
+    (
+        "Proof",
+        ("--verify", "--eval-text", "--check-attestation", "--signed-by", "--attestation", "--sign", "--exit-code"),
+    ),
     ("Result", ("--output", "--to", "--publish", "--private", "--license", "--force", "--dry-run")),
     ("Output", ("--json", "--verbose", "--quiet", "--debug", "--help")),
 )

@@ -13,7 +13,7 @@ CONFIGS = (
     r"quant_config|processor_config|preprocessor_config|chat_template)\.json|merges\.txt|vocab\.txt|chat_template\.jinja|"
     r"additional_chat_templates/[^/]+|[^/]+\.model(\.v\d+)?|[^/]+\.tiktoken|[^/]+\.py"
 )
-OURS = r"verification\.png"  # drawn of another report
+OURS = r"verification\.png|model\.sig"  # drawn of another report; the signature of other files
 MISLEADING = re.compile(f"{WEIGHTS}|{ADAPTER}|{CONFIGS}|{OURS}")
 NESTED_WEIGHTS = re.compile(r".+/[^/]+\.(safetensors|bin|pt|pth|onnx)|.*\.gguf")
 

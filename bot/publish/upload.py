@@ -14,14 +14,12 @@ from bot.errors import NotVerified
 from bot.input_files import look
 from bot.records import Identity
 from bot.report_document import NAME as REPORT
-from bot.report_document import OWN_FILES, Document
+from bot.report_document import Document, is_vouched
 
 if TYPE_CHECKING:
     from bot.hub import Blob, ServerCopy, Upload
 
 CARD = "README.md"
-# The report cannot hold its own hash, nor its picture's; the others are the Hub's to edit.
-UNPROVEN = {CARD, ".gitattributes", *OWN_FILES}
 MERGE_AGAIN = "Merge again; nothing was published."
 
 
@@ -73,7 +71,7 @@ def verified_upload(folder: Path, document: Document, before: SentBefore | None 
     identities = {name: look(path) for name, path in here.items()}  # before the hash: a later change shows
     with ThreadPoolExecutor(max_workers=2) as pool:
         sha256 = {**before.sha256, **dict(zip(here, pool.map(_sha256, here.values()), strict=True))}
-    wrong = differences(expected, {name: sha256[name] for name in files if name not in UNPROVEN})
+    wrong = differences(expected, {name: sha256[name] for name in files if is_vouched(name)})
     if wrong:
         raise NotVerified(f"{folder.name} is no longer what was verified: {_few(wrong)}.", remedy=MERGE_AGAIN)
     return VerifiedUpload(

@@ -18,7 +18,7 @@ FLOORS = {
     "options": -1,
     "__init__": 0, "errors": 0, "events": 0, "signals": 0, "project": 0, "untrusted": 0, "terminal.spelling": 0,
     "terminal.workflow_commands": 0, "terminal.plain": 0.1,
-    "report_document": 0.2, "records": 0.3, "attestation": 0.4,
+    "report_document": 0.2, "records": 0.3, "attestation": 0.4, "signing": 0.45,
     "verdict_text": 0.5,
     "untrusted.patterns": 0.5, "untrusted.links": 0.5, "metadata": 0.5,  # of the ground, but they raise its errors
     "checkpoint": 1, "numerics": 1, "hub": 1, "gh": 1, "gpus": 0.9, "machine": 1, "assets": 1, "trained_base": 1,
@@ -51,6 +51,8 @@ LIBRARY_ROOMS = {
     "starlette": {"devhub", "dispatch"},
     "uvicorn": {"devhub", "dispatch"},
     "sqlite3": {"devhub", "dispatch"},
+    "model_signing": {"signing"},
+    "sigstore": {"signing"},
     "jinja2": {"dispatch"},
     "rich": {"terminal"},
     "prometheus_client": {"dispatch"},

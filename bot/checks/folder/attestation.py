@@ -13,11 +13,11 @@ from bot.attestation import BUILD_TYPE, PROVENANCE, TEST_RESULT, Attestation, re
 from bot.attestation.statement import HUB, inputs_of
 from bot.checks.case import Case
 from bot.checks.finding import counted, finding, graded
-from bot.checks.folder.hashing import NOT_VOUCHED, hash_files
+from bot.checks.folder.hashing import hash_files
 from bot.checks.reading.checkpoint import weight_files
 from bot.records import Finding, Json
 from bot.report_document import NAME as REPORT
-from bot.report_document import short_sha
+from bot.report_document import is_vouched, short_sha
 
 WORDS = {PROVENANCE: "provenance", TEST_RESULT: "test result"}
 GOOD = ("PASSED", "WARNED")
@@ -80,7 +80,9 @@ def _subjects(statement: Attestation, files: dict[str, str]) -> tuple[list[str],
     here = set(files.values())
     if not here & {sha256 for _, sha256 in statement.files}:
         return ["is about no file of this folder"], []
-    strangers = [name for name, sha256 in statement.files if sha256 not in here and name not in NOT_VOUCHED - {REPORT}]
+    strangers = [
+        name for name, sha256 in statement.files if sha256 not in here and (name == REPORT or is_vouched(name))
+    ]
     faults = [f"is about another {name[:LONGEST]}" for name in strangers if name in files]
     missing = [name[:LONGEST] or "a file without a name" for name in strangers if name not in files]
     remarks = [f"names {missing[0]}, which the folder does not have"] if missing else []

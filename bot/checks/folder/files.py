@@ -9,7 +9,7 @@ from bot.checks.finding import counted, finding, graded
 from bot.checks.folder.hashing import hash_files
 from bot.checks.reading.checkpoint import INDEX, SINGLE, weight_files
 from bot.records import Finding
-from bot.report_document import OWN_FILES
+from bot.report_document import UNVOUCHED
 from bot.untrusted import strict_json
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"})
@@ -19,7 +19,7 @@ VOICES = ("spk_dict.pt",)  # of an omni model: transformers reads them with weig
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.")
 TEMPORARY = (".tmp", ".part", ".partial", ".incomplete", ".lock", ".swp", ".orig", "~")
 HIDDEN_BUT_RIGHT = frozenset({".gitattributes", ".gitignore", ".eval_results"})
-ALWAYS_EXPECTED = frozenset({"config.json", "generation_config.json", "README.md", INDEX, ".gitattributes"}) | OWN_FILES
+ALWAYS_EXPECTED = frozenset({"config.json", "generation_config.json", INDEX, *UNVOUCHED})
 
 
 def headers(case: Case) -> Finding:

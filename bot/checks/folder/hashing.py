@@ -10,10 +10,8 @@ from threading import Lock
 
 from bot.checks.case import Case
 from bot.events import StepProgress
-from bot.report_document import OWN_FILES
+from bot.report_document import is_vouched
 
-# The card and .gitattributes may be rewritten by the Hub, and the report cannot contain its own hash, nor its picture's.
-NOT_VOUCHED = frozenset({"README.md", ".gitattributes"}) | OWN_FILES
 THREADS = 2
 PIECE = 1 << 24  # bytes; small pieces would wait for the interpreter
 
@@ -22,7 +20,7 @@ def hash_files(case: Case) -> dict[str, str]:
     """{name: lowercase hex sha256} of every file whose bytes belong to the result; what was hashed while it was written is
     not read again. hashlib frees the GIL, so two threads keep two disks' worth busy."""
     folder, hashed = case.subject.folder, case.subject.hashed
-    vouched = [name for name in case.files if name not in NOT_VOUCHED]
+    vouched = [name for name in case.files if is_vouched(name)]
     # A dangling link is for the strays check to name.
     names = [name for name in vouched if name not in hashed and (folder / name).is_file()]
     total, done, lock = sum((folder / name).stat().st_size for name in names), 0, Lock()
