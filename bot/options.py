@@ -207,6 +207,14 @@ class Request:
         metavar="HOW",
         input=None,
     )
+    eval_tasks: str | None = option(
+        "Evaluate the unmerged and the merged model with lm_eval (an extra) on these tasks, names or files, separated by "
+        "commas; for the report, never for the verdict.",
+        name="eval",
+        metavar="TASKS",
+        input=None,
+    )
+    eval_limit: int | None = option("Take the first N samples of each task of --eval.", metavar="N", input=None)
     publish: Literal["auto", "pr", "push", "none"] = option(
         "auto: push to a new repo, open a pull request on one that exists.", "auto"
     )

@@ -19,6 +19,7 @@ from bot.adapters.combine.prediction import combined_in, plan_for_all_adapters, 
 from bot.attestation import attest, require_writable, utc_now
 from bot.card import preview, render, with_notes_on_cards
 from bot.errors import AdapterMergeError, Damaged, Usage
+from bot.evaluation import require_harness, write_results
 from bot.events import Emit, Note, Stage, TextBlock, beating
 from bot.input_files import holding, unchanging
 from bot.machine import free_beside, look
@@ -64,6 +65,9 @@ def run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None 
 
     `bases`: those that an earlier run pinned, see `bot.pull.pin`. What is damaged in the Hub's cache is fetched once more.
     """
+    require_writable(request.attestation, request.output)
+    require_signer(request.sign)
+    require_harness(request.eval_tasks, request.eval_limit)
     if not request.dry_run:
         _import_ahead(request)
     bases = {} if bases is None else bases
@@ -133,6 +137,11 @@ def _by_shard(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Em
     from bot import by_shard
 
     require_writable(request.attestation, None)
+    if request.sign is not None or request.eval_tasks is not None:
+        raise Usage(
+            "A model that is made one weight file after the other is never whole here, to be signed or evaluated.",
+            remedy="Leave out --sign and --eval, or merge with --disk whole where there is room.",
+        )
     started = utc_now()
     with shard_merge(request, sources, plan, hub, emit) as (what, partial):
         return publish_shards(by_shard.make(what, partial, hub, emit), what, partial, hub, emit, started)
@@ -195,8 +204,6 @@ def make(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -
 def _ready(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -> Local:
     """The inputs on this disk. Raises Usage first where the output would take the place of something else."""
     refuse_to_overwrite(request)
-    require_writable(request.attestation, request.output)
-    require_signer(request.sign)
     return fetch(sources, plan, hub, emit)
 
 
@@ -234,6 +241,7 @@ def _write_card(
         hub=hub.address,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+    write_results(folder, report.document)
 
 
 def _published(made: Outcome, partial: Path, request: Request, hub: Hub, emit: Emit) -> Publication | AdapterMergeError:

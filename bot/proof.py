@@ -61,6 +61,8 @@ def subject_of(
         clamps=plan.options.clamps,
         original=original_at_hand(sources.base, hub),
         eval_text=request.eval_text,
+        eval_tasks=request.eval_tasks,
+        eval_limit=request.eval_limit,
         force=request.force,
         trained=tuple(filter(None, map(trained_base.in_four_bits, sources.adapters))),
         adapters=inputs.adapters if plan.combination else (),

@@ -63,6 +63,7 @@ FIELDS: Json = {  # what a report may hold there, if it has the field; others ar
     "environment": dict,
     "noise_floor": dict,
     "cause": {**CAUSE, "also": AllFit(CAUSE)},
+    "evaluation": {"tasks": AllFit(dict)},
     "delta": AllFit(dict),
     "prompts": AllFit(dict),
     "answers": AllFit(dict),

@@ -21,6 +21,7 @@ from bot.card import retarget
 from bot.compare import compare_folders
 from bot.devices import choose_proof_device, device_refusals
 from bot.errors import MachineTooSmall, NotFound, NotVerified, Refused, Usage
+from bot.evaluation import require_harness
 from bot.events import Emit, Note, Stage
 from bot.hub import Hub, is_repo_id
 from bot.input_files import holding
@@ -76,12 +77,14 @@ def reverify(
 ) -> Report:  # fmt: skip
     """Re-prove a merged repo or folder. Inputs that are not given are those that its verification.json names.
 
-    `measuring`: Subject's `eval_text`, `force`, `attestations` and `signed_by`; `attestation`: where to write what was proven. Several
+    `measuring`: Subject's `eval_text`, `force`, `attestations`, `signed_by`, `eval_tasks` and
+    `eval_limit`; `attestation`: where to write what was proven. Several
     adapters are combined again, as that file says. Every file that is read is held to what its repo states; what is damaged
     in the Hub's cache is fetched once more. Raises Damaged, Refused.
     """
 
     require_writable(attestation, merged.folder)
+    require_harness(measuring.get("eval_tasks"), measuring.get("eval_limit"))
     if by := measuring.get("signed_by"):
         Signer.to_verify(by)  # a mistake is reported before anything is read
 

@@ -43,7 +43,8 @@ def reverify_where_it_fits(
 
     As `reverify` in all else. Raises Refused where --disk shards was asked for and cannot be had.
     """
-    why_not = _why_not(merged, options)
+    reads_all = measuring.get("signed_by") or measuring.get("eval_tasks")
+    why_not = "--signed-by and --eval read the whole model" if reads_all else _why_not(merged, options)
     if options.disk == "shards" and why_not:
         raise Refused(
             f"{why_not}, so that it cannot be proven one weight file after the other.", remedy="Leave --disk at auto."

@@ -77,6 +77,7 @@ def sign(folder: Path, how: str, name: str) -> Path:
     what the model is called in it. Reads every file once more. Raises Usage, and Outside where Sigstore does not answer."""
     signer = Signer.to_sign(how)
     fresh = folder / f".{SIGNATURE}.tmp"
+    fresh.unlink(missing_ok=True)  # a killed run's
     with _translated(signer), tempfile.TemporaryDirectory() as temporary:
         called = Path(temporary) / name
         called.symlink_to(folder.absolute())  # the library takes the model's name from its path

@@ -18,7 +18,7 @@ from bot.checks.folder.hashing import hash_files
 from bot.checks.subject import Subject
 from bot.events import Emit, Note, Stage, StepProgress, beating
 from bot.records import Finding, Json, Level, Report
-from bot.report_document import NAME, new_document
+from bot.report_document import NAME, Document, new_document
 from bot.report_text import everything
 from bot.terminal.plain import plain
 
@@ -55,7 +55,7 @@ def verify(subject: Subject, emit: Emit, case: Case | None = None) -> Report:
     verdict: str = "not-verified" if any(_prevents_verified(finding, excused) for finding in results) else "verified"
     cause = _cause(case, findings)
     checks = [asdict(finding) for finding in results]
-    return Report(
+    report = Report(
         level="weights" if any(finding.id in excused for finding in results) else subject.level,
         findings=results,
         not_run=subject.not_run,
@@ -75,6 +75,18 @@ def verify(subject: Subject, emit: Emit, case: Case | None = None) -> Report:
             None if trial is None else trial.device,
         ),
     )
+    return _evaluated(report, subject, emit)
+
+
+def _evaluated(report: Report, subject: Subject, emit: Emit) -> Report:
+    """The report with what lm_eval measured, where that was asked for; the verdict is what it was."""
+    if subject.eval_tasks is None:
+        return report
+    from bot.evaluation import evaluate
+
+    models = (subject.base, subject.adapter, subject.folder)
+    evaluation = evaluate(subject.eval_tasks, subject.eval_limit, *models, emit)
+    return replace(report, document=Document.of(report.document.json | {"evaluation": evaluation}))
 
 
 def _cause(case: Case, findings: dict[str, Finding]) -> Json | None:

@@ -31,6 +31,7 @@ class Subject:
     `trained`: what the adapters' repos say of a base in four bits that they were trained on.
     `attestations`: files with in-toto statements that somebody made of this folder.
     `device`: where the models run.
+    `eval_tasks`, `eval_limit`: what the models are evaluated on, as `bot.evaluation.evaluate` takes it; None: on nothing.
     `signed_by`: whose the model's signature must be, as `bot.signing.Signer.to_verify` reads it.
     `ours`: the folder claims to be this bot's work and must be exact; else any named arithmetic is a mere warning.
     """
@@ -62,3 +63,5 @@ class Subject:
     attestations: tuple[Path, ...] = ()
     device: ProofDevice = field(default_factory=ProofDevice)
     signed_by: str | None = None
+    eval_tasks: str | None = None
+    eval_limit: int | None = None

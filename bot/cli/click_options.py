@@ -53,7 +53,7 @@ def _settings(option: Option) -> dict[str, Any]:
 
 ADAPTERS = click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=True)
 COMBINING = fields(Combination, default=None)  # None: it was not said that adapters are combined
-MERGING = options(fields(Request, "base"), fields(Options), fields(Request, "eval_text"))
+MERGING = options(fields(Request, "base"), fields(Options), fields(Request, "eval_text", "eval_tasks", "eval_limit"))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output.")
 VERBOSE = click.option("--verbose", "-v", is_flag=True, help="Print every check, also those that passed.")
 QUIET = click.option("--quiet", is_flag=True, help="Print warnings and errors only.")

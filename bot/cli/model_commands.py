@@ -31,7 +31,7 @@ REVERIFYING = [name for name in Options.__dataclass_fields__ if name != "engine"
     help="The adapter; of several, each in turn. Default: those that verification.json names.",
 )
 @fields(Options, *REVERIFYING)
-@fields(Request, "eval_text", "force")
+@fields(Request, "eval_text", "eval_tasks", "eval_limit", "force")
 @click.option(
     "--check-attestation",
     "attestations",
@@ -65,7 +65,10 @@ def verify(
 
     console = Console(quiet=quiet)
     attestation = typed.pop("attestation")
-    measuring = {name: typed.pop(name) for name in ("eval_text", "force", "attestations", "signed_by")}
+    measuring = {
+        name: typed.pop(name)
+        for name in ("eval_text", "eval_tasks", "eval_limit", "force", "attestations", "signed_by")
+    }
     report = reverify_where_it_fits(
         model_ref(merged),
         model_ref(base) if base else None,

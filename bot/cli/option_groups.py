@@ -33,7 +33,17 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "Proof",
-        ("--verify", "--eval-text", "--check-attestation", "--signed-by", "--attestation", "--sign", "--exit-code"),
+        (
+            "--verify",
+            "--eval-text",
+            "--eval",
+            "--eval-limit",
+            "--check-attestation",
+            "--signed-by",
+            "--attestation",
+            "--sign",
+            "--exit-code",
+        ),
     ),
     ("Result", ("--output", "--to", "--publish", "--private", "--license", "--force", "--dry-run")),
     ("Output", ("--json", "--verbose", "--quiet", "--debug", "--help")),

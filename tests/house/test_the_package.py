@@ -47,7 +47,9 @@ def imported(folder: str) -> dict[str, str]:
 
 
 DECLARED = declared(PROJECT["dependencies"])
-EXTRAS = declared(PROJECT["optional-dependencies"]["signing"]) | {"sigstore"}  # which model-signing brings
+EXTRAS = declared([*PROJECT["optional-dependencies"]["signing"], *PROJECT["optional-dependencies"]["eval"]]) | {
+    "sigstore"
+}  # which model-signing brings
 TESTED = DECLARED | declared(PROJECT["optional-dependencies"]["test"])
 
 
