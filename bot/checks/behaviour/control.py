@@ -53,14 +53,19 @@ def stand_in(model: nn.Module, job: WorkerJob, how: How, draw: int, keep: bool, 
     Where the merge changes the dtype, every other floating-point parameter is rounded too; else only those in
     `job.whole`, which the adapter brought in a wider dtype than they are stored in.
     """
-    dtype: torch.dtype = getattr(torch, job.storage)
-    clamps = job.clamps and how != "exact"
 
     def remake(path: str, name: str, exact: Tensor, kept: torch.dtype) -> nn.Parameter:
-        rounds = _rounds(how, dtype, chance(draw, f"{path}.{name}", exact.device))
-        return _rounded(exact, lambda part: rounds(clamp(part, dtype) if clamps else part), kept)
+        return made_of(exact, job, how, draw, f"{path}.{name}", kept)
 
     return replace_parameters(model, remake, lambda name: job.cast_all or name in job.whole, keep, prefix)
+
+
+def made_of(exact: Tensor, job: WorkerJob, how: How, draw: int, parameter: str, kept: torch.dtype) -> nn.Parameter:
+    """What a stand-in has for a parameter whose exact value is this, held in the dtype `kept`."""
+    dtype: torch.dtype = getattr(torch, job.storage)
+    rounds = _rounds(how, dtype, chance(draw, parameter, exact.device))
+    clamps = job.clamps and how != "exact"
+    return _rounded(exact, lambda part: rounds(clamp(part, dtype) if clamps else part), kept)
 
 
 def chance(draw: int, parameter: str, device: torch.device) -> torch.Generator:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from bot.records import Json
 
-Role = Literal["reference", "merged", "comparison"]
+Role = Literal["reference", "merged", "joint", "comparison"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,8 +194,17 @@ class ComparisonAnswer:
     measured: dict[str, OutputSums]
 
 
-Answer = Stopped | ReferenceAnswer | MergedAnswer | ComparisonAnswer
-ANSWERS = {kind.__name__: kind for kind in (Stopped, ReferenceAnswer, MergedAnswer, ComparisonAnswer)}
+@dataclass(frozen=True, kw_only=True)
+class JointAnswer:
+    """Both in one process; `together`: in the same forward passes."""
+
+    reference: ReferenceAnswer | Stopped
+    merged: MergedAnswer | Stopped
+    together: bool = False
+
+
+Answer = Stopped | ReferenceAnswer | MergedAnswer | JointAnswer | ComparisonAnswer
+ANSWERS = {kind.__name__: kind for kind in (Stopped, ReferenceAnswer, MergedAnswer, JointAnswer, ComparisonAnswer)}
 
 
 def write_answer(path: Path, answer: Answer, confined: bool) -> None:
@@ -220,7 +229,7 @@ def _value(declared: Any, value: Any) -> Any:
     """What stands in JSON for a value of the declared type, as that."""
     origin, arguments = get_origin(declared), get_args(declared)
     if origin is UnionType:
-        return None if value is None else _value(arguments[0], value)
+        return None if value is None else _value(_kind(arguments, value), value)
     if origin in (list, tuple, frozenset):
         return origin(_value(arguments[0], item) for item in value)
     if origin is dict:
@@ -228,3 +237,9 @@ def _value(declared: Any, value: Any) -> Any:
     if isinstance(declared, type) and is_dataclass(declared):
         return declared(**_fields(declared, value))
     return Path(value) if declared is Path else value
+
+
+def _kind(kinds: tuple[Any, ...], value: Any) -> Any:
+    """Which of several records a value is, by its fields; the first of what are no records."""
+    records = (kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind))
+    return next((kind for kind in records if {field.name for field in fields(kind)} == set(value)), kinds[0])

@@ -84,10 +84,12 @@ class UnmergedModel:
 def reference(job: WorkerJob) -> Answer:
     """The base with the adapter beside it: its outputs are saved, then the base and the stand-ins are held to them."""
     tuned = load_tuned(job)
-    if isinstance(tuned, Stopped):
-        return tuned
-    unmerged = UnmergedModel(job, tuned)
-    del tuned
+    return tuned if isinstance(tuned, Stopped) else reference_of(job, [tuned])
+
+
+def reference_of(job: WorkerJob, only: list[Any]) -> ReferenceAnswer:
+    """The same of a model that is loaded: `only` is emptied, so that a large one can be let go of."""
+    unmerged = UnmergedModel(job, only.pop())
     kind, uncalled = _first_run(unmerged, job)
     plain, thorough, measured = unmerged.plain, unmerged.small or job.thorough, dict[str, OutputSums]()
     if job.usages is not None:
@@ -158,6 +160,15 @@ def _skeleton(folder: Path, job: WorkerJob) -> Any:
 
 def merged(job: WorkerJob) -> Answer:
     """The folder as its users load it: what the loader said, and how far its outputs are from the reference's."""
+    loaded = load_merged(job)
+    if isinstance(loaded, Stopped):
+        return loaded
+    model, loads = loaded
+    return run_merged(job, ready_to_run(model, job), loads, (job.work / "reference.json").exists())
+
+
+def load_merged(job: WorkerJob) -> tuple[Any, LoadReport] | Stopped:
+    """The merged model as its users load it, and what the loader said."""
     complaints = _Complaints()
     logging.getLogger("transformers").addHandler(complaints)
     model, loading = load_folder(job.folder, job)
@@ -169,15 +180,20 @@ def merged(job: WorkerJob) -> Answer:
         own = load_tokenizer(job.folder, job.trusts(job.folder))
         tokenizer = type(own).__name__
         tokens, remarks = compare_tokenizers(own, job)
-    loads = LoadReport(
+    logging.getLogger("transformers").removeHandler(complaints)
+    return model, LoadReport(
         missing=sorted(loading["missing_keys"]), unexpected=sorted(loading["unexpected_keys"]),
         mismatched=sorted(str(key) for key in loading["mismatched_keys"]), complaints=complaints.lines,
         model_class=type(model).__name__, tokenizer=tokenizer, tokens=tokens, remarks=remarks,
     )  # fmt: skip
-    runs = not job.quantised and (job.work / "reference.json").exists()
+
+
+def run_merged(job: WorkerJob, model: Any, loads: LoadReport, is_measured: bool) -> MergedAnswer:
+    """How far its outputs are from the reference's, where that ran."""
+    runs = not job.quantised and is_measured
     _expect(job, 1)
     probe = Probe()
-    distances = compare(ready_to_run(model, job), job, probe, "merged") if runs else None
+    distances = compare(model, job, probe, "merged") if runs else None
     return MergedAnswer(loads=loads, distances=distances, probe=probe.distances("merged"), device=DEVICES.names)
 
 

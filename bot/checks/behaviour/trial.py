@@ -19,6 +19,7 @@ from bot.checks.behaviour.forward_counts import read_forwards
 from bot.checks.behaviour.job import (
     Answer,
     ComparisonAnswer,
+    JointAnswer,
     MergedAnswer,
     ReferenceAnswer,
     Stopped,
@@ -30,14 +31,17 @@ from bot.checks.folder.own_code import changed_since, foreign_code, state_of
 from bot.checks.reading.checkpoint import FLOATS, TORCH_NAMES
 from bot.errors import MachineTooSmall
 from bot.events import Note, StepProgress
-from bot.machine import bare_environment
+from bot.machine import bare_environment, look
 from bot.records import Json, ProofDevice
 
 if TYPE_CHECKING:
     from bot.checks.case import Case
     from bot.checks.subject import Subject
 
+ROOM = 3 << 30  # bytes beside the two models: imports, logits of all variants, a layer's weights in float64
+SPARE = 1.1  # of their size
 TITLES = {
+    "joint": "Running the unmerged and the merged model",
     "reference": "Running the unmerged model",
     "merged": "Running the merged model",
     "comparison": "Comparing the ways to use it",
@@ -87,6 +91,11 @@ def _trial_on(case: Case, chosen: ProofDevice) -> Trial:
 
 
 def _hold(case: Case, job: WorkerJob) -> Trial:
+    if _fits_twice(case, job):
+        answer = _work(case, replace(job, role="joint"))
+        if isinstance(answer, JointAnswer):
+            expected = case.once(adapter_claims).layers
+            return Trial(reference=answer.reference, merged=answer.merged, expected=expected)
     reference: Answer = Stopped(status="skip", why="not understood")
     if not case.once(adapter_claims).problems:
         reference = _work(case, replace(job, role="reference"))
@@ -97,6 +106,16 @@ def _hold(case: Case, job: WorkerJob) -> Trial:
     assert isinstance(reference, ReferenceAnswer | Stopped)
     assert isinstance(merged, MergedAnswer | Stopped)
     return Trial(reference=reference, merged=merged, expected=case.once(adapter_claims).layers)
+
+
+def _fits_twice(case: Case, job: WorkerJob) -> bool:
+    """Whether both models, and what they make of the prompts, fit into memory at once. Apart stay strangers' code, what is compared
+    with other usages, and what runs on a GPU."""
+    if case.once(adapter_claims).problems or job.trust or job.quantised or job.usages is not None:
+        return False
+    width = 8 if job.compute == "float64" else 4
+    models = width * sum(ref.elements for side in (case.base, case.model) for ref in side.tensors.values())
+    return int(models * SPARE) + ROOM <= look(job.work).memory_available
 
 
 def _parent_of_work(case: Case) -> Path | None:

@@ -1,7 +1,8 @@
 """The worker of `--verify full`: `python -m bot.checks.behaviour.worker JOB.json`, one model in one process, no network.
 
 role `reference`: PEFT's own unmerged model, and the control. role `merged`: the folder, loaded as its users will,
-where `peft` does not exist. Each writes `<role>.json` into the job's folder.
+where `peft` does not exist. role `joint`: both in one process, where there is memory for two models.
+Each writes `<role>.json` into the job's folder.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bot.checks.behaviour.forward_counts import FORWARDS
 from bot.checks.behaviour.job import Answer, Stopped, WorkerJob, write_answer
@@ -48,12 +51,27 @@ def start_device(job: WorkerJob) -> Stopped | None:
 
 def attempt(job: WorkerJob) -> Answer:
     """What came of the job: its role's answer, or Stopped."""
-    from bot.checks.behaviour import device
-    from bot.checks.behaviour.load_models import CannotRun
+    answer: Answer = attempt_to(job, lambda: _answer(job))
+    return answer
+
+
+def _answer(job: WorkerJob) -> Answer:
+    if job.role == "joint":
+        from bot.checks.behaviour.joint import joint
+
+        return joint(job, partial(attempt_to, job))
     from bot.checks.behaviour.roles import ROLES
 
+    return ROLES[job.role](job)
+
+
+def attempt_to(job: WorkerJob, run: Callable[[], Any]) -> Any:
+    """What came of a part of the job, or Stopped."""
+    from bot.checks.behaviour import device
+    from bot.checks.behaviour.load_models import CannotRun
+
     try:
-        return ROLES[job.role](job)
+        return run()
     except Exception as error:  # the gate of this process: its parent reads a file, not a traceback
         lost = None if job.device == "cpu" else device.failed(error)
         if lost is not None:

@@ -1,0 +1,99 @@
+"""The full proof in one process, where both models fit into memory side by side: the merged model is loaded first, where `peft`
+does not exist, then PEFT's unmerged one, and both are run together; where that cannot be, one after the other."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers.utils import import_utils
+
+from bot.checks.behaviour.control import SMALL, changed, size_of, watched
+from bot.checks.behaviour.expert_choices import is_mixture
+from bot.checks.behaviour.job import Answer, JointAnswer, LoadReport, MergedAnswer, ReferenceAnswer, Stopped, WorkerJob
+from bot.checks.behaviour.joint_pass import NotJoint, Pass, rows_of
+from bot.checks.behaviour.load_models import load_tuned, ready_to_run
+from bot.checks.behaviour.probe_inputs import build_inputs
+from bot.checks.behaviour.roles import load_merged, reference_of, run_merged
+
+Attempt = Callable[[Callable[[], Any]], Any]  # what came of it, or Stopped
+
+
+def joint(job: WorkerJob, attempt: Attempt) -> Answer:
+    """What the roles `reference` and `merged` answer, each by itself."""
+    with without_peft():
+        loaded = attempt(lambda: _load(job))
+    tuned = attempt(lambda: load_tuned(job))
+    if not isinstance(loaded, Stopped) and not isinstance(tuned, Stopped):
+        together = _together(job, tuned, loaded)
+        if together is not None:
+            return together
+    only = [tuned]
+    del tuned  # reference_of lets go of it where it is large
+    reference = only.pop() if isinstance(only[0], Stopped) else attempt(lambda: reference_of(job, only))
+    if isinstance(loaded, Stopped):
+        return JointAnswer(reference=reference, merged=loaded)
+    runs = isinstance(reference, ReferenceAnswer)
+    return JointAnswer(reference=reference, merged=attempt(lambda: run_merged(job, *loaded, runs)))
+
+
+def _load(job: WorkerJob) -> tuple[Any, LoadReport] | Stopped:
+    """The merged model, ready to run, and what the loader said of it."""
+    loaded = load_merged(job)
+    return loaded if isinstance(loaded, Stopped) else (ready_to_run(loaded[0], job), loaded[1])
+
+
+def _together(job: WorkerJob, tuned: Any, loaded: tuple[Any, LoadReport]) -> JointAnswer | None:
+    """Both answers from joint passes; None where there cannot be any."""
+    try:
+        return run_together(job, tuned.get_base_model(), *loaded)
+    except NotJoint as why:
+        print(f"Not together: {why}.")
+    except Exception:  # whatever it was, the models by themselves will say whose fault it is
+        traceback.print_exc()
+    return None
+
+
+def run_together(job: WorkerJob, plain: Any, model: Any, loads: LoadReport) -> JointAnswer:
+    """`plain`: the base with PEFT's layers in it, awake; `model`: the merged model. Raises NotJoint, and whatever models raise."""
+    size = size_of(plain)
+    thorough = size <= SMALL
+    if is_mixture(plain):
+        raise NotJoint("routers choose")
+    if job.compute == "float64" or job.clamps or job.cast_all or job.whole:
+        raise NotJoint("weights are cast besides those that are adapted, or computed with in float64")
+    if job.thorough and not thorough:
+        raise NotJoint("so many controls of a large model are made once each")
+    prompts = build_inputs(plain, job)
+    passes = Pass(plain, model, job, rows_of(job, thorough))
+    with watched(plain) as uncalled:
+        passes.run(prompts)
+    if uncalled:
+        raise NotJoint("a layer was never called")
+    if not passes.agrees(prompts[0]):
+        raise NotJoint("the merged model by itself gives something else")
+    reference = ReferenceAnswer(
+        kind=passes.kind, thorough=thorough, mixture=False, layers=sorted(changed(plain)), uncalled=[],
+        base=passes.of("base")[0], controls=passes.of("control"), measured={}, probe=passes.probe.distances("control"),
+        exact=next(iter(passes.of("exact")), None), nearest=next(iter(passes.of("nearest")), None),
+    )  # fmt: skip
+    merged = MergedAnswer(loads=loads, distances=passes.of("merged")[0], probe=passes.probe.distances("merged"))
+    return JointAnswer(reference=reference, merged=merged, together=True)
+
+
+@contextmanager
+def without_peft() -> Iterator[None]:
+    """For as long as the block runs, it is as if peft were not installed: `import peft` raises, find_spec answers None."""
+    held = sys.modules.get("peft")
+    sys.modules["peft"] = None  # type: ignore[assignment]
+    import_utils.is_peft_available.cache_clear()
+    try:
+        yield
+    finally:
+        del sys.modules["peft"]
+        if held is not None:
+            sys.modules["peft"] = held
+        import_utils.is_peft_available.cache_clear()

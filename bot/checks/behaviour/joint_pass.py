@@ -1,0 +1,290 @@
+"""Base, unmerged, stand-ins and merged model in one forward pass: stacked along the batch, weight by weight.
+
+Inside PEFT's own model every adapted layer gives each variant's rows what that variant's weights make of them; all else is
+computed once for all, from weights that are the same in all. So each weight is read once, and products are large. That
+holds only for models whose rows do not meet and that keep the batch in front of every adapted layer, and for a merged
+model that differs in nothing but those weights. What can be seen of that is looked at before (`Pass`), the rest is held to
+the merged model itself, run whole on the first prompt (`agrees`). Where it does not hold: NotJoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from bot.checks.behaviour import measure
+from bot.checks.behaviour.adapted_weights import KINDS, Adapted, adapted
+from bot.checks.behaviour.control import How, made_of, parameters, size_of
+from bot.checks.behaviour.forward_counts import FORWARDS
+from bot.checks.behaviour.job import Distance, WorkerJob
+from bot.checks.behaviour.probe import Probe, Variant, head_of, listening
+from bot.checks.expected.probed_methods import has_own_merge
+
+ROOM = 768 << 20  # bytes of logits of one pass
+REMADE = 1 << 28  # weights of many controls that are made again for further passes, at the most: seconds
+SAME = 1e-3  # of the merge's own distance: what another order of summation makes is a thousandth of that at the most
+# What a config says of where it comes from, and of how the weights are stored.
+ORIGIN = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")
+Inputs = dict[str, Tensor]
+
+
+class NotJoint(Exception):
+    """These models cannot be run together: one by one they can."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stacked:
+    """A variant: "unmerged", "base", "merged", or a stand-in of this number."""
+
+    name: str
+    how: How | None = None
+    draw: int = 0
+
+
+def rows_of(job: WorkerJob, thorough: bool) -> list[Stacked]:
+    """The variants of a pass, the unmerged model first."""
+    others = [Stacked(name="exact", how="exact"), Stacked(name="nearest", how="nearest")] if thorough else []
+    controls = [Stacked(name="control", how="control", draw=draw) for draw in range(job.draws if thorough else 1)]
+    return [Stacked(name="unmerged"), Stacked(name="base"), Stacked(name="merged"), *others, *controls]
+
+
+class Pass:
+    """The passes over all prompts. `plain`: the base model with PEFT's layers in it, awake; `merged`: the merged model. Raises
+    NotJoint where it is to be seen that they cannot be run together."""
+
+    def __init__(self, plain: Any, merged: Any, job: WorkerJob, rows: list[Stacked]) -> None:
+        self._plain, self._merged, self._job, self._rows = plain, merged, job, rows
+        self._layers = _layers(plain)
+        _require_same(plain, merged, {change.parameter for _, changes in self._layers.values() for change in changes})
+        controls = sum(row.how == "control" for row in rows)
+        self._size = size_of(plain) * controls if controls > 1 else 0
+        self.kind = ""
+        self.probe = Probe()
+        self.distances: list[list[Distance]] = [[] for _ in rows]
+        self._first: Tensor | None = None
+
+    def run(self, prompts: list[Inputs]) -> None:
+        """Every prompt, those of one shape together."""
+        groups = list(self._groups(prompts))
+        if (len(groups) - 1) * self._size > REMADE:
+            raise NotJoint("controls would be made anew too often")
+        FORWARDS.expect(len(groups) + 1)
+        by_prompt: dict[int, list[Distance]] = {}
+        for numbers in groups:
+            stacked = {name: torch.cat([prompts[n][name] for n in numbers] * len(self._rows)) for name in prompts[0]}
+            with torch.inference_mode():
+                by_prompt |= dict(zip(numbers, self._measured(stacked, len(numbers)), strict=True))
+        for _, distances in sorted(by_prompt.items()):
+            for row, distance in zip(self.distances, distances, strict=True):
+                row.append(distance)
+
+    def agrees(self, prompt: Inputs) -> bool:
+        """Whether the merged model, run by itself, gives to the first prompt what its rows gave."""
+        kind, output = measure.outputs(self._merged, prompt, self._job.compute)
+        if self._first is None or kind != self.kind or output.shape != self._first.shape:
+            return False
+        apart, far = measure.distance(kind, output, self._first).far, self.distances[self._row("merged")][0].far
+        return apart <= SAME * far
+
+    def of(self, name: str) -> list[list[Distance]]:
+        """The distances of each variant of this name, prompt by prompt."""
+        return [self.distances[at] for at, row in enumerate(self._rows) if row.name == name]
+
+    def _row(self, name: str) -> int:
+        return next(at for at, row in enumerate(self._rows) if row.name == name)
+
+    def _groups(self, prompts: list[Inputs]) -> Iterator[list[int]]:
+        """The numbers of prompts of one shape, in the order of the first, as many as there is room for the logits of."""
+        shapes: dict[Any, list[int]] = {}
+        for number, prompt in enumerate(prompts):
+            if any(value.shape[0] != 1 for value in prompt.values()):
+                raise NotJoint("an input has no batch in front")
+            shapes.setdefault(tuple((name, value.shape) for name, value in prompt.items()), []).append(number)
+        config = self._plain.config.get_text_config()
+        wide = 4 * int(getattr(config, "vocab_size", 0) or 1) * len(self._rows)
+        for numbers in shapes.values():
+            ids = prompts[numbers[0]].get("input_ids")
+            count = max(1, ROOM // (wide * (ids.shape[1] if ids is not None else 1)))
+            for at in range(0, len(numbers), count):
+                yield numbers[at : at + count]
+
+    def _measured(self, inputs: Inputs, prompts: int) -> list[list[Distance]]:
+        """Prompt by prompt, the distances of all variants."""
+        variants = len(self._rows)
+        splitting = _Splitting(self.probe, self._rows, prompts)
+        with self._sharing_layers(prompts), listening(self._plain, splitting, "unmerged"):  # type: ignore[arg-type]
+            kind, outputs = _outputs(self._plain(**inputs), variants * prompts)
+        FORWARDS.ran()
+        if self.kind not in ("", kind):
+            raise NotJoint("its outputs are of two kinds")
+        self.kind = kind
+        by_variant = outputs.view(variants, prompts, *outputs.shape[1:])
+        if self._first is None:
+            self._first = by_variant[self._row("merged"), 0].clone()
+        if kind == "kl":
+            splitting.record("unmerged", head_of(self._plain), outputs)
+        return [
+            [measure.distance(kind, by_variant[0, prompt], by_variant[row, prompt]) for row in range(variants)]
+            for prompt in range(prompts)
+        ]
+
+    @contextmanager
+    def _sharing_layers(self, prompts: int) -> Iterator[None]:
+        """For as long as the block runs, adapted layers give each variant's rows what its own weights make of them."""
+        before = {path: layer.__dict__.get("forward") for path, (layer, _) in self._layers.items()}
+        try:
+            for path, (layer, changes) in self._layers.items():
+                counterpart = self._merged.get_submodule(path)
+                layer.forward = _Shared(layer, layer.forward, counterpart, changes, self._job, self._rows, prompts)
+            yield
+        finally:
+            for path, (layer, _) in self._layers.items():
+                layer.__dict__.pop("forward", None)
+                if before[path] is not None:
+                    layer.forward = before[path]
+
+
+class _Shared:
+    """The forward of an adapted layer that is shared by all variants."""
+
+    def __init__(
+        self,
+        layer: Any,
+        forward: Any,
+        counterpart: nn.Module,
+        changes: list[Adapted],
+        job: WorkerJob,
+        rows: list[Stacked],
+        prompts: int,
+    ) -> None:
+        self._owner, self._forward, self._counterpart = layer.get_base_layer(), forward, counterpart
+        self._changes, self._job, self._rows, self._prompts = changes, job, rows, prompts
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        parts = [self._split(value) for value in (*args, *kwargs.values())]
+        exact = {change.name: change.exact() for change in self._changes}
+        outputs = []
+        for at, row in enumerate(self._rows):
+            own = [part[at] for part in parts]
+            own_args, own_kwargs = own[: len(args)], dict(zip(kwargs, own[len(args) :], strict=True))
+            if row.name == "unmerged":
+                outputs.append(self._forward(*own_args, **own_kwargs))
+            else:
+                weights = self._weights(row, exact)
+                outputs.append(functional_call(self._owner, weights, tuple(own_args), own_kwargs))
+        if any(not isinstance(output, Tensor) or output.shape[:1] != (self._prompts,) for output in outputs):
+            raise NotJoint("an adapted layer does not keep the batch")
+        return torch.cat(outputs)
+
+    def _split(self, value: Any) -> tuple[Any, ...]:
+        """One for each variant."""
+        if not isinstance(value, Tensor):
+            return (value,) * len(self._rows)
+        batched = value.dim() > 2 or not value.is_floating_point()  # what is flat may be tokens in any order
+        if not batched or value.shape[0] != self._prompts * len(self._rows):
+            raise NotJoint("an adapted layer is not given the batch")
+        return torch.split(value, self._prompts)
+
+    def _weights(self, row: Stacked, exact: dict[str, Tensor]) -> dict[str, Tensor]:
+        if row.name == "base":
+            return {}
+        if row.name == "merged":
+            return {name: getattr(self._counterpart, name) for name in exact}
+        assert row.how is not None
+        made: dict[str, Tensor] = {}
+        for change in self._changes:
+            kept = getattr(self._owner, change.name).dtype
+            made[change.name] = made_of(
+                exact[change.name], self._job, row.how, row.draw, f"{change.path}.{change.name}", kept
+            )
+        return made
+
+
+class _Splitting:
+    """Takes what a module gives to all variants for a Probe, which takes one after the other."""
+
+    def __init__(self, probe: Probe, rows: list[Stacked], prompts: int) -> None:
+        self._probe, self._rows, self._prompts = probe, rows, prompts
+
+    def record(self, variant: Variant, module: str, hidden: Tensor) -> None:
+        """The unmerged model's first. What has no batch is the same for all."""
+        is_batched = hidden.shape[0] == self._prompts * len(self._rows)
+        parts = torch.split(hidden, self._prompts) if is_batched else (hidden,) * len(self._rows)
+        self._probe.begin()
+        self._probe.record("unmerged", module, parts[0])
+        for row, part in zip(self._rows, parts, strict=True):
+            if row.name == "control":
+                self._probe.record("control", module, part)
+            elif row.name == "merged":
+                self._probe.record("merged", module, part)
+
+
+def _layers(plain: nn.Module) -> dict[str, tuple[Any, list[Adapted]]]:
+    """{path: (PEFT's layer, the parameters of its base layer that it changes)}. Raises NotJoint for layers within layers, and for
+    those that do not stand before one module of the base."""
+    layers: dict[str, tuple[Any, list[Adapted]]] = {}
+    for path, layer in plain.named_modules(remove_duplicate=False):
+        if not any(holds(layer) for holds, _ in KINDS):
+            continue
+        is_simple = has_own_merge(layer) or (hasattr(layer, "lora_A") and not hasattr(layer, "parameter_name"))
+        owner = layer.get_base_layer() if is_simple and hasattr(layer, "get_base_layer") else None
+        if owner is None or ".base_layer" in path or isinstance(owner, nn.MultiheadAttention):
+            raise NotJoint(f"{path} is adapted by a {type(layer).__name__}")
+        layers[path] = (layer, [])
+    for change in adapted(plain):
+        layer, changes = layers.get(change.path, (None, []))
+        if layer is None or change.owner is not layer.get_base_layer():
+            raise NotJoint(f"{change.parameter} is not a parameter of an adapted layer")
+        changes.append(change)
+    return layers
+
+
+def _require_same(plain: Any, merged: Any, changed: set[str]) -> None:
+    """The merged model is the base's but for the parameters `changed`: class, config, every other parameter and buffer. Raises
+    NotJoint."""
+    if type(plain) is not type(merged) or _config(plain) != _config(merged):
+        raise NotJoint("the merged model is of another class, or has another config")
+    own, others = _parameters(plain), _parameters(merged)
+    if own.keys() != others.keys() or not changed <= own.keys():
+        raise NotJoint("the merged model has other parameters")
+    for name, weight in own.items():
+        other = others[name]
+        if weight.shape != other.shape or weight.dtype != other.dtype or weight.device != other.device:
+            raise NotJoint(f"{name} has another shape")
+        if name not in changed and not torch.equal(weight, other):
+            raise NotJoint(f"{name} is not the base's")
+    buffers = dict(plain.named_buffers())
+    for name, buffer in merged.named_buffers():
+        own_buffer = buffers.get(name, buffers.get(_inside(name)))
+        if own_buffer is None or not torch.equal(buffer, own_buffer):
+            raise NotJoint(f"{name} is not the base's")
+
+
+def _inside(name: str) -> str:
+    """A buffer of a module that PEFT has wrapped."""
+    path, _, last = name.rpartition(".")
+    return f"{path}.base_layer.{last}"
+
+
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    return {f"{path}.{name}": weight for path, _, name, weight in parameters(model)}
+
+
+def _config(model: Any) -> dict[str, Any]:
+    return {name: value for name, value in model.config.to_dict().items() if name not in ORIGIN}
+
+
+def _outputs(output: Any, rows: int) -> tuple[str, Tensor]:
+    """As measure.outputs has them, with the batch in front: per-token logits, else the last hidden states."""
+    logits, states = getattr(output, "logits", None), getattr(output, "last_hidden_state", None)
+    if logits is not None and logits.dim() == 3 and logits.shape[-1] >= measure.VOCABULARY and logits.shape[0] == rows:
+        return "kl", logits
+    if states is None or states.shape[0] != rows:
+        raise NotJoint("its outputs have no batch in front")
+    return "squared", states.reshape(rows, -1, states.shape[-1])
