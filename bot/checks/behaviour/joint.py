@@ -12,6 +12,7 @@ from typing import Any
 from transformers.utils import import_utils
 
 from bot.checks.behaviour.control import SMALL, changed, size_of, watched
+from bot.checks.behaviour.device import DEVICES
 from bot.checks.behaviour.expert_choices import is_mixture
 from bot.checks.behaviour.job import Answer, JointAnswer, LoadReport, MergedAnswer, ReferenceAnswer, Stopped, WorkerJob
 from bot.checks.behaviour.joint_pass import NotJoint, Pass, rows_of
@@ -36,8 +37,9 @@ def joint(job: WorkerJob, attempt: Attempt) -> Answer:
     reference = only.pop() if isinstance(only[0], Stopped) else attempt(lambda: reference_of(job, only))
     if isinstance(loaded, Stopped):
         return JointAnswer(reference=reference, merged=loaded)
+    model, loads = loaded
     runs = isinstance(reference, ReferenceAnswer)
-    return JointAnswer(reference=reference, merged=attempt(lambda: run_merged(job, *loaded, runs)))
+    return JointAnswer(reference=reference, merged=attempt(lambda: run_merged(job, model, loads, runs)))
 
 
 def _load(job: WorkerJob) -> tuple[Any, LoadReport] | Stopped:
@@ -78,9 +80,10 @@ def run_together(job: WorkerJob, plain: Any, model: Any, loads: LoadReport) -> J
     reference = ReferenceAnswer(
         kind=passes.kind, thorough=thorough, mixture=False, layers=sorted(changed(plain)), uncalled=[],
         base=passes.of("base")[0], controls=passes.of("control"), measured={}, probe=passes.probe.distances("control"),
-        exact=next(iter(passes.of("exact")), None), nearest=next(iter(passes.of("nearest")), None),
+        exact=next(iter(passes.of("exact")), None), nearest=next(iter(passes.of("nearest")), None), device=DEVICES.names,
     )  # fmt: skip
-    merged = MergedAnswer(loads=loads, distances=passes.of("merged")[0], probe=passes.probe.distances("merged"))
+    distances, probe = passes.of("merged")[0], passes.probe.distances("merged")
+    merged = MergedAnswer(loads=loads, distances=distances, probe=probe, device=DEVICES.names)
     return JointAnswer(reference=reference, merged=merged, together=True)
 
 

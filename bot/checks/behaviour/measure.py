@@ -72,7 +72,8 @@ def distance(kind: str, wanted: Tensor, output: Tensor, choices: Choices | None 
     tokens = _kl(wanted, output) if kind == "kl" else (output.double() - wanted.double()).square().sum(-1).tolist()
     counts = (choices.count, choices.flipped, choices.free) if choices else (0, 0, 0)
     return Distance(
-        far=sum(tokens), tokens=tokens, size=float(wanted.double().square().sum()), positions=wanted.shape[0],
+        far=sum(tokens), tokens=tokens, positions=wanted.shape[0],
+        size=float(torch.linalg.vector_norm(wanted, dtype=torch.float64)) ** 2,
         agree=agree, choices=counts[0], changed_choices=counts[1], free=counts[2],
     )  # fmt: skip
 

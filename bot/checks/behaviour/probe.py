@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bot.checks.behaviour.job import ModuleDistance
 
 Variant = Literal["unmerged", "control", "merged"]
+CHUNK = 1 << 17  # numbers that are compared at once
 ROOM = 256 << 20  # bytes of hidden states that are kept between processes; beyond it no further prompt is looked at
 
 
@@ -40,14 +41,27 @@ class Probe:
             self.states[module] = hidden.detach().clone()  # a model may go on with it in place
         elif (wanted := self.states.get(module)) is not None:
             sums = self._sums.setdefault(variant, {}).setdefault(module, [0.0, 0.0])
-            same, wanted = wanted.shape == hidden.shape, wanted.to(hidden.device)
-            sums[0] += float((hidden.double() - wanted.double()).square().sum()) if same else torch.inf
-            sums[1] += float(wanted.double().square().sum())
+            far, size = (
+                _squares(hidden, wanted) if wanted.shape == hidden.shape else (torch.inf, _squares(wanted, wanted)[1])
+            )
+            sums[0] += far
+            sums[1] += size
 
     def distances(self, variant: Variant) -> list[ModuleDistance]:
         """Over all prompts, in the order in which the modules ran."""
         sums = self._sums.get(variant, {})
         return [ModuleDistance(module=module, far=far, size=size) for module, (far, size) in sums.items()]
+
+
+def _squares(hidden: Tensor, wanted: Tensor) -> tuple[float, float]:
+    """(‖h′ − h‖², ‖h‖²) in float64, a cache's worth at a time: a head's logits are large."""
+    far = size = 0.0
+    flat = hidden.flatten(), wanted.to(hidden.device).flatten()
+    for part, like in zip(*(torch.split(numbers, CHUNK) for numbers in flat), strict=True):
+        exact = like.double()
+        far += float((part.double() - exact).square().sum())
+        size += float(exact.square().sum())
+    return far, size
 
 
 @contextmanager

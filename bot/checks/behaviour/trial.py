@@ -113,6 +113,8 @@ def _fits_twice(case: Case, job: WorkerJob) -> bool:
     with other usages, and what runs on a GPU."""
     if case.once(adapter_claims).problems or job.trust or job.quantised or job.usages is not None:
         return False
+    if job.device != "cpu":
+        return False
     width = 8 if job.compute == "float64" else 4
     models = width * sum(ref.elements for side in (case.base, case.model) for ref in side.tensors.values())
     return int(models * SPARE) + ROOM <= look(job.work).memory_available
