@@ -17,7 +17,7 @@ from bot.checks.behaviour import joint, joint_pass, worker
 from bot.checks.behaviour.answers import Trial
 from bot.checks.behaviour.job import JointAnswer, MergedAnswer, ReferenceAnswer, WorkerJob, read_answer, write_answer
 from bot.checks.behaviour.joint_pass import NotJoint
-from bot.checks.behaviour.load_models import load_tuned
+from bot.checks.behaviour.load_models import load_tuned, ready_to_run
 from bot.checks.behaviour.roles import load_merged
 from tests.faults.damage import in_config, rewrite
 from tests.faults.family import MIXTRAL
@@ -153,6 +153,7 @@ def test_rows_that_meet_are_noticed(made: Builder, tmp_path: Path):
     built = made("llama")
     asked = job(built, built.merged, tmp_path)
     model, loads = load_merged(asked)
+    model = ready_to_run(model, asked)
     plain = load_tuned(asked).get_base_model()
     for each in (model, plain):
         each.eval()
@@ -165,6 +166,7 @@ def test_flat_tokens_are_not_taken_for_a_batch(made: Builder, tmp_path: Path):
     built = made("llama")
     asked = job(built, built.merged, tmp_path)
     model, loads = load_merged(asked)
+    model = ready_to_run(model, asked)
     plain = load_tuned(asked).get_base_model()
     for each in (model, plain):
         each.eval()
