@@ -68,6 +68,11 @@ class WorkerJob:
         """The same with more prompts and more controls."""
         return replace(self, prompts=32, draws=16, thorough=True)
 
+    @property
+    def casts_more(self) -> bool:
+        """Whether the merge changes numbers besides those that the adapter does."""
+        return self.clamps or self.cast_all or bool(self.whole)
+
     def trusts(self, folder: Path) -> bool:
         """Whether a folder's own Python may run: it was allowed, and is the base's own."""
         return self.trust and str(folder) not in self.distrusted

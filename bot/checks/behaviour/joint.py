@@ -65,7 +65,7 @@ def run_together(job: WorkerJob, plain: Any, model: Any, loads: LoadReport) -> J
     thorough = size <= SMALL
     if is_mixture(plain):
         raise NotJoint("routers choose")
-    if job.compute == "float64" or job.clamps or job.cast_all or job.whole:
+    if job.compute == "float64" or job.casts_more:
         raise NotJoint("weights are cast besides those that are adapted, or computed with in float64")
     if job.thorough and not thorough:
         raise NotJoint("so many controls of a large model are made once each")
