@@ -215,6 +215,13 @@ class Request:
         input=None,
     )
     eval_limit: int | None = option("Take the first N samples of each task of --eval.", metavar="N", input=None)
+    report: Path | None = option(
+        "Write the report as a page (HTML) here, with pictures, and with three prompts answered where the models are run.",
+        metavar="FILE",
+        input=None,
+        writes=True,
+    )
+    publish_report: bool = option("Put that page into the target repo too, as report.html.", False, input=None)
     publish: Literal["auto", "pr", "push", "none"] = option(
         "auto: push to a new repo, open a pull request on one that exists.", "auto"
     )

@@ -44,7 +44,8 @@ from bot.publish import (
 )
 from bot.pull import base_of, dropping, fetch, needed, pin, require_headers, with_sound_files
 from bot.records import Local, Outcome, Plan, Publication, Ref, Report, Request, Source, Sources
-from bot.report_document import Document
+from bot.report_document import PAGE, Document
+from bot.report_page.writing import require_page_folder, write_page
 from bot.signing import require_signer, sign
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 NOT_ATTESTED = (
     "Nothing was merged, so that no attestation was written; `adapter-merge verify {} --attestation FILE` writes one."
 )
+NOTHING_DRAWN = "Nothing was merged, so that no report was written; `adapter-merge report {} --output FILE` draws the published one."
 
 NOT_SIGNED = (
     "This merge is published already, so that nothing was signed; with --force it is made, signed and sent again."
@@ -66,6 +68,7 @@ def run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None 
     `bases`: those that an earlier run pinned, see `bot.pull.pin`. What is damaged in the Hub's cache is fetched once more.
     """
     require_writable(request.attestation, request.output)
+    require_page_folder(request.report)
     require_signer(request.sign)
     require_harness(request.eval_tasks, request.eval_limit)
     if not request.dry_run:
@@ -118,6 +121,8 @@ def ended_before(request: Request, sources: Sources, plan: Plan, hub: Hub, emit:
             emit(Note(text=NOT_ATTESTED.format(target), level="warning"))
         if request.sign is not None:
             emit(Note(text=NOT_SIGNED, level="warning"))
+        if request.report is not None:
+            emit(Note(text=NOTHING_DRAWN.format(target), level="warning"))
         if not request.dry_run:
             known = apply_settings(known, _publish_settings(request, sources, plan), hub, emit)
         return Outcome(status="unchanged", plan=plan, publication=known)
@@ -176,7 +181,7 @@ def publish_shards(
     """The one commit of a merge whose weight files are on the Hub already. `started`: when it was begun, where that is known."""
     report, plan = made.report, what.plan
     together = predict_combined(what.sources, what.request.combination)
-    _write_card(partial, report, what.sources, together, what.request, plan, hub)
+    _write_for_people(partial, report, what.sources, together, what.request, plan, hub)
     if what.request.attestation is not None:
         attest(what.request.attestation, partial, report, hub.address, started)
     if report.verdict != "verified":
@@ -216,7 +221,7 @@ def _build(
     with dropping(hub), one_adapter(together, inputs, hub, emit) as inputs, unchanging(inputs.files):
         merged = merge(replace(plan, forced=request.force), inputs, partial, emit)
         report = prove(merged, inputs, sources, request, publish_target(request), hub, emit)
-    _write_card(partial, report, sources, together, request, plan, hub)
+    _write_for_people(partial, report, sources, together, request, plan, hub)
     if request.sign is not None and report.verdict == "verified":
         name = publish_target(request) or _output(request, plan, hub).name
         sign(partial, request.sign, name.rpartition("/")[2])
@@ -227,9 +232,10 @@ def _build(
     return Outcome(status=status, plan=plan, report=report, folder=folder)
 
 
-def _write_card(
+def _write_for_people(
     folder: Path, report: Report, sources: Sources, together: Predicted | None, request: Request, plan: Plan, hub: Hub
 ) -> None:
+    """The card, and the page where it is wanted."""
     card = render(
         report.document,
         target=publish_target(request),
@@ -242,6 +248,10 @@ def _write_card(
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     write_results(folder, report.document)
+    if request.publish_report:
+        write_page(folder / PAGE, report.document)
+    if request.report is not None:
+        write_page(request.report, report.document)
 
 
 def _published(made: Outcome, partial: Path, request: Request, hub: Hub, emit: Emit) -> Publication | AdapterMergeError:

@@ -63,6 +63,7 @@ def subject_of(
         eval_text=request.eval_text,
         eval_tasks=request.eval_tasks,
         eval_limit=request.eval_limit,
+        asks=request.report is not None or request.publish_report,
         force=request.force,
         trained=tuple(filter(None, map(trained_base.in_four_bits, sources.adapters))),
         adapters=inputs.adapters if plan.combination else (),

@@ -25,7 +25,10 @@ Json = dict[str, Any]
 
 NAME = "verification.json"
 PICTURE = "verification.png"  # the size of the delta, for the card
-OWN_FILES = frozenset({NAME, PICTURE, "model.sig"})  # which no report can name with their hash: made after it, of it
+PAGE = "report.html"  # the report for people, where it goes into the repo
+OWN_FILES = frozenset(
+    {NAME, PICTURE, PAGE, "model.sig"}
+)  # which no report can name with their hash: made after it, of it
 # What a report does not vouch for: those, and what its owner or the Hub may rewrite.
 UNVOUCHED = OWN_FILES | {"README.md", ".gitattributes"}
 RESULTS = ".eval_results/"  # of evaluations, which anybody may add to
@@ -176,6 +179,7 @@ class Document:
     noise_floor: Json | None = None  # K and what it was made of; None: no model was run
     delta: list[Json]  # how large the adapter's change is, by layer and module; [] where that was not measured
     probe: list[Json]  # module by module, in their order: how far control and merged lie from the unmerged model
+    prompts: list[Json]  # how far base, control and merged are from the unmerged model, by prompt; [] as above
     cause: Json | None = None  # what most likely went wrong: kind, sentence, tensors, figures; `also`: further ones
     environment: Json
     verdict: Any = None  # verified or not-verified
@@ -190,11 +194,12 @@ class Document:
             merge=MergeFacts.of(json.get("merge") or {}),
             checks=[CheckResult(**_known(CheckResult, check)) for check in json.get("checks") or ()],
             not_run=[(entry.get("id"), entry.get("reason")) for entry in json.get("not_run") or ()],
-            comparison=[row for row in json.get("comparison") or () if isinstance(row, dict)],
+            comparison=_rows(json, "comparison"),
             noise_floor=json.get("noise_floor"),
-            delta=[row for row in json.get("delta") or () if isinstance(row, dict)],
+            delta=_rows(json, "delta"),
+            prompts=_rows(json, "prompts"),
             cause=json.get("cause"),
-            probe=[row for row in json.get("probe") or () if isinstance(row, dict)],
+            probe=_rows(json, "probe"),
             environment=json.get("environment") or {},
             verdict=json.get("verdict"),
         )
@@ -231,9 +236,9 @@ def short_sha(sha: str) -> str:
     return kind + colon + digits[:12]
 
 
-def read_report(folder: Path) -> Document | None:
+def read_report(folder: Path, name: str = NAME) -> Document | None:
     """The verification.json of a folder, None where there is none. Raises Refused when it cannot be read."""
-    path = folder / NAME
+    path = folder / name
     if not path.exists():
         return None
     try:
@@ -254,12 +259,12 @@ def name_inputs(base: Json, adapters: Sequence[Json], combination: Json | None, 
 
 def new_document(
     inputs: InputPins, merge: MergeFacts, files: dict[str, str], checks: list[Json], not_run: Iterable[tuple[str, str]],
-    noise_floor: Json | None, comparison: list[Json] | None, verdict: str, probe: list[Json] | None = None,
-    cause: Json | None = None, device: str | None = None,
+    noise_floor: Json | None, comparison: list[Json] | None, verdict: str, rows: Json | None = None, cause: Json | None = None,
+    device: str | None = None,
 ) -> Document:  # fmt: skip
     """The report of a verification; no host names, no paths, no user names. `comparison`: None where nothing is quantised;
-    `probe`: a Trial's; `cause`: of what went wrong, None where nothing did; `device`: the name of what the models ran on, None
-    where none was run."""
+    `rows`: further fields, of layers, modules and prompts, of which the empty ones are left out; `cause`: of what went wrong,
+    None where nothing did; `device`: the name of what the models ran on, None where none was run."""
     json: Json = {
         "schema": SCHEMA,
         "subject": {"files": files},
@@ -269,7 +274,7 @@ def new_document(
         "checks": checks,
         "noise_floor": noise_floor,
         **({} if comparison is None else {"comparison": comparison}),
-        **({"probe": probe} if probe else {}),
+        **{name: value for name, value in (rows or {}).items() if value},
         "cause": cause,
         "not_run": [{"id": id, "reason": reason} for id, reason in not_run],
         "verdict": verdict,
@@ -282,6 +287,10 @@ def environment() -> Json:
     packages = {name: _version(name) for name in PACKAGES}
     system = f"{platform.system()}-{platform.machine()}"
     return {"adapter-merge": __version__, "python": platform.python_version(), "platform": system, **packages}
+
+
+def _rows(json: Json, name: str) -> list[Json]:
+    return [row for row in json.get(name) or () if isinstance(row, dict)]
 
 
 def _version(package: str) -> str | None:

@@ -61,6 +61,7 @@ from bot.records import (
     Stored,
 )
 from bot.report_document import NAME, Document, InputPins, MergeFacts, Pin, name_inputs, read_report
+from bot.report_page.writing import require_page_folder, write_page
 from bot.signing import Signer
 from bot.verify import Subject, verify
 
@@ -73,17 +74,18 @@ SHOWN = 3  # models that a card may name as its base
 
 def reverify(
     merged: Ref, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit,
-    attestation: Path | None = None, **measuring: Any,
+    attestation: Path | None = None, page: Path | None = None, **measuring: Any,
 ) -> Report:  # fmt: skip
     """Re-prove a merged repo or folder. Inputs that are not given are those that its verification.json names.
 
     `measuring`: Subject's `eval_text`, `force`, `attestations`, `signed_by`, `eval_tasks` and
-    `eval_limit`; `attestation`: where to write what was proven. Several
+    `eval_limit`; `attestation`: where to write what was proven, `page`: the same for people. Several
     adapters are combined again, as that file says. Every file that is read is held to what its repo states; what is damaged
     in the Hub's cache is fetched once more. Raises Damaged, Refused.
     """
 
     require_writable(attestation, merged.folder)
+    require_page_folder(page)
     require_harness(measuring.get("eval_tasks"), measuring.get("eval_limit"))
     if by := measuring.get("signed_by"):
         Signer.to_verify(by)  # a mistake is reported before anything is read
@@ -93,11 +95,13 @@ def reverify(
         folder, files = complete_folder(merged, hub)
         with holding(files) as keeper:
             keeper.follow([folder / NAME])  # the inputs are those that it names
-            report = _reverify(folder, base, adapters, options, hub, emit, **measuring)
+            report = _reverify(folder, base, adapters, options, hub, emit, asks=page is not None, **measuring)
             for name, sha256 in (report.document.files or {}).items():
                 keeper.note_sha256(folder / name, sha256)
             if attestation is not None:
                 attest(attestation, folder, report, hub.address)
+            if page is not None:
+                write_page(page, report.document)
             return report
 
     return with_sound_files(attempt, hub, emit)
@@ -324,6 +328,23 @@ def complete_folder(ref: Ref, hub: Hub) -> tuple[Path, tuple[Held, ...]]:
     pinned = hub.pin(ref.repo, ref.revision)
     folder = hub.download(pinned.repo, pinned.sha, [entry.name for entry in pinned.files])
     return folder, repo_files(pinned, folder)
+
+
+def recorded_report(merged: Ref, hub: Hub) -> Document:
+    """The verification.json of a merged repo or folder, or that file itself, as it is. Raises NotFound, and Refused where it is none
+    of ours."""
+    path = merged.folder
+    if path is None:
+        assert merged.repo is not None
+        pinned = hub.pin(merged.repo, merged.revision)
+        named = [entry.name for entry in pinned.files if entry.name == NAME]
+        path = hub.download(pinned.repo, pinned.sha, named)
+    document = read_report(path if path.is_dir() else path.parent, NAME if path.is_dir() else path.name)
+    if document is None:
+        raise NotFound(
+            f"{merged.text} has no {NAME}.", remedy="`adapter-merge verify` makes one, and draws it with --report FILE."
+        )
+    return document
 
 
 def compare_models(first: Ref, second: Ref, hub: Hub, emit: Emit) -> Json:

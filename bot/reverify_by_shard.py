@@ -26,6 +26,7 @@ from bot.options import Options
 from bot.pipeline import one_adapter
 from bot.pull import fetch, pin_weights, repo_files, with_sound_files
 from bot.records import Json, ProofDevice, Ref, Report, Shard, Source
+from bot.report_page.writing import require_page_folder, write_page
 from bot.reverify import Claimed, HowHard, claims_of, form_of, reverify, subject_of
 from bot.shard_needs import ShardNeeds, needs_of
 
@@ -37,7 +38,7 @@ WHAT = "One weight file after the other"
 
 def reverify_where_it_fits(
     merged: Ref, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit,
-    attestation: Path | None = None, **measuring: Any,
+    attestation: Path | None = None, page: Path | None = None, **measuring: Any,
 ) -> Report:  # fmt: skip
     """Re-prove a merged repo or folder: as a whole, or, where that does not fit on the disk or was asked for so, by weight files.
 
@@ -50,11 +51,15 @@ def reverify_where_it_fits(
             f"{why_not}, so that it cannot be proven one weight file after the other.", remedy="Leave --disk at auto."
         )
     if why_not or (options.disk == "auto" and _fits(merged, hub)):
-        return reverify(merged, base, adapters, options, hub, emit, attestation, **measuring)
+        return reverify(merged, base, adapters, options, hub, emit, attestation, page, **measuring)
     require_writable(attestation, None)
+    require_page_folder(page)
 
     def attempt() -> Report:
-        return _by_shard(merged, base, adapters, options, hub, emit, attestation, **measuring)
+        report = _by_shard(merged, base, adapters, options, hub, emit, attestation, **measuring)
+        if page is not None:
+            write_page(page, report.document)
+        return report
 
     return with_sound_files(attempt, hub, emit)
 

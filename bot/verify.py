@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from bot.checks import CHECKS
 from bot.checks.case import Case
+from bot.checks.elementwise.delta_rows import delta_rows
+from bot.checks.elementwise.weights import sweep_all
 from bot.checks.finding import Check, finding
 from bot.checks.folder.hashing import hash_files
 from bot.checks.subject import Subject
@@ -55,10 +57,13 @@ def verify(subject: Subject, emit: Emit, case: Case | None = None) -> Report:
     verdict: str = "not-verified" if any(_prevents_verified(finding, excused) for finding in results) else "verified"
     cause = _cause(case, findings)
     checks = [asdict(finding) for finding in results]
+    not_run = (
+        subject.not_run if trial is None or not trial.unanswered else (*subject.not_run, ("answers", trial.unanswered))
+    )
     report = Report(
         level="weights" if any(finding.id in excused for finding in results) else subject.level,
         findings=results,
-        not_run=subject.not_run,
+        not_run=not_run,
         noise_floor=floor,
         verdict="verified" if verdict == "verified" else "not-verified",
         document=new_document(
@@ -66,11 +71,11 @@ def verify(subject: Subject, emit: Emit, case: Case | None = None) -> Report:
             subject.merge,
             case.once(hash_files),
             checks,
-            subject.not_run,
+            not_run,
             floor,
             comparison,
             verdict,
-            None if trial is None else trial.probe,
+            _rows_of(case, trial),
             cause,
             None if trial is None else trial.device,
         ),
@@ -116,6 +121,17 @@ def _trial(case: Case) -> Trial | None:
     from bot.checks.behaviour.findings import run_models
 
     return case.known(run_models)
+
+
+def _rows_of(case: Case, trial: Trial | None) -> Json:
+    """What was measured of every layer, module and prompt."""
+    swept = case.known(sweep_all)
+    rows: Json = {"delta": delta_rows(swept.touched) if swept else []}
+    if trial is not None:
+        from bot.checks.behaviour.prompt_rows import prompt_rows  # the workers are for those who run models
+
+        rows |= {"prompts": prompt_rows(trial), "probe": trial.probe, "answers": list(trial.answers)}
+    return rows
 
 
 def _excused(subject: Subject, trial: Trial | None) -> frozenset[str]:

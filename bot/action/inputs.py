@@ -19,7 +19,7 @@ from bot.terminal.spelling import describe_choices, resolve_choice
 Number = TypeVar("Number", int, float)
 
 OPTIONS = {each.input: each for each in every_option() if each.input}
-REPORTS = ("summary", "check-run", "comment", "release", "status", "hub-comment")
+REPORTS = ("summary", "check-run", "comment", "release", "status", "hub-comment", "page", "repo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,11 @@ class Inputs:
 
     requests: tuple[Request, ...]
     report: frozenset[str]
+
+    @property
+    def asks(self) -> bool:
+        """Whether the report's page is to have three prompts answered."""
+        return not self.report.isdisjoint({"page", "repo"})
 
 
 def variable(name: str) -> str:

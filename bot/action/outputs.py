@@ -13,12 +13,12 @@ from pathlib import Path
 from bot.action.state import ATTESTATION, CHECKSUMS, Failure, MergeJob, StateStore
 from bot.attestation import paths_beside
 from bot.errors import NotVerified, Refused
-from bot.report_document import NAME
+from bot.report_document import NAME, PAGE
 from bot.untrusted.redact import redact
 
 OUTPUTS = (
     "status", "verified", "repo", "revision", "tag", "pr-url", "pr-number", "base-sha", "adapter-sha", "fingerprint",
-    "folder", "report-path", "checksums-path", "attestation-path", "provenance-path", "test-result-path",
+    "folder", "report-path", "page-path", "checksums-path", "attestation-path", "provenance-path", "test-result-path",
 )  # fmt: skip
 FAILED = "failed"
 STATUS_OF = {Refused.exit_code: "refused", NotVerified.exit_code: "not-verified"}
@@ -56,7 +56,7 @@ def _of(index: int, job: MergeJob, store: StateStore) -> dict[str, str]:
 
 def _paths(folder: Path, *, merged: bool) -> dict[str, Path]:
     """The outputs that are files, in a job's folder of reports. Without a merge in this run, there may be an earlier one's."""
-    paths = {"report-path": folder / NAME, "checksums-path": folder / CHECKSUMS}
+    paths = {"report-path": folder / NAME, "page-path": folder / PAGE, "checksums-path": folder / CHECKSUMS}
     if not merged:
         return paths
     beside = paths_beside(folder / ATTESTATION)

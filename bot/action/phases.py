@@ -39,7 +39,7 @@ from bot.publish import (
 from bot.pull import fetch as download
 from bot.pull import pin
 from bot.records import Outcome, Plan, Publication, Ref, Request, Sources
-from bot.report_document import NAME, Pin
+from bot.report_document import NAME, PAGE, Pin
 from bot.reverify import publish_folder
 from bot.run_each import require_none_replaced
 
@@ -204,9 +204,16 @@ def _merge(request: Request, job: MergeJob, run: RunContext, hub: Hub) -> Outcom
     output = run.store.merged(job)
     for left in (output, output.with_name(f"{output.name}.unverified")):
         shutil.rmtree(left, ignore_errors=True)  # an earlier try's
-    attestation = run.store.report_dir(job) / ATTESTATION
-    attestation.parent.mkdir(parents=True, exist_ok=True)
-    return make(replace(request, output=output, attestation=attestation), sources, plan, hub, run.emit)
+    reports = run.store.report_dir(job)
+    reports.mkdir(parents=True, exist_ok=True)
+    request = replace(
+        request,
+        output=output,
+        attestation=reports / ATTESTATION,
+        report=reports / PAGE if run.inputs.asks else None,
+        publish_report="repo" in run.inputs.report,
+    )
+    return make(request, sources, plan, hub, run.emit)
 
 
 # --- publish ------------------------------------------------------------------------------------------------------

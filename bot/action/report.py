@@ -16,7 +16,7 @@ from bot.errors import AdapterMergeError
 from bot.events import Note
 from bot.records import Request
 from bot.report_document import NAME as DOCUMENT
-from bot.report_document import CheckResult
+from bot.report_document import PAGE, CheckResult
 
 if TYPE_CHECKING:
     from bot.action.phases import RunContext
@@ -94,7 +94,7 @@ def _release(run: RunContext, github: GitHub) -> None:
     assets: dict[str, Path] = {}
     for job in jobs:
         prefix = f"{(job.target or job.adapter).strip('./').replace('/', '--')}-" if len(jobs) > 1 else ""
-        for file in (DOCUMENT, CHECKSUMS):
+        for file in (DOCUMENT, PAGE, CHECKSUMS):
             path = run.store.report_dir(job) / file
             if path.exists():
                 assets[prefix + file] = path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from bot.action.hub_replay import Memory
 from bot.errors import AdapterMergeError, Usage
 from bot.records import Json, Publication
-from bot.report_document import NAME, Document, Pin
+from bot.report_document import NAME, PAGE, Document, Pin
+from bot.report_page.writing import write_page
 from bot.untrusted.redact import redact
 
 FILE = "state.json"
@@ -122,10 +124,13 @@ class StateStore:
         return self.work / _dir_name(job)
 
     def save_report(self, job: MergeJob, report: bytes) -> None:
-        """The report, and the checksums of it and of the files it is about in sha256sum's format, beside the merged folder."""
+        """The report, its page, and the checksums of it and of the files it is about in sha256sum's format, beside the merged
+        folder."""
         folder = self.report_dir(job)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / NAME).write_bytes(report)
+        with suppress(ValueError):  # of a published one that somebody changed there is no page
+            write_page(folder / PAGE, Document.read(report))
         files = {**(Document.of(json.loads(report)).files or {}), NAME: hashlib.sha256(report).hexdigest()}
         lines = [f"{sha256}  {name}\n" for name, sha256 in sorted(files.items())]
         (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")

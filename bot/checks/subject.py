@@ -33,6 +33,7 @@ class Subject:
     `device`: where the models run.
     `eval_tasks`, `eval_limit`: what the models are evaluated on, as `bot.evaluation.evaluate` takes it; None: on nothing.
     `signed_by`: whose the model's signature must be, as `bot.signing.Signer.to_verify` reads it.
+    `asks`: the models answer three prompts as well, for a page.
     `ours`: the folder claims to be this bot's work and must be exact; else any named arithmetic is a mere warning.
     """
 
@@ -65,3 +66,4 @@ class Subject:
     signed_by: str | None = None
     eval_tasks: str | None = None
     eval_limit: int | None = None
+    asks: bool = False

@@ -9,7 +9,7 @@ from bot.cli.bot_commands import dispatch, serve
 from bot.cli.install_commands import bot
 from bot.cli.local_commands import demo, doctor, hub
 from bot.cli.merge_commands import finish, merge, plan, run
-from bot.cli.model_commands import compare, publish, verify
+from bot.cli.model_commands import compare, publish, report, verify
 from bot.cli.option_groups import Group, hyphened
 from bot.cli.poll_commands import poll
 
@@ -27,5 +27,21 @@ def cli() -> None:
     """Turn a fine-tuned adapter into a published, proven model."""
 
 
-for command in (plan, merge, run, finish, verify, publish, compare, serve, poll, dispatch, bot, hub, demo, doctor):
+for command in (
+    plan,
+    merge,
+    run,
+    finish,
+    verify,
+    report,
+    publish,
+    compare,
+    serve,
+    poll,
+    dispatch,
+    bot,
+    hub,
+    demo,
+    doctor,
+):
     cli.add_command(command)

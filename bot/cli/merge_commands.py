@@ -54,7 +54,7 @@ def plan(adapters: tuple[str, ...], as_json: bool, quiet: bool, **typed: Any) ->
 @fields(Request, "target", "publish", "private")
 @MERGING
 @COMBINING
-@fields(Request, "license", "attestation", "sign", "force", "dry_run")
+@fields(Request, "license", "report", "attestation", "sign", "force", "dry_run")
 @VERBOSE
 @SPEAKING
 def merge(adapters: tuple[str, ...], as_json: bool, quiet: bool, verbose: bool, **typed: Any) -> int:
@@ -131,7 +131,7 @@ def finish(receipts: tuple[Path, ...], as_json: bool, quiet: bool, debug: bool) 
 @fields(Request, "target", "publish", "output")
 @MERGING
 @COMBINING
-@fields(Request, "private", "license", "attestation", "sign", "force", "dry_run")
+@fields(Request, "private", "license", "report", "publish_report", "attestation", "sign", "force", "dry_run")
 @VERBOSE
 @SPEAKING
 def run(adapters: tuple[str, ...], each: bool, as_json: bool, quiet: bool, verbose: bool, **typed: Any) -> int:
@@ -178,6 +178,11 @@ def _run_each(adapters: tuple[str, ...], console: Console, as_json: bool, quiet:
         raise Usage(
             "With --each there is an attestation for each merge, and --attestation names one file.",
             remedy="Leave it out, and merge one by one, or let `verify --attestation` write each.",
+        )
+    if typed["report"]:
+        raise Usage(
+            "With --each there is a report for each merge, and --report names one file.",
+            remedy="Leave it out; `adapter-merge report` draws each from its verification.json.",
         )
     requests = [request_of((adapter,), **typed) for adapter in adapters]
     results, codes = [], []

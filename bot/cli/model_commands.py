@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bot.cli.click_options import FILE, SPEAKING, VERBOSE, fields
+from bot.cli.click_options import DEBUG, FILE, NEW_FILE, SPEAKING, VERBOSE, fields
 from bot.cli.option_groups import Command, OneOf
 from bot.cli.printing import print_done, print_json, print_parts
 from bot.cli.requests import adapter_ref, model_ref, options_from, the_hub
@@ -31,7 +31,7 @@ REVERIFYING = [name for name in Options.__dataclass_fields__ if name != "engine"
     help="The adapter; of several, each in turn. Default: those that verification.json names.",
 )
 @fields(Options, *REVERIFYING)
-@fields(Request, "eval_text", "eval_tasks", "eval_limit", "force")
+@fields(Request, "eval_text", "eval_tasks", "eval_limit", "report", "force")
 @click.option(
     "--check-attestation",
     "attestations",
@@ -64,7 +64,7 @@ def verify(
     from bot.reverify_by_shard import reverify_where_it_fits
 
     console = Console(quiet=quiet)
-    attestation = typed.pop("attestation")
+    attestation, page = typed.pop("attestation"), typed.pop("report")
     measuring = {
         name: typed.pop(name)
         for name in ("eval_text", "eval_tasks", "eval_limit", "force", "attestations", "signed_by")
@@ -77,6 +77,7 @@ def verify(
         the_hub(),
         console,
         attestation=attestation,
+        page=page,
         **measuring,
     )
     console.close()
@@ -91,6 +92,22 @@ def verify(
             (TextLine(text="held against:"), held_against(report.document.inputs), TextLine(text=""), *found_out)
         )
     return 0 if report.verdict == "verified" else NotVerified.exit_code
+
+
+@click.command(cls=Command)
+@click.argument("merged", metavar="MERGED")
+@click.option("--output", "-o", "page", metavar="FILE", type=NEW_FILE, required=True, help="The page to write (HTML).")
+@DEBUG
+def report(merged: str, page: Path, debug: bool) -> int:
+    """Draw the report of a merge that was verified before: a page of what the verification.json of MERGED says, a repo, a
+    folder, or that file itself. Nothing is verified again."""
+    from bot.report_page.writing import require_page_folder, write_page
+    from bot.reverify import recorded_report
+
+    require_page_folder(page)
+    write_page(page, recorded_report(model_ref(merged), the_hub()))
+    click.echo(str(page))
+    return 0
 
 
 @click.command(cls=Command)

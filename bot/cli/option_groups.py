@@ -42,10 +42,11 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "--signed-by",
             "--attestation",
             "--sign",
+            "--report",
             "--exit-code",
         ),
     ),
-    ("Result", ("--output", "--to", "--publish", "--private", "--license", "--force", "--dry-run")),
+    ("Result", ("--output", "--to", "--publish", "--publish-report", "--private", "--license", "--force", "--dry-run")),
     ("Output", ("--json", "--verbose", "--quiet", "--debug", "--help")),
 )
 

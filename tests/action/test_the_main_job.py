@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bot.action.outputs import OUTPUTS
 from tests.action.conftest import PUSHED_TAG, Runner, Step
+from tests.browser import Reader
 from tests.stories.conftest import Command, World
 
 Run = Callable[..., Step]
@@ -284,3 +285,18 @@ def test_what_actions_attest_takes_is_among_the_outputs(run: Run, world: World) 
     builder = predicates[0]["runDetails"]["builder"]["id"]
     assert builder == "https://github.com/octo/adapters/.github/workflows/merge.yml@refs/heads/main"
     assert run(verify="files").outputs["provenance-path"] == ""  # of a merge that is there already nothing is attested
+
+
+def test_every_run_leaves_its_report_as_a_page_and_puts_it_into_the_target_where_that_is_asked_for(
+    run: Run, world: World
+) -> None:
+    step = run(verify="files")
+    page = Path(step.outputs["page-path"]).read_text()
+    assert "demo/adapter merged into demo/base" in page
+    assert "report.html" not in world.api.list_repo_files(MERGED)
+    step = run(verify="files", report="repo", target_repo="demo/with-page")
+    assert step.code == 0, step.log
+    assert published(world, "report.html", "demo/with-page").read_text() == Path(step.outputs["page-path"]).read_text()
+    again = run(verify="files", report="page", target_repo="demo/with-page")
+    assert again.outputs["status"] == "unchanged"
+    assert "✓ Verified" in Reader(Path(again.outputs["page-path"]).read_text()).text

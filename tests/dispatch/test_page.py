@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
-import json
 import re
-import shutil
-import subprocess
-import threading
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from starlette.testclient import TestClient
 
 from bot.dispatch.page import SHOWN, render_page
@@ -21,26 +14,11 @@ from bot.dispatch.records import Delivery, Fate, Order, Run
 from bot.dispatch.server import make_app
 from bot.dispatch.store import Store
 from bot.errors import Outside
+from tests.browser import Reader, corner, in_a_browser, measured, site
 from tests.dispatch.test_intake import SETTINGS
 
 HUB = "https://hub.example"
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
-
-
-class Reader(HTMLParser):
-    """What stands on a page: tags, attributes, addresses."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.attributes: set[str] = set()
-        self.links: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.attributes |= {name for name, _ in attrs}
-        self.links += [value or "" for name, value in attrs if name in ("href", "src")]
 
 
 def add(
@@ -152,12 +130,6 @@ def test_it_loads_nothing_and_has_a_name_for_every_cell(store: Store) -> None:
 
 # --- in a browser ------------------------------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
-FRAME = """<!doctype html><iframe id=frame src=/page style="width:%dpx;height:800px;border:0"></iframe><pre id=seen></pre><script>
-onload = () => { const seen = frame.contentDocument.documentElement, title = frame.contentDocument.title;
-  document.getElementById("seen").textContent = JSON.stringify({wide: seen.scrollWidth, room: seen.clientWidth, title}) }</script>"""
-
 
 @pytest.fixture
 def full(store: Store) -> Store:
@@ -175,56 +147,21 @@ def full(store: Store) -> Store:
     return store
 
 
-def browse(*options: str) -> str:
-    assert CHROMIUM is not None
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
 @pytest.fixture
 def served(full: Store) -> Iterator[str]:
-    """The page at /page, and at /WIDTH a frame of that width around it."""
-    page = render_page(full, HUB)
-
-    class Site(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            width = self.path[1:]
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.end_headers()
-            self.wfile.write((FRAME % int(width) if width.isdigit() else page).encode())
-
-        def log_message(self, *_: object) -> None:
-            """Keep the tests quiet."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with site(render_page(full, HUB)) as address:
+        yield address
 
 
 @in_a_browser
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [320, 380, 720, 1280])
-def test_nothing_is_wider_than_the_screen(served: str, width: int) -> None:
-    dom = browse("--dump-dom", "--virtual-time-budget=3000", "--window-size=1600,900", f"{served}/{width}")
-    seen = json.loads(re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL).group(1))  # type: ignore[union-attr]
-    assert seen == {"wide": width, "room": width, "title": "adapter-merge bot"}
+def test_nothing_is_wider_than_the_screen(served: str) -> None:
+    widths = (320, 380, 720, 1280)
+    assert measured(served, *widths) == {width: (width, width, "adapter-merge bot") for width in widths}
 
 
 @in_a_browser
 @pytest.mark.slow
 def test_it_is_light_or_dark_as_the_reader_has_it(served: str, tmp_path: Path) -> None:
-    corners = {}
-    for scheme, setting in (("light", 1), ("dark", 0)):
-        shot = tmp_path / f"{scheme}.png"
-        browse(
-            f"--blink-settings=preferredColorScheme={setting}",
-            f"--screenshot={shot}",
-            "--window-size=800,600",
-            f"{served}/page",
-        )
-        with Image.open(shot) as image:
-            corners[scheme] = image.convert("RGB").getpixel((2, 2))
-            assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 20  # there is text on it
+    corners = {scheme: corner(served, scheme, tmp_path / f"{scheme}.png") for scheme in ("light", "dark")}
     assert corners == {"light": (255, 255, 255), "dark": (13, 17, 23)}

@@ -23,7 +23,7 @@ FLOORS = {
     "untrusted.patterns": 0.5, "untrusted.links": 0.5, "metadata": 0.5,  # of the ground, but they raise its errors
     "checkpoint": 1, "numerics": 1, "hub": 1, "gh": 1, "gpus": 0.9, "machine": 1, "assets": 1, "trained_base": 1,
     "special_tokens": 1.1, "devices": 1.1, "budget": 1, "shard_needs": 1, "devhub": 1, "input_files": 1, "partial_folder": 1,
-    "config_summary": 1, "report_text": 1.1, "report_markdown": 1.2, "evaluation": 1.5,
+    "config_summary": 1, "report_page": 1.1, "report_text": 1.1, "report_markdown": 1.2, "evaluation": 1.5,
     "adapters": 2, "formats": 2,
     "engines": 3, "plan_text": 3,
     "checks.subject": 3.1, "checks.reading": 3.2, "checks.case": 3.3,
@@ -54,7 +54,8 @@ LIBRARY_ROOMS = {
     "lm_eval": {"evaluation"},
     "model_signing": {"signing"},
     "sigstore": {"signing"},
-    "jinja2": {"dispatch"},
+    "jinja2": {"dispatch", "report_page"},
+    "PIL": {"report_page"},
     "rich": {"terminal"},
     "prometheus_client": {"dispatch"},
 }

@@ -29,6 +29,8 @@ class Trial:
     merged: MergedAnswer | Stopped
     expected: frozenset[str]
     comparison: list[Json] | Stopped | None = None
+    answers: tuple[Json, ...] = ()  # a row for each prompt that the models were asked
+    unanswered: str = ""  # why they were not, where they should have been
 
     @property
     def device(self) -> str | None:

@@ -15,6 +15,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from bot.records import Json
 
 Role = Literal["reference", "merged", "joint", "comparison"]
+QUESTIONS = (  # of a report's page
+    "Write one sentence about the sea.",
+    "What is two plus three?",
+    "Name three colours.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,7 @@ class WorkerJob:
     `device`: where models run, as torch names it ("cpu", "cuda", "cuda:N"); `gpus`: the UUIDs of those that the worker sees
     ((): all), over which each model is spread where there are several.
     `distrusted`: {folder: why its code is not run}. `thorough`: a large model too gets every control, and the nearest merge.
+    `asks`: each model answers three prompts as well.
     """
 
     base: Path
@@ -63,10 +69,11 @@ class WorkerJob:
     thorough: bool = False
     device: str = "cpu"
     gpus: tuple[str, ...] = ()
+    asks: bool = False
 
     def with_more(self) -> WorkerJob:
-        """The same with more prompts and more controls."""
-        return replace(self, prompts=32, draws=16, thorough=True)
+        """The same with more prompts and more controls; what the models say is known by then."""
+        return replace(self, prompts=32, draws=16, thorough=True, asks=False)
 
     @property
     def casts_more(self) -> bool:
@@ -144,6 +151,15 @@ class Stopped:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replies:
+    """What a model answered to the fixed prompts, in their order; [] where it was not asked, and `why_not` where it should have
+    been."""
+
+    texts: list[str] = field(default_factory=list)
+    why_not: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReferenceAnswer:
     """How far the base, the exact merge, the nearest and each control lie from the unmerged model, prompt by prompt; None where
     that was not measured.
@@ -165,6 +181,8 @@ class ReferenceAnswer:
     measured: dict[str, OutputSums]
     probe: list[ModuleDistance] = field(default_factory=list)
     device: str | None = None
+    unmerged_replies: Replies = field(default_factory=Replies)
+    base_replies: Replies = field(default_factory=Replies)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,13 +208,15 @@ class MergedAnswer:
     distances: list[Distance] | None
     probe: list[ModuleDistance] = field(default_factory=list)
     device: str | None = None
+    replies: Replies = field(default_factory=Replies)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonAnswer:
-    """What was measured of each usage, by its id."""
+    """What was measured of each usage, by its id; `replies`: of the result that is stored quantised."""
 
     measured: dict[str, OutputSums]
+    replies: Replies = field(default_factory=Replies)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from transformers.utils import import_utils
 
+from bot.checks.behaviour.answers_text import ask
 from bot.checks.behaviour.control import SMALL, changed, size_of, watched
 from bot.checks.behaviour.device import DEVICES
 from bot.checks.behaviour.expert_choices import is_mixture
@@ -51,12 +53,25 @@ def _load(job: WorkerJob) -> tuple[Any, LoadReport] | Stopped:
 def _together(job: WorkerJob, tuned: Any, loaded: tuple[Any, LoadReport]) -> JointAnswer | None:
     """Both answers from joint passes; None where there cannot be any."""
     try:
-        return run_together(job, tuned.get_base_model(), *loaded)
+        answer = run_together(job, tuned.get_base_model(), *loaded)
+        return _with_replies(answer, tuned, loaded[0], job) if job.asks else answer
     except NotJoint as why:
         print(f"Not together: {why}.")
     except Exception:  # whatever it was, the models by themselves will say whose fault it is
         traceback.print_exc()
     return None
+
+
+def _with_replies(answer: JointAnswer, tuned: Any, model: Any, job: WorkerJob) -> JointAnswer:
+    """The same with what the models say to the prompts."""
+    assert isinstance(answer.reference, ReferenceAnswer)
+    assert isinstance(answer.merged, MergedAnswer)
+    plain = tuned.get_base_model()
+    unmerged, merged = ask(plain, job), ask(model, job)
+    with tuned.disable_adapter():
+        base = ask(plain, job)
+    reference = replace(answer.reference, unmerged_replies=unmerged, base_replies=base)
+    return replace(answer, reference=reference, merged=replace(answer.merged, replies=merged))
 
 
 def run_together(job: WorkerJob, plain: Any, model: Any, loads: LoadReport) -> JointAnswer:

@@ -95,6 +95,12 @@ def text_windows(model: Any, job: WorkerJob) -> list[dict[str, Tensor]]:
     return [{name: value for name, value in prompt.items() if name in accepted} for prompt in built]
 
 
+def prompt_tokenizer(job: WorkerJob) -> Any | None:
+    """The tokenizer that texts for the models are read with; None where neither adapter nor base has one."""
+    owner = _owner(job)
+    return None if owner is None else load_tokenizer(owner, _is_base(owner, job))
+
+
 def _owner(job: WorkerJob) -> Path | None:
     """The adapter's tokenizer, else the base's: an adapter's own Python is never run, so that one which needs it is none."""
     adapter, base = job.adapter, job.base

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bot.checks.behaviour import measure
+from bot.checks.behaviour.answers_text import ask
 from bot.checks.behaviour.control import SMALL, How, changed, size_of, stand_in, watched
 from bot.checks.behaviour.device import DEVICES
 from bot.checks.behaviour.expert_choices import is_mixture
@@ -24,6 +25,7 @@ from bot.checks.behaviour.job import (
     MergedAnswer,
     OutputSums,
     ReferenceAnswer,
+    Replies,
     Stopped,
     Usage,
     WorkerJob,
@@ -96,12 +98,14 @@ def reference_of(job: WorkerJob, only: list[Any]) -> ReferenceAnswer:
         save_reference(plain, text_windows(plain, job), job, TEXT)
         measured["as-trained"] = sums(plain, job, itself=True)
     layers, mixture = sorted(changed(plain)), is_mixture(plain)
+    unmerged_replies = ask(plain, job)
     del plain  # a large model is loaded anew, and never twice in memory
     _expect(job, 2 + job.clamps + (2 + job.draws if thorough else 1))
     exact = unmerged.far("exact") if thorough else None
     if job.clamps:
         unmerged.clamp()
     base = compare(unmerged.switched_off(), job)
+    base_replies = ask(unmerged.plain, job)
     if job.usages is not None:
         measured["base"] = sums(unmerged.plain, job)
     nearest = unmerged.far("nearest") if thorough else None
@@ -109,6 +113,7 @@ def reference_of(job: WorkerJob, only: list[Any]) -> ReferenceAnswer:
     return ReferenceAnswer(
         kind=kind, thorough=thorough, mixture=mixture, layers=layers, uncalled=uncalled, base=base, controls=controls,
         exact=exact, nearest=nearest, measured=measured, probe=unmerged.probe.distances("control"), device=DEVICES.names,
+        unmerged_replies=unmerged_replies, base_replies=base_replies,
     )  # fmt: skip
 
 
@@ -137,13 +142,18 @@ def comparison(job: WorkerJob) -> Answer:
     """Other ways to use base and adapter, each held to the unmerged model on the same texts."""
     usages = job.usages or ()
     _expect(job, len(usages))
-    return ComparisonAnswer(measured={usage.id: _measure(usage, job) for usage in usages})
+    measured, replies = dict[str, OutputSums](), Replies()
+    for usage in usages:
+        if usage.merge:
+            measured[usage.id] = _measure(usage, job)
+        else:  # the result itself
+            model = ready_to_run(load_folder(usage.folder, job)[0], job)
+            measured[usage.id], replies = sums(model, job), ask(model, job)
+            del model
+    return ComparisonAnswer(measured=measured, replies=replies)
 
 
 def _measure(usage: Usage, job: WorkerJob) -> OutputSums:
-    if not usage.merge:
-        model, _ = load_folder(usage.folder, job)
-        return sums(ready_to_run(model, job), job)
     tuned = load_tuned(replace(job, base=usage.folder))
     assert not isinstance(tuned, Stopped), tuned
     plain = tuned.get_base_model()
@@ -194,7 +204,10 @@ def run_merged(job: WorkerJob, model: Any, loads: LoadReport, is_measured: bool)
     _expect(job, 1)
     probe = Probe()
     distances = compare(model, job, probe, "merged") if runs else None
-    return MergedAnswer(loads=loads, distances=distances, probe=probe.distances("merged"), device=DEVICES.names)
+    replies = ask(model, job) if runs else Replies()
+    return MergedAnswer(
+        loads=loads, distances=distances, probe=probe.distances("merged"), device=DEVICES.names, replies=replies
+    )
 
 
 ROLES: dict[str, Callable[[WorkerJob], Answer]] = {"reference": reference, "merged": merged, "comparison": comparison}

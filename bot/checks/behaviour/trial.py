@@ -26,6 +26,7 @@ from bot.checks.behaviour.job import (
     WorkerJob,
     read_answer,
 )  # fmt: skip
+from bot.checks.behaviour.prompt_rows import answer_rows
 from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.folder.own_code import changed_since, foreign_code, state_of
 from bot.checks.reading.checkpoint import FLOATS, TORCH_NAMES
@@ -82,12 +83,13 @@ def _trial_on(case: Case, chosen: ProofDevice) -> Trial:
         job = replace(_job(case, base, Path(work)), device=chosen.kind, gpus=chosen.gpus)
         rows = _rows(case, base, job)
         job = replace(job, usages=None if rows is None else quality.usages(rows))
-        trial = _hold(case, job)
+        first = trial = _hold(case, job)
         if not trial.settled:
             case.emit(Note(text="That leaves a doubt: once more, with more prompts and more controls."))
             trial = _hold(case, job.with_more())
-        compared = None if rows is None else _compared(case, job, rows, trial.reference)
-    return replace(trial, comparison=compared)
+        compared, stored = (None, None) if rows is None else _compared(case, job, rows, trial.reference)
+    answers, unanswered = answer_rows(first, stored) if job.asks else ([], "")
+    return replace(trial, comparison=compared, answers=tuple(answers), unanswered=unanswered)
 
 
 def _hold(case: Case, job: WorkerJob) -> Trial:
@@ -136,17 +138,18 @@ def _rows(case: Case, base: Path, job: WorkerJob) -> list[quality.Row] | None:
 
 def _compared(
     case: Case, job: WorkerJob, rows: list[quality.Row], reference: ReferenceAnswer | Stopped
-) -> list[Json] | Stopped:
+) -> tuple[list[Json] | Stopped, ComparisonAnswer | None]:
+    """The table of the ways, and what the worker answered."""
     if isinstance(reference, Stopped):
-        return reference
+        return reference, None
     answer = _work(case, replace(job, role="comparison"))
     if isinstance(answer, Stopped):
-        return answer
+        return answer, None
     assert isinstance(answer, ComparisonAnswer)
     measured = reference.measured | answer.measured
     if lost := [id for id, sums in measured.items() if not math.isfinite(sums.far)]:
-        return Stopped(status="error", why=f"the outputs of {', '.join(sorted(lost))} are NaN or infinite")
-    return quality.table_of(case, rows, measured)
+        return Stopped(status="error", why=f"the outputs of {', '.join(sorted(lost))} are NaN or infinite"), answer
+    return quality.table_of(case, rows, measured), answer
 
 
 def _work(case: Case, job: WorkerJob) -> Answer:
@@ -227,6 +230,7 @@ def _job(case: Case, base: Path, work: Path) -> WorkerJob:
         model_class=declared.get("architectures", [None])[0],
         labels=len(declared["id2label"]) if "id2label" in declared else None,
         vocabulary=declared.get("vocab_size"),
+        asks=subject.asks,
     )
 
 
