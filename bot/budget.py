@@ -36,9 +36,16 @@ LOADED = 900 * MIB  # the same with transformers and peft imported, and the acti
 
 
 def make_budget(
-    sources: Sources, shards: Sequence[Shard], ops: Sequence[Op], assets: Sequence[Asset], engine: str
+    sources: Sources,
+    shards: Sequence[Shard],
+    ops: Sequence[Op],
+    assets: Sequence[Asset],
+    engine: str,
+    model: Sequence[Op],
+    form: str,
 ) -> Budget:
-    """Predict downloads (of files not here yet), output, memory and disk."""
+    """Predict downloads (of files not here yet), output, memory and disk. `model`: one op for each of the model's own tensors,
+    of which `ops` are as they are stored, in `form` (`--quantize`)."""
     output = sum(shard.size for shard in shards) + _asset_bytes(sources, assets)
     # A and B as stored and as float32 or float64, for the tensors in work at once.
     made = [op.make if isinstance(op, Quantize) else op for op in ops]
@@ -57,11 +64,11 @@ def make_budget(
         output=output,
         peak_memory=IMPORTED + BLOCKS + working,
         disk=output + download,
-        verify_memory=verify_memory([op.target for op in ops]),
+        verify_memory=verify_memory([op.target for op in model]),
         verify_disk=verify_disk(
-            [op.target for op in ops],
-            base=any(op.source is not None and op.source.packed is not None for op in ops),
-            result=any(isinstance(op, Quantize) for op in ops),
+            [op.target for op in model],
+            base=any(op.source is not None and op.source.packed is not None for op in model),
+            result=form != "none",
         ),
     )
 

@@ -68,6 +68,8 @@ def every_option() -> tuple[Option, ...]:
 def deciding(options: Options) -> dict[str, Any]:
     """The values that decide the merged bytes, as JSON has them."""
     values = {each.field: getattr(options, each.field) for each in options_of(Options) if each.decides}
+    if values["quantize"] == "auto":  # of a plan it is decided: none, or same where the base's form is carried
+        values["quantize"] = "none"
     return values | {"quantization": dict(options.quantization)}
 
 
@@ -102,7 +104,7 @@ class Options:
     base_weights: Literal["auto", "stored", "original", "simulate-nf4"] = option(
         "What to merge into: what the base's files hold (stored, dequantised where they are quantised), the 16-bit model "
         "that a quantised base was made from, or a 16-bit base as bitsandbytes would have quantised it (for an adapter "
-        "trained with QLoRA). auto: stored.",
+        "trained with QLoRA). auto: stored, and what the adapter does not touch stays as it is stored where no packed weight is.",
         "auto",
         decides=True,
     )
@@ -114,9 +116,10 @@ class Options:
         input=None,
         decides=True,
     )
-    quantize: Literal["none", "nf4", "fp4", "int8", "fp8", "same"] = option(
-        "Store the merged weights quantised, from their exact values; same: in the base's own form.",
-        "none",
+    quantize: Literal["auto", "none", "nf4", "fp4", "int8", "fp8", "same"] = option(
+        "Store the merged weights quantised, from their exact values; same: in the base's own form; none: as plain numbers. "
+        "auto: same where the adapter changes no weight that is packed, else none.",
+        "auto",
         decides=True,
     )
     overflow: Literal["refuse", "clamp"] = option(

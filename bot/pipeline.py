@@ -344,7 +344,7 @@ def target_of(request: Request) -> str:
             "An adapter in a folder has no repo name to add -merged to.", remedy="Name the target with --to owner/name."
         )
     form = request.options.quantize
-    return f"{request.adapter.as_repo}-merged" + ("" if form == "none" else f"-{form}")
+    return f"{request.adapter.as_repo}-merged" + ("" if form in ("auto", "none") else f"-{form}")
 
 
 def _import_ahead(request: Request) -> None:

@@ -166,7 +166,7 @@ def _advice(document: Document, base: Source, adapters: Sequence[Source], links:
             f"The storage dtype ({cell(str(document.merge.dtype or '?'))}) keeps only {kept:.0%} of what the adapter "
             "changes; the rest is below its rounding step. A merge into a wider dtype (`--dtype float32`) keeps more."
         )
-    if metadata.quantised(base):
+    if metadata.quantised(base) and document.merge.form == "none":
         reasons.append(
             "The base is quantised. The merge holds its dequantised weights, which take more memory; quantising them "
             "again would round part of the adapter away."

@@ -77,9 +77,12 @@ def _combination(document: Document) -> Iterator[str]:
 
 
 def _options(merge: MergeFacts) -> Iterator[str]:
-    """The options that differ from their defaults."""
+    """The options that differ from their defaults. (`auto` of `--quantize` is decided, and `none` says something only where
+    the base is quantised.)"""
     for each in options_of(Options):
         value = str(merge.option(each.field, each.default))
+        if each.field == "quantize" and value == "none" and "dequantised" not in merge.tensors:
+            continue
         if each.decides and each.choices and value != each.default and re.fullmatch(r"[a-z0-9-]+", value):
             yield f"--{each.name} {value}"
 

@@ -32,7 +32,7 @@ def block(merge: MergeFacts, *, base: Source, adapter: Source, license: Stated, 
     """The metadata in the order in which people read it. `task`: what the model does, listed by the Hub or not."""
     metadata: Json = {}
     if base.repo:
-        relation = "finetune" if merge.form == "none" else "quantized"
+        relation = "finetune" if merge.form in ("none", "same") else "quantized"
         metadata |= {"base_model": base.repo, "base_model_relation": relation}
     metadata["library_name"] = "transformers"
     if task in hub_lists.tasks():

@@ -51,7 +51,7 @@ class Case:
 
     @cached_property
     def _model(self) -> tuple[Checkpoint, str | None]:
-        if self.subject.quantize == "none":
+        if self.subject.quantize == "none" or self.unread is not None:
             return self.merged, None
         from bot.checks.reading.quantised import as_model
 
@@ -60,19 +60,34 @@ class Case:
         except Refused as refused:
             return self.merged, refused.what
 
-    @cached_property
+    @property
     def base(self) -> Checkpoint:
         """The base's weights, as the merge took them. Raises Refused when they cannot be read."""
+        return self._base[0]
+
+    @property
+    def unread(self) -> str | None:
+        """Why a base whose own form the result keeps is not read in that form; then base and result are taken as they are
+        stored, and the form's tensors are so many bytes. None where it is read."""
+        return self._base[1]
+
+    @cached_property
+    def _base(self) -> tuple[Checkpoint, str | None]:
         stored = read_input(self.subject.base, "base")
         if quantization_of(self.base_config) is None and self.subject.base_weights != "simulate-nf4":
-            return stored
-        from bot.checks.reading.quantised import as_model
+            return stored, None
+        from bot.checks.reading.quantised import as_model, as_stored
 
         if self.subject.base_weights == "simulate-nf4":
             from bot.checks.reading.simulated import as_simulated
 
-            return as_simulated(stored, self.subject, self.slabs)
-        return as_model(stored, self.base_config, "base", self.slabs)
+            return as_simulated(stored, self.subject, self.slabs), None
+        try:
+            return as_model(stored, self.base_config, "base", self.slabs), None
+        except Refused as refused:
+            if self.subject.quantize != "same":
+                raise
+            return as_stored(stored, self.base_config), refused.what
 
     @cached_property
     def base_config(self) -> Json:

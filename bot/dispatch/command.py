@@ -49,8 +49,8 @@ def with_defaults(order: Order, options: Sequence[tuple[str, str]]) -> Order:
 def target_of(adapter: str, options: Iterable[tuple[str, str]]) -> str:
     """The repo that a run with these options publishes to."""
     chosen = dict(options)
-    form = chosen.get("quantize", "none")
-    return chosen.get("target-repo") or f"{adapter}-merged" + ("" if form == "none" else f"-{form}")
+    form = chosen.get("quantize", "auto")
+    return chosen.get("target-repo") or f"{adapter}-merged" + ("" if form in ("auto", "none") else f"-{form}")
 
 
 def _concerns(kind: str, name: str) -> bool:

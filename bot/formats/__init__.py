@@ -13,6 +13,7 @@ from bot.formats.base import dtype_of as dtype_of
 from bot.formats.base import quantization_of as quantization_of
 from bot.formats.bitsandbytes import four_bit, int8, simulated, writer
 from bot.formats.bitsandbytes import linears as linears
+from bot.formats.compressed_tensors import is_rotated as is_rotated
 from bot.formats.fp8 import reader as fp8
 from bot.formats.fp8 import writer_channel, writer_same
 from bot.formats.mxfp4 import reader as mxfp4

@@ -97,6 +97,11 @@ def _by_class(module: str, target: str) -> bool:
     )
 
 
+def is_rotated(quantization: Json) -> bool:
+    """Whether the model rotates its weights, plain ones too, so that no adapter of the original fits them."""
+    return bool((quantization.get("transform_config") or {}).get("config_groups"))
+
+
 def _unreadable(quantization: Json) -> Refusal | None:
     """What makes the whole checkpoint unreadable."""
     groups = quantization.get("config_groups") or {}
@@ -105,7 +110,7 @@ def _unreadable(quantization: Json) -> Refusal | None:
     sparsity = (quantization.get("sparsity_config") or {}).get("format", "dense")
     if unknown or sparsity != "dense":
         return refused(f"The base is stored as {NAME} {unknown[0] if unknown else sparsity}, which is not read.")
-    if (quantization.get("transform_config") or {}).get("config_groups"):
+    if is_rotated(quantization):
         return refused(
             f"The base's weights are rotated ({NAME} transform_config), so that an adapter does not fit them."
         )

@@ -13,6 +13,7 @@ from bot.budget import choose_level, disk_to_prove, machine_refusals, make_budge
 from bot.checkpoint.shards import INDEX_NAME, OutputLayout, lay_out, torch_name
 from bot.devices import choose_device, choose_proof_device, device_refusals
 from bot.options import Options, deciding
+from bot.plan import carry
 from bot.plan.adapter_plan import AdapterPlan, plan_adapter
 from bot.plan.base_weights import EffectiveBase, effective_base
 from bot.plan.completeness import require_all_claimed
@@ -30,9 +31,11 @@ HEAD_FIELDS = ("architectures", "tie_word_embeddings")  # of config.json: what t
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedModel:
-    """The merged model, whichever machine makes it. `refusals`: what in the inputs and options forbids it."""
+    """The merged model, whichever machine makes it. `options`: as asked, and what auto comes to. `refusals`: what in the
+    inputs and options forbids it."""
 
     base: EffectiveBase
+    options: Options
     adapter: AdapterPlan
     dtype: str
     outputs: Outputs
@@ -50,13 +53,18 @@ def make_plan(
     """Plan a merge. Whatever forbids it is in `refusals`, all of it at once. `adapters`: those that `sources.adapter` is the
     combination of, where it is one; `publishing`: the result goes to the Hub, and need not stay on this disk."""
     model = _plan_model(sources, options)
+    options = model.options
     layout, claims = model.layout, model.adapter.claims
-    budget = make_budget(sources, layout.shards, layout.ops, model.assets, model.adapter.engine)
+    budget = make_budget(
+        sources, layout.shards, layout.ops, model.assets, model.adapter.engine, model.outputs.ops, options.quantize
+    )
     config, wanted_disk = read_json(sources.base, "config.json"), disk_to_prove(budget, machine)
     proof_device, proof_notes = choose_proof_device(options, budget.verify_memory, machine)
     level, not_run, level_refusals = choose_level(
         options, config, budget.verify_memory, machine, wanted_disk, proof_device
     )
+    if model.base.unread and level == "full" and options.verify == "auto":
+        level, not_run = "weights", (("full", carry.NOT_RUN),)
     device, device_notes = choose_device(options, layout.ops, machine)
     no_device = device_refusals(options, machine)
     lacking = machine_refusals(budget, machine)
@@ -113,6 +121,9 @@ def _plan_model(sources: Sources, options: Options) -> PlannedModel:
     if not refusals:
         refusals += unsaved_modules(read_json(adapter, "adapter_config.json"), config, effective.stored, changes.claims)
     outputs = make_outputs(effective.headers, changes.claims, changes.decisions, effective.main)
+    kept = carry.decide(effective, outputs, changes, options)
+    effective, options = replace(effective, why=kept.why, edits=kept.edits), kept.options
+    refusals += kept.refusals
     head = {name: changes.edits[name] for name in HEAD_FIELDS if name in changes.edits}
     quantised = quantize(outputs.ops, options, {**config, **head})
     layout = lay_out(base.headers, quantised.ops, read_json(base, INDEX_NAME) or None)
@@ -120,9 +131,10 @@ def _plan_model(sources: Sources, options: Options) -> PlannedModel:
     edits = {**effective.edits, **changes.edits, **quantised.edits, **followed.edits}
     assets, config_changes = choose_assets(base, adapter, wanted, edits, followed.asset)
     refusals += [*quantised.refusals, *code_refusals(base, adapter, assets, options)]
-    first = (*_notes(effective, wanted, outputs, options), *changes.notes, *quantised.notes)
+    first = (*_notes(effective, wanted, outputs, options), *changes.notes, *kept.notes, *quantised.notes)
     return PlannedModel(
         base=effective,
+        options=options,
         adapter=changes,
         dtype=wanted or main,
         outputs=outputs,

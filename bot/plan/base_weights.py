@@ -24,7 +24,8 @@ class EffectiveBase:
     """The base as a merge sees it. `headers` name the model's own tensors; `main`: the dtype of most of the output.
 
     `how`: stored or simulate-nf4; `why`: that in words, with the reason; `edits`: what config.json must say otherwise.
-    `packed`: W is what a quantised base holds, or would hold.
+    `packed`: W is what a quantised base holds, or would hold. `unread`: why its packed weights cannot be read; then every
+    tensor is seen as it is stored, which is of use where no packed one is touched, and a refusal otherwise.
     """
 
     headers: tuple[Header, ...]
@@ -35,6 +36,7 @@ class EffectiveBase:
     edits: dict[str, Any] = field(default_factory=dict)
     refusals: tuple[Refusal, ...] = ()
     packed: bool = False
+    unread: tuple[Refusal, ...] = ()
 
 
 def effective_base(base: Source, options: Options) -> EffectiveBase:
@@ -44,7 +46,7 @@ def effective_base(base: Source, options: Options) -> EffectiveBase:
     quantised = formats.quantization_of(config) is not None
     asked = options.base_weights
     if quantised:
-        return _quantised(base, config, plain, asked)
+        return _quantised(base, config, plain, options)
     if asked == "simulate-nf4":
         return _simulated(base, config, plain, options)
     why = "stored, because the base is not quantised"
@@ -53,9 +55,18 @@ def effective_base(base: Source, options: Options) -> EffectiveBase:
     return EffectiveBase(headers=base.headers, stored=plain, main=main_dtype(base.headers), how="stored", why=why)
 
 
-def _quantised(base: Source, config: Json, plain: dict[str, Stored], asked: str) -> EffectiveBase:
+def may_keep_form(options: Options) -> bool:
+    """Whether the base's form may stay: nobody asked for plain numbers, or for another dtype."""
+    by_default = options.quantize == "auto" and options.base_weights == "auto"
+    return options.dtype == "auto" and (by_default or options.quantize == "same")
+
+
+def _quantised(base: Source, config: Json, plain: dict[str, Stored], options: Options) -> EffectiveBase:
+    asked = options.base_weights
     unpacked = formats.unpack(plain, config, base.small, base.card)
-    refusals = list(unpacked.refusals)
+    rotated = formats.is_rotated(formats.quantization_of(config) or {})
+    unread = unpacked.refusals if may_keep_form(options) and not rotated else ()
+    refusals = [] if unread else list(unpacked.refusals)
     if asked == "simulate-nf4":
         reason = "The base is quantised already, so that nothing can be simulated on it."
         refusals.append(Refusal(code="simulate-nf4", reason=reason, remedy="Name its 16-bit parent with --base."))
@@ -68,14 +79,15 @@ def _quantised(base: Source, config: Json, plain: dict[str, Stored], asked: str)
     if asked == "stored":
         why = f"stored, as asked: the base is quantised ({method}), and its weights are what that means"
     return EffectiveBase(
-        headers=_seen(base.headers, unpacked.tensors),
-        stored=dict(unpacked.tensors),
+        headers=base.headers if unread else _seen(base.headers, unpacked.tensors),
+        stored=plain if unread else dict(unpacked.tensors),
         main=STORED_NAMES[dtype],
         how="stored",
         why=why,
         edits=edits,
         refusals=tuple(refusals),
         packed=True,
+        unread=unread,
     )
 
 

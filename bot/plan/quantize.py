@@ -26,7 +26,7 @@ class Quantised:
 
 def quantize(ops: tuple[Op, ...], options: Options, config: Json) -> Quantised:
     """Wrap the ops of the weights that the writer of this name stores: those of Linear layers, but not the head."""
-    if options.quantize == "none":
+    if options.quantize in ("auto", "none"):
         return Quantised(ops=ops)
     if options.quantize == "same":
         return _same(ops, config)
@@ -76,8 +76,6 @@ def _same(ops: tuple[Op, ...], config: Json) -> Quantised:
     plain = [op for op in made if not isinstance(op, Quantize) and op.source and op.source.packed]
     if plain:
         return _refused(ops, _why_not(plain))
-    if not packed:
-        return _nothing(ops, "same")
     written = sum(isinstance(op, Quantize) for op in made)
     notes = [f"quantize: {written} merged weights are stored as same."] if written else []
     if len(packed) > written:

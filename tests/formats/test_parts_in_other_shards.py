@@ -162,7 +162,7 @@ def adapter_for(base: Base, folder: Path, target: str = "q_proj") -> Path:
 
 
 OPTIONS: dict[str, Options] = {
-    "none": Options(), "same": Options(quantize="same"), "float32": Options(dtype="float32"),
+    "none": Options(quantize="none"), "same": Options(quantize="same"), "float32": Options(dtype="float32"),
     "nf4": Options(quantize="nf4"), "int8": Options(quantize="int8"), "rows": Options(quantize="fp8"),
 }  # fmt: skip
 

@@ -42,6 +42,7 @@ class WorkerJob:
     the adapter brings whole. `model_class`, `labels`, `vocabulary`: where they are not the base's own.
     `device`: where models run, as torch names it ("cpu", "cuda", "cuda:N"); `gpus`: the UUIDs of those that the worker sees
     ((): all), over which each model is spread where there are several.
+    `same_form`: the base as it is stored, where the merged folder keeps its quantised form.
     `distrusted`: {folder: why its code is not run}. `thorough`: a large model too gets every control, and the nearest merge.
     `asks`: each model answers three prompts as well.
     """
@@ -54,6 +55,7 @@ class WorkerJob:
     compute: str
     role: Role = "reference"
     quantised: bool = False
+    same_form: Path | None = None
     clamps: bool = False
     cast_all: bool = False
     whole: frozenset[str] = frozenset()

@@ -38,6 +38,7 @@ from bot.checks.behaviour.saved_outputs import TEXT, compare, save_again, save_r
 from bot.checks.behaviour.tokenizer import compare_tokenizers
 from bot.checks.reading.folders import read_json
 from bot.checks.reading.model_skeleton import build, model_class
+from bot.records import Json
 
 COMPLAINTS = ("newly initialized", "not initialized from", "MISSING", "UNEXPECTED", "MISMATCH")
 
@@ -181,7 +182,7 @@ def load_merged(job: WorkerJob) -> tuple[Any, LoadReport] | Stopped:
     """The merged model as its users load it, and what the loader said."""
     complaints = _Complaints()
     logging.getLogger("transformers").addHandler(complaints)
-    model, loading = load_folder(job.folder, job)
+    model, loading = _load_merged(job)
     if model is None:
         is_unrunnable = str(job.folder) not in job.distrusted
         return Stopped(status="skip", why=why_no_code(job.folder, job), unrunnable=is_unrunnable)
@@ -208,6 +209,17 @@ def run_merged(job: WorkerJob, model: Any, loads: LoadReport, is_measured: bool)
     return MergedAnswer(
         loads=loads, distances=distances, probe=probe.distances("merged"), device=DEVICES.names, replies=replies
     )
+
+
+def _load_merged(job: WorkerJob) -> tuple[Any, Json]:
+    """The folder, loaded. Raises CannotRun where it cannot be, and a base whose form it keeps cannot either."""
+    try:
+        return load_folder(job.folder, job)
+    except Exception:
+        if job.same_form is not None:
+            with trying("the base, as it is stored,"):
+                load_folder(job.same_form, job)
+        raise
 
 
 ROLES: dict[str, Callable[[WorkerJob], Answer]] = {"reference": reference, "merged": merged, "comparison": comparison}

@@ -78,6 +78,11 @@ def hold_trial(case: Case) -> Trial:
 def _trial_on(case: Case, chosen: ProofDevice) -> Trial:
     """The reference first, then the merged folder: one model in memory at a time, none in this process. Where that leaves a
     doubt, once more with more prompts and more controls."""
+    if case.unread is not None:
+        stopped = Stopped(
+            status="skip", why=f"the model is in a form that is not run here ({case.unread})", unrunnable=True
+        )
+        return Trial(reference=stopped, merged=stopped, expected=case.once(adapter_claims).layers)
     with tempfile.TemporaryDirectory(prefix=".adapter-merge-", dir=_parent_of_work(case)) as work:
         base = _base(case, Path(work))
         job = replace(_job(case, base, Path(work)), device=chosen.kind, gpus=chosen.gpus)
@@ -209,6 +214,7 @@ def _job(case: Case, base: Path, work: Path) -> WorkerJob:
     dtypes = Counter(dtype for dtype in stored if dtype in FLOATS)
     storage = TORCH_NAMES[dtypes.most_common(1)[0][0]] if dtypes else "float32"
     quantised = subject.quantize != "none"
+    kept = subject.base.resolve() if subject.quantize == "same" else None
     if quantised:
         storage = subject.dtype if subject.dtype != "auto" else TORCH_NAMES[case.base.main]
     declared = {change.path.rsplit(".", 1)[-1]: change.value for change in case.once(adapter_claims).declared}
@@ -219,6 +225,7 @@ def _job(case: Case, base: Path, work: Path) -> WorkerJob:
         work=work,
         storage=storage,
         quantised=quantised,
+        same_form=kept,
         text=subject.eval_text.resolve() if subject.eval_text else None,
         # float32's own rounding would drown in float32 compute: then everything is computed in float64.
         compute="float64" if {"F32", "F64"} & dtypes.keys() else "float32",

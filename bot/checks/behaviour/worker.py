@@ -97,7 +97,7 @@ def confine_for(job: WorkerJob) -> bool:
     from bot.checks.behaviour.device import driver_files
     from bot.checks.behaviour.sandbox import confine
 
-    given = [job.base, job.adapter, job.folder, *([job.text] if job.text else [])]
+    given = [job.base, job.adapter, job.folder, *filter(None, (job.text, job.same_form))]
     given += [usage.folder for usage in job.usages or ()]
     # A folder of the Hub's cache is made of links to where the files are.
     targets = {path.resolve().parent for folder in given if folder.is_dir() for path in folder.rglob("*")}

@@ -102,6 +102,8 @@ def _moved(done: int, total: int) -> StepProgress:
 
 def quantised(case: Case) -> Finding:
     """Every quantised weight is what its library makes of the exact merge, bit for bit."""
+    if case.unread is not None:
+        return _unread(case, case.unread)
     result = case.once(compare_quantised)
     allowed = "bit for bit"
     if result.faults:
@@ -115,6 +117,33 @@ def quantised(case: Case) -> Finding:
             f" Against what the adapter changes, its rounding is {result.median:.3g} × (median), {most:.3g} × at most."
         )
     return finding("quantised", "pass", measured, allowed, why, worst)
+
+
+def _unread(case: Case, why: str) -> Finding:
+    """Of a form that is not read: whatever the adapter changes is plain numbers, so that it never has to be. That all else is the
+    base's, byte for byte, the checks of the weights say."""
+    tensors, changes = case.base.tensors, case.once(adapter_claims).changes
+    parts: dict[str, set[str]] = {}
+    for key in tensors:
+        module, _, name = key.rpartition(".")
+        parts.setdefault(module, set()).add(name)
+    fails = [f"{key} is changed, and is not plain numbers alone: {why}" for key in sorted(changes)
+             if not _is_plain(key, tensors.get(key), parts)]  # fmt: skip
+    kept = len(tensors.keys() - set(changes))
+    right = (
+        counted(kept, "tensor"),
+        "What the adapter does not change is stored as in the base, in a form that is not read.",
+    )
+    return graded("quantised", "as the base stores it", right, fails=fails)
+
+
+def _is_plain(key: str, ref: TensorRef | None, parts: Mapping[str, set[str]]) -> bool:
+    """Whether a tensor is a weight by itself: floats, with nothing stored beside it that could say what they mean."""
+    module, _, name = key.rpartition(".")
+    others = parts.get(module, set()) - {name, "weight", "bias"}
+    if name not in ("weight", "bias"):
+        others = {other for other in others if other.startswith(f"{name}_")} - {f"{name}_bias"}
+    return ref is not None and ref.stored.dtype in FLOATS and not others and key not in parts
 
 
 def _how_stored(result: QuantisedResult, name: str) -> str:

@@ -130,6 +130,8 @@ def _plain(case: Case) -> tuple[Declared, ...]:
     base = case.base_config
     if quantization_of(base) is None or not case.subject.ours or DTYPE_NAMES & base.keys():
         return ()
+    if case.subject.quantize == "same" and not DTYPE_NAMES & (case.merged_config or {}).keys():
+        return ()  # the form stays, and with it what its config says
     from bot.checks.reading.quantised import dense_dtype
 
     wanted = case.subject.dtype if case.subject.dtype != "auto" else TORCH_NAMES[dense_dtype(base)]

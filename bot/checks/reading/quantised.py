@@ -51,6 +51,11 @@ def as_model(checkpoint: Checkpoint, config: Json, role: str, cache: SlabCache |
     return as_logical(checkpoint, packed, form.extras(checkpoint.tensors.keys()), dtype)
 
 
+def as_stored(checkpoint: Checkpoint, config: Json) -> Checkpoint:
+    """The checkpoint with its own tensors, whatever they mean."""
+    return replace(checkpoint, dense=dense_dtype(config))
+
+
 def as_logical(checkpoint: Checkpoint, packed: Mapping[str, PackedWeight], extras: set[str], dtype: str) -> Checkpoint:
     """The checkpoint with logical tensors in place of their components."""
     components = {ref.stored.key: key for key, weight in packed.items() for ref in weight.components.values()}

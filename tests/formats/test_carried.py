@@ -1,0 +1,228 @@
+"""What an adapter does not touch stays as it is stored: every byte of every other tensor, and config.json, in any form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bot.events import silent
+from bot.records import Json, Options, Plan, Report
+from bot.report_document import InputPins, MergeFacts
+from bot.verify import Subject, table, verify
+from tests.faults import quantised
+from tests.faults.conftest import INPUTS, named
+from tests.formats.test_parts_in_other_shards import LAYER, LLAMA, Base, Tensors, bytes_of, cut, mxfp4, plain
+from tests.steps import merge_folders, plan_folders
+
+ATTENTION = [f"{LAYER}self_attn.{name}_proj" for name in "qkvo"]
+Form = Callable[[str, torch.Tensor], Tensors]
+
+
+def mlp_in(form: Form, said: Json) -> Base:
+    """A model whose MLP is packed, and whose attention is bfloat16."""
+    tensors: Tensors = {}
+    for key, weight in plain().items():
+        tensors |= form(key, weight) if ".mlp." in key else {key: weight}
+    return Base(tensors=tensors, config={**LLAMA, "quantization_config": said})
+
+
+def known(name: str, **more: object) -> Base:
+    """In a form that is read here."""
+    form = quantised.FORMS[name]()
+    return mlp_in(lambda key, weight: form.pack(key, weight)[0], {**form.said, **more})
+
+
+def gptq(key: str, weight: torch.Tensor) -> Tensors:
+    """Four bits in groups of 32, as AutoGPTQ lays them out; the numbers are anything."""
+    module, (out, into) = key.removesuffix(".weight"), weight.shape
+    return {
+        f"{module}.qweight": torch.randint(-(2**31), 2**31 - 1, (into // 8, out), dtype=torch.int32),
+        f"{module}.qzeros": torch.randint(-(2**31), 2**31 - 1, (into // 32, out // 8), dtype=torch.int32),
+        f"{module}.scales": torch.rand(into // 32, out).half(),
+        f"{module}.g_idx": torch.arange(into, dtype=torch.int32) // 32,
+    }
+
+
+def awq(key: str, weight: torch.Tensor) -> Tensors:
+    module, (out, into) = key.removesuffix(".weight"), weight.shape
+    return {
+        f"{module}.qweight": torch.randint(-(2**31), 2**31 - 1, (into, out // 8), dtype=torch.int32),
+        f"{module}.qzeros": torch.randint(-(2**31), 2**31 - 1, (into // 32, out // 8), dtype=torch.int32),
+        f"{module}.scales": torch.rand(into // 32, out).half(),
+    }
+
+
+def hqq(key: str, weight: torch.Tensor) -> Tensors:
+    module = key.removesuffix(".weight")
+    return {
+        f"{module}.W_q": torch.randint(0, 256, (weight.numel() // 128, 64), dtype=torch.uint8),
+        f"{module}.scale": torch.rand(weight.numel() // 64, 1).half(),
+        f"{module}.zero": torch.rand(weight.numel() // 64, 1).half(),
+        f"{module}.shape": torch.tensor(weight.shape, dtype=torch.int32),
+    }
+
+
+def nvfp4(key: str, weight: torch.Tensor) -> Tensors:
+    """The packed weight has the plain one's name."""
+    out, into = weight.shape
+    return {
+        key: torch.randint(0, 256, (out, into // 2), dtype=torch.uint8),
+        f"{key}_scale": torch.rand(out, into // 16).to(torch.float8_e4m3fn),
+        f"{key}_scale_2": torch.rand(()),
+        key.replace("weight", "input_scale"): torch.rand(()),
+    }
+
+
+READ: dict[str, Callable[[], Base]] = {
+    "fp8": lambda: known("fp8", modules_to_not_convert=[*ATTENTION, "lm_head"]),
+    "compressed": lambda: known("compressed", ignore=[*ATTENTION, "lm_head"]),
+    "nf4": lambda: known("nf4", llm_int8_skip_modules=[*ATTENTION, "lm_head"]),
+    "int8": lambda: known("int8", llm_int8_skip_modules=[*ATTENTION, "lm_head"]),
+    "mxfp4": mxfp4,
+}
+UNREAD: dict[str, Callable[[], Base]] = {
+    "gptq": lambda: mlp_in(gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False}),
+    "awq": lambda: mlp_in(awq, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"}),
+    "hqq": lambda: mlp_in(hqq, {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}}),
+    "nvfp4": lambda: mlp_in(nvfp4, {"quant_method": "modelopt", "quant_algo": "NVFP4"}),
+    "a form of tomorrow": lambda: mlp_in(gptq, {"quant_method": "tomorrow"}),
+}
+
+
+def lora(folder: Path, *modules: str) -> Path:
+    """On these modules of the layer, each 64 × 64."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(1)
+    tensors = {}
+    for module in modules:
+        front = f"base_model.model.{LAYER}{module}"
+        tensors |= {f"{front}.lora_A.weight": torch.randn(2, 64), f"{front}.lora_B.weight": torch.randn(64, 2)}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    names = sorted({module.rpartition(".")[2] for module in modules})
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": names, "task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    return folder
+
+
+def q_and_v(folder: Path) -> Path:
+    return lora(folder, "self_attn.q_proj", "self_attn.v_proj")
+
+
+TOUCHED = [f"{LAYER}self_attn.{name}_proj.weight" for name in "qv"]
+
+
+def proven(base: Path, adapter: Path, merged: Path, plan: Plan, level: str = "weights") -> Report:
+    return verify(
+        Subject(
+            folder=merged, base=base, adapter=adapter, inputs=InputPins.of(INPUTS), recorded=None, merge=MergeFacts.of({}),
+            dtype="auto", ours=True, level=level, not_run=(), trust_remote_code=False, quantize=plan.options.quantize,
+            required=False,
+        ),
+        silent,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*READ, *UNREAD])
+def test_every_untouched_byte_stays_and_it_is_proven(tmp_path: Path, name: str) -> None:
+    base = {**READ, **UNREAD}[name]()
+    keys = sorted(base.tensors)
+    one, adapter = cut(base, tmp_path / "base", [keys[:5], keys[5:]]), q_and_v(tmp_path / "adapter")
+    plan = plan_folders(one, adapter)
+    assert plan.options.quantize == "same"
+    assert "the adapter changes nothing that is packed" in plan.base_weights_why
+    merged = merge_folders(one, adapter, tmp_path / "merged")
+    before, after = bytes_of(one, exact=False), bytes_of(merged)
+    assert before.keys() == after.keys()
+    assert sorted(key for key in before if before[key] != after[key]) == TOUCHED
+    assert (merged / "config.json").read_bytes() == (one / "config.json").read_bytes()
+    report = proven(one, adapter, merged, plan)
+    assert report.verdict == "verified", table(report)
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_no_library_here_reads_is_proven_at_the_level_weights(tmp_path: Path, name: str) -> None:
+    base = UNREAD[name]()
+    one, adapter = cut(base, tmp_path / "base", [sorted(base.tensors)]), q_and_v(tmp_path / "adapter")
+    plan = plan_folders(one, adapter)
+    assert (plan.level, [what for what, _ in plan.not_run]) == ("weights", ["full"])
+    merged = merge_folders(one, adapter, tmp_path / "merged")
+    report = proven(one, adapter, merged, plan, "full")
+    assert (report.verdict, report.level) == ("verified", "weights"), table(report)
+    assert "not run here" in named(report, "loads").why
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.slow
+def test_what_is_carried_is_loaded_by_plain_transformers_and_proven_in_full(tmp_path: Path, name: str) -> None:
+    base = READ[name]()
+    one, adapter = cut(base, tmp_path / "base", [sorted(base.tensors)]), q_and_v(tmp_path / "adapter")
+    merged = merge_folders(one, adapter, tmp_path / "merged")
+    report = proven(one, adapter, merged, plan_folders(one, adapter), "full")
+    assert (report.verdict, report.level) == ("verified", "full"), table(report)
+    assert named(report, "loads").status == "pass"
+
+
+@pytest.mark.parametrize("asked", [Options(quantize="none"), Options(base_weights="stored"), Options(dtype="bfloat16")])
+def test_plain_numbers_asked_for_by_name_are_plain_numbers(tmp_path: Path, asked: Options) -> None:
+    base, other = READ["fp8"](), UNREAD["gptq"]()
+    adapter = q_and_v(tmp_path / "adapter")
+    plan = plan_folders(cut(base, tmp_path / "base", [sorted(base.tensors)]), adapter, asked)
+    assert plan.options.quantize == "none"
+    assert dict(plan.tensors)["dequantised"] == 3
+    (refusal,) = plan_folders(cut(other, tmp_path / "other", [sorted(other.tensors)]), adapter, asked).refusals
+    assert "GPTQ" in refusal.reason
+
+
+def test_a_packed_weight_that_is_touched_makes_the_whole_result_plain_and_is_named(tmp_path: Path) -> None:
+    base = READ["fp8"]()
+    adapter = lora(tmp_path / "adapter", "self_attn.q_proj", "mlp.up_proj")
+    plan = plan_folders(cut(base, tmp_path / "base", [sorted(base.tensors)]), adapter)
+    assert plan.options.quantize == "none"
+    (note,) = [note for note in plan.notes if note.startswith("quantize:")]
+    assert f"{LAYER}mlp.up_proj.weight is packed" in note
+    assert "--quantize same" in note
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_packed_weight_of_an_unread_form_is_refused_where_it_is_touched(tmp_path: Path, name: str) -> None:
+    base = UNREAD[name]()
+    adapter = lora(tmp_path / "adapter", "self_attn.q_proj", "mlp.up_proj")
+    plan = plan_folders(cut(base, tmp_path / "base", [sorted(base.tensors)]), adapter)
+    assert "quantised-base" in [refusal.code for refusal in plan.refusals]
+
+
+def test_a_weight_with_scales_beside_it_is_no_plain_one(tmp_path: Path) -> None:
+    """Whatever they mean: nobody here knows the form."""
+    base = UNREAD["a form of tomorrow"]()
+    tensors = {**base.tensors, f"{LAYER}self_attn.q_proj.channel_scale": torch.ones(64)}
+    one = cut(Base(tensors=tensors, config=base.config), tmp_path / "base", [sorted(tensors)])
+    (refusal,) = plan_folders(one, q_and_v(tmp_path / "adapter")).refusals
+    assert refusal.code == "quantised-base"
+
+
+def test_the_proof_misses_a_changed_byte_of_a_form_that_it_cannot_read(tmp_path: Path) -> None:
+    base = UNREAD["gptq"]()
+    one, adapter = cut(base, tmp_path / "base", [sorted(base.tensors)]), q_and_v(tmp_path / "adapter")
+    merged = merge_folders(one, adapter, tmp_path / "merged")
+    path = merged / "model-00001-of-00001.safetensors"
+    tensors = load_file(path)
+    tensors[f"{LAYER}mlp.up_proj.qweight"][0, 0] ^= 1
+    save_file(tensors, path, metadata={"format": "pt"})
+    report = proven(one, adapter, merged, plan_folders(one, adapter))
+    assert report.verdict == "not-verified"
+    assert named(report, "untouched").status == "fail"
+
+
+def test_a_fingerprint_of_before_is_the_same(tmp_path: Path) -> None:
+    """Of a merge that dequantises, and of a plain one: none by name, and by default."""
+    base, bare = READ["fp8"](), Base(tensors=plain(), config=LLAMA)
+    touching = lora(tmp_path / "adapter", "mlp.up_proj")
+    for name, each in (("fp8", base), ("bare", bare)):
+        one = cut(each, tmp_path / name, [sorted(each.tensors)])
+        prints = {plan_folders(one, touching, asked).fingerprint for asked in (Options(), Options(quantize="none"))}
+        assert len(prints) == 1
