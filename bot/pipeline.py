@@ -44,7 +44,7 @@ from bot.publish import (
 )
 from bot.pull import base_of, dropping, fetch, needed, pin, require_headers, with_sound_files
 from bot.records import Local, Outcome, Plan, Publication, Ref, Report, Request, Source, Sources
-from bot.report_document import PAGE, Document
+from bot.report_document import PAGE, PICTURE, Document
 from bot.report_page.writing import require_page_folder, write_page
 from bot.signing import require_signer, sign
 
@@ -235,7 +235,10 @@ def _build(
 def _write_for_people(
     folder: Path, report: Report, sources: Sources, together: Predicted | None, request: Request, plan: Plan, hub: Hub
 ) -> None:
-    """The card, and the page where it is wanted."""
+    """The card with its picture, and the page where it is wanted."""
+    from bot.report_page.heat_map_png import heat_map_png  # pictures are not for those who only plan
+
+    picture = heat_map_png(report.document)
     card = render(
         report.document,
         target=publish_target(request),
@@ -245,9 +248,12 @@ def _write_for_people(
         license=request.license,
         assets=plan.assets,
         hub=hub.address,
+        pictured=picture is not None,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     write_results(folder, report.document)
+    if picture is not None:
+        (folder / PICTURE).write_bytes(picture)
     if request.publish_report:
         write_page(folder / PAGE, report.document)
     if request.report is not None:

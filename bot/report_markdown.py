@@ -32,7 +32,8 @@ def checks_table(document: Document) -> str:
 def remarks(document: Document) -> list[str]:
     """A list entry for each check that did not simply pass, and for what was not run."""
     entries = [(check.id, check.why) for check in document.checks if check.status != "pass" and check.why]
-    return [f"- {cell(str(id))}: {cell(str(why))}" for id, why in (*entries, *document.not_run)]
+    entries += [(id, f"not run: {reason}") for id, reason in document.not_run]
+    return [f"- {cell(str(id))}: {cell(str(why))}" for id, why in entries]
 
 
 def idle(document: Document) -> str:

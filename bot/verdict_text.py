@@ -140,8 +140,16 @@ def _elements(document: Document) -> Figure:
     if touched is None or touched.status == "skip":
         return Figure(id, name, _why_not(document, touched, "weights"), False)
     differ, count, others = _compared(document)
-    stored = [f"quantised tensors: {packed.measured}"] if packed is not None and packed.status != "skip" else []
-    return Figure(id, name, "; ".join([f"{differ:,} of {count:,}", *others, *stored]))
+    return Figure(id, name, "; ".join([f"{differ:,} of {count:,}", *others, *_packed(packed)]))
+
+
+def _packed(check: CheckResult | None) -> list[str]:
+    """What is known of the quantised tensors."""
+    if check is None or check.status == "skip":
+        return []
+    if check.status == "fail":
+        return [f"quantised tensors: {check.measured}"]
+    return [f"{_number(check)} quantised tensors bit for bit"]
 
 
 def _compared(document: Document) -> tuple[int, int, list[str]]:
@@ -167,8 +175,9 @@ def _tensors(document: Document) -> Figure:
     if share and total:
         return Figure(id, name, f"{share[2]} of {total[1]}")
     counts = {kind: count for kind, count in document.merge.tensors.items() if kind != "dropped"}
-    if counts:  # as planned
-        return Figure(id, name, f"{sum(counts.get(kind, 0) for kind in CHANGED):,} of {sum(counts.values()):,}")
+    if counts:
+        changed = sum(counts.get(kind, 0) for kind in CHANGED)
+        return Figure(id, name, f"{changed:,} of {sum(counts.values()):,}, as planned")
     return Figure(id, name, _why_not(document, coverage, "weights"), False)
 
 

@@ -92,7 +92,7 @@ def test_a_quantised_merge_is_told_by_its_bytes_and_by_what_it_keeps():
         "the others every one of 136,206,208 weights is base plus adapter, rounded once; the quantised model keeps what the "
         "adapter taught (KL ratio 0.03, at most 0.2)."
     )
-    assert texts(stored)["elements"] == "0 of 136,206,208; quantised tensors: 168 weights"
+    assert texts(stored)["elements"] == "0 of 136,206,208; 168 quantised tensors bit for bit"
     assert texts(stored)["retention"] == "not measured: it is stored quantised"
     assert texts(stored)["k"] == "0.03, at most 0.2"
     assert texts(stored)["top1"] == "97.0%, with the model as trained"

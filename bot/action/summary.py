@@ -11,6 +11,7 @@ from bot.card import evidence
 from bot.records import Publication, Ref, Role, Source
 from bot.report_document import Document, Pin
 from bot.report_markdown import opening
+from bot.report_page.heat_map_text import heat_map_text
 from bot.untrusted.markdown import cell, code, fenced
 from bot.untrusted.redact import redact
 
@@ -55,7 +56,14 @@ def section(store: StateStore, job: MergeJob, failure: Failure | None) -> str:
     if done.link and failure is None:
         parts.append(f"<{done.link}>")
     if document is not None:
-        parts += [opening(document), evidence.comparison(document, "###"), "### Evidence", evidence.section(document)]
+        blocks = heat_map_text(document)
+        parts += [
+            opening(document),
+            fenced(blocks) if blocks else "",
+            evidence.comparison(document, "###"),
+            "### Evidence",
+            evidence.section(document),
+        ]
         if document.verdict == "verified":
             parts += ["### Reproduce it", _reproduce(document, done.repo or job.target)]
     if job.plan:

@@ -26,7 +26,7 @@ from bot.untrusted.redact import redact
 
 TAKEN_OVER = (fields.languages, fields.datasets, fields.metrics, fields.tags, fields.task)
 
-PICTURED = "Size of the delta, by layer and module"
+PICTURED = "Size of the delta, as a share of the weight, by layer and module"
 UNNAMED = "your-name/your-merged-model"  # stands for the target until there is one; `retarget` replaces it
 KEPT_ENOUGH = 0.9  # below, so much of the delta is rounded away that a separate adapter serves better
 
@@ -60,7 +60,7 @@ def render(
         title=_title(target, base, given),
         headline=_headline(document, base, given, links),
         opening=opening(document),
-        picture=f"![{PICTURED}]({PICTURE})\n\n" if pictured else "",
+        picture=f"![{PICTURED}]({PICTURE})\n\n*{PICTURED}.*\n\n" if pictured else "",
         summary=_summary(document, base, given, stated.words, links),
         loading=loading.section(target or UNNAMED, task, made, hub),
         advice=_advice(document, base, given, links),
