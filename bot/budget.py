@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from bot.records import (
@@ -33,6 +35,10 @@ BLOCKS = WORKERS * 20 * MIB  # their row blocks, the float32 copies, and the ele
 PROVING = 450 * MIB  # at the level weights, whatever the model's size: most of it is torch, where that is needed
 ON_PROCESSOR = ProofDevice()
 LOADED = 900 * MIB  # the same with transformers and peft imported, and the activations of the fixed prompts
+LAYER = 12  # bytes for each weight of a layer that is run by itself: its own, a stand-in's, and what they are made of
+WIDEST = 24  # and for each of its largest tensor: the exact merge of it, in float64
+NUMBERED = re.compile(r"(.*?\.\d+)\.")  # the layer that a key belongs to
+LARGEST = 2  # times the machine's memory: a larger base is run layer by layer only where that is asked for by name
 
 
 def make_budget(
@@ -80,6 +86,18 @@ def verify_memory(tensors: Iterable[Stored]) -> int:
     return LOADED + int(sum(numel for numel, _ in sizes) * width * 1.25)
 
 
+def layers_memory(tensors: Iterable[Stored]) -> int:
+    """What the full verification holds at once of a model that it runs layer by layer, whatever its depth."""
+    layers: dict[str, list[int]] = {}
+    wide = 1
+    for tensor in tensors:
+        numbered, numel = NUMBERED.match(tensor.key), prod(tensor.shape)
+        layers.setdefault(numbered[1] if numbered else tensor.key, []).append(numel)
+        wide = 2 if tensor.dtype == "F32" and numel > MIB else wide
+    sizes = [LAYER * sum(layer) + WIDEST * max(layer) for layer in layers.values()]
+    return LOADED + wide * max(sizes, default=0)
+
+
 def verify_disk(tensors: Iterable[Stored], *, base: bool, result: bool) -> int:
     """What the full verification writes of a quantised base, and of a quantised result: each as float32, at the most."""
     return 4 * (base + result) * sum(prod(tensor.shape) for tensor in tensors)
@@ -125,13 +143,32 @@ def _two_disks(budget: Budget, output_free: int, cache_free: int) -> list[Refusa
     return refusals
 
 
+@dataclass(frozen=True, kw_only=True)
+class ByLayers:
+    """A model that could be run layer by layer: the memory that takes, and the bytes of its weights, which are read for each of two
+    models."""
+
+    memory: int
+    stored: int
+
+
+def by_layers(tensors: Sequence[Stored], config: Json, is_plain: bool) -> ByLayers | None:
+    """What that takes; None where it cannot be done: for a repo's own code, and what is not plain (weights that are stored
+    quantised, numbers that are cut off)."""
+    if not is_plain or config.get("auto_map"):
+        return None
+    return ByLayers(memory=layers_memory(tensors), stored=sum(tensor.stop - tensor.start for tensor in tensors))
+
+
 def choose_level(
-    options: Options, config: Json, memory: int, machine: Machine, disk: int = 0, device: ProofDevice = ON_PROCESSOR
-) -> tuple[Level, tuple[tuple[str, str], ...], list[Refusal]]:
+    options: Options, config: Json, memory: int, machine: Machine, disk: int = 0, device: ProofDevice = ON_PROCESSOR,
+    layers: ByLayers | None = None,
+) -> tuple[Level, tuple[tuple[str, str], ...], list[Refusal]]:  # fmt: skip
     """(level, what will not be run and why, refusals). `auto` takes the highest level that fits this machine.
 
     `memory`: bytes that the full verification would hold; `disk`: that it would have written where the output goes; `device`:
-    where it would run the models, which was chosen to hold them where that is a GPU.
+    where it would run the models, which was chosen to hold them where that is a GPU; `layers`: what it would take to run them layer
+    by layer, on the processor, None where that cannot be done.
     """
     if options.verify == "files":
         return "files", tuple((name, "--verify files was asked for") for name in ("weights", "full")), []
@@ -151,6 +188,16 @@ def choose_level(
         )
         if wanted > has
     ]
+    on_processor = device.kind == "cpu" and not device.lacks
+    if (
+        on_processor
+        and layers is not None
+        and memory > machine.memory_available >= layers.memory
+        and disk <= machine.disk_free
+    ):
+        if options.verify == "full" or layers.stored <= LARGEST * machine.memory:
+            return "full", (), []
+        lacking = [f"{lacking[0]}; layer by layer it would read {readable(layers.stored)}, which --verify full does"]
     if lacking:
         needs = lacking[0]
         if options.verify == "full":

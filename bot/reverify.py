@@ -16,7 +16,7 @@ from bot.adapters.combine import Predicted, notation
 from bot.adapters.combine.prediction import predict_combined
 from bot.assets import files_to_prove, read_json
 from bot.attestation import attest, require_writable
-from bot.budget import choose_level, verify_disk, verify_memory
+from bot.budget import by_layers, choose_level, verify_disk, verify_memory
 from bot.card import retarget
 from bot.compare import compare_folders
 from bot.devices import choose_proof_device, device_refusals
@@ -207,7 +207,8 @@ def _level(folder: Path, base: Source, form: Json, options: Options, emit: Emit)
     disk = verify_disk(tensors, base=packed, result=form["quantize"] != "none")
     machine, memory = look(folder), verify_memory(tensors)
     device, notes = choose_proof_device(options, memory, machine)
-    level, not_run, refusals = choose_level(options, config, memory, machine, disk, device)
+    layers = by_layers(tensors, config, is_plain=not disk and not form["clamps"])
+    level, not_run, refusals = choose_level(options, config, memory, machine, disk, device, layers)
     for refusal in [*refusals, *device_refusals(options, machine)]:
         kind = MachineTooSmall if refusal.exit_code == MachineTooSmall.exit_code else Refused
         raise kind(refusal.reason, remedy=refusal.remedy)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from bot import special_tokens, trained_base
 from bot.assets import base_tokenizer_left_out, choose_assets, read_json
-from bot.budget import choose_level, disk_to_prove, machine_refusals, make_budget
+from bot.budget import by_layers, choose_level, disk_to_prove, machine_refusals, make_budget
 from bot.checkpoint.shards import INDEX_NAME, OutputLayout, lay_out, torch_name
 from bot.devices import choose_device, choose_proof_device, device_refusals
 from bot.options import Options, deciding
@@ -59,9 +59,10 @@ def make_plan(
         sources, layout.shards, layout.ops, model.assets, model.adapter.engine, model.outputs.ops, options.quantize
     )
     config, wanted_disk = read_json(sources.base, "config.json"), disk_to_prove(budget, machine)
+    layers = by_layers([op.target for op in layout.ops], config, is_plain=not budget.verify_disk and not options.clamps)
     proof_device, proof_notes = choose_proof_device(options, budget.verify_memory, machine)
     level, not_run, level_refusals = choose_level(
-        options, config, budget.verify_memory, machine, wanted_disk, proof_device
+        options, config, budget.verify_memory, machine, wanted_disk, proof_device, layers
     )
     if model.base.unread and level == "full" and options.verify == "auto":
         level, not_run = "weights", (("full", carry.NOT_RUN),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,10 +28,10 @@ def hold(job: WorkerJob) -> Trial:
     return Trial(reference=reference, merged=merged, expected=frozenset(reference.layers))
 
 
-def answered(role: str, job: WorkerJob) -> Answer:
+def answered(role: str, job: WorkerJob, among: Mapping[str, Callable[[WorkerJob], Answer]] = roles.ROLES) -> Answer:
     """One worker's answer, by way of its file."""
     path = job.work / f"{role}.json"
-    write_answer(path, roles.ROLES[role](job), confined=True)
+    write_answer(path, among[role](job), confined=True)
     return read_answer(path)[0]
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 from zlib import crc32
 
@@ -29,6 +30,7 @@ WRAPPED = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)(\.|$)")
 SMALL = 1 << 26  # merged weights; above this one draw is enough at first, and no second copy of the weights is held
 How = Literal["exact", "clamped", "nearest", "control"]
 Round = Callable[[Tensor], Tensor]
+Rename = Callable[[str], str]
 # (module, parameter, its exact value, the dtype to hold the new one in) → the new one
 Remake = Callable[[str, str, Tensor, torch.dtype], nn.Parameter]
 
@@ -45,27 +47,41 @@ class Replaced:
             setattr(owner, name, original)
 
 
-def stand_in(model: nn.Module, job: WorkerJob, how: How, draw: int, keep: bool, prefix: str = "") -> Replaced:
+def stand_in(
+    model: nn.Module, job: WorkerJob, how: How, draw: int, keep: bool, prefix: str = "", called: Rename = str
+) -> Replaced:
     """Turn the base model inside a PEFT model, or the module of it that is called `prefix`, into one of these, in place. Its
     adapters must be off. Without `keep` the weights that were there before are let go. The random numbers of a control follow
     from its number, `draw`, and the parameter's name: they are the same in whatever order, and by whatever parts, it is made.
+    `called`: the name that a parameter goes by there, where it is tied to another.
 
     Where the merge changes the dtype, every other floating-point parameter is rounded too; else only those in
     `job.whole`, which the adapter brought in a wider dtype than they are stored in.
     """
 
     def remake(path: str, name: str, exact: Tensor, kept: torch.dtype) -> nn.Parameter:
-        return made_of(exact, job, how, draw, f"{path}.{name}", kept)
+        return made_of(exact, job, how, draw, called(f"{path}.{name}"), kept)
 
-    return replace_parameters(model, remake, lambda name: job.cast_all or name in job.whole, keep, prefix)
+    return replace_parameters(model, remake, partial(is_remade, job), keep, prefix)
+
+
+def is_remade(job: WorkerJob, parameter: str) -> bool:
+    """Whether a stand-in has new values for a parameter that the adapter does not change."""
+    return job.cast_all or parameter in job.whole
+
+
+def rounding(job: WorkerJob, how: How, draw: int, parameter: str, device: torch.device) -> Round:
+    """How a parameter is rounded, part after part."""
+    dtype: torch.dtype = getattr(torch, job.storage)
+    rounds = _rounds(how, dtype, chance(draw, parameter, device))
+    if job.clamps and how != "exact":
+        return lambda part: rounds(clamp(part, dtype))
+    return rounds
 
 
 def made_of(exact: Tensor, job: WorkerJob, how: How, draw: int, parameter: str, kept: torch.dtype) -> nn.Parameter:
     """What a stand-in has for a parameter whose exact value is this, held in the dtype `kept`."""
-    dtype: torch.dtype = getattr(torch, job.storage)
-    rounds = _rounds(how, dtype, chance(draw, parameter, exact.device))
-    clamps = job.clamps and how != "exact"
-    return _rounded(exact, lambda part: rounds(clamp(part, dtype) if clamps else part), kept)
+    return nn.Parameter(rounded(exact, rounding(job, how, draw, parameter, exact.device), kept), requires_grad=False)
 
 
 def chance(draw: int, parameter: str, device: torch.device) -> torch.Generator:
@@ -96,6 +112,15 @@ def changed(model: nn.Module) -> frozenset[str]:
 def watched(model: nn.Module) -> Iterator[set[str]]:
     """For as long as the block runs, PEFT's layers are watched; then the set holds those that were never called, and that
     change something: parameters by their names in the base model."""
+    uncalled: set[str] = set()
+    with idling(model) as idle:
+        yield uncalled
+    uncalled |= moved_by(model, idle)
+
+
+@contextmanager
+def idling(model: nn.Module) -> Iterator[set[str]]:
+    """For as long as the block runs, PEFT's layers are watched; then the set holds the paths of those that were never called."""
     layers = {
         path: layer
         for path, layer in model.named_modules(remove_duplicate=False)
@@ -103,14 +128,20 @@ def watched(model: nn.Module) -> Iterator[set[str]]:
     }
     called: set[nn.Module] = set()
     hooks = [layer.register_forward_pre_hook(lambda layer, *_: called.add(layer)) for layer in layers.values()]
-    uncalled: set[str] = set()
+    idle: set[str] = set()
     try:
-        yield uncalled
+        yield idle
     finally:
         for hook in hooks:
             hook.remove()
-    idle = {path for path, layer in layers.items() if layer not in called}
-    uncalled |= {change.parameter for change in adapted(model, idle) if not torch.equal(change.exact(), _now(change))}
+    idle |= {path for path, layer in layers.items() if layer not in called}
+
+
+def moved_by(model: nn.Module, only: set[str], prefix: str = "") -> set[str]:
+    """The parameters that the layers at these paths give other values."""
+    return {
+        change.parameter for change in adapted(model, only, prefix) if not torch.equal(change.exact(), _now(change))
+    }
 
 
 def _now(change: Adapted) -> Tensor:
@@ -161,7 +192,7 @@ def parameters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mod
                     yield bare, owner, name, weight
 
 
-def _rounded(exact: Tensor, rounds: Round, kept: torch.dtype) -> nn.Parameter:
+def rounded(exact: Tensor, rounds: Round, kept: torch.dtype) -> Tensor:
     """Rounded, a few rows at a time, and held in the weight's own (wider) dtype."""
     result = torch.empty_like(exact, dtype=kept, memory_format=torch.contiguous_format)
     count = exact.shape[0] if exact.dim() else 1
@@ -169,4 +200,4 @@ def _rounded(exact: Tensor, rounds: Round, kept: torch.dtype) -> nn.Parameter:
     for low in range(0, count, rows):
         part = slice(low, low + rows) if exact.dim() else ...
         result[part] = rounds(exact[part].double().contiguous()).to(kept)
-    return nn.Parameter(result, requires_grad=False)
+    return result

@@ -85,12 +85,17 @@ class Choices(TorchFunctionMode):
     @contextmanager
     def along(self, model: nn.Module) -> Iterator[None]:
         """For as long as the block runs, the choices of `model` are caught."""
+        with self.watching(model), self:
+            yield
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """For as long as the block runs, it is known when a router of `model` is at work."""
         routers = [module for module in model.modules() if ROUTER.search(type(module).__name__)]
         hooks = [router.register_forward_pre_hook(lambda *_: self._move(1)) for router in routers]
         hooks += [router.register_forward_hook(lambda *_: self._move(-1)) for router in routers]
         try:
-            with self:
-                yield
+            yield
         finally:
             for hook in hooks:
                 hook.remove()

@@ -38,7 +38,8 @@ def loads(case: Case) -> Finding:
     if not fails:
         fails += [f"transformers says: {line}" for line in report.complaints]
     tokenizer = "" if report.tokenizer == "none" else f", with its {report.tokenizer}"
-    right = (report.model_class, f"No peft, no network{tokenizer}.")
+    layered = " Looked at layer by layer, since it does not fit into memory as a whole." if report.by_layers else ""
+    right = (report.model_class, f"No peft, no network{tokenizer}.{layered}")
     warns = [f"The tokenizer is another: {token}." for token in padding]
     warns += [f"{remark}." for remark in report.remarks]
     return graded("loads", "no complaint", right, fails=fails, warns=warns)

@@ -43,6 +43,7 @@ class WorkerJob:
     `device`: where models run, as torch names it ("cpu", "cuda", "cuda:N"); `gpus`: the UUIDs of those that the worker sees
     ((): all), over which each model is spread where there are several.
     `same_form`: the base as it is stored, where the merged folder keeps its quantised form.
+    `running`: whole models in memory, or layer by layer.
     `distrusted`: {folder: why its code is not run}. `thorough`: a large model too gets every control, and the nearest merge.
     `asks`: each model answers three prompts as well.
     """
@@ -72,6 +73,7 @@ class WorkerJob:
     device: str = "cpu"
     gpus: tuple[str, ...] = ()
     asks: bool = False
+    running: Literal["whole", "layers"] = "whole"
 
     def with_more(self) -> WorkerJob:
         """The same with more prompts and more controls; what the models say is known by then."""
@@ -81,6 +83,11 @@ class WorkerJob:
     def casts_more(self) -> bool:
         """Whether the merge changes numbers besides those that the adapter does."""
         return self.clamps or self.cast_all or bool(self.whole)
+
+    @property
+    def held_to(self) -> Literal["unmerged", "clamped"]:
+        """What the base and the stand-ins are held to."""
+        return "clamped" if self.clamps else "unmerged"
 
     def trusts(self, folder: Path) -> bool:
         """Whether a folder's own Python may run: it was allowed, and is the base's own."""
@@ -189,7 +196,8 @@ class ReferenceAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What the loader said of the merged folder. `tokens`, `remarks`: see compare_tokenizers."""
+    """What the loader said of the merged folder. `tokens`, `remarks`: see compare_tokenizers. `by_layers`: its keys were looked
+    at, and the model was never loaded as a whole."""
 
     missing: list[str]
     unexpected: list[str]
@@ -199,6 +207,7 @@ class LoadReport:
     tokenizer: str = "none"
     tokens: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    by_layers: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,12 +43,22 @@ def trying(what: str) -> Iterator[None]:
 
 def load_tuned(job: WorkerJob) -> Any:
     """The base with PEFT's own adapter, ready to run; Stopped where that cannot be had. Raises CannotRun."""
-    from peft import PeftModel
-
     with trying(BASE):
         model = _load_base(job)
     if model is None:
         return Stopped(status="skip", why=NEEDS_CODE, unrunnable=True)
+    tuned = put_adapter(model, job)
+    if isinstance(tuned, Stopped):
+        return tuned
+    tuned = ready_to_run(tuned, job)
+    mend(tuned, wide=job.compute == "float64")
+    return tuned
+
+
+def put_adapter(model: Any, job: WorkerJob) -> Any:
+    """PEFT's own adapter put on a model; Stopped where it would not be all of it. Raises CannotRun."""
+    from peft import PeftModel
+
     adapter_config = read_json(job.adapter / "adapter_config.json") or {}
     require_terminating(adapter_config, (name for name, _ in model.named_modules()))
     adapter = readable_adapter(model, job)
@@ -60,8 +70,6 @@ def load_tuned(job: WorkerJob) -> Any:
     lost = [message for message in messages if any(word in message for word in UNLOADED)]
     if lost:
         return Stopped(status="skip", why=f"PEFT did not load the whole adapter: {lost[0][:300]}")
-    tuned = ready_to_run(tuned, job)
-    mend(tuned, wide=job.compute == "float64")
     return tuned
 
 

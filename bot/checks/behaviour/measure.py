@@ -39,18 +39,24 @@ def outputs(model: Any, inputs: dict[str, Tensor], compute: str, choices: Choice
     """(kind, tensor): per-token logits, positions × vocabulary, where there are any; else the last hidden states. Computed where
     the model is, and brought to the processor."""
     wide = compute == "float64"
-    if wide:
-        inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
     caught = choices.along(model) if choices is not None else nullcontext()
     inputs = to_model(inputs, model)
     with torch.inference_mode(), float64_mode(ModelInFloat64()) if wide else nullcontext(), caught:
-        output = model(**inputs)
+        answer = answered(model, inputs, compute)
         FORWARDS.ran()
         DEVICES.of(model)
-        logits = getattr(output, "logits", None)
-        if logits is not None and logits.dim() == 3 and logits.shape[-1] >= VOCABULARY:
-            return "kl", logits[0].contiguous().cpu()
-        return "squared", _states(output, model, inputs).cpu()
+    return answer
+
+
+def answered(model: Any, inputs: dict[str, Tensor], compute: str) -> tuple[str, Tensor]:
+    """The same, in whatever modes are in force."""
+    if compute == "float64":
+        inputs = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+    output = model(**inputs)
+    logits = getattr(output, "logits", None)
+    if logits is not None and logits.dim() == 3 and logits.shape[-1] >= VOCABULARY:
+        return "kl", logits[0].contiguous().cpu()
+    return "squared", _states(output, model, inputs).cpu()
 
 
 def _states(output: Any, model: Any, inputs: dict[str, Tensor]) -> Tensor:

@@ -73,7 +73,7 @@ def listening(model: nn.Module, probe: Probe, variant: Variant) -> Iterator[None
 
     def recorder(name: str) -> Any:
         def record(module: nn.Module, inputs: Any, output: Any) -> None:
-            hidden = _hidden(output)
+            hidden = hidden_of(output)
             if hidden is not None and not ended:
                 calls[name] += 1
                 probe.record(variant, name if calls[name] == 1 else f"{name}#{calls[name]}", hidden)
@@ -98,11 +98,7 @@ def head_of(model: Any) -> str:
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
     """{name: module} of the elements of each outermost list of layers, and of all that stands beside those lists; {} where the
     model has no such list."""
-    lists = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and any(True for _ in module.children())
-    }
+    lists = {name for name, module in model.named_modules() if type(module) is nn.ModuleList and len(module)}
     outermost = {name for name in lists if not any(name.startswith(f"{other}.") for other in lists)}
     above = {name[:at] for name in outermost for at, letter in enumerate(name) if letter == "."} | {""}
     parents = outermost | (above if outermost else set())
@@ -127,11 +123,11 @@ def _head(model: Any) -> Any:
         return None
 
 
-def _hidden(output: Any) -> Tensor | None:
+def hidden_of(output: Any) -> Tensor | None:
     """The hidden states among what a module gives: the first tensor of floating-point or complex numbers."""
     if isinstance(output, Tensor):
         if output.is_complex():
             return torch.view_as_real(output)
         return output if output.is_floating_point() else None
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
-    return next(filter(lambda hidden: hidden is not None, map(_hidden, parts)), None)
+    return next(filter(lambda hidden: hidden is not None, map(hidden_of, parts)), None)

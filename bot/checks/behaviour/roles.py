@@ -186,17 +186,8 @@ def load_merged(job: WorkerJob) -> tuple[Any, LoadReport] | Stopped:
     if model is None:
         is_unrunnable = str(job.folder) not in job.distrusted
         return Stopped(status="skip", why=why_no_code(job.folder, job), unrunnable=is_unrunnable)
-    tokenizer, tokens, remarks = "none", list[str](), list[str]()
-    if has_tokenizer(job.folder):
-        own = load_tokenizer(job.folder, job.trusts(job.folder))
-        tokenizer = type(own).__name__
-        tokens, remarks = compare_tokenizers(own, job)
     logging.getLogger("transformers").removeHandler(complaints)
-    return model, LoadReport(
-        missing=sorted(loading["missing_keys"]), unexpected=sorted(loading["unexpected_keys"]),
-        mismatched=sorted(str(key) for key in loading["mismatched_keys"]), complaints=complaints.lines,
-        model_class=type(model).__name__, tokenizer=tokenizer, tokens=tokens, remarks=remarks,
-    )  # fmt: skip
+    return model, load_report(job, model, loading, complaints.lines)
 
 
 def run_merged(job: WorkerJob, model: Any, loads: LoadReport, is_measured: bool) -> MergedAnswer:
@@ -220,6 +211,22 @@ def _load_merged(job: WorkerJob) -> tuple[Any, Json]:
             with trying("the base, as it is stored,"):
                 load_folder(job.same_form, job)
         raise
+
+
+def load_report(
+    job: WorkerJob, model: Any, loading: Json, complaints: list[str], by_layers: bool = False
+) -> LoadReport:
+    """What the loader said, and how the folder's tokenizer compares. `loading`: from_pretrained's own report."""
+    tokenizer, tokens, remarks = "none", list[str](), list[str]()
+    if has_tokenizer(job.folder):
+        own = load_tokenizer(job.folder, job.trusts(job.folder))
+        tokenizer = type(own).__name__
+        tokens, remarks = compare_tokenizers(own, job)
+    return LoadReport(
+        missing=sorted(loading["missing_keys"]), unexpected=sorted(loading["unexpected_keys"]),
+        mismatched=sorted(str(key) for key in loading["mismatched_keys"]), complaints=complaints,
+        model_class=type(model).__name__, tokenizer=tokenizer, tokens=tokens, remarks=remarks, by_layers=by_layers,
+    )  # fmt: skip
 
 
 ROLES: dict[str, Callable[[WorkerJob], Answer]] = {"reference": reference, "merged": merged, "comparison": comparison}

@@ -30,18 +30,18 @@ def save_reference(model: Any, inputs: list[dict[str, torch.Tensor]], job: Worke
             kind, output = measure.outputs(model, prompt, job.compute, choices)
         kept += sum(hidden.nbytes for hidden in probe.states.values())
         saved = Saved(wanted=output, inputs=prompt, choices=choices.made, states=probe.states)
-        _write(_at(job, number, what), saved)
+        write_saved(saved_at(job, number, what), saved)
     return kind
 
 
 def save_again(model: Any, job: WorkerJob) -> None:
     """Let another model be the reference on the same prompts, along the choices of the first."""
     probe = Probe()
-    for number, saved in enumerate(_saved(job, PROMPTS)):
+    for number, saved in enumerate(read_saved(job, PROMPTS)):
         probe.begin()
         with listening(model, probe, "unmerged") if saved.states else nullcontext():
             _, output, _ = saved.asked_of(model, job)
-        _write(_at(job, number, PROMPTS), replace(saved, wanted=output, states=probe.states))
+        write_saved(saved_at(job, number), replace(saved, wanted=output, states=probe.states))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,8 @@ class Saved:
         return kind, output, held
 
 
-def _write(path: Path, saved: Saved) -> None:
+def write_saved(path: Path, saved: Saved) -> None:
+    """For whoever is held to it."""
     inputs = {f"input.{name}": value for name, value in saved.inputs.items()}
     choices = {f"choice.{at:04}": value.contiguous() for at, value in enumerate(saved.choices)}
     # safetensors has no order of its own: the number is when the module ran.
@@ -77,18 +78,19 @@ def _read(path: Path) -> Saved:
     return Saved(wanted=saved["found"], inputs=inputs, choices=choices, states=states)
 
 
-def _saved(job: WorkerJob, what: str) -> Iterator[Saved]:
+def read_saved(job: WorkerJob, what: str = PROMPTS) -> Iterator[Saved]:
+    """What was kept, prompt by prompt."""
     for number in range(10_000):
-        if not _at(job, number, what).exists():
+        if not saved_at(job, number, what).exists():
             break
-        yield _read(_at(job, number, what))
+        yield _read(saved_at(job, number, what))
 
 
 def sums(model: Any, job: WorkerJob, itself: bool = False) -> OutputSums:
     """Prompts and text together. `itself`: the model is the reference."""
     total = OutputSums()
     for what in (PROMPTS, TEXT):
-        for saved in _saved(job, what):
+        for saved in read_saved(job, what):
             # Routers are free here: the table says what whoever uses the model gets.
             kind, output = ("kl", saved.wanted) if itself else measure.outputs(model, saved.inputs, job.compute)
             distance = measure.distance(kind, saved.wanted, output)
@@ -104,7 +106,7 @@ def sums(model: Any, job: WorkerJob, itself: bool = False) -> OutputSums:
 def compare(model: Any, job: WorkerJob, probe: Probe | None = None, variant: Variant = "control") -> list[Distance]:
     """How far a model's outputs lie from the reference's, prompt by prompt; and into `probe`, how far its modules do."""
     distances = []
-    for saved in _saved(job, PROMPTS):
+    for saved in read_saved(job, PROMPTS):
         if probe is not None:
             probe.begin(saved.states)
         with listening(model, probe, variant) if probe is not None else nullcontext():
@@ -117,5 +119,6 @@ def compare(model: Any, job: WorkerJob, probe: Probe | None = None, variant: Var
     return distances
 
 
-def _at(job: WorkerJob, number: int, what: str) -> Path:
+def saved_at(job: WorkerJob, number: int, what: str = PROMPTS) -> Path:
+    """The file of one prompt."""
     return job.work / f"{what}-{number:04}.safetensors"

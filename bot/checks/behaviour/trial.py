@@ -11,8 +11,9 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from bot.budget import verify_memory
 from bot.checks.behaviour import device, quality
 from bot.checks.behaviour.answers import Trial
 from bot.checks.behaviour.forward_counts import read_forwards
@@ -86,6 +87,8 @@ def _trial_on(case: Case, chosen: ProofDevice) -> Trial:
     with tempfile.TemporaryDirectory(prefix=".adapter-merge-", dir=_parent_of_work(case)) as work:
         base = _base(case, Path(work))
         job = replace(_job(case, base, Path(work)), device=chosen.kind, gpus=chosen.gpus)
+        if chosen.kind != "cpu":  # it was chosen to hold them
+            job = replace(job, running="whole")
         rows = _rows(case, base, job)
         job = replace(job, usages=None if rows is None else quality.usages(rows))
         first = trial = _hold(case, job)
@@ -118,7 +121,9 @@ def _hold(case: Case, job: WorkerJob) -> Trial:
 def _fits_twice(case: Case, job: WorkerJob) -> bool:
     """Whether both models, and what they make of the prompts, fit into memory at once. Apart stay strangers' code, what is compared
     with other usages, and what runs on a GPU."""
-    if case.once(adapter_claims).problems or job.trust or job.quantised or job.usages is not None:
+    if job.running == "layers" or case.once(adapter_claims).problems:
+        return False
+    if job.trust or job.quantised or job.usages is not None:
         return False
     if job.device != "cpu":
         return False
@@ -183,6 +188,7 @@ def _run(case: Case, job: WorkerJob) -> int:
     file = str(job.work / f"{job.role}-job.json")
     command = [sys.executable, "-P", "-m", "bot.checks.behaviour.worker", file]  # -P: no imports from where we stand
     forwards, title = job.work / f"{job.role}.forwards", TITLES[job.role]
+    unit = "layers" if job.running == "layers" else "model runs"
     forwards.unlink(missing_ok=True)
     with (job.work / f"{job.role}.log").open("wb") as log:
         worker = subprocess.Popen(command, env=_environment(job), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -190,7 +196,7 @@ def _run(case: Case, job: WorkerJob) -> int:
         try:
             while True:
                 done, total = read_forwards(forwards)
-                case.emit(StepProgress(stage="verify", done=done, total=total, what=title, unit="model runs"))
+                case.emit(StepProgress(stage="verify", done=done, total=total, what=title, unit=unit))
                 with suppress(subprocess.TimeoutExpired):
                     return worker.wait(LOOK_EVERY)
         except BaseException:  # a signal, above all: no worker outlives us
@@ -238,7 +244,17 @@ def _job(case: Case, base: Path, work: Path) -> WorkerJob:
         labels=len(declared["id2label"]) if "id2label" in declared else None,
         vocabulary=declared.get("vocab_size"),
         asks=subject.asks,
+        running=_running(case, work),
     )
+
+
+def _running(case: Case, work: Path) -> Literal["whole", "layers"]:
+    """Layer by layer where one model does not fit into this machine's memory, and all of them are plain numbers."""
+    subject, tensors = case.subject, [ref.stored for ref in case.base.tensors.values()]
+    is_plain = subject.quantize == "none" and not any(ref.packed for ref in case.base.tensors.values())
+    if not is_plain or subject.trust_remote_code or subject.clamps:
+        return "whole"
+    return "layers" if verify_memory(tensors) > look(work).memory_available else "whole"
 
 
 def _cast(case: Case, key: str) -> bool:

@@ -60,9 +60,10 @@ def _answer(job: WorkerJob) -> Answer:
         from bot.checks.behaviour.joint import joint
 
         return joint(job, partial(attempt_to, job))
+    from bot.checks.behaviour.layer_roles import LAYERED
     from bot.checks.behaviour.roles import ROLES
 
-    return ROLES[job.role](job)
+    return (LAYERED if job.running == "layers" else ROLES)[job.role](job)
 
 
 def attempt_to(job: WorkerJob, run: Callable[[], Any]) -> Any:

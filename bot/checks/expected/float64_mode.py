@@ -37,7 +37,7 @@ class Float64Mode(TorchFunctionMode):
 
 
 @contextmanager
-def float64_mode(mode: TorchFunctionMode | None = None) -> Iterator[None]:
+def float64_mode(mode: AbstractContextManager[Any] | None = None) -> Iterator[None]:
     """New tensors are float64 too. Not while layers are made: some draw numbers from a seed, in float32."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)

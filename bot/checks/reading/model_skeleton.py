@@ -143,6 +143,33 @@ class Skeleton:
             loaded |= self._converted(self._by_pattern[fed[0][0]], name, fed)
         return loaded
 
+    @cached_property
+    def groups(self) -> dict[str, tuple[str, list[tuple[str | None, str]]]]:
+        """{parameter: (the first of those that are loaded with it, the (pattern, stored key) of all that they are made from)}; for
+        those that some stored key feeds. The pattern is None where a parameter is stored as it is."""
+        from transformers.core_model_loading import dot_natural_key
+
+        fed: dict[str, list[tuple[str | None, str]]] = {}
+        for key in sorted(self.shapes, key=dot_natural_key):
+            name, pattern = self.rename(key)
+            if name in self.known:
+                fed.setdefault(name, []).append((pattern, key))
+        groups: dict[str, tuple[str, list[tuple[str | None, str]]]] = {}
+        for first, sources in fed.items():
+            converter = self._by_pattern.get(sources[0][0] or "")
+            patterns: list[str] = converter.target_patterns if converter else []
+            groups |= {first.replace(patterns[0], pattern): (first, sources) for pattern in patterns}
+            groups.setdefault(first, (first, sources))
+        return groups
+
+    def load(self, first: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of a group, made of its stored tensors as transformers makes them. Raises what its converters raise."""
+        _, sources = self.groups[first]
+        if sources[0][0] is None:
+            return {first: tensors[sources[-1][1]]}
+        converter = self._by_pattern[sources[0][0]]
+        return self._run(converter, first, [(pattern or "", key, tensors[key]) for pattern, key in sources])
+
     def _converted(self, converter: Any, name: str, fed: list[tuple[str, str]]) -> dict[str, SymbolicTensor | str]:
         """`fed`: (pattern, stored key) of every tensor that the converter takes."""
         shapes = {key: self.shapes[key] for _, key in fed}
