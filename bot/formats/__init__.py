@@ -50,10 +50,19 @@ def writer_of(op: Quantize) -> Writer:
     """Who stores what this op makes."""
     if op.writer.name == "same":
         assert op.make.source is not None
-        return writer_same.SameFp8Writer(tensor=op.make.source)
-    chosen = writer_for(op.writer)
+        chosen = same_writer(op.make.source, op.writer.dtype)
+    else:
+        chosen = writer_for(op.writer)
     assert chosen is not None
     return chosen
+
+
+def same_writer(tensor: Stored, dtype: str) -> Writer | None:
+    """The writer of the form that a base's packed weight has, in a model of this dtype; None where there is none."""
+    assert tensor.packed is not None
+    if writer_same.writes(tensor):
+        return writer_same.SameFp8Writer(tensor=tensor)
+    return writer.writer_same(tensor, dtype)
 
 
 def writer_for(choice: WriterChoice) -> Writer | None:

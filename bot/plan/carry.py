@@ -54,7 +54,7 @@ def decide(base: EffectiveBase, outputs: Outputs, adapter: AdapterPlan, options:
 def _touched(base: EffectiveBase, outputs: Outputs) -> str | None:
     """Of a form that is read: the packed weight that does not simply stay, in words; None where each does."""
     for op in outputs.ops:
-        source = op.source
+        source = base.stored.get(op.target.key) if op.source is None or op.source.role != "base" else op.source
         stays = isinstance(op, Cast) and source is not None and op.target.key == source.key
         if source is not None and source.packed is not None and not stays:
             return f"{op.target.key} is packed, and changes"

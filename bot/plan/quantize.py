@@ -111,16 +111,21 @@ def _as_the_base(op: Op) -> Iterator[Op]:
         yield op
     elif isinstance(op, Cast):
         yield from (Copy(source=part, target=replace(part, start=0, stop=0)) for _, part in source.packed.parts)
-    elif not isinstance(op, Copy) and (own := formats.writer_same.SameFp8Writer(tensor=source)).applies(
-        op.target.key, op.target.shape
-    ):
-        wrapped = _wrapped(op, WriterChoice(name="same"), own)
+    elif not isinstance(op, Copy) and (own := _own_writer(op, source)):
+        wrapped = _wrapped(op, WriterChoice(name="same", dtype=torch_name(op.target.dtype)), own)
         yield wrapped
         written = {part.key for part in wrapped.parts}
         others = [part for _, part in source.packed.parts if part.key not in written]
         yield from (Copy(source=part, target=replace(part, start=0, stop=0)) for part in others)
     else:
         yield op
+
+
+def _own_writer(op: Op, source: Stored) -> Writer | None:
+    """Who writes the form that the base's weight has; the merged one must be as large."""
+    own = formats.same_writer(source, torch_name(op.target.dtype))
+    fits = own is not None and op.target.shape == source.shape and own.applies(op.target.key, op.target.shape)
+    return own if fits else None
 
 
 def _in_file_order(made: list[Op]) -> tuple[Op, ...]:

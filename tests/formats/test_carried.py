@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes import functional
 from safetensors.torch import load_file, save_file
 
 from bot.events import silent
@@ -16,7 +17,7 @@ from bot.report_document import InputPins, MergeFacts
 from bot.verify import Subject, table, verify
 from tests.faults import quantised
 from tests.faults.conftest import INPUTS, named
-from tests.formats.test_parts_in_other_shards import LAYER, LLAMA, Base, Tensors, bytes_of, cut, mxfp4, plain
+from tests.formats.test_parts_in_other_shards import LAYER, LLAMA, Base, Tensors, bytes_of, cut, mxfp4, packed, plain
 from tests.steps import merge_folders, plan_folders
 
 ATTENTION = [f"{LAYER}self_attn.{name}_proj" for name in "qkvo"]
@@ -226,3 +227,55 @@ def test_a_fingerprint_of_before_is_the_same(tmp_path: Path) -> None:
         one = cut(each, tmp_path / name, [sorted(each.tensors)])
         prints = {plan_folders(one, touching, asked).fingerprint for asked in (Options(), Options(quantize="none"))}
         assert len(prints) == 1
+
+
+@pytest.mark.parametrize("name", ["nf4", "fp4", "int8", "fp8"])
+def test_half_of_a_packed_base_is_written_in_its_own_form_and_the_other_half_stays(tmp_path: Path, name: str) -> None:
+    base = packed(name)
+    one, adapter = cut(base, tmp_path / "base", [sorted(base.tensors)]), q_and_v(tmp_path / "adapter")
+    plan = plan_folders(one, adapter, Options(quantize="same"))
+    assert dict(plan.tensors)["merged"] == 2
+    merged = merge_folders(one, adapter, tmp_path / "merged", Options(quantize="same"))
+    before, after = bytes_of(one, exact=False), bytes_of(merged)
+    assert before.keys() == after.keys()
+    changed = [key for key in before if before[key] != after[key]]
+    assert {key.split("_proj")[0].rpartition(".")[2] for key in changed} == {"q", "v"}
+    assert (merged / "config.json").read_bytes() == (one / "config.json").read_bytes()
+    report = proven(one, adapter, merged, plan)
+    assert report.verdict == "verified", table(report)
+    assert "5 weights are the base's, byte for byte" in named(report, "quantised").why
+
+
+def test_blocks_of_another_size_without_double_quantisation_keep_both(tmp_path: Path) -> None:
+    tensors: Tensors = {}
+    for key, weight in plain().items():
+        if key.startswith(LAYER) and weight.dim() == 2:
+            codes, state = functional.quantize_4bit(weight, blocksize=128, quant_type="nf4", compress_statistics=False)
+            tensors |= {key: codes, **{f"{key}.{part}": value for part, value in state.as_dict(packed=True).items()}}
+        else:
+            tensors[key] = weight
+    base = Base(tensors=tensors, config=packed("nf4").config)
+    one, adapter = cut(base, tmp_path / "base", [sorted(tensors)]), q_and_v(tmp_path / "adapter")
+    plan = plan_folders(one, adapter, Options(quantize="same"))
+    merged = merge_folders(one, adapter, tmp_path / "merged", Options(quantize="same"))
+    assert bytes_of(one, exact=False).keys() == bytes_of(merged).keys()
+    report = proven(one, adapter, merged, plan)
+    assert report.verdict == "verified", table(report)
+
+
+def test_other_blocks_than_the_bases_are_caught(tmp_path: Path) -> None:
+    base = packed("nf4")
+    one, adapter = cut(base, tmp_path / "base", [sorted(base.tensors)]), q_and_v(tmp_path / "adapter")
+    plan = plan_folders(one, adapter, Options(quantize="same"))
+    merged = merge_folders(one, adapter, tmp_path / "merged", Options(quantize="same"))
+    path = merged / "model-00001-of-00001.safetensors"
+    tensors = load_file(path)
+    key = TOUCHED[0]
+    state = {name.removeprefix(f"{key}."): value for name, value in tensors.items() if name.startswith(f"{key}.")}
+    meant = functional.dequantize_4bit(tensors[key], functional.QuantState.from_dict(state, device=torch.device("cpu")))
+    codes, other = functional.quantize_4bit(meant.float(), blocksize=128, quant_type="nf4", compress_statistics=True)
+    tensors |= {key: codes, **{f"{key}.{part}": value for part, value in other.as_dict(packed=True).items()}}
+    save_file(tensors, path, metadata={"format": "pt"})
+    found = named(proven(one, adapter, merged, plan), "quantised")
+    assert found.status == "fail"
+    assert "blocksize" in found.why

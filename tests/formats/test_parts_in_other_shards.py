@@ -350,7 +350,7 @@ def test_a_weight_that_the_adapter_brings_whole_takes_the_bases_fp8(tmp_path: Pa
     prove(one, adapter, merge_folders(one, adapter, tmp_path / "merged", OPTIONS["same"]), OPTIONS["same"])
 
 
-@pytest.mark.parametrize(("name", "reason"), [("nf4", "cannot be written again"), ("plain", "plain numbers")])
+@pytest.mark.parametrize(("name", "reason"), [("compressed", "cannot be written again"), ("plain", "plain numbers")])
 def test_a_form_that_cannot_be_kept_is_refused_for_its_true_reason(tmp_path: Path, name: str, reason: str) -> None:
     base = Base(tensors=plain(), config=LLAMA) if name == "plain" else base_of(name)
     one, adapter = cut(base, tmp_path / "base", [sorted(base.tensors)]), adapter_for(base, tmp_path / "a")

@@ -211,6 +211,9 @@ def _compare_weight(wanted: Expected, packed: PackedWeight, form: Form, name: st
         return [f"it is stored as {form.name_of(packed) or form.NAME}, not as {name}"], None
     if wanted.source.stored.dtype not in FLOATS:
         return ["it is no floating-point weight"], None
+    own = wanted.base.packed if wanted.base is not None and name == SAME else None
+    if own is not None and (other := _other_settings(own, packed)):
+        return [f"its {other} is not that of the base's weight"], None
     exact32, off, delta = _made(wanted, packed)
     try:
         right = form.quantise(exact32.reshape(packed.shape), packed)
@@ -221,6 +224,15 @@ def _compare_weight(wanted: Expected, packed: PackedWeight, form: Form, name: st
     extra = sorted(packed.components.keys() - right.keys())
     faults += [f"its {role} is not a part of {name}" for role in extra]
     return faults, (off / delta if delta else None)
+
+
+def _other_settings(own: PackedWeight, packed: PackedWeight) -> str:
+    """What of a weight's form is not the base's, where it should be: a field of its settings (the mean of double quantisation
+    is the weight's own), or a part; "" where nothing is."""
+    for name in sorted((own.settings.keys() | packed.settings.keys()) - {"dtype", "nested_offset"}):
+        if own.settings.get(name) != packed.settings.get(name):
+            return name
+    return min((own.components.keys() ^ packed.components.keys()) - {"weight_format", "quant_map"}, default="")
 
 
 def _keeps(wanted: Expected, packed: PackedWeight, form: Form) -> set[str]:

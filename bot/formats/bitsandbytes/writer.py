@@ -1,4 +1,4 @@
-"""`--quantize nf4`, `fp4`, `int8`: bitsandbytes' forms, stored as transformers saves and loads them.
+"""`--quantize nf4`, `fp4`, `int8`, and `same` of a base that has them: bitsandbytes' forms, as transformers saves and loads them.
 
 Numbers are quantised bit for bit as bitsandbytes does it on a CPU, from the exact merge rounded to float32 (nf4 with double
 quantisation). The quant state names the model's dtype, in which others dequantise, and ends in spaces: how many digits the
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from bot.errors import Refused
 from bot.formats.base import Take, dtype_of
+from bot.formats.bitsandbytes import four_bit, int8
 from bot.formats.bitsandbytes.four_bit import STATE
-from bot.records import Json
+from bot.records import Json, Stored
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,12 +79,24 @@ class BitsAndBytesWriter:
 
 
 class FourBitWriter(BitsAndBytesWriter):
-    """nf4 and fp4."""
+    """nf4 and fp4. `size`: numbers in a block; `double`: whether their absmax are quantised too."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        dtype: str = "bfloat16",
+        transposed: bool = False,
+        size: int = SIZE,
+        double: bool | None = None,
+    ) -> None:
+        super().__init__(name, dtype=dtype, transposed=transposed)
+        self._size, self._double = size, name == "nf4" if double is None else double
 
     def parts(self, key: str, shape: tuple[int, ...]) -> Parts:
         """float32 first and a whole number of eight bytes in all, so that whatever lies behind them is aligned too."""
         count = math.prod(shape)
-        blocks = math.ceil(count / SIZE)
+        blocks = math.ceil(count / self._size)
         levels: Parts = [(f"{key}.quant_map", "F32", (16,))]
         if self._double:
             outer = (math.ceil(blocks / DOUBLE_SIZE),)
@@ -125,24 +138,21 @@ class FourBitWriter(BitsAndBytesWriter):
         from bot.formats.bitsandbytes.blockwise import CHUNK, KINDS, largest, nearest_level_indices, pack
 
         take, height, columns = self._seen(rows, shape)
-        unit = SIZE // math.gcd(columns, SIZE)
+        size = self._size
+        unit = size // math.gcd(columns, size)
         step = max(1, STRIP // columns // unit) * unit
         for first in range(0, height, step):
             numbers = take(first, min(step, height - first)).reshape(-1)
             for at in range(0, len(numbers), CHUNK):
                 some = numbers[at : at + CHUNK]
-                absmax = largest(some, SIZE)
-                codes = pack(nearest_level_indices(some, absmax, SIZE, KINDS[self.NAME]), KINDS[self.NAME])
+                absmax = largest(some, size)
+                codes = pack(nearest_level_indices(some, absmax, size, KINDS[self.NAME]), KINDS[self.NAME])
                 yield (first * columns + at) // 2, codes, absmax
-
-    @property
-    def _double(self) -> bool:
-        return self.NAME == "nf4"
 
     def _state(self, shape: tuple[int, ...], offset: float) -> bytes:
         """bitsandbytes' quant state, as QuantState.as_dict(packed=True) writes it."""
         size = list(reversed(shape)) if self.transposed else list(shape)
-        quant_state: Json = {"quant_type": self.NAME, "blocksize": SIZE, "dtype": self.dtype, "shape": size}
+        quant_state: Json = {"quant_type": self.NAME, "blocksize": self._size, "dtype": self.dtype, "shape": size}
         if self._double:
             quant_state |= {"nested_blocksize": DOUBLE_SIZE, "nested_dtype": "float32", "nested_offset": offset}
         return json.dumps(quant_state).encode()
@@ -174,6 +184,25 @@ class Int8Writer(BitsAndBytesWriter):
             yield key, first * columns, codes.view(np.uint8).reshape(-1)
             yield f"{module}.SCB", first * 4, scale.view(np.uint8)
         yield f"{module}.weight_format", 0, np.zeros(1, np.uint8)
+
+
+def writer_same(tensor: Stored, dtype: str) -> BitsAndBytesWriter | None:
+    """The writer of a merged weight in the form that its base weight (a logical tensor) has: the same blocks, double quantisation or
+    not. `dtype`: the model's. None for what no bitsandbytes stores today (blocks of bytes under another dtype, say)."""
+    assert tensor.packed is not None
+    settings, parts = dict(tensor.packed.settings), dict(tensor.packed.parts)
+    transposed = bool(settings.get("transposed"))
+    if tensor.packed.format == int8.NAME:
+        fits = parts["scale"].dtype == "F32"
+        return Int8Writer("int8", dtype=dtype, transposed=transposed) if fits else None
+    if tensor.packed.format != four_bit.NAME:
+        return None
+    nested, size = settings["nested_blocksize"], int(settings["blocksize"])
+    outer = parts["nested_absmax" if nested else "absmax"]
+    if parts["weight"].dtype != "U8" or nested not in (0, DOUBLE_SIZE) or outer.dtype != "F32":
+        return None
+    kind = str(settings["quant_type"])
+    return FourBitWriter(kind, dtype=dtype, transposed=transposed, size=size, double=bool(nested))
 
 
 NF4, FP4, INT8 = FourBitWriter("nf4"), FourBitWriter("fp4"), Int8Writer("int8")
