@@ -154,7 +154,8 @@ class _Workplace:
         self._inputs = replace(what.inputs, base=self._base.folder)
         merged = Merged(folder=self._partial, plan=plan, sha256=self._sha256)
         subject = subject_of(merged, self._inputs, what.sources, what.request, what.to.repo, self._hub)
-        self._proof = ShardProof(subject, self._emit)
+        keeps_form = plan.options.quantize == "same"  # and nothing is written in it: else the whole lies on the disk
+        self._proof = ShardProof(replace(subject, as_stored=keeps_form), self._emit)
         self._base.cut()
         self.run.cut()
         self._proof.read_adapter()

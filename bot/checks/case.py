@@ -78,6 +78,9 @@ class Case:
             return stored, None
         from bot.checks.reading.quantised import as_model, as_stored
 
+        if self.subject.as_stored:
+            return as_stored(stored, self.base_config), "Its weight files come by one at a time."
+
         if self.subject.base_weights == "simulate-nf4":
             from bot.checks.reading.simulated import as_simulated
 

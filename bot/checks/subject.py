@@ -22,6 +22,7 @@ class Subject:
     `hashed`: the sha256 of files that were hashed while they were written, moments ago.
     `base_weights`: `stored` (the base's own, dequantised where they are quantised) or `simulate-nf4`, with
     `quantization`: how, as BitsAndBytesConfig has it. `quantize`: the form that the merged weights are stored in.
+    `as_stored`: the base's own, of which nothing is written anew: every tensor is compared as the bytes that it is.
     `required`: the level was asked for by name, so that all of it must be found out; else what this installation cannot run
     at all leaves the verdict to the level `weights`.
     `clamps`: numbers too large for their dtype are stored as its largest.
@@ -55,6 +56,7 @@ class Subject:
     base_weights: str = "stored"
     quantization: Json = field(default_factory=dict)
     quantize: str = "none"
+    as_stored: bool = False
     required: bool = True
     clamps: bool = False
     original: Path | None = None

@@ -8,7 +8,7 @@ from typing import Literal
 
 from bot.budget import readable
 from bot.checkpoint.shards import OutputLayout
-from bot.records import Machine, Options, Refusal, ShardCosts, Sources
+from bot.records import Machine, Options, Quantize, Refusal, ShardCosts, Sources
 from bot.shard_needs import costs, shard_needs
 
 BESIDE = 100_000_000  # bytes: the adapter, configs and tokenizer, and what the Hub's client keeps of a transfer
@@ -34,7 +34,8 @@ def choose_disk(
     publishing: bool,
 ) -> DiskChoice:
     """The way that --disk asks for; `auto` takes the whole where the disk holds it. `lacking`: what the machine lacks for that."""
-    why_not = _why_not(options, engine, publishing)
+    written = any(isinstance(op, Quantize) for op in layout.ops)
+    why_not = _why_not(options, engine, written, publishing)
     here = frozenset(entry.name for entry in sources.base.files if entry.here)
     needs = shard_needs(layout.ops, layout.shards, sources.base.headers)
     taken = None if why_not else costs(needs, here, copies=sources.base.repo is not None)
@@ -56,13 +57,13 @@ def choose_disk(
     return DiskChoice(kind="shards", costs=taken, refusals=others)
 
 
-def _why_not(options: Options, engine: str, publishing: bool) -> str | None:
-    """Why a merge has to lie on the disk as a whole; None where it need not."""
+def _why_not(options: Options, engine: str, written: bool, publishing: bool) -> str | None:
+    """Why a merge has to lie on the disk as a whole; None where it need not. `written`: some of its weights are quantised anew."""
     if not publishing:
         return "The result stays on this disk"
     if options.verify == "full":
         return "--verify full runs the whole model"
-    if options.quantize != "none":
+    if written or options.quantize not in ("none", "same"):
         return "A result that is stored quantised is measured as a whole"
     if options.base_weights == "simulate-nf4":
         return "The weights that simulate-nf4 makes are made of the whole base"

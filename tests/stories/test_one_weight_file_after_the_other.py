@@ -11,6 +11,8 @@ from huggingface_hub import snapshot_download
 
 from bot.devhub import Fault
 from tests.factory import save_adapter
+from tests.formats.test_carried import READ, TOUCHED, q_and_v
+from tests.formats.test_parts_in_other_shards import bytes_of, cut
 from tests.stories.conftest import Command, World, name_base
 
 MERGED = "demo/adapter-merged"
@@ -211,3 +213,24 @@ def test_the_result_loads(world: World, adapter_merge: Command) -> None:
     assert adapter_merge("run", "demo/adapter", *BY_SHARD).code == 0
     folder = snapshot_download(MERGED, endpoint=world.hub.url, token=world.hub.token)
     assert adapter_merge("verify", folder, "--verify", "weights").code == 0
+
+
+def test_a_packed_base_of_which_only_plain_weights_change_goes_by_weight_files(
+    world: World, adapter_merge: Command, tmp_path: Path
+) -> None:
+    """FP8 in the MLP, an adapter on the attention: every packed byte arrives as it is."""
+    base = READ["fp8"]()
+    keys = sorted(base.tensors)
+    one = cut(base, tmp_path / "packed", [keys[:6], keys[6:12], keys[12:]])
+    adapter = q_and_v(tmp_path / "lora")
+    name_base(adapter, "demo/packed")
+    for repo, folder in (("demo/packed", one), ("demo/lora", adapter)):
+        world.api.create_repo(repo)
+        world.api.upload_folder(repo_id=repo, folder_path=folder)
+    ran = adapter_merge("run", "demo/lora", *BY_SHARD)
+    assert ran.code == 0, ran.err
+    merged = Path(world.api.snapshot_download("demo/lora-merged"))
+    before, after = bytes_of(one, exact=False), bytes_of(merged)
+    assert sorted(key for key in before if before[key] != after[key]) == TOUCHED
+    assert adapter_merge("run", "demo/lora", "--to", "demo/whole", "--verify", "weights").code == 0
+    assert weights_of(world, "demo/lora-merged") == weights_of(world, "demo/whole")

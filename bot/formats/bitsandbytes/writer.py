@@ -186,7 +186,7 @@ class Int8Writer(BitsAndBytesWriter):
         yield f"{module}.weight_format", 0, np.zeros(1, np.uint8)
 
 
-def writer_same(tensor: Stored, dtype: str) -> BitsAndBytesWriter | None:
+def writer_same(tensor: Stored, dtype: str) -> FourBitWriter | Int8Writer | None:
     """The writer of a merged weight in the form that its base weight (a logical tensor) has: the same blocks, double quantisation or
     not. `dtype`: the model's. None for what no bitsandbytes stores today (blocks of bytes under another dtype, say)."""
     assert tensor.packed is not None
