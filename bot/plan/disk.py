@@ -45,11 +45,11 @@ def choose_disk(
         refusal = Refusal(code="disk-shards", reason=f"{why_not}, so that it cannot be made one weight file after the other.",
                           remedy="Leave --disk at auto.")  # fmt: skip
         return DiskChoice(kind="whole", costs=None, refusals=[*lacking, refusal])
-    on_disk = [refusal for refusal in lacking if refusal.code == "disk"]
-    if options.disk == "whole" or (options.disk == "auto" and not on_disk):
-        return DiskChoice(kind="whole", costs=taken, refusals=lacking)
     others = [refusal for refusal in lacking if refusal.code != "disk"]
     needed = taken.disk + BESIDE
+    helps = len(others) < len(lacking) and needed <= machine.disk_free
+    if options.disk == "whole" or (options.disk == "auto" and not helps):
+        return DiskChoice(kind="whole", costs=taken, refusals=lacking)
     if needed > machine.disk_free:
         reason = f"One weight file after the other needs {readable(needed)} of disk and {readable(machine.disk_free)} are free."
         remedy = "Free some, or point --output and HF_HOME at a larger disk."

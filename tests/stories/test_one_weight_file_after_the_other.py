@@ -204,9 +204,12 @@ def test_auto_goes_by_weight_files_where_the_whole_does_not_fit(
     assert ran.code == 0, ran.err
     assert "one weight file after the other" in ran.err
     monkeypatch.setattr(bot.pipeline, "look", lambda folder: replace(look(folder), disk_free=taken - 1))
-    ran = adapter_merge("run", "demo/adapter", "--verify", "weights", "--to", "demo/other")
+    ran = adapter_merge("run", "demo/adapter", *BY_SHARD, "--to", "demo/other")
     assert ran.code == 6
     assert "One weight file after the other needs" in ran.err + ran.out
+    ran = adapter_merge("run", "demo/adapter", "--verify", "weights", "--to", "demo/other")
+    assert ran.code == 6
+    assert "The merge needs" in ran.err + ran.out
 
 
 def test_the_result_loads(world: World, adapter_merge: Command) -> None:
