@@ -98,6 +98,10 @@ def _cause(case: Case, findings: dict[str, Finding]) -> Json | None:
     """What most likely went wrong, where something is not as it should be."""
     if all(finding.status in ("pass", "skip") for finding in findings.values()):
         return None
+    if case.weights_gone:
+        text = "What went wrong is looked for where everything is on the disk: --disk whole."
+        case.emit(Note(text=text))
+        return None
     from bot.checks.cause.diagnosis import find_cause  # not for those whose merge is right
 
     case.emit(StepProgress(stage="verify", done=0, total=0, what="Looking for the cause"))

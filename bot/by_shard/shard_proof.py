@@ -63,5 +63,5 @@ class ShardProof:
         }
         skipped = tuple(key for key in shared if key not in counted)
         case.know(sweep_all, Swept(tallies=tallies, skipped=skipped))
-        case.emit = self._emit
+        case.emit, case.weights_gone = self._emit, True
         return verify(case.subject, self._emit, case)

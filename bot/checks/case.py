@@ -27,6 +27,7 @@ class Case:
         self.subject = subject
         self.emit = emit
         self.slabs = SlabCache()
+        self.weights_gone = False  # they were here one file at a time, and are not any more
         self._results: dict[Callable[[Case], Any], Any] = {}
 
     @cached_property
