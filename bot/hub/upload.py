@@ -122,6 +122,13 @@ class UploadClient(TargetClient):
                 raise
             self.patiently(where, send)
 
+    def keep_file(self, repo: str, name: str, content: bytes) -> None:
+        """A small file in a repo of ours, in a commit of its own: of notes, never of a target."""
+        where = self.where_writing(f"keep {name} in {repo}", repo)
+        self.patiently(
+            where, lambda: self.outputs.upload_file(path_or_fileobj=content, path_in_repo=name, repo_id=repo)
+        )
+
     def holds(self, repo: str, revision: str, sizes: Mapping[str, int]) -> frozenset[str]:
         """Those of these contents, {sha256: size}, that the repo's storage has already, committed or not."""
         if not sizes:
