@@ -44,6 +44,8 @@ def reverify_where_it_fits(
 
     As `reverify` in all else. Raises Refused where --disk shards was asked for and cannot be had.
     """
+    require_writable(attestation, merged.folder)
+    require_page_folder(page)
     reads_all = measuring.get("signed_by") or measuring.get("eval_tasks")
     why_not = "--signed-by and --eval read the whole model" if reads_all else _why_not(merged, options)
     if options.disk == "shards" and why_not:
@@ -52,8 +54,6 @@ def reverify_where_it_fits(
         )
     if why_not or (options.disk == "auto" and _fits(merged, hub)):
         return reverify(merged, base, adapters, options, hub, emit, attestation, page, **measuring)
-    require_writable(attestation, None)
-    require_page_folder(page)
 
     def attempt() -> Report:
         report = _by_shard(merged, base, adapters, options, hub, emit, attestation, **measuring)

@@ -210,7 +210,7 @@ def test_where_it_comes_from_is_told() -> None:
         "exact-1",
         "adapter-merge 0.1.0, python 3.11.2, torch 2.13.0",
         "overflow clamp",
-        "merged 196, copied 94",
+        "copied 94, merged 196",
     ):
         assert fact in text
     assert "bitsandbytes" not in text

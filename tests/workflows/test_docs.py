@@ -114,7 +114,9 @@ def _given(node: object) -> Iterator[dict[str, str]]:
 @each_text
 def test_the_action_has_one_name(path: Path) -> None:
     for found in re.findall(r"uses: ([\w.-]+/adapter-merge\S*)", path.read_text()):
-        assert found.startswith(f"{OURS}@v1") or found.startswith(f"{OURS}/.github/workflows/merge.yml@v1")
+        assert found.startswith(
+            (f"{OURS}@v1", *(f"{OURS}/.github/workflows/{name}.yml@v1" for name in ("merge", "huge")))
+        )
 
 
 def test_before_a_release_the_action_is_pinned_by_commit_and_the_image_by_digest() -> None:
