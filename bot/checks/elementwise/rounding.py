@@ -16,10 +16,6 @@ EXPONENT = 0x7FF0_0000_0000_0000
 DROPPED = {torch.float32: 29, torch.float16: 42, torch.bfloat16: 45}  # of float64's 52 bits after the point
 SMALLEST = {torch.float32: 2.0**-149, torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}  # the subnormal spacing
 
-# Where a change is not lost: in the dtype that it is stored in, in the widest of those that it could be, or anywhere.
-STORED, ANY = "stored", "any"
-WIDEST = "float32"  # it holds every number that a 16-bit dtype does: what is lost in it is lost in all
-
 
 def round_once(exact: Tensor, dtype: torch.dtype) -> Tensor:
     """float64 → `dtype`, correctly rounded; any shape."""
@@ -48,10 +44,8 @@ def _to_odd(exact: Tensor, near: Tensor) -> Tensor:
     bits = near.view(torch.int32)
     inexact_and_even = (back != exact) & (bits.bitwise_and(1) == 0)
     step = torch.where(exact.abs() > back.abs(), 1, -1).to(torch.int32)
-    from_zero = (near == 0) & inexact_and_even  # below float32's smallest: the smallest, with the exact value's sign
-    moved = bits + step * inexact_and_even
-    smallest = torch.where(exact < 0, -0x7FFFFFFF, 1).to(torch.int32)
-    return torch.where(from_zero, smallest, moved).view(torch.float32)
+    # By one in magnitude, so that what became 0 or −0 becomes the smallest of its sign.
+    return (bits + step * inexact_and_even).view(torch.float32)
 
 
 def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -71,18 +65,3 @@ def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Gen
         chance = torch.rand(below.shape, generator=generator, dtype=torch.float64, device=exact.device)
         rounded[subnormal] = chance.add_(below / spacing).floor_().mul_(spacing)
     return rounded
-
-
-def keeps(exact: Tensor, alone: Tensor | None, stored: torch.dtype) -> set[str]:
-    """Where float64 `exact` is not `alone`, the base's (None: it has none): {STORED} in the stored dtype already, else
-    WIDEST where it is not in that, and ANY where it is not the same number."""
-    if alone is None or _differ(exact, alone, stored):
-        return {STORED}
-    if torch.equal(exact, alone):
-        return set()
-    return {ANY, WIDEST} if _differ(exact, alone, torch.float32) else {ANY}
-
-
-def _differ(exact: Tensor, alone: Tensor, dtype: torch.dtype) -> bool:
-    first, second = round_once(exact, dtype), round_once(alone, dtype)
-    return not torch.equal(first, second) and bool(((first != second) & ~(first.isnan() & second.isnan())).any())

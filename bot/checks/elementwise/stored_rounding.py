@@ -45,7 +45,7 @@ def keeps(exact: Array, alone: Array | None, stored: str) -> set[str]:
     WIDEST where it is not in that, and ANY where it is not the same number."""
     if alone is None or _differ(exact, alone, stored):
         return {STORED}
-    if np.array_equal(exact, alone):
+    if np.array_equal(exact, alone, equal_nan=True):
         return set()
     return {ANY, WIDEST} if _differ(exact, alone, "F32") else {ANY}
 
