@@ -99,6 +99,12 @@ def _make_part(
         raise Usage("A part of a merge goes to the Hub, not into a folder.", remedy="Leave out --output.")
     if typed["publish"] == "none":
         raise Usage("A part of a merge goes to the Hub.", remedy="Leave out --publish none.")
+    for name in ("report", "attestation", "sign", "eval_tasks"):
+        if typed.get(name) is not None:
+            raise Usage(
+                "A part of a merge has no report, statement, signature or evaluation of its own.",
+                remedy="Leave out --report, --attestation, --sign and --eval; `verify` makes the first two of what `finish` commits.",
+            )
     console = Console(quiet=quiet, verbose=verbose)
     made = make_part(request_of(adapters, **typed), part, receipt, the_hub(), console)
     console.close()

@@ -133,6 +133,7 @@ def test_parts_are_made_by_processes_of_their_own_at_the_same_time(
         (("--shard", "4/3", "--receipt", "r.json"), "'4/3' is no part of a merge"),
         (("--shard", "1/3"), "needs a receipt"),
         (("--shard", "1/3", "--receipt", "r.json", "-o", "x"), "goes to the Hub, not into a folder"),
+        (("--shard", "1/3", "--receipt", "r.json", "--report", "x"), "no report, statement, signature or evaluation"),
         (("--receipt", "r.json", "-o", "x"), "A receipt is of a part of a merge"),
         (("--to", "demo/x", "-o", "x"), "merge publishes nothing"),
         ((), "Missing option '--output'"),
