@@ -178,9 +178,7 @@ def test_what_peft_makes_of_a_weight_on_a_gpu_stays_there(
     plain = tuned.get_base_model()
     monkeypatch.setattr(control, "chance", lambda *_: torch.Generator())  # a GPU's own needs a GPU
     # Without CUDA, torch cannot take slices of such tensors.
-    monkeypatch.setattr(
-        control, "_rounded", lambda exact, rounds, kept: torch.nn.Parameter(rounds(exact).to(kept), False)
-    )
+    monkeypatch.setattr(control, "rounded", lambda exact, rounds, kept: rounds(exact).to(kept))
     with FakeTensorMode(allow_non_fake_inputs=True):
         to_gpu(tuned)
         control.stand_in(plain, merge, "exact", 0, keep=False)
