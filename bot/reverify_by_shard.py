@@ -93,11 +93,8 @@ def _by_shard(
         keeper.follow(path for path in small.rglob("*") if path.is_file())
         claimed = claims_of(small, base, adapters, options, hub, emit)
         form = form_of(claimed.merge, options)
-        if form["quantize"] != "none" or form["base_weights"] == "simulate-nf4":
-            raise Refused(
-                "A result that is quantised, or of quantised weights that were simulated, is measured as a whole.",
-                remedy="Verify it with --disk whole.",
-            )
+        if form["quantize"] not in ("none", "same") or form["base_weights"] == "simulate-nf4":
+            raise _as_a_whole()
         staging = Path(tempfile.mkdtemp(prefix="verify-", dir=_scratch(hub)))
         try:
             report = _Proof(claimed, model, pinned, small, staging, options, hub, emit).run(**measuring)
@@ -106,6 +103,13 @@ def _by_shard(
             return report
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _as_a_whole() -> Refused:
+    return Refused(
+        "A result that is quantised anew, or of quantised weights that were simulated, is measured as a whole.",
+        remedy="Verify it with --disk whole.",
+    )
 
 
 def _scratch(hub: Hub) -> Path:
@@ -153,10 +157,13 @@ class _Proof:
             subject = subject_of(
                 self._merged.folder, claimed, local, _level(self._options), self._options, hub, **measuring
             )
-            proof = ShardProof(replace(subject, hashed=self._sha256, required=False), emit)
+            # Where the base's form is kept and nothing is written in it anew, every tensor is compared as the bytes that it is.
+            keeps_form = subject.quantize == "same"
+            proof = ShardProof(replace(subject, hashed=self._sha256, required=False, as_stored=keeps_form), emit)
             for files in (base, self._merged):
                 files.cut()
-            proof.read_adapter()
+            if proof.read_adapter() and keeps_form:
+                raise _as_a_whole()
             finished = self._compare(base, proof)
             self._sha256.update({each.name: each.sha256 for each in finished})
             return proof.finish(finished)

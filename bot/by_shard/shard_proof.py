@@ -30,9 +30,9 @@ class ShardProof:
         for key, ref in merged.tensors.items():
             self._keys.setdefault(ref.stored.file, []).append(key)
 
-    def read_adapter(self) -> None:
-        """What must be there. To be asked for once no tensor that is not here can be read any more."""
-        self._case.once(adapter_claims)
+    def read_adapter(self) -> tuple[str, ...]:
+        """Read what must be there; what of it is not understood. To be asked for once no tensor that is not here can be read."""
+        return self._case.once(adapter_claims).problems
 
     def reads(self, name: str) -> list[Stored]:
         """The base's tensors that one weight file is compared with, as they lie in its files."""

@@ -237,3 +237,6 @@ def test_a_packed_base_of_which_only_plain_weights_change_goes_by_weight_files(
     assert sorted(key for key in before if before[key] != after[key]) == TOUCHED
     assert adapter_merge("run", "demo/lora", "--to", "demo/whole", "--verify", "weights").code == 0
     assert weights_of(world, "demo/lora-merged") == weights_of(world, "demo/whole")
+    again = adapter_merge("verify", "demo/lora-merged", *BY_SHARD)
+    assert again.code == 0, again.err
+    assert "Compared one weight file after the other" in again.err
