@@ -279,3 +279,46 @@ def test_other_blocks_than_the_bases_are_caught(tmp_path: Path) -> None:
     found = named(proven(one, adapter, merged, plan), "quantised")
     assert found.status == "fail"
     assert "blocksize" in found.why
+
+
+def floats_of_eight_bits(scales: torch.dtype, block: int | None) -> Base:
+    """compressed-tensors' float-quantized: a scale for each row, or for each square block."""
+    strategy = {"strategy": "channel"} if block is None else {"strategy": "block", "block_structure": [block, block]}
+    weights = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, **strategy}
+    said = {
+        "quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}}, "ignore": ["lm_head"],
+    }  # fmt: skip
+
+    def form(key: str, weight: torch.Tensor) -> Tensors:
+        high, wide = (1, weight.shape[1]) if block is None else (block, block)
+        cut_up = weight.float().reshape(weight.shape[0] // high, high, weight.shape[1] // wide, wide)
+        scale = (cut_up.abs().amax((1, 3)) / 448).to(scales)
+        spread = scale.float().repeat_interleave(high, 0).repeat_interleave(wide, 1)
+        codes = (weight.float() / spread).clamp(-448, 448).to(torch.float8_e4m3fn)
+        return {key: codes, key.replace("weight", "weight_scale"): scale}
+
+    tensors: Tensors = {}
+    for key, weight in plain().items():
+        tensors |= form(key, weight) if key.startswith(LAYER) and weight.dim() == 2 else {key: weight}
+    return Base(tensors=tensors, config={**LLAMA, "quantization_config": said})
+
+
+@pytest.mark.parametrize("scales", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("block", [None, 32])
+def test_floats_of_eight_bits_are_written_under_scales_of_the_bases_dtype(
+    tmp_path: Path, scales: torch.dtype, block: int | None
+) -> None:
+    base = floats_of_eight_bits(scales, block)
+    one, adapter = cut(base, tmp_path / "base", [sorted(base.tensors)]), q_and_v(tmp_path / "adapter")
+    plan = plan_folders(one, adapter, Options(quantize="same"))
+    merged = merge_folders(one, adapter, tmp_path / "merged", Options(quantize="same"))
+    report = proven(one, adapter, merged, plan)
+    assert report.verdict == "verified", table(report)
+    tensors = load_file(merged / "model.safetensors")
+    key = f"{LAYER}self_attn.q_proj.weight"
+    assert tensors[f"{key}_scale"].dtype == scales
+    codes = tensors[key].view(torch.uint8)
+    codes[0, 0] ^= 1
+    save_file(tensors, merged / "model.safetensors", metadata={"format": "pt"})
+    assert named(proven(one, adapter, merged, plan), "quantised").status == "fail"

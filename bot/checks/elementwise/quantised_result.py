@@ -8,7 +8,7 @@ it takes some ten bytes of memory for each of its numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 SAME = "same"
 WHAT = "Comparing quantised weights"
+
+Rule = Callable[[Tensor, PackedWeight], dict[str, Tensor]]  # (exact, how it is stored) → the parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ def compare_quantised(case: Case) -> QuantisedResult:
             continue
         problems, share = _compare_weight(wanted, ref.packed, form, case.subject.quantize)
         if share is not None and STORED not in keeps:
-            keeps |= _keeps(wanted, ref.packed, form)
+            keeps |= _keeps(wanted, ref.packed, _rule(form, case.subject.quantize))
         faults += [f"{key}: {problem}." for problem in problems]
         if share is not None:
             shares[key] = share
@@ -216,7 +218,7 @@ def _compare_weight(wanted: Expected, packed: PackedWeight, form: Form, name: st
         return [f"its {other} is not that of the base's weight"], None
     exact32, off, delta = _made(wanted, packed)
     try:
-        right = form.quantise(exact32.reshape(packed.shape), packed)
+        right = _rule(form, name)(exact32.reshape(packed.shape), packed)
     except ValueError as error:
         return [str(error)], None
     faults = [f"its {role} is not what {form.NAME} makes of the exact merge{_count(value, packed.components.get(role))}"
@@ -235,11 +237,17 @@ def _other_settings(own: PackedWeight, packed: PackedWeight) -> str:
     return min((own.components.keys() ^ packed.components.keys()) - {"weight_format", "quant_map"}, default="")
 
 
-def _keeps(wanted: Expected, packed: PackedWeight, form: Form) -> set[str]:
+def _rule(form: Form, name: str) -> Rule:
+    """What a form makes of the exact numbers; compressed-tensors writes a base's own form by another rule than a new one."""
+    rule: Rule = getattr(form, "written_again", form.quantise) if name == SAME else form.quantise
+    return rule
+
+
+def _keeps(wanted: Expected, packed: PackedWeight, quantise: Rule) -> set[str]:
     """Whether what is stored of a weight whose delta is not zero is other than what the base alone would be."""
     alone = _made(replace(wanted, steps=()), packed)[0]
     try:
-        sides = [form.quantise(value.reshape(packed.shape), packed) for value in (_made(wanted, packed)[0], alone)]
+        sides = [quantise(value.reshape(packed.shape), packed) for value in (_made(wanted, packed)[0], alone)]
     except ValueError:
         return {STORED}  # that it cannot be stored is told elsewhere
     same = sides[0].keys() == sides[1].keys() and all(_equal(value, sides[1][role]) for role, value in sides[0].items())

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bot.checks.reading import fp8
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef
 from bot.checks.reading.fp8 import extras as extras
 from bot.checks.reading.packed import read_component
@@ -85,6 +87,18 @@ def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
     scale = torch.where(near < 2.0**-17, torch.ceil(plain * 2.0**24) * 2.0**-24, near)
     scale = torch.where((low == 0) & (high == 0), torch.tensor(2.0**-7), scale)
     return {"weight": quantize(exact, scale, zero, args, dtype=torch.float8_e4m3fn), "weight_scale": scale}
+
+
+def written_again(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
+    """Floats of eight bits in the base's own form (`--quantize same`): scales in the base's dtype, by the rule of FP8 bases."""
+    args = packed.settings["scheme"].weights
+    if (str(args.type), args.num_bits, args.symmetric) != ("float", 8, True):
+        raise ValueError("it is stored in a form of compressed-tensors that no merge writes")
+    block = args.block_structure
+    components = {"weight": packed.components["weight"], "scale": packed.components["weight_scale"]}
+    settings = {"block": tuple(map(int, block)) if block else None}
+    made = fp8.quantise(exact, replace(packed, components=components, settings=settings))
+    return {"weight": made["weight"], "weight_scale": made["scale"]}
 
 
 def configured(quantization: Json) -> Any:
