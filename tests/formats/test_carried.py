@@ -315,10 +315,10 @@ def test_floats_of_eight_bits_are_written_under_scales_of_the_bases_dtype(
     merged = merge_folders(one, adapter, tmp_path / "merged", Options(quantize="same"))
     report = proven(one, adapter, merged, plan)
     assert report.verdict == "verified", table(report)
-    tensors = load_file(merged / "model.safetensors")
+    tensors = load_file(merged / "model-00001-of-00001.safetensors")
     key = f"{LAYER}self_attn.q_proj.weight"
     assert tensors[f"{key}_scale"].dtype == scales
     codes = tensors[key].view(torch.uint8)
     codes[0, 0] ^= 1
-    save_file(tensors, merged / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, merged / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
     assert named(proven(one, adapter, merged, plan), "quantised").status == "fail"
