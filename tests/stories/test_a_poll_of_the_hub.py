@@ -41,7 +41,7 @@ def test_what_a_poll_prints(world: World, adapter_merge: Command, tmp_path: Path
     state = tmp_path / "bot.db"
     ran = adapter_merge("poll", "--allow", "demo/adapter", "--allow", "demo/gone", "--state", state, "--dry-run")
     assert ran.code == 5
-    assert ran.out == "missing    demo/adapter@v1  It is merged nowhere yet.\n"
+    assert ran.out == "missing  demo/adapter@v1  It is merged nowhere yet.\n"
     assert "demo/gone" in ran.err
     none = adapter_merge("poll", "--allow", "demo/adapter", "--tags", "x*", "--state", state, "--dry-run")
     assert (none.code, none.out) == (0, "No tag of an allowed adapter fits.\n")

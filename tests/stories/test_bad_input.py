@@ -168,9 +168,6 @@ BROKEN: dict[str, tuple[Callable[[Path, Path], object], int, str]] = {
     "a NaN in the adapter": (lambda b, a: edit_tensors(a / WEIGHTS, put("lora_B", float("nan"))), 3, "NaN or Inf"),
     "an Inf in the adapter": (lambda b, a: edit_tensors(a / WEIGHTS, put("lora_A", float("inf"))), 3, "NaN or Inf"),
     "a NaN in a weight that is merged": (lambda b, a: edit_tensors(b / SHARD, put("proj", float("nan"))), 3, "NaN or Inf"),
-    "a quantised base": (
-        lambda b, a: edit_json(b / "config.json", quantization_config={"quant_method": "gptq"}), 3, "stored as GPTQ",
-    ),
     "a base with code of its own": (
         lambda b, a: edit_json(b / "config.json", auto_map={"AutoModel": "x.Y"}), 3, "code of its own",
     ),
