@@ -46,7 +46,21 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "--exit-code",
         ),
     ),
-    ("Result", ("--output", "--to", "--publish", "--publish-report", "--private", "--license", "--force", "--dry-run")),
+    (
+        "Result",
+        (
+            "--output",
+            "--shard",
+            "--receipt",
+            "--to",
+            "--publish",
+            "--publish-report",
+            "--private",
+            "--license",
+            "--force",
+            "--dry-run",
+        ),
+    ),
     ("Output", ("--json", "--verbose", "--quiet", "--debug", "--help")),
 )
 
