@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bot.checks.elementwise import weights
+from bot.checks.elementwise import drift, weights
 from bot.checks.elementwise.tally import Swept, Tally
 from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.expected.claims import Claims
@@ -33,6 +33,7 @@ class Known:
     dropped: tuple[str, ...] = ()
     base: dict[str, Any] = field(default_factory=dict)
     merged: dict[str, Any] = field(default_factory=dict)
+    ours: bool = True
 
     def as_case(self) -> Any:
         swept = Swept(tallies={tally.key: tally for tally in self.tallies})
@@ -40,7 +41,7 @@ class Known:
         claims = Claims(method="LoRA", tensors=2, expected=expected, dropped=self.dropped)
         base, merged = SimpleNamespace(tensors=self.base), SimpleNamespace(tensors=self.merged)
         return SimpleNamespace(
-            once={weights.sweep_all: swept, adapter_claims: claims}.__getitem__, subject=SimpleNamespace(ours=True),
+            once={weights.sweep_all: swept, adapter_claims: claims}.__getitem__, subject=SimpleNamespace(ours=self.ours),
             base=base, model=merged, merged=merged, merged_config={},
         )  # fmt: skip
 
@@ -150,3 +151,12 @@ def test_what_is_left_of_the_delta_is_shown_by_its_power_and_warned_of_below_nin
     assert (
         weights.retention(Known(tallies=[tally(power=0.0)]).as_case()).why == "The adapter's delta is zero everywhere."
     )
+
+
+def test_what_all_tensors_lean_by_stands_before_what_each_does(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(drift, "lean", lambda tensors, *others: f"leans by {len(tensors)}")
+    counts: dict[str, Any] = {"wrong": 1, "stored": "BF16", "drifts": {("as stored", "delta"): "a drift"}}
+    tallies = [tally("q", **counts), tally("k", **counts), tally("v")]
+    result = weights.touched(Known(tallies=tallies, ours=False).as_case())
+    assert "over all 2 tensors: leans by 2" in result.why
+    assert result.worst[:2] == ("q: leans by 1", "k: leans by 1")
