@@ -46,9 +46,9 @@ class BoundTerms:
     magnitude: Array
     rank: int
     storage: str
-    factor: Array | None = None
-    shares: Magnitudes | None = None
-    length: int = 0
+    factor: Array | None
+    shares: Magnitudes | None
+    length: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,5 +135,5 @@ def tightest(terms: BoundTerms, stored: Array) -> int:
 
 
 def name_of(which: int) -> str:
-    """Its name, for the reader."""
-    return ARITHMETICS[which].name if which < NONE_FITS else "no arithmetic"
+    """Its name, for the reader; below NONE_FITS."""
+    return ARITHMETICS[which].name
