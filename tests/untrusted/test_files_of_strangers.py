@@ -333,7 +333,7 @@ def test_any_report_is_read_whole_or_refused(path: str, value: Any) -> None:
     inputs, merge = document.inputs, document.merge
     attempt(lambda: _recorded_combination(inputs))
     attempt(lambda: [_recorded_ref(pin, "adapter") for pin in inputs.adapters])
-    _form(merge, Options())
+    form_of(merge, Options())
     evidence.section(document)
     for each in (document, replace(document, verdict="verified")):
         assert verdict_text.sentence(each)
