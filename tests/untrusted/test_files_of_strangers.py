@@ -325,7 +325,7 @@ def test_any_report_is_read_whole_or_refused(path: str, value: Any) -> None:
     from bot import verdict_text
     from bot.card import evidence
     from bot.publish.messages import commit_text, pull_text, title
-    from bot.reverify import _form, _recorded_combination, _recorded_ref
+    from bot.reverify import _recorded_combination, _recorded_ref, form_of
 
     document, _ = attempt_of(lambda: Document.read(json.dumps(with_value(path, value)).encode()), ValueError)
     if document is None:
