@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from bot.checks.elementwise import rederive, row_comparisons
+from bot.checks.elementwise import sweep as sweep_module
 from bot.checks.elementwise.rederive import KINDS, NUMPY, Likeness, Numbers, compare, product
 from bot.checks.elementwise.rounding import round_once
-from bot.checks.elementwise.sweep import sweep
 from bot.checks.elementwise.tally import Tally
-from bot.checks.expected.changes import AddProduct, Expected
+from bot.checks.expected.changes import AddProduct, Expected, SetRows, TensorStep
 from bot.checks.expected.claims import Claims
-from bot.checks.reading.checkpoint import Matrix, read_checkpoint
+from bot.checks.reading.checkpoint import Matrix, TensorRef, read_checkpoint
 from bot.events import silent
 
 Tensor = torch.Tensor
@@ -36,31 +37,34 @@ class Delta:
 
 
 def tally_of(
-    root: Path, own: Tensor, merged: Tensor, delta: Delta | None = None, *, new: bool = False, clamps: bool = False,
-    foreign: bool = False,
+    root: Path, own: Tensor, merged: Tensor, delta: Delta | None = None, *, new: bool = False
 ) -> Tally:  # fmt: skip
     """Base and merge of one tensor, swept. `new`: the base has it under another key."""
-    factors = {} if delta is None else {"left": delta.left, "right": delta.right}
-    for name, tensors in (("base", {KEY: own}), ("adapter", factors), ("merged", {KEY: merged})):
+    if delta is None:
+        return tally_of_step(root, own, merged, {}, new=new)
+    factors = {"left": delta.left, "right": delta.right}
+    step = rectangle(range(own.shape[0]), range(own.shape[1]))
+    return tally_of_step(root, own, merged, factors, step, new=new)
+
+
+def tally_of_step(
+    root: Path, own: Tensor, merged: Tensor, adapter: dict[str, Tensor],
+    *made: Callable[[dict[str, TensorRef]], TensorStep], new: bool = False,
+) -> Tally:  # fmt: skip
+    """The same with any steps, made of the adapter's tensors as they are stored."""
+    for name, tensors in (("base", {KEY: own}), ("adapter", adapter), ("merged", {KEY: merged})):
         (root / name).mkdir(parents=True, exist_ok=True)
         save_file(tensors, root / name / "model.safetensors", metadata={"format": "pt"})
     source = read_checkpoint(root / "base").tensors[KEY]
     height, width = own.shape
-    steps: tuple[AddProduct, ...] = ()
-    if delta is not None:
-        held, rank = read_checkpoint(root / "adapter").tensors, range(delta.left.shape[1])
-        steps = (
-            AddProduct(
-                module="m", uses=("left", "right"), rows=(0, height), columns=(0, width), scaling=1.0,
-                left=Matrix(ref=held["left"], rows=range(height), columns=rank),
-                right=Matrix(ref=held["right"], rows=rank, columns=range(width)),
-            ),
-        )  # fmt: skip
+    held = dict(read_checkpoint(root / "adapter").tensors)
+    steps = tuple(step(held) for step in made)
     wanted = Expected(
         key=KEY, base=None if new else source, source=source, dtype=source.dtype, view=(height, width), steps=steps
     )
-    claims = Claims(method="LoRA", tensors=len(factors), expected={KEY: wanted})
-    return sweep(read_checkpoint(root / "merged"), claims, clamps, silent, foreign=foreign, threads=1).tallies[KEY]
+    claims = Claims(method="LoRA", tensors=len(adapter), expected={KEY: wanted})
+    merged_files = read_checkpoint(root / "merged")
+    return sweep_module.sweep(merged_files, claims, False, silent, threads=1).tallies[KEY]
 
 
 def numbers(dtype: torch.dtype, height: int = 6, width: int = 40) -> Tensor:
@@ -198,3 +202,78 @@ def test_the_compiled_loop_runs_where_there_is_one_and_numpy_where_it_is_asked_f
         assert np.array_equal(product(*ones, kind), np.full((3, 20), 2.0))
     with pytest.raises(AssertionError, match="in numpy"):
         compare(zeros, zeros, *ones, NUMPY)
+
+
+HEIGHT, WIDTH, RANGE = 10, 40, 4  # rows, columns, and the rows that are looked at together
+
+
+def rectangle(rows: range, columns: range) -> Callable[[dict[str, TensorRef]], TensorStep]:
+    """A product on those rows and columns."""
+
+    def step(held: dict[str, TensorRef]) -> TensorStep:
+        rank = range(held["right"].stored.shape[0])
+        left = Matrix(ref=held["left"], rows=range(len(rows)), columns=rank)
+        right = Matrix(ref=held["right"], rows=rank, columns=range(len(columns)))
+        return AddProduct(
+            module="m", uses=("left", "right"), rows=(rows.start, rows.stop), every=rows.step, scaling=1.0,
+            columns=(columns.start, columns.stop), left=left, right=right,
+        )  # fmt: skip
+
+    return step
+
+
+def set_rows(*at: int) -> Callable[[dict[str, TensorRef]], TensorStep]:
+    """Some rows, replaced."""
+    return lambda held: SetRows(
+        module="m", uses=("rows",), rows=(0, max(at) + 1), columns=(0, WIDTH), at=at, values=held["rows"]
+    )
+
+
+@pytest.mark.parametrize("row", range(1, HEIGHT))
+def test_a_row_that_should_have_been_replaced_is_missed_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: int
+):
+    """Though another was: from then on what is the base's is looked at as fast as what is not."""
+    own, values = numbers(BF16, HEIGHT, WIDTH), torch.full((2, WIDTH), 9.0, dtype=BF16)
+    right, half = own.clone(), own.clone()
+    right[row] = right[0] = half[0] = values[0]
+    monkeypatch.setattr(sweep_module, "AT_ONCE", RANGE * WIDTH)
+    for merged, wrong in ((right, 0), (half, WIDTH)):
+        tally = tally_of_step(tmp_path, own, merged, {"rows": values}, set_rows(0, row))
+        assert (tally.wrong, tally.changed) == (wrong, 2 * WIDTH - wrong)
+
+
+ROWS = [
+    range(3, 7),
+    range(1, 4),
+    range(4, 8),
+    range(8, 10),
+    range(1, 2),
+    range(9, 10),
+    range(1, 10, 2),
+    range(2, 10, 3),
+]
+
+
+@pytest.mark.parametrize("columns", [range(WIDTH), range(8, 24), range(1), range(39, WIDTH)], ids=str)
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+def test_a_product_on_part_of_a_tensor_is_missed_wherever_it_is_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: range, columns: range
+):
+    own = numbers(BF16, HEIGHT, WIDTH)
+    delta = Delta(left=torch.ones(len(rows), 3), right=torch.ones(3, len(columns)))
+    values = torch.full((1, WIDTH), 9.0, dtype=BF16)  # the first row is another step's, and right
+    own_but_for_it, beyond = (
+        own.clone(),
+        merge_of(own, Delta(left=torch.ones(HEIGHT, 3), right=torch.ones(3, WIDTH)), BF16),
+    )
+    inside = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    for row in rows:
+        inside[row, columns.start : columns.stop] = True
+    own_but_for_it[0] = beyond[0] = values[0]
+    right = own_but_for_it.where(~inside, beyond)
+    monkeypatch.setattr(sweep_module, "AT_ONCE", RANGE * WIDTH)
+    count = int(inside.sum())
+    for merged, wrong in ((right, 0), (own_but_for_it, count), (beyond, (HEIGHT - 1) * WIDTH - count)):
+        adapter = {"left": delta.left, "right": delta.right, "rows": values}
+        assert tally_of_step(tmp_path, own, merged, adapter, set_rows(0), rectangle(rows, columns)).wrong == wrong
