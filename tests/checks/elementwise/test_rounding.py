@@ -69,3 +69,11 @@ def test_stochastic_rounding_has_twice_the_variance_of_rounding_to_nearest():
     drawn = round_stochastically(exact, torch.bfloat16, torch.Generator().manual_seed(0)).double() - exact
     nearest = round_once(exact, torch.bfloat16).double() - exact
     assert (nearest.square().mean() / drawn.square().mean()).item() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_stochastic_rounding_knows_the_subnormal_among_others(dtype: torch.dtype):
+    tiny = torch.finfo(dtype).tiny
+    exact = torch.cat((torch.rand(2000, dtype=torch.float64) + 1, (torch.rand(2000, dtype=torch.float64) - 0.5) * tiny))
+    drawn = round_stochastically(exact, dtype, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn.to(dtype).double(), drawn)

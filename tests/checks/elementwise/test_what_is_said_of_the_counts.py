@@ -160,3 +160,15 @@ def test_what_all_tensors_lean_by_stands_before_what_each_does(monkeypatch: pyte
     result = weights.touched(Known(tallies=tallies, ours=False).as_case())
     assert "over all 2 tensors: leans by 2" in result.why
     assert result.worst[:2] == ("q: leans by 1", "k: leans by 1")
+
+
+def test_a_head_is_tied_where_the_config_or_its_text_config_says_so():
+    key = "lm_head.weight"
+    for config, tied in (
+        ({}, False), ({"tie_word_embeddings": True}, True), ({"text_config": {"tie_word_embeddings": True}}, True),
+        ({"text_config": {"tie_word_embeddings": False}}, False), ({"text_config": None}, False),
+        ({"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}, False),
+    ):  # fmt: skip
+        case = Known(expected={key: Wanted(touched=False)}, base={key: 0}, merged={key: 0}).as_case()
+        case.merged_config = config
+        assert (weights.keys(case).status == "warn") == tied, config
