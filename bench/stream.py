@@ -24,19 +24,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path[0] = str(Path(__file__).parents[1])  # beside this file lies bot.py, which is another one
 os.environ["HF_HUB_DISABLE_XET"] = "1"  # the local Hub then sends and takes whole files
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
-import torch
-from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
-from starlette.responses import FileResponse
+import torch  # noqa: E402
+from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download  # noqa: E402
+from starlette.responses import FileResponse  # noqa: E402
 
-from bot.devhub import DevHub
-from bot.devhub.web import file_routes, lfs_routes
+from bot.devhub import DevHub  # noqa: E402
+from bot.devhub.web import file_routes, lfs_routes  # noqa: E402
 
 MEGABYTE = 1_000_000
 PIECE = 1 << 18
 SAMPLE = 0.02  # seconds between two looks at the disk
+
+
+LAUNCH = (
+    "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL); "
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
+)
 
 
 def limit_rates(down: float, up: float) -> None:
@@ -117,11 +124,11 @@ class DiskWatch:
 def command(*words: str, home: Path, hub: DevHub) -> tuple[float, int]:
     """(wall seconds, peak resident set in bytes) of adapter-merge in a process of its own."""
     given = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "HF_HOME": str(home)}
+    # By way of a small process: a child of this one, which holds a model, would begin with its resident set.
+    launcher = [sys.executable, "-I", "-S", "-c", LAUNCH, sys.executable, "-m", "bot", *words]
     began = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "bot", *words], env=given, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, words
-    return time.monotonic() - began, used.ru_maxrss * 1024
+    ran = subprocess.run(launcher, env=given, stdout=subprocess.PIPE, check=True, text=True)
+    return time.monotonic() - began, int(ran.stdout.split()[-1]) * 1024
 
 
 def sha256s(api: HfApi, repo: str) -> dict[str, str]:

@@ -212,7 +212,7 @@ def _delta(document: Document) -> Figure:
     sizes = [row["relative"] for row in document.delta if _is_number(row.get("relative"))]
     if not sizes:
         return Figure(id, name, "not measured", False)
-    low, high = f"{100 * min(sizes):.2g}%", f"{100 * max(sizes):.2g}%"
+    low, high = _percent(min(sizes)), _percent(max(sizes))
     return Figure(id, name, low if low == high else f"{low} to {high}, by layer and module")
 
 
@@ -289,3 +289,8 @@ def _counted(number: int, noun: str) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _percent(share: float) -> str:
+    """Two digits, and never a power of ten: 0.012%, 1.5%, 150%."""
+    return f"{100 * share:.2g}%" if share < 0.995 else f"{100 * share:.0f}%"
