@@ -69,6 +69,14 @@ def read_settings(config: Json) -> tuple[LoraSettings, list[Refusal]]:
         return LoraSettings(), [*refusals, Refusal(code="bad-config", reason=reason, remedy=SAVE_AGAIN)]
 
 
+def stated_class(config: Json) -> str | None:
+    """The class of model that the config names: PEFT writes it where it was given no task. It is a stranger's word, and only
+    ever compared with the names of known classes."""
+    mapping = config.get("auto_mapping")
+    named = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    return named if isinstance(named, str) else None
+
+
 def unknown_settings(config: Json, known: Collection[str]) -> list[Refusal]:
     """The refusal of fields that are switched on and not known; none where there are none."""
     strange = sorted(name for name, value in config.items() if name not in known and value)

@@ -115,6 +115,20 @@ def parts_of(config: Json) -> list[SubModel]:
     return [] if name is None else list(_walk("", name, config))
 
 
+def path_of_class(config: Json, name: str | None) -> str | None:
+    """The path of the one sub-model that is of the class `name`; None where there is none or several, or where the whole
+    model is of that class."""
+    paths = [part.path for part in parts_of(config) if part.name == name] if name else []
+    return paths[0] or None if len(paths) == 1 and "*" not in paths[0] else None
+
+
+def part_of_class(config: Json, name: str | None) -> str | None:
+    """The same where that is more than the body of the whole model: one part beside others, whose names may be as theirs."""
+    path = path_of_class(config, name)
+    root = next(iter(parts_of(config)), None)
+    return path if root is not None and path != root.row.get("prefix") else None
+
+
 def class_of(config: Json) -> str | None:
     """The model class: the one that config.json names, else the plain one of its model type."""
     for name in config.get("architectures") or ():

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from bot.checkpoint.conversions import Converter
-from bot.checkpoint.families import Language, ModelFamily, family_of, star
+from bot.checkpoint.families import Language, ModelFamily, family_of, path_of_class, star
 from bot.checkpoint.layouts import ModelSizes, Span, TileLayout, Unmergeable, convert, whole
 from bot.checkpoint.prefixes import Ambiguous, Base, Naming, Reached, resolve_prefix
 from bot.checkpoint.rectangles import (
@@ -56,12 +56,14 @@ class SourceTensor(NamedTuple):
 
 
 class Names:
-    """The names of one base: its tensors by key, and its config.json."""
+    """The names of one base: its tensors by key, and its config.json. `trained`: the class of model whose names an adapter
+    has, where it says so; a class that one part of the model is of makes them that part's own."""
 
-    def __init__(self, stored: Mapping[str, Stored], config: Json) -> None:
+    def __init__(self, stored: Mapping[str, Stored], config: Json, trained: str | None = None) -> None:
         self._stored = stored
         self._config = config
         self._family: ModelFamily = family_of(config)
+        self._part = path_of_class(config, trained)
         self._placements: dict[str, Placement] = {}
         self._targets: dict[str, str] = {}  # the one v5 parameter that a name which was found leads to
 
@@ -99,6 +101,13 @@ class Names:
         missing = tuple(name for name in parameters if name not in placements and name not in unmergeable)
         return Locations(placements=placements, missing=missing, unmergeable=unmergeable)
 
+    def at(self, key: str) -> Placement | None:
+        """Where a checkpoint tensor lies that is asked for by its own key; None where the base has none, or no rectangles."""
+        try:
+            return self._placement_of_key(key, key) if key in self._stored else None
+        except Unmergeable:
+            return None
+
     def modules(self) -> list[str]:
         """Every module that has a weight, as transformers 5 names it."""
         names = {self._family.conversions.route(key).targets[0] for key in self._stored if key.endswith(".weight")}
@@ -110,7 +119,7 @@ class Names:
             return None
         if weight.key is not None:
             key = f"{weight.key.removesuffix('.weight')}.{other}"
-            return self.find([key]).placements.get(key) if key in self._stored else None
+            return self.at(key)
         target = f"{self._targets.get(weight.parameter, '').removesuffix('.weight')}.{other}"
         try:
             return replace(self._placement_of_v5(target), parameter=target) if target in self._sources else None
@@ -140,7 +149,8 @@ class Names:
 
     def names_of_one(self, parameter: str) -> frozenset[str]:
         """The names (numbers as `*`) of a weight that has several, which the model ties together; none for any other."""
-        return self._family.names_of_one(parameter)
+        inside = f"{self._part}.{parameter}" if self._part is not None else parameter
+        return self._family.names_of_one(parameter) or self._family.names_of_one(inside)
 
     # --- embeddings ------------------------------------------------------------------------------------------------
 
@@ -193,8 +203,15 @@ class Names:
         def misfits(scheme: int, reached: Reached) -> int:
             return sum(self._is_misfit(scheme, names, sizes.get(parameter)) for parameter, names in reached.items())
 
-        parts = [partial(self._inside, language) for language in self._family.languages]
-        return Base(self._schemes, parts, self._keys_of, misfits)
+        parts = [partial(self._inside, language) for language in self._parts]
+        stated = len(self._schemes) if self._part is not None else None
+        return Base(self._schemes, parts, self._keys_of, misfits, stated)
+
+    @cached_property
+    def _parts(self) -> tuple[Language, ...]:
+        """Parts whose own names an adapter may have: the one that it says it was trained on, then the language models."""
+        stated = () if self._part is None else (Language(path=self._part, alone=(), head=""),)
+        return (*stated, *self._family.languages)
 
     @property
     def _schemes(self) -> tuple[Callable[[Sequence[str]], Naming], ...]:
@@ -239,7 +256,7 @@ class Names:
             return replace(self._placement_of_v5(reached[0]), parameter=name)
         full = name
         if scheme >= len(self._schemes):
-            full = self._full(self._family.languages[scheme - len(self._schemes)], name)
+            full = self._full(self._parts[scheme - len(self._schemes)], name)
             if reached in ((full,), (self._family.head,)):
                 return replace(self._placement_of_v5(reached[0]), parameter=name)
         route = self._family.conversions.route(full)

@@ -29,19 +29,26 @@ class Choice:
 class Base:
     """What `resolve_prefix` asks about a base. `naming_schemes`: in their order of preference; `parts`: further schemes, in
     which names mean what they mean inside one part of the model. `keys_of` (scheme, names reached) → the base's keys;
-    `misfits` (scheme, parameters reached) → how many of them have another size than the adapter's matrices."""
+    `misfits` (scheme, parameters reached) → how many of them have another size than the adapter's matrices. `stated`: the
+    scheme of the part that the adapter says it was trained on."""
 
     naming_schemes: Sequence[Callable[[Sequence[str]], Naming]]
     parts: Sequence[Callable[[Sequence[str]], Naming]]
     keys_of: Callable[[int, tuple[str, ...]], tuple[str, ...]]
     misfits: Callable[[int, Reached], int]
+    stated: int | None = None
 
 
 def resolve_prefix(base: Base, parameters: Sequence[str]) -> Choice:
     """The naming scheme and the prefix that find most of the parameters; of equals, names without a prefix come first,
     then the order of the schemes, and of the parts after them. A scheme is tried only when those before it have left
-    something open. Of prefixes that find as many, those win whose sizes fit. Raises Ambiguous where two prefixes of one
-    scheme are left, and lead to different keys."""
+    something open. Of prefixes that find as many, those win whose sizes fit. A part that the adapter says it was trained on
+    comes before all else where it has any of the parameters. Raises Ambiguous where two prefixes of one scheme are left, and
+    lead to different keys."""
+    if base.stated is not None:
+        part = (*base.naming_schemes, *base.parts)[base.stated]
+        if reached := _apply(("", ""), *part(parameters)):
+            return Choice(base.stated, reached)
     plain: list[Choice] = []
     spellings: list[Naming] = []
     for number, scheme in enumerate((*base.naming_schemes, *base.parts)):

@@ -8,7 +8,7 @@ from typing import Any
 
 from bot.adapters import method_rules
 from bot.adapters.lora import read_changes
-from bot.adapters.lora_config import LoraSettings, read_settings
+from bot.adapters.lora_config import LoraSettings, read_settings, stated_class
 from bot.assets import read_json
 from bot.checkpoint.locations import Names
 from bot.plan import layer_replication, new_heads, tying
@@ -51,9 +51,10 @@ def plan_adapter(
         remedy = "Leave --engine at auto."
         refusals.append(Refusal(code="engine", reason=reason, remedy=remedy))
     tensors = [tensor for header in adapter.headers for tensor in header.tensors]
-    names = Names(stored, config)
     if engine == "streaming":
+        names = Names(stored, config, stated_class(adapter_config))
         return _plan_streaming(name, tensors, adapter_config, names, stored, config, wanted, refusals)
+    names = Names(stored, config)
     layers = claim_layers(adapter_config, tensors, names, stored)
     return AdapterPlan(
         method=name,

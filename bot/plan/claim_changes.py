@@ -175,7 +175,7 @@ class _Claimer:
         key = None
         if placement is None and self.targets.is_tied_head(parameter) and self.names.embedding and self.names.head:
             # The head of a tied model: its weight is the embedding's, under a name of its own.
-            placement = self.names.find([self.names.embedding]).placements.get(self.names.embedding)
+            placement = self.names.at(self.names.embedding)
             key = self.names.head
         if placement is None and self.names.is_never_called(self.replicas.in_base(parameter)[0]):
             self.claims.idle.append((pair.b, pair.module))

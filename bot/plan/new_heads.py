@@ -13,8 +13,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from bot.adapters.lora_config import stated_class
 from bot.checkpoint.conversions import known
-from bot.checkpoint.families import ModelFamily, family_of, star
+from bot.checkpoint.families import ModelFamily, family_of, part_of_class, star
 from bot.plan.claims import KeyClaims
 from bot.plan.refusal_texts import SHOWN
 from bot.records import Json, Refusal, Stored
@@ -33,10 +34,12 @@ LABELLED = ("score", "classifier", "qa_outputs")
 
 
 def new_class(adapter: Json, config: Json) -> str | None:
-    """The class that the adapter was trained with; None where neither its config nor its task says it."""
-    mapping = adapter.get("auto_mapping")
-    named = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    if isinstance(named, str) and _is_class(named):
+    """The class that the adapter was trained with; None where neither its config nor its task says it, and where it is that of
+    a part of the base, beside which the base has more."""
+    named = stated_class(adapter)
+    if part_of_class(config, named) is not None:
+        return None
+    if named is not None and _is_class(named):
         return named
     suffix = BY_TASK.get(str(adapter.get("task_type")))
     for name in config.get("architectures") or ():
@@ -108,9 +111,11 @@ def unsaved_modules(adapter_config: Json, config: Json, keys: Iterable[str], cla
     there = {star(name) for name in (*claims.new, *claims.values)}
     there |= {star(whole.parameter) for whole in claims.values.values()}
     lost = [module for module in wanted if not _is_there(module, there, family)]
+    part = part_of_class(config, trained)
     names = {star(name) for key in keys for name in (key, *family.conversions.route(key).targets)}
+    names |= {name.removeprefix(f"{part}.") for name in names if name.startswith(f"{part}.")}
     lost = [module for module in lost if not _is_there(module, names, family)]
-    lost += _lost_body(family_of(config).prefix, family.prefix, names)
+    lost += _lost_body(family_of(config).prefix, family.prefix, names) if part is None else []
     if not lost:
         return []
     shown = ", ".join(lost[:SHOWN]) + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else "")
@@ -121,9 +126,7 @@ def unsaved_modules(adapter_config: Json, config: Json, keys: Iterable[str], cla
 
 def _trained_class(adapter_config: Json, config: Json) -> str | None:
     """The class that the adapter was trained with, where its config says it, or its task one with a head of its own."""
-    mapping = adapter_config.get("auto_mapping")
-    named = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    if isinstance(named, str):
+    if (named := stated_class(adapter_config)) is not None:
         return named
     return new_class(adapter_config, config) if adapter_config.get("task_type") in TASKS else None
 

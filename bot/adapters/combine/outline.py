@@ -127,7 +127,7 @@ def _config(inputs: Sequence[AdapterInput], slots: Sequence[Slot]) -> Json:
     patterns = {f"^(?:{'|'.join(map(re.escape, names))})": rank for rank, names in by_rank.items() if rank != common}
     first = inputs[0].config
     return {
-        "auto_mapping": first.get("auto_mapping"),
+        "auto_mapping": next((mapping for adapter in inputs if (mapping := adapter.config.get("auto_mapping"))), None),
         "base_model_name_or_path": first.get("base_model_name_or_path"),
         "bias": "none",
         "ensure_weight_tying": any(adapter.ties for adapter in inputs),

@@ -13,8 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from bot.adapters.combine import Predicted, combine, notation, predict
+from bot.adapters.lora_config import stated_class
+from bot.assets import read_json
 from bot.budget import machine_refusals
-from bot.records import Budget, Combination, FileEntry, Json, Machine, Plan, Source, Sources
+from bot.checkpoint.families import part_of_class
+from bot.records import Budget, Combination, FileEntry, Json, Machine, Plan, Refusal, Source, Sources
 
 STARTED = 100 << 20  # bytes of this program with numpy
 COPIES = 8  # of a module's float64 matrices while they are combined: two modules at a time
@@ -23,7 +26,21 @@ COPIES = 8  # of a module's float64 matrices while they are combined: two module
 def predict_combined(sources: Sources, asked: Combination | None) -> Predicted | None:
     """The combined adapter; None where one adapter is merged as it is. Raises Usage for settings that make no sense."""
     how = notation.with_defaults(asked, len(sources.adapters))
-    return predict(sources.adapters, how) if how is not None else None
+    if how is None:
+        return None
+    predicted = predict(sources.adapters, how)
+    return replace(predicted, refusals=(*predicted.refusals, *_unlike_parts(sources.base, predicted)))
+
+
+def _unlike_parts(base: Source, predicted: Predicted) -> list[Refusal]:
+    """The refusal of adapters that say they were trained on different parts of the base, which may have equal names."""
+    config = read_json(base, "config.json")
+    parts = {part_of_class(config, stated_class(adapter.config)) for adapter in predicted.adapter_inputs}
+    if len(parts) < 2:
+        return []
+    listed = ", ".join(sorted(part or "the whole of it" for part in parts))
+    reason = f"The adapters were trained on different parts of the base: {listed}."
+    return [Refusal(code="unlike-parts", reason=reason, remedy="Merge them one after the other.")]
 
 
 def with_combined_adapter(sources: Sources, predicted: Predicted | None) -> Sources:

@@ -39,7 +39,7 @@ def adapter_for_peft(adapter: Path, work: Path, modules: Mapping[str, Any], rena
     names = names_in(list(tensors))
     read = {key: named for key in tensors if (named := read_key(key, names)) is not None}
     pairs = {named.module for named in read.values() if named.part in ("A", "B")}
-    moved = {module: rename(module) for module in {named.module for named in read.values()} if module not in modules}
+    moved = {module: rename(module) for module in {named.module for named in read.values()}}
     keys = {key: _spelled(named, pairs, moved, config["peft_type"]) for key, named in read.items()}
     idle = _idle(read, tensors, moved, modules)
     exchanged = _exchanged(adapter, config, tensors, modules, rename)
@@ -73,7 +73,7 @@ def _exchanged(
         return {}
 
     def owner(module: str) -> Any:
-        return modules.get(module) or modules.get(rename(module))
+        return modules.get(rename(module))
 
     def parameters(module: str) -> dict[str, Any]:
         return dict(owner(module).named_parameters(recurse=False)) if owner(module) is not None else {}

@@ -15,6 +15,7 @@ from bot.checks.behaviour.adapter_for_peft import adapter_for_peft
 from bot.checks.behaviour.device import placing
 from bot.checks.behaviour.job import Stopped, WorkerJob
 from bot.checks.expected.float64_mode import loading, mend
+from bot.checks.expected.heads import stated_class
 from bot.checks.reading.folders import read_json
 from bot.checks.reading.model_skeleton import NEEDS_CODE, Skeleton, model_class
 from bot.records import Json
@@ -76,12 +77,17 @@ def put_adapter(model: Any, job: WorkerJob) -> Any:
 def readable_adapter(model: Any, job: WorkerJob) -> Path:
     """The adapter under the names that PEFT and this model have for its modules."""
     skeleton, modules = Skeleton(model, {}), dict(model.named_modules())
+    stated = stated_class(read_json(job.adapter / "adapter_config.json") or {})
+    part = skeleton.part_of_class(stated) if stated else None
 
     def rename(module: str) -> str:
-        own, pattern = skeleton.rename(f"{module}.weight")
-        renamed = own.removesuffix(".weight")
-        if pattern is None and renamed in modules:
-            return renamed
+        for name in (f"{part}.{module}",) * bool(part) + (module,):
+            if name in modules:
+                return name
+            own, pattern = skeleton.rename(f"{name}.weight")
+            renamed = own.removesuffix(".weight")
+            if pattern is None and renamed in modules:
+                return renamed
         return next((inner for inner in skeleton.in_decoder(module) if inner in modules), module)
 
     return adapter_for_peft(job.adapter, job.work, modules, rename)

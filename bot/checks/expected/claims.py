@@ -15,7 +15,7 @@ from bot.checks.expected.bypassed import goes_around
 from bot.checks.expected.changes import AdapterReading, Expected, LowRank, ProbedParameter, TokenRows, WholeTensor
 from bot.checks.expected.config_changes import Declared
 from bot.checks.expected.derive import Derivation
-from bot.checks.expected.heads import declare_heads, nobody_saved, trained_skeleton
+from bot.checks.expected.heads import declare_heads, nobody_saved, stated_class, trained_skeleton
 from bot.checks.expected.parameter_names import ParameterNames
 from bot.checks.expected.probed_methods import is_probed
 from bot.checks.reading.checkpoint import Checkpoint, TensorRef
@@ -101,11 +101,11 @@ def read_claims(subject: Subject, base: Checkpoint, merged_keys: Collection[str]
             return _by_plain_names(given)
         except NotPlain:
             pass  # only the model itself knows its names
-    names = _names(subject, base, config, None)
+    names = _names(given)
     reading = given.read(names)
     names.resolve_prefix(list(reading.changes))
     if any(names.locate(name) is None and names.is_new(name) is None for name in reading.changes):
-        names = _names(subject, base, config, adapter)
+        names = _names(given, with_its_class=True)
         reading = given.read(names)
     return _derive(given, reading, names)
 
@@ -113,7 +113,7 @@ def read_claims(subject: Subject, base: Checkpoint, merged_keys: Collection[str]
 def _by_plain_names(given: ClaimsInput) -> Claims:
     """Without building the model. Raises NotPlain."""
     skeleton = PlainSkeleton(given.config, {key: ref.stored.shape for key, ref in given.base.tensors.items()})
-    names = ParameterNames(given.base, given.config, (skeleton,), None)
+    names = ParameterNames(given.base, given.config, (skeleton,), None, stated_class(given.adapter))
     return _derive(given, given.read(names), names)
 
 
@@ -197,9 +197,10 @@ def _read_adapter(subject: Subject) -> tuple[Json, dict[str, TensorRef]]:
     return config, tensors_of(subject.adapter)
 
 
-def _names(subject: Subject, base: Checkpoint, config: Json, adapter: Json | None) -> ParameterNames:
-    """By the base's class; with `adapter`, by the class that this was trained with too."""
-    shapes = {key: ref.stored.shape for key, ref in base.tensors.items()}
+def _names(given: ClaimsInput, with_its_class: bool = False) -> ParameterNames:
+    """By the base's class, and by the class that the adapter was trained with, where that is asked for and no mere part of it."""
+    folder, config, stated = given.subject.base, given.config, stated_class(given.adapter)
+    shapes = {key: ref.stored.shape for key, ref in given.base.tensors.items()}
     skeletons: list[Skeleton] = []
     problem = None
     try:
@@ -207,9 +208,11 @@ def _names(subject: Subject, base: Checkpoint, config: Json, adapter: Json | Non
         if chosen is None:
             problem = NEEDS_CODE
         else:
-            skeletons.append(Skeleton(build(subject.base, chosen), shapes))
+            skeletons.append(Skeleton(build(folder, chosen), shapes))
     except BUILD_ERRORS as error:
         problem = f"transformers cannot build the model ({type(error).__name__}: {error})"
-    if adapter is not None and skeletons and (trained := trained_skeleton(subject.base, adapter, shapes)):
-        skeletons.append(trained)
-    return ParameterNames(base, config, tuple(skeletons), problem)
+    names = ParameterNames(given.base, config, tuple(skeletons), problem, stated)
+    if not with_its_class or not skeletons or names.is_of_a_part:
+        return names
+    trained = trained_skeleton(folder, given.adapter, shapes)
+    return ParameterNames(given.base, config, (*skeletons, trained), problem, stated) if trained else names

@@ -25,12 +25,18 @@ AUTO = {
 }
 
 
+def stated_class(adapter: Json) -> str | None:
+    """The name of the class that auto_mapping says the adapter was trained on."""
+    mapping = adapter.get("auto_mapping")
+    named = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    return named if isinstance(named, str) else None
+
+
 def trained_class(adapter: Json) -> Any:
     """transformers' class, by auto_mapping's name for it, else by the task; None where neither says."""
     import transformers
 
-    mapping = adapter.get("auto_mapping")
-    named = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    named = stated_class(adapter)
     named_class = getattr(transformers, str(named), None)
     if isinstance(named_class, type) and issubclass(named_class, transformers.PreTrainedModel):
         return named_class
@@ -61,7 +67,7 @@ def nobody_saved(adapter: Json, names: ParameterNames, given: Collection[str], f
         ):
             raise NotPlain(skeleton.name)
         return []
-    if len(names.skeletons) == 1 and type(skeleton.model) is not trained_class(adapter):
+    if len(names.skeletons) == 1 and type(skeleton.model) is not trained_class(adapter) and not names.is_of_a_part:
         skeleton = trained_skeleton(folder, adapter, names.stored) or skeleton
     fed = skeleton.symbolic.keys() | skeleton.unfollowed.keys() | set(given)
     ignored = [re.compile(pattern) for pattern in skeleton.model._keys_to_ignore_on_load_missing or ()]
@@ -78,9 +84,7 @@ def nobody_saved(adapter: Json, names: ParameterNames, given: Collection[str], f
 
 def _says_its_class(adapter: Json) -> bool:
     """Whether it names the class, or a task whose classes have heads of their own. CAUSAL_LM stands for too many."""
-    mapping = adapter.get("auto_mapping")
-    named = isinstance(mapping, Mapping) and bool(mapping.get("base_model_class"))
-    return named or adapter.get("task_type") in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+    return bool(stated_class(adapter)) or adapter.get("task_type") in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
 def declare_heads(

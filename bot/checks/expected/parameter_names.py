@@ -20,10 +20,18 @@ Shift = tuple[str, str]  # (what the checkpoint has in front, what the module ha
 class ParameterNames:
     """One adapter's names over one base. `skeletons`: the base's class, then the one that the adapter was trained with.
 
-    Without a skeleton (`problem` says why there is none) names and shapes have to do.
+    Without a skeleton (`problem` says why there is none) names and shapes have to do. `stated`: the class that the adapter says
+    it was trained on; where that is a part of the base's model, its names are that part's.
     """
 
-    def __init__(self, base: Checkpoint, config: Json, skeletons: tuple[AnySkeleton, ...], problem: str | None) -> None:
+    def __init__(
+        self,
+        base: Checkpoint,
+        config: Json,
+        skeletons: tuple[AnySkeleton, ...],
+        problem: str | None,
+        stated: str | None = None,
+    ) -> None:
         self.base = base
         self.skeletons = skeletons
         self.problem = problem
@@ -31,16 +39,27 @@ class ParameterNames:
         self.transposed = not skeletons and config.get("model_type") in IN_BY_OUT
         self._shifted: Mapping[str, str] = {}
         self._inner: Mapping[str, str] = {}
+        self.part = skeletons[0].part_of_class(stated) if skeletons and stated else None
+        self._within = ""  # in front of every name, where the adapter's are a part's
 
     @property
     def skeleton(self) -> AnySkeleton | None:
         """The model that the merged weights are for: the last class, which has the adapter's heads."""
         return self.skeletons[-1] if self.skeletons else None
 
+    @property
+    def is_of_a_part(self) -> bool:
+        """Whether the adapter was trained on a part of the model that has more than that and heads."""
+        return self.part is not None and self.part != self.skeletons[0].model.base_model_prefix
+
     def resolve_prefix(self, parameters: list[str]) -> None:
-        """Where some parameter is found nowhere, one shift of names must explain the whole adapter: names of the language
-        model alone, where all that is lost is in it, else a prefix."""
-        self._inner, self._shifted = {}, {}
+        """The part that the adapter was trained on, where it has any of them. Else, where some parameter is found nowhere, one
+        shift of names must explain the whole adapter: names of the language model alone, where all that is lost is in it, else
+        a prefix."""
+        self._inner, self._shifted, self._within = {}, {}, ""
+        if self.part and any(self._direct(f"{self.part}.{name}") for name in parameters):
+            self._within = f"{self.part}."
+            return
         lost = [
             name
             for name in parameters
@@ -56,7 +75,7 @@ class ParameterNames:
 
     def locate(self, name: str) -> Located | str | None:
         """The parameter; a sentence where it cannot be followed; None where there is none that is stored."""
-        located = self._direct(self._inner.get(name, name))
+        located = self._direct(self._inner.get(name, f"{self._within}{name}"))
         if located is None and name in self._shifted:
             key = self._shifted[name]
             return Located(name=name, symbolic=self._whole(key), parameter=None, module=self._module(key))
@@ -64,6 +83,7 @@ class ParameterNames:
 
     def is_new(self, name: str) -> str | None:
         """The model's name for a parameter that the model has and the checkpoint has not."""
+        name = f"{self._within}{name}"
         for skeleton in self.skeletons:
             own, pattern = (name, None) if name in skeleton.known else skeleton.rename(name)
             if (
@@ -77,7 +97,8 @@ class ParameterNames:
 
     def parameters_of(self, module: str) -> tuple[str, ...]:
         """A module's own parameters, in the order of registration."""
-        several = (module, *(own for skeleton in self.skeletons for own in skeleton.in_decoder(module)))
+        inside = (f"{self.part}.{module}",) if self.part else ()
+        several = (*inside, module, *(own for skeleton in self.skeletons for own in skeleton.in_decoder(module)))
         candidates = (skeleton.parameters_of(name) for name in several for skeleton in self.skeletons)
         return next(filter(None, candidates), ())
 

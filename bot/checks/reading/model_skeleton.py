@@ -273,6 +273,16 @@ class Skeleton:
         owners = (name for name, module in self.modules.items() if getattr(module, "config", None) is config)
         return by_itself or next((name for name in owners if name), None)
 
+    def part_of_class(self, name: str) -> str | None:
+        """Where the one model inside this one stands that is of the class `name`; None where there is none or several, or where
+        this one is of it."""
+        from transformers import PreTrainedModel
+
+        parts = [path for path, module in self.modules.items() if type(module).__name__ == name]
+        if len(parts) != 1 or not isinstance(self.modules[parts[0]], PreTrainedModel):
+            return None
+        return parts[0] or None
+
     def in_decoder(self, name: str) -> tuple[str, ...]:
         """What a name may mean that a class made of the language model alone gives: inside it, with the prefix of its
         base model or without."""

@@ -121,6 +121,12 @@ class PlainSkeleton:
             raise NotPlain(module)
         return own
 
+    def part_of_class(self, name: str) -> str | None:
+        """Raises NotPlain where the name is another class's: whether a part is of it only the model itself says."""
+        if name != self.name:
+            raise NotPlain(name)
+        return None
+
     def in_decoder(self, name: str) -> tuple[str, ...]:
         """Such a model is a language model itself."""
         return ()
