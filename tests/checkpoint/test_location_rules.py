@@ -86,6 +86,27 @@ def test_the_same_name_beats_any_prefix() -> None:
     assert set(keys_of(names_of(with_prefix("") + with_prefix("draft.")), LAYERS).values()) == set(LAYERS)
 
 
+def test_the_part_whose_class_an_adapter_names_beats_the_same_name() -> None:
+    """PEFT's names are those of the model that it was put on; a name of the whole model that reads the same is another's."""
+    keys = [*with_prefix("model."), *with_prefix("talker.model."), *with_prefix("thinker.model.")]
+    tensors, asked = stored(dict.fromkeys(keys, (4, 2))), [f"model.{layer}" for layer in LAYERS]
+    for trained, front in (
+        ("Qwen2_5OmniTalkerForConditionalGeneration", "talker."),
+        ("Qwen2_5OmniThinkerForConditionalGeneration", "thinker."),
+        ("Qwen2_5OmniForConditionalGeneration", ""),
+        (None, ""),
+    ):
+        names = Names(tensors, {"architectures": ["Qwen2_5OmniForConditionalGeneration"]}, trained)
+        assert set(keys_of(names, asked).values()) == {front + name for name in asked}, trained
+
+
+def test_what_that_part_lacks_is_looked_for_nowhere_else() -> None:
+    keys = [*with_prefix("talker.model."), *with_prefix("thinker.model."), "thinker.model.norm.bias"]
+    config = {"architectures": ["Qwen2_5OmniForConditionalGeneration"]}
+    names = Names(stored(dict.fromkeys(keys, (4, 2))), config, "Qwen2_5OmniTalkerForConditionalGeneration")
+    assert names.find(["model.norm.weight", "model.norm.bias"]).missing == ("model.norm.bias",)
+
+
 def test_a_head_beside_the_prefixed_body_keeps_its_name() -> None:
     names = names_of([*with_prefix(""), "lm_head.weight"])
     asked = ["transformer." + layer for layer in LAYERS] + ["lm_head.weight"]
