@@ -165,12 +165,14 @@ class _Comparison:
         if before is None:
             return True
         columns = view_of(op.make)[1]
-        writer, key, shape = formats.writer_of(op), op.target.key, op.target.shape
+        writer, key, shape = formats.writer_of(op, self.rows.reader.range), op.target.key, op.target.shape
         makes = op.make, Cast(source=before, target=op.target)
-        takes = [partial(self.rows.float32, make, columns) for make in makes]
-        # One after the other: a writer may come back to its rows, which lie in one buffer for both.
-        mine, theirs = ([_copied(part) for part in writer.quantise(key, take, shape)] for take in takes)
-        return any(part != other for part, other in zip_longest(mine, theirs))
+        # Side by side, up to the first that differs; in copies, since rows lie in one buffer for both.
+        mine, theirs = (writer.quantise(key, partial(self._float32, make, columns), shape) for make in makes)
+        return any(_copied(part) != _copied(other) for part, other in zip_longest(mine, theirs))
+
+    def _float32(self, op: PlainOp, columns: int, first: int, count: int) -> Array:
+        return self.rows.float32(op, columns, first, count).copy()
 
     def _before(self, op: PlainOp) -> Stored | None:
         """The base's own tensor, also where the adapter brings a copy to add to; None where the base has none such."""
@@ -220,7 +222,9 @@ def _same(first: Array, second: Array) -> bool:
     return not bool((differs & ((mine | theirs) << mine.dtype.type(1) != 0)).any())
 
 
-def _copied(part: tuple[str, int, Array]) -> tuple[str, int, bytes]:
+def _copied(part: tuple[str, int, Array] | None) -> tuple[str, int, bytes] | None:
+    if part is None:
+        return None
     key, offset, content = part
     return key, offset, np.ascontiguousarray(content).tobytes()
 

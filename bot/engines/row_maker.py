@@ -162,13 +162,14 @@ class TensorReader:
     def _open(self, stored: Stored) -> Rows:
         with self._lock:
             if stored not in self._opened:
-                self._opened[stored] = formats.open_packed(stored, self._range)
+                self._opened[stored] = formats.open_packed(stored, self.range)
                 while len(self._opened) > OPEN:
                     self._opened.popitem(last=False)
             self._opened.move_to_end(stored)
             return self._opened[stored]
 
-    def _range(self, stored: Stored, start: int, count: int) -> Array:
+    def range(self, stored: Stored, start: int, count: int) -> Array:
+        """Bytes of a tensor, as the file holds them."""
         raw = np.empty(count, np.uint8)
         self._files.read(stored, start, raw.data)
         return raw

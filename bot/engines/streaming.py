@@ -119,7 +119,8 @@ class _Run:
         """One whole tensor: its rows are made in float32, for the writer to store."""
         parts = {part.key: part for part in op.parts}
         take = partial(self.rows.float32, op.make, item.columns)
-        for key, offset, content in formats.writer_of(op).quantise(op.target.key, take, op.target.shape):
+        writer = formats.writer_of(op, self.rows.reader.range)
+        for key, offset, content in writer.quantise(op.target.key, take, op.target.shape):
             self.out.write(np.ascontiguousarray(content).data.cast("B"), parts[key].start + offset)
         self.out.mark_final(item.start, item.start + item.length)
 

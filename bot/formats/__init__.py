@@ -17,6 +17,7 @@ from bot.formats.compressed_tensors import is_rotated as is_rotated
 from bot.formats.fp8 import reader as fp8
 from bot.formats.fp8 import writer_channel, writer_same
 from bot.formats.mxfp4 import reader as mxfp4
+from bot.formats.mxfp4 import writer as mxfp4_writer
 from bot.formats.unsupported import parent_of as parent_of
 from bot.formats.unsupported import refusal_of
 from bot.records import Json, Quantize, Stored, WriterChoice
@@ -46,20 +47,23 @@ def unpack(stored: Mapping[str, Stored], config: Json, small: Mapping[str, bytes
     return reader.unpack(stored, config, small)
 
 
-def writer_of(op: Quantize) -> Writer:
-    """Who stores what this op makes."""
+def writer_of(op: Quantize, read: ReadRange) -> Writer:
+    """Who stores what this op makes. `read`: the base's own bytes, some of which may be to be written again."""
     if op.writer.name == "same":
         assert op.make.source is not None
-        chosen = same_writer(op.make.source, op.writer.dtype)
+        chosen = same_writer(op.make.source, op.writer.dtype, read)
     else:
         chosen = writer_for(op.writer)
     assert chosen is not None
     return chosen
 
 
-def same_writer(tensor: Stored, dtype: str) -> Writer | None:
-    """The writer of the form that a base's packed weight has, in a model of this dtype; None where there is none."""
+def same_writer(tensor: Stored, dtype: str, read: ReadRange | None = None) -> Writer | None:
+    """The writer of the form that a base's packed weight has, in a model of this dtype; None where there is none. `read`: as
+    `writer_of` has it; who only plans has none."""
     assert tensor.packed is not None
+    if tensor.packed.format == mxfp4.NAME:
+        return mxfp4_writer.SameMxfp4Writer(tensor=tensor, read=read)
     if writer_same.writes(tensor):
         return writer_same.SameFp8Writer(tensor=tensor)
     return writer.writer_same(tensor, dtype)

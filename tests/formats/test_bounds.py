@@ -11,6 +11,7 @@ import pytest
 
 from bot import formats
 from bot.formats.fp8 import writer_channel, writer_same
+from bot.formats.mxfp4.writer import SameMxfp4Writer
 from bot.records import Packed, Stored
 
 ROWS, COLUMNS = 8192, 4096  # 128 MiB as float32
@@ -68,14 +69,16 @@ def test_reading_is_bounded(form: str) -> None:
     assert peak(work) < ROOM // 4
 
 
-def test_reading_transposed_experts_holds_one_packed_expert() -> None:
+def experts_in_mxfp4() -> Stored:
     blocks = stored("b", "U8", (4, ROWS // 2, COLUMNS // 32, 16), 1)  # 8 MiB an expert; 64 MiB as float32
     scales = stored("s", "U8", (4, ROWS // 2, COLUMNS // 32), 1)
     packed = Packed(format="mxfp4", parts=(("blocks", blocks), ("scales", scales)))
-    tensor = Stored(key="w", file="f", dtype="F32", shape=(4, COLUMNS, ROWS // 2), start=0, stop=0, packed=packed)
+    return Stored(key="w", file="f", dtype="F32", shape=(4, COLUMNS, ROWS // 2), start=0, stop=0, packed=packed)
 
+
+def test_reading_transposed_experts_holds_one_packed_expert() -> None:
     def work() -> None:
-        rows = formats.open_packed(tensor, read)
+        rows = formats.open_packed(experts_in_mxfp4(), read)
         for first in range(0, 4 * COLUMNS, 64):
             rows.rows(first, 64)
 
@@ -92,3 +95,14 @@ def test_writing_is_bounded(form: str) -> None:
                 pass
 
     assert peak(work) < ROOM
+
+
+def test_writing_transposed_experts_holds_one_packed_expert_and_a_strip_of_it() -> None:
+    tensor = experts_in_mxfp4()
+    packed = 8 * 17 / 16 * (1 << 20)
+
+    def work() -> None:
+        for _ in SameMxfp4Writer(tensor=tensor, read=read).quantise("w", take, tensor.shape):
+            pass
+
+    assert peak(work) < 2 * packed + 10 * 4 * (1 << 20)  # what comes next is read while the last one is held

@@ -1,23 +1,22 @@
 """Merged weights that are stored quantised: what the exact merge becomes in that form, and what that costs.
 
 For each weight the exact merge is made again in float64, rounded once to float32, and given to the library that defines the
-form: every part must be what that gives. Then the stored one is dequantised and held to the exact merge. One weight at a time;
-it takes some ten bytes of memory for each of its numbers.
+form: every part must be what that gives. Then the stored one is dequantised and held to the exact merge. One weight at a time, and
+of a form whose slabs do not depend on each other one slab; it takes some ten bytes of memory for each of its numbers.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from bot.checks.elementwise.row_comparisons import exact_rows
-from bot.checks.elementwise.steps import SourceMatrix, ready
+from bot.checks.elementwise.exact_weight import exact_weight
+from bot.checks.elementwise.quantised_slabs import SlabRule, compare_slabs
+from bot.checks.elementwise.stored_bytes import count, equal, equals_stored
 from bot.checks.elementwise.stored_rounding import ANY, STORED
 from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.expected.changes import Expected
@@ -25,7 +24,6 @@ from bot.checks.finding import counted, finding, graded
 from bot.checks.reading.checkpoint import FLOATS, PackedWeight, TensorRef, quantization_of, read_input
 from bot.checks.reading.packed import Form, read_component
 from bot.checks.reading.quantised import FORMS
-from bot.checks.reading.rows import Opened, chunks
 from bot.checks.reading.simulated import converted
 from bot.errors import Refused
 from bot.events import StepProgress
@@ -86,12 +84,12 @@ def compare_quantised(case: Case) -> QuantisedResult:
             faults += _bytes_of(key, kept, ref.packed)
             left += 1
             continue
-        problems, share = _compare_weight(wanted, ref.packed, form, case.subject.quantize)
-        if share is not None and STORED not in keeps:
-            keeps |= _keeps(wanted, ref.packed, _rule(form, case.subject.quantize))
-        faults += [f"{key}: {problem}." for problem in problems]
-        if share is not None:
-            shares[key] = share
+        compared = _compare_weight(wanted, ref.packed, form, case.subject.quantize)
+        if compared.share is not None and STORED not in keeps:
+            keeps |= compared.keeps()
+        faults += [f"{key}: {problem}." for problem in compared.faults]
+        if compared.share is not None:
+            shares[key] = compared.share
         case.emit(_moved(done, total))
     case.emit(_moved(total, total))
     case.slabs.clear()
@@ -173,7 +171,7 @@ def _bytes_of(key: str, before: PackedWeight, after: PackedWeight) -> list[str]:
 
 def _same_part(role: str, before: PackedWeight, after: PackedWeight) -> bool:
     own, other = before.components.get(role), after.components.get(role)
-    return own is not None and other is not None and _equal(read_component(own), read_component(other))
+    return own is not None and other is not None and equal(read_component(own), read_component(other))
 
 
 def _other_weights(case: Case, form: Form, quantization: Json, stored: set[str]) -> list[str]:
@@ -204,28 +202,46 @@ def _beside(case: Case, form: Form) -> list[str]:
     faults += [f"{key} is no part of a weight, and the base has it not." for key in sorted(stored - wanted)]
     both = sorted(wanted & stored)
     return faults + [f"{key} is not the base's." for key in both
-                   if not _equal(read_component(before[key]), read_component(case.merged.tensors[key]))]  # fmt: skip
+                   if not equal(read_component(before[key]), read_component(case.merged.tensors[key]))]  # fmt: skip
 
 
-def _compare_weight(wanted: Expected, packed: PackedWeight, form: Form, name: str) -> tuple[list[str], float | None]:
-    """(faults, share) of one weight."""
+@dataclass(frozen=True, kw_only=True)
+class ComparedWeight:
+    """`faults`: in words. `share`: ‖W − W_q‖ ÷ ‖D‖; None where nothing was compared, or D is zero. `keeps`: as a Tally's."""
+
+    faults: Sequence[str]
+    share: float | None = None
+    keeps: Callable[[], set[str]] = set
+
+
+def _compare_weight(wanted: Expected, packed: PackedWeight, form: Form, name: str) -> ComparedWeight:
     if form.name_of(packed) != name and name != SAME:
-        return [f"it is stored as {form.name_of(packed) or form.NAME}, not as {name}"], None
+        return ComparedWeight(faults=[f"it is stored as {form.name_of(packed) or form.NAME}, not as {name}"])
     if wanted.source.stored.dtype not in FLOATS:
-        return ["it is no floating-point weight"], None
+        return ComparedWeight(faults=["it is no floating-point weight"])
     own = wanted.base.packed if wanted.base is not None and name == SAME else None
     if own is not None and (other := _other_settings(own, packed)):
-        return [f"its {other} is not that of the base's weight"], None
-    exact32, off, delta = _made(wanted, packed)
+        return ComparedWeight(faults=[f"its {other} is not that of the base's weight"])
+    slab_rule: SlabRule | None = getattr(form, "slab_written_again", None)
     try:
-        right = _rule(form, name)(exact32.reshape(packed.shape), packed)
+        if own is not None and slab_rule is not None:
+            slabs = compare_slabs(wanted, packed, own, slab_rule, form.NAME)
+            keeps = {STORED} if slabs.alters else {ANY}
+            return ComparedWeight(faults=slabs.faults, share=slabs.share, keeps=lambda: keeps)
+        return _compare_whole(wanted, packed, form, name)
     except ValueError as error:
-        return [str(error)], None
-    faults = [f"its {role} is not what {form.NAME} makes of the exact merge{_count(value, packed.components.get(role))}"
-              for role, value in right.items() if not _equal_part(value, packed.components.get(role))]  # fmt: skip
+        return ComparedWeight(faults=[str(error)])
+
+
+def _compare_whole(wanted: Expected, packed: PackedWeight, form: Form, name: str) -> ComparedWeight:
+    exact, rule = exact_weight(wanted, packed), _rule(form, name)
+    right = rule(exact.numbers.reshape(packed.shape), packed)
+    faults = [f"its {role} is not what {form.NAME} makes of the exact merge{count(value, packed.components.get(role))}"
+              for role, value in right.items() if not equals_stored(value, packed.components.get(role))]  # fmt: skip
     extra = sorted(packed.components.keys() - right.keys())
     faults += [f"its {role} is not a part of {name}" for role in extra]
-    return faults, (off / delta if delta else None)
+    share = (exact.off / exact.power) ** 0.5 if exact.power else None
+    return ComparedWeight(faults=faults, share=share, keeps=lambda: _keeps(wanted, packed, rule))
 
 
 def _other_settings(own: PackedWeight, packed: PackedWeight) -> str:
@@ -245,67 +261,10 @@ def _rule(form: Form, name: str) -> Rule:
 
 def _keeps(wanted: Expected, packed: PackedWeight, quantise: Rule) -> set[str]:
     """Whether what is stored of a weight whose delta is not zero is other than what the base alone would be."""
-    alone = _made(replace(wanted, steps=()), packed)[0]
+    sources = wanted, replace(wanted, steps=())
     try:
-        sides = [quantise(value.reshape(packed.shape), packed) for value in (_made(wanted, packed)[0], alone)]
+        sides = [quantise(exact_weight(each, packed).numbers.reshape(packed.shape), packed) for each in sources]
     except ValueError:
         return {STORED}  # that it cannot be stored is told elsewhere
-    same = sides[0].keys() == sides[1].keys() and all(_equal(value, sides[1][role]) for role, value in sides[0].items())
+    same = sides[0].keys() == sides[1].keys() and all(equal(value, sides[1][role]) for role, value in sides[0].items())
     return {ANY} if same else {STORED}
-
-
-def _made(wanted: Expected, packed: PackedWeight) -> tuple[Tensor, float, float]:
-    """(the exact merge in float32, ‖W − W_q‖, ‖D‖)."""
-    height, width = wanted.view
-    exact32 = torch.empty((height, width), dtype=torch.float32)
-    source = SourceMatrix(ref=wanted.source, view=wanted.view)
-    steps = tuple((step, ready(step, source)) for step in wanted.steps)
-    size = wanted.source.elements // packed.slabs
-    off = power = 0.0
-    with Opened() as opened:
-        for low, high in chunks(wanted.view):
-            weight, exact = exact_rows(wanted, steps, low, high, opened)
-            wide = torch.from_numpy(exact)
-            exact32[low:high] = wide.float()
-            power += float(((exact - weight) ** 2).sum())
-            start, stop = low * width, high * width
-            pieces = [
-                packed.slab(slab)[max(0, start - slab * size) : stop - slab * size]
-                for slab in range(start // size, -(-stop // size))
-            ]
-            off += float((wide.flatten() - torch.cat(pieces).double()).square().sum())
-    return exact32, off**0.5, power**0.5
-
-
-def _equal_part(value: Tensor, ref: TensorRef | None) -> bool:
-    return ref is not None and _equal(value, read_component(ref))
-
-
-def _equal(first: Tensor, second: Tensor) -> bool:
-    """The same bytes in whatever shape; JSON (a quantisation state) by what it says."""
-    mine, theirs = _raw(first), _raw(second)
-    if torch.equal(mine, theirs):
-        return True
-    states = [_json(mine), _json(theirs)]
-    return states[0] is not None and states[0] == states[1]
-
-
-def _raw(value: Tensor) -> Tensor:
-    return value.detach().contiguous().reshape(-1).view(torch.uint8)
-
-
-def _json(raw: Tensor) -> Json | None:
-    try:
-        content = json.loads(bytes(raw[:4096].tolist()))
-    except ValueError:
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _count(value: Tensor, ref: TensorRef | None) -> str:
-    if ref is None:
-        return " (it is missing)"
-    mine, theirs = _raw(value), _raw(read_component(ref))
-    if mine.shape != theirs.shape:
-        return f" ({theirs.numel()} bytes for {mine.numel()})"
-    return f" ({int((mine != theirs).sum()):,} of {mine.numel():,} bytes differ)"

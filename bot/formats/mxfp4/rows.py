@@ -48,10 +48,8 @@ class TransposedRows:
     def _values(self, start: int, stop: int) -> Array:
         """Inputs `start` to `stop` of every output: out × (stop − start)."""
         low, high = start // GROUP, -(-stop // GROUP)
-        raw = self._held.blocks[:, low * GROUP // 2 : high * GROUP // 2]
-        values = TWICE_E2M1_PAIRS[raw].view(np.float32).reshape(self._out, high - low, GROUP)
-        with np.errstate(over="ignore"):
-            values *= HALF_POWERS[self._held.scales[:, low:high, None]]
+        raw = self._held.blocks[:, low * GROUP // 2 : high * GROUP // 2].reshape(self._out, high - low, GROUP // 2)
+        values = decode(raw, self._held.scales[:, low:high])
         return values.reshape(self._out, -1)[:, start - low * GROUP : stop - low * GROUP]
 
     def _expert(self, expert: int) -> None:
@@ -61,3 +59,11 @@ class TransposedRows:
         self._held.blocks = self._read(self._blocks, expert * size * 16, size * 16).reshape(self._out, -1)
         self._held.scales = self._read(self._scales, expert * size, size).reshape(self._out, self._groups)
         self._held.expert = expert
+
+
+def decode(blocks: Array, scales: Array) -> Array:
+    """Packed bytes (out × groups × 16) and exponent bytes (out × groups) as float32, out × groups × 32."""
+    values = TWICE_E2M1_PAIRS[blocks].view(np.float32)
+    with np.errstate(over="ignore"):
+        values *= HALF_POWERS[scales[..., None]]
+    return values
