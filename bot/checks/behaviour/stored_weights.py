@@ -16,8 +16,8 @@ from bot.checks.behaviour.control import parameters
 from bot.checks.behaviour.empty_model import is_empty
 from bot.checks.reading.checkpoint import SINGLE, TensorRef, read_checkpoint
 from bot.checks.reading.model_skeleton import Skeleton
-from bot.checks.reading.packed import RAW
 from bot.checks.reading.rows import Opened
+from bot.checks.reading.torch_dtypes import RAW
 from bot.records import Json
 
 

@@ -75,7 +75,7 @@ def _dequantised(ref: TensorRef, low: int, high: int) -> Floats:
     size = max(1, ref.elements // ref.packed.slabs)
     parts: list[Any] = []
     for number in range(low // size, -(-high // size)):
-        slab = np.asarray(ref.packed.slab(number))
+        slab = ref.packed.numbers(number)
         parts.append(slab[max(0, low - number * size) : high - number * size].astype(np.float64))
     return np.concatenate(parts)
 

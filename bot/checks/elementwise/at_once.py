@@ -56,6 +56,13 @@ def compare_at_once(
     return True
 
 
+def same_when_cast(stored: Numbers, merged: Numbers) -> bool:
+    """Whether each element is finite, and surely the other's, rounded once; see `Numbers` for what they are."""
+    rows, columns = stored.held.shape
+    seen = compare(stored, merged, np.empty((rows, 0)), np.empty((0, columns)))
+    return seen.equal == stored.held.size and math.isfinite(seen.size) and math.isfinite(seen.kept)
+
+
 def _compare_band(weight: Numbers, stored: Numbers, top: int, band: Band, opened: Opened) -> Likeness:
     low, high, ready = band
     rows, columns = slice(low - top, high - top), weight.held.shape[1]
@@ -73,7 +80,7 @@ def _compare_band(weight: Numbers, stored: Numbers, top: int, band: Band, opened
 def _bands(wanted: Expected, merged: TensorRef, steps: Steps, span: tuple[int, int]) -> list[Band] | None:
     """The rows, cut where another product begins; None where something else than whole rows of products is done to them."""
     source = wanted.source
-    if source.packed is not None or not {source.stored.dtype, merged.stored.dtype} <= READ:
+    if not {source.stored.dtype, merged.stored.dtype} <= READ:
         return None
     if wanted.base is not source and not (wanted.base is None and not wanted.uses):
         return None

@@ -13,13 +13,14 @@ import numpy as np
 
 from bot.checks.elementwise import arithmetic
 from bot.checks.elementwise.arithmetic import BoundTerms, Magnitudes
-from bot.checks.elementwise.at_once import compare_at_once, nonfinite
+from bot.checks.elementwise.at_once import READ, compare_at_once, nonfinite, same_when_cast
+from bot.checks.elementwise.rederive import Numbers
 from bot.checks.elementwise.steps import Parts, Steps, within
 from bot.checks.elementwise.stored_rounding import ANY, STORED, clamp, keeps, round_once
 from bot.checks.elementwise.tally import Tally
 from bot.checks.expected.changes import AddProduct, Expected
 from bot.checks.reading.checkpoint import FLOATS, TensorRef
-from bot.checks.reading.rows import Opened, chunks
+from bot.checks.reading.rows import Opened, chunks, flat_view
 from bot.checks.reading.stored_numbers import HELD_AS, Array, as_float64
 
 LOOKED_AT = 1 << 19  # elements of one tensor that are asked which way they lean: 1 % too much shows in a tenth of that
@@ -94,7 +95,7 @@ def _measure_drift(rows: RowRange, part: ExactRows, exact: Array, actual: Array,
     from torch import from_numpy  # a foreign merge is asked which way it leans; ours is exact or wrong
 
     from bot.checks.elementwise.drift import measure
-    from bot.checks.reading.packed import RAW
+    from bot.checks.reading.torch_dtypes import RAW
 
     stored = rows.merged.stored.dtype
     numbers = from_numpy(actual).to(RAW[stored])  # which are such numbers already
@@ -221,9 +222,14 @@ def _count_differing_bytes(tally: Tally, stored: Array, actual: Array, merged: T
 
 def compare_cast(rows: RowRange, opened: Opened, tally: Tally) -> None:
     """Another floating-point dtype: every element must be the base's, correctly rounded."""
-    dtype = rows.merged.stored.dtype
+    dtype, source = rows.merged.stored.dtype, rows.wanted.source
     for low, high in rows.ranges:
-        stored, actual = opened.wide_rows(rows.wanted.source, low, high), opened.wide_rows(rows.merged, low, high)
+        if {dtype, source.stored.dtype} <= READ:
+            sides = (Numbers(held=opened.rows(ref, low, high), dtype=ref.stored.dtype) for ref in (source, rows.merged))
+            if same_when_cast(*sides):
+                tally.elements += (high - low) * flat_view(source)[1]
+                continue
+        stored, actual = opened.wide_rows(source, low, high), opened.wide_rows(rows.merged, low, high)
         right = round_once(_clamped(stored, dtype, tally) if rows.clamps else stored, dtype)
         differs = (right != actual) & ~(np.isnan(right) & np.isnan(actual))
         count = int(np.count_nonzero(differs))

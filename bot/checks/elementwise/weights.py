@@ -163,7 +163,7 @@ def _not_exact(case: Case, measured: str, wrong: list[Tally], unread: list[str])
 def _leaning(tallies: list[Tally]) -> list[str]:
     """A sentence for all of a foreign merge, and one for each tensor, whose deviations from the exact one lean to a side."""
     from bot.checks.elementwise.drift import lean
-    from bot.checks.reading.packed import RAW
+    from bot.checks.reading.torch_dtypes import RAW
 
     measured = [tally for tally in tallies if tally.drifts]
     questions, scalings = 2 * (len(measured) + 1), set[float]()

@@ -1,23 +1,27 @@
-"""bitsandbytes' 4-bit and 8-bit weights, by bitsandbytes itself on the CPU, from the checkpoint's own tensors.
+"""bitsandbytes' 4-bit and 8-bit weights, from the checkpoint's own tensors: read by its rules in numpy, written by itself.
 
-Never from a live module: a forward pass repacks `Linear4bit` in place on some processors. The dequantised numbers are
+Tests hold what is read to bitsandbytes' own dequantisation on the CPU, bit for bit (of fp4's two zeros, whose sign depends on its
+kernel, but for that). Never from a live module: a forward pass repacks `Linear4bit` in place on some processors. The numbers are
 float32, whatever dtype the quantisation state names: that one is for computing, and would round a second time.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from bot.checks.reading.bitsandbytes_cpu import BLOCK, dequantised, exact_mean, is_a_mean, library, quantised
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef
+from bot.checks.reading.component_numbers import component, wide_component
 from bot.checks.reading.model_skeleton import IN_BY_OUT
 from bot.checks.reading.packed import extras as extras
-from bot.checks.reading.packed import read_component
+from bot.checks.reading.stored_numbers import Array
 from bot.records import Json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME = "bitsandbytes"
 PACKAGE = "bitsandbytes"
@@ -28,6 +32,15 @@ FIELDS = (
     "bnb_4bit_quant_storage",
 )  # fmt: skip
 STATE = ".quant_state.bitsandbytes__"
+# What the sixteen codes mean, of a block whose largest number is 1: quantiles of the normal distribution (Dettmers et al. 2023,
+# appendix E), and a float of one sign, two bits of exponent and one behind the point.
+MEANINGS = {
+    "nf4": (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+            -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+            0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    "fp4": tuple(size / 12 for size in (0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3)),
+}  # fmt: skip
+BY_127 = np.float32(7.874015718698502e-3)
 CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")  # bitsandbytes keeps their weights out × in, the model in × out
 
 
@@ -49,21 +62,51 @@ def unpack(tensors: Mapping[str, TensorRef], quantization: Json, config: Json, d
     return packed
 
 
-def dense(packed: PackedWeight, slab: int) -> Tensor:
-    """bitsandbytes' own dequantisation."""
-    functional = library()
-    components = {role: read_component(ref) for role, ref in packed.components.items()}
-    weight = components.pop("weight")
-    if packed.settings["bits"] == 8:
-        value = functional.int8_vectorwise_dequant(weight, components["SCB"])
-    else:
-        value = dequantised(weight, functional.QuantState.from_dict(components, device=torch.device("cpu")))
-    result: Tensor = value.T.contiguous() if packed.settings["transposed"] else value
-    return result
+def dense(packed: PackedWeight, slab: int) -> Array:
+    """Codes times their block's largest number, or their row's by 127ths."""
+    value = _of_eight(packed) if packed.settings["bits"] == 8 else _of_four(packed)
+    return np.ascontiguousarray(value.T) if packed.settings["transposed"] else value
+
+
+def _of_eight(packed: PackedWeight) -> Array:
+    codes, scale = (wide_component(packed.components[role]) for role in ("weight", "SCB"))
+    value: Array = codes * scale.reshape(-1, 1) * BY_127
+    return value
+
+
+def _of_four(packed: PackedWeight) -> Array:
+    """Two codes in a byte, the first one in its upper half; the last block of all may be shorter."""
+    settings, components = packed.settings, packed.components
+    shape = tuple(int(extent) for extent in settings["shape"])
+    count, size = int(np.prod(shape)), int(settings["blocksize"])
+    meaning = np.array(MEANINGS[settings["quant_type"]], dtype=np.float32)
+    pairs = np.stack([meaning.repeat(16), np.tile(meaning, 16)], axis=1)
+    values = pairs[component(components["weight"]).reshape(-1).view(np.uint8)].reshape(-1)[:count]
+    largest = _largest_of_blocks(packed)
+    whole = count // size * size
+    values[:whole].reshape(-1, size)[:] *= largest[: whole // size, None]
+    values[whole:] *= largest[whole // size :]
+    return values.reshape(shape)
+
+
+def _largest_of_blocks(packed: PackedWeight) -> Array:
+    """As stored, or (double quantisation) by its own codes, blocks of them, and what was taken off."""
+    settings, components = packed.settings, packed.components
+    stored = component(components["absmax"])
+    if "nested_absmax" not in components:
+        return wide_component(components["absmax"]).reshape(-1)
+    meaning, outer = (wide_component(components[role]).reshape(-1) for role in ("nested_quant_map", "nested_absmax"))
+    codes = meaning[stored.reshape(-1)]
+    value: Array = codes * outer.repeat(int(settings["nested_blocksize"]))[: codes.size] + np.float32(
+        settings["nested_offset"]
+    )
+    return value
 
 
 def modules(model: Any, quantization: Json) -> list[str]:
     """Those that transformers' quantizer turns into bitsandbytes' own."""
+    from bot.checks.reading.bitsandbytes_cpu import library
+
     library()
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
@@ -83,6 +126,10 @@ def name_of(packed: PackedWeight) -> str:
 
 def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
     """bitsandbytes' own codes and scales. Its 8 bits are of float16 numbers: it rounds to those first."""
+    import torch
+
+    from bot.checks.reading.bitsandbytes_cpu import exact_mean, is_a_mean, library, quantised
+
     functional = library()
     settings = packed.settings
     exact = exact.T.contiguous() if settings["transposed"] else exact
@@ -103,6 +150,8 @@ def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
 
 def there_and_back(settings: Json) -> Callable[[Tensor], Tensor]:
     """float32 weights quantised as BitsAndBytesConfig's fields say, and dequantised."""
+    from bot.checks.reading.bitsandbytes_cpu import BLOCK, dequantised, library, quantised
+
     functional = library()
     if settings.get("load_in_8bit"):
         return lambda weight: functional.int8_vectorwise_dequant(*functional.int8_vectorwise_quant(weight.half())[:2])
@@ -111,14 +160,13 @@ def there_and_back(settings: Json) -> Callable[[Tensor], Tensor]:
 
 
 def _four(key: str, tensors: Mapping[str, TensorRef], config: Json, dtype: str) -> PackedWeight:
-    library()
-    from bitsandbytes.utils import unpack_tensor_to_dict
-
     own = f"{key}."
     states = {name.removeprefix(own): ref for name, ref in tensors.items() if name.startswith(own)}
     components = {"weight": tensors[key], **states}
     state = next(ref for role, ref in components.items() if f".{role}".startswith(STATE))
-    settings: dict[str, Any] = unpack_tensor_to_dict(read_component(state))
+    settings: dict[str, Any] = json.loads(component(state).tobytes())
+    if settings["quant_type"] not in KINDS or settings["blocksize"] < 1 or state.stored.dtype != "U8":
+        raise ValueError(f"{key} has a state of another kind.")
     shape = tuple(int(extent) for extent in settings["shape"])
     transposed = _transposed(key, config)
     return PackedWeight(dense=dense, components=components, shape=shape[::-1] if transposed else shape, dtype=dtype,
@@ -131,7 +179,7 @@ def _eight(module: str, tensors: Mapping[str, TensorRef], config: Json, dtype: s
     weight, transposed = components["weight"].stored, _transposed(names["weight"], config)
     if weight.dtype != "I8" or components["SCB"].stored.shape != weight.shape[:1]:
         raise ValueError(f"{module} has SCB, and is not stored as int8.")
-    if "weight_format" in components and int(read_component(components["weight_format"]).flatten()[0]):
+    if "weight_format" in components and int(component(components["weight_format"]).flatten()[0]):
         raise ValueError(f"{module} is stored in an order made for one kind of GPU.")
     shape = weight.shape[::-1] if transposed else weight.shape
     settings = {"bits": 8, "transposed": transposed}

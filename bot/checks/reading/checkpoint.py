@@ -10,7 +10,10 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+import numpy as np
+
 from bot.checkpoint.header import read_header
+from bot.checks.reading.stored_numbers import Array
 from bot.errors import Refused
 from bot.records import Header, Json, Stored
 from bot.untrusted import strict_json
@@ -33,10 +36,10 @@ class SlabCache:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._used: WeakValueDictionary[Hashable, Tensor] = WeakValueDictionary()
-        self._last: Tensor | None = None
+        self._used: WeakValueDictionary[Hashable, Array] = WeakValueDictionary()
+        self._last: Array | None = None
 
-    def take(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    def take(self, key: Hashable, make: Callable[[], Array]) -> Array:
         """The slab of this key, made where nobody holds it."""
         with self._lock:
             slab = self._used.get(key)
@@ -86,21 +89,27 @@ class PackedWeight:
     components: Mapping[str, TensorRef]
     shape: tuple[int, ...]
     dtype: str
-    dense: Callable[[PackedWeight, int], Tensor]
+    dense: Callable[[PackedWeight, int], Array | Tensor]
     slabs: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     cache: SlabCache = field(default_factory=SlabCache)
 
-    def slab(self, number: int = 0) -> Tensor:
+    def numbers(self, slab: int = 0) -> Array:
         """A slab as one row of float32, dequantised once for all who need it at the same time."""
 
-        def make() -> Tensor:
-            dense = self.dense(self, number)
-            assert str(dense.dtype) == "torch.float32"
-            assert dense.numel() == math.prod(self.shape) // self.slabs
+        def make() -> Array:
+            dense = np.asarray(self.dense(self, slab))
+            assert dense.dtype == np.float32
+            assert dense.size == math.prod(self.shape) // self.slabs
             return dense.reshape(-1)
 
-        return self.cache.take((self, number), make)
+        return self.cache.take((self, slab), make)
+
+    def slab(self, number: int = 0) -> Tensor:
+        """The same in torch."""
+        import torch
+
+        return torch.from_numpy(self.numbers(number))
 
 
 @dataclass(frozen=True, kw_only=True)

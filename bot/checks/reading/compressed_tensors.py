@@ -1,5 +1,8 @@
 """compressed-tensors' weights, by the package's own decompression, with scales widened to float32 first.
 
+Which weights a config's groups mean, and how a group's numbers are packed, is the package's to say: it has many forms, and each of
+them is asked of itself. So torch and the package are imported here, once a weight is packed so.
+
 (With scales of 16 bits it multiplies in 16 bits; the dequantised number is the product itself.)
 """
 
@@ -7,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from bot.checks.reading import fp8
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef
 from bot.checks.reading.fp8 import extras as extras
 from bot.checks.reading.packed import read_component
 from bot.records import Json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME = "compressed-tensors"
 PACKAGE = "compressed-tensors"
@@ -75,6 +78,7 @@ def name_of(packed: PackedWeight) -> str:
 def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
     """The package's own codes, under its own scales rounded to bfloat16; those below 2⁻¹⁷ are rounded up to a multiple
     of 2⁻²⁴ instead, which float16 has too (`bot` writes numbers that every loader takes without a further rounding)."""
+    import torch
     from compressed_tensors.quantization.lifecycle.forward import quantize
     from compressed_tensors.quantization.utils import calculate_qparams
 
@@ -112,6 +116,7 @@ def configured(quantization: Json) -> Any:
 def scheme_of(module: str, whole: Any) -> Any:
     """The config group of a module, by the package's own matching. Which class it is, a checkpoint does not say: a name
     with `embed` in it is an Embedding, another one a Linear."""
+    import torch
     from compressed_tensors.utils.match import match_targets
 
     with torch.device("meta"):

@@ -1,23 +1,31 @@
-"""FP8 weights with scales for blocks, rows, experts or tensors, by transformers' own Fp8Dequantize in float32.
+"""FP8 weights with scales for blocks, rows, experts or tensors: code · scale in float32, in numpy.
 
-It does not take blocks that end outside the matrix; those are filled up with zeros first, and cut off afterwards.
+Tests hold that to transformers' own Fp8Dequantize, bit for bit; it does not take blocks that end outside the matrix, of which
+they fill up with zeros what they give it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef
+from bot.checks.reading.component_numbers import component, powers, wide_component
 from bot.checks.reading.packed import modules as modules
 from bot.checks.reading.packed import read_component
+from bot.checks.reading.stored_numbers import Array
 from bot.records import Json
 
+if TYPE_CHECKING:
+    from torch import Tensor, dtype
+
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
+
 NAME = "FP8"
-PACKAGE = "transformers"
+PACKAGE = "torch"
 METHODS = ("fp8", "mxfp8", "fbgemm_fp8")
 MODELOPT = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO")
 SCALES = ("weight_scale_inv", "weight_scale", "scale", "qscale_weight")  # they multiply, all of them
@@ -55,17 +63,40 @@ def extras(keys: Collection[str]) -> set[str]:
     return {key for key in keys if key.rpartition(".")[2].endswith(BESIDE)}
 
 
-def dense(packed: PackedWeight, slab: int) -> Tensor:
-    """transformers' dequantisation of one matrix."""
-    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
-
-    several = packed.slabs > 1 or len(packed.shape) == 3
-    weight = read_component(packed.components["weight"], slab if several else None)
-    scale_grid = _scale_grid(read_component(packed.components["scale"]), packed, slab if several else None)
+def dense(packed: PackedWeight, slab: int) -> Array:
+    """One matrix: each number times the scale of the block that it lies in, also of one that ends outside."""
+    of_slab = slab if packed.slabs > 1 or len(packed.shape) == 3 else None
+    weight, scale = packed.components["weight"], packed.components["scale"]
+    if weight.stored.dtype == "I8":
+        bytes_ = component(weight, of_slab).view(np.uint8)
+        numbers = np.stack([E2M1[bytes_ & 15], E2M1[bytes_ >> 4]], axis=-1).reshape(packed.shape[-2:])
+    else:
+        numbers = wide_component(weight, of_slab)
+    scales = powers(component(scale)) if scale.stored.dtype == "U8" else wide_component(scale)
+    scale_grid = _grid_of(scales, packed, of_slab)
+    high, wide = _high_and_wide(scale_grid.shape, packed.shape[-2:], packed.settings["block"])
     rows, columns = packed.shape[-2:]
-    filled = _filled(weight, scale_grid, packed)
-    matrix: Tensor = Fp8Dequantize(None)._dequantize_one(filled, scale_grid, output_dtype=torch.float32)
-    return matrix[:rows, :columns].contiguous()
+    if high * scale_grid.shape[0] < rows or wide * scale_grid.shape[1] < columns:
+        raise ValueError(f"{weight.stored.key} of {packed.shape} has scales of {scale.stored.shape}.")
+    spread = scale_grid.repeat(high, 0)[:rows].repeat(wide, 1)[:, :columns]
+    value: Array = numbers * spread
+    return value
+
+
+def _grid_of(scale: Array, packed: PackedWeight, slab: int | None) -> Array:
+    """The scales of one matrix, rows × columns of blocks."""
+    rows, columns = packed.shape[-2:]
+    if slab is not None and scale.size > 1:
+        scale = scale[slab]
+    if scale.size == 1:
+        return scale.reshape(1, 1)
+    if scale.ndim == 4:  # modelopt keeps the axes inside the blocks
+        scale = scale[:, 0, :, 0]
+    if scale.ndim == 1:
+        return scale.reshape(rows, 1)
+    if slab is not None and scale.shape == (columns, 1) and rows != columns:  # fbgemm's experts are in × out
+        return scale.reshape(1, columns)
+    return scale
 
 
 def name_of(packed: PackedWeight) -> str:
@@ -76,12 +107,14 @@ def name_of(packed: PackedWeight) -> str:
 def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
     """Codes are e4m3(w ÷ scale), saturated; scales max |w| ÷ 448 of their block, rounded to their dtype: for float32 what
     compressed-tensors' block strategy gives. Exponents alone are rounded up, and zeros have the scale 1."""
+    import torch
+
     scale = read_component(packed.components["scale"])
     codes, scales = [], []
     for slab in range(packed.slabs):
         matrix = exact[slab] if len(packed.shape) == 3 else exact
         scale_grid = _scale_grid(scale, packed, slab if len(packed.shape) == 3 else None)
-        high, wide = _high_and_wide(scale_grid, matrix.shape, packed.settings["block"])
+        high, wide = _high_and_wide(scale_grid.shape, matrix.shape, packed.settings["block"])
         rounded = rounded_scales(_largest(matrix, scale_grid.shape, high, wide), scale.dtype)
         rows, columns = matrix.shape
         spread = rounded.float().repeat_interleave(high, 0)[:rows].repeat_interleave(wide, 1)[:, :columns]
@@ -93,61 +126,46 @@ def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
 
 def e4m3(values: Tensor) -> Tensor:
     """Saturated: what lies outside becomes ± 448."""
+    import torch
+
     return values.clamp(-448, 448).to(torch.float8_e4m3fn)
 
 
-def rounded_scales(largest: Tensor, dtype: torch.dtype) -> Tensor:
+def rounded_scales(largest: Tensor, kind: dtype) -> Tensor:
     """max ÷ 448 in a scale's dtype."""
+    import torch
+
     exact = torch.where(largest == 0, torch.ones(()), (largest / 448).clamp(min=2.0**-126))
-    if dtype in (torch.float8_e8m0fnu, torch.uint8):
+    if kind in (torch.float8_e8m0fnu, torch.uint8):
         mantissa, exponent = torch.frexp(exact)
         power = exponent - (mantissa == 0.5).to(exponent.dtype)
         byte = (power + 127).clamp(0, 254).to(torch.uint8)
-        return byte if dtype == torch.uint8 else byte.view(torch.float8_e8m0fnu)
-    rounded = exact.to(dtype)
-    return rounded.clamp(min=2.0**-24) if dtype == torch.float16 else rounded
+        return byte if kind == torch.uint8 else byte.view(torch.float8_e8m0fnu)
+    rounded = exact.to(kind)
+    return rounded.clamp(min=2.0**-24) if kind == torch.float16 else rounded
 
 
-def _high_and_wide(scale_grid: Tensor, shape: torch.Size, block: tuple[int, int] | None) -> tuple[int, int]:
+def _high_and_wide(scale_grid: Sequence[int], shape: Sequence[int], block: tuple[int, int] | None) -> tuple[int, int]:
     rows, columns = shape
-    if block and (math.ceil(rows / block[0]), math.ceil(columns / block[1])) == tuple(scale_grid.shape):
+    if block and (math.ceil(rows / block[0]), math.ceil(columns / block[1])) == tuple(scale_grid):
         return block
-    return rows // scale_grid.shape[0], columns // scale_grid.shape[1]
+    return rows // scale_grid[0], columns // scale_grid[1]
 
 
-def _largest(matrix: Tensor, scale_grid: torch.Size, high: int, wide: int) -> Tensor:
+def _largest(matrix: Tensor, scale_grid: Sequence[int], high: int, wide: int) -> Tensor:
+    import torch
+
     below, beside = scale_grid[0] * high - matrix.shape[0], scale_grid[1] * wide - matrix.shape[1]
     filled = torch.nn.functional.pad(matrix.abs(), (0, beside, 0, below))
     return filled.reshape(scale_grid[0], high, scale_grid[1], wide).amax(dim=(1, 3))
 
 
 def _scale_grid(scale: Tensor, packed: PackedWeight, slab: int | None) -> Tensor:
-    """The scales of one matrix, rows × columns of blocks."""
-    rows, columns = packed.shape[-2:]
-    if slab is not None and scale.numel() > 1:
-        scale = scale[slab]
-    if scale.numel() == 1:
-        return scale.reshape(1, 1)
-    if scale.dim() == 4:  # modelopt keeps the axes inside the blocks
-        scale = scale[:, 0, :, 0]
-    if scale.dim() == 1:
-        return scale.reshape(rows, 1)
-    if slab is not None and scale.shape == (columns, 1) and rows != columns:  # fbgemm's experts are in × out
-        return scale.reshape(1, columns)
-    return scale
+    """`_grid_of` in torch, whose dtypes it keeps."""
+    import torch
 
-
-def _filled(weight: Tensor, scale_grid: Tensor, packed: PackedWeight) -> Tensor:
-    """The matrix with zeros up to whole blocks, where the blocks configured end outside it."""
-    rows, columns = packed.shape[-2:]
-    block = packed.settings["block"]
-    if block is None or (math.ceil(rows / block[0]), math.ceil(columns / block[1])) != tuple(scale_grid.shape):
-        return weight
-    per_byte = columns // weight.shape[1]
-    below = scale_grid.shape[0] * block[0] - rows
-    beside = (scale_grid.shape[1] * block[1] - columns) // per_byte
-    filled = torch.nn.functional.pad(weight.view(torch.uint8), (0, beside, 0, below))
-    return filled.view(weight.dtype)
+    at = np.arange(scale.numel()).reshape(tuple(scale.shape))
+    return scale.reshape(-1)[torch.from_numpy(np.ascontiguousarray(_grid_of(at, packed, slab)))]
 
 
 def _block(quantization: Json) -> tuple[int, int] | None:

@@ -1,25 +1,21 @@
 """A weight that is stored quantised, as the library that wrote its form dequantises it: one at a time, in float32.
 
+What is read by rules of the verifier's own is held to the library, bit for bit, in tests; then neither it nor torch is imported.
 The merger reads these forms with code of its own (`bot.formats`); nothing of that is used here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef
 from bot.records import Json
 
-# safetensors' names for what components are stored as.
-RAW = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8,
-    "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
-}  # fmt: skip
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bot.checks.reading.stored_numbers import Array
 
 
 class Form(Protocol):
@@ -39,7 +35,7 @@ class Form(Protocol):
     def extras(self, keys: Collection[str]) -> set[str]:
         """Tensors beside the weights that a plain model has no use for: scales of activations and caches."""
 
-    def dense(self, packed: PackedWeight, slab: int) -> Tensor:
+    def dense(self, packed: PackedWeight, slab: int) -> Array | Tensor:
         """One slab in float32, of the weight's own shape (less its first axis, where there are several slabs)."""
 
     def modules(self, model: Any, quantization: Json) -> list[str]:
@@ -73,6 +69,10 @@ def name_of(packed: PackedWeight) -> str:
 
 def read_component(ref: TensorRef, slab: int | None = None) -> Tensor:
     """A part in its own dtype and shape; of several slabs, that one (without the first axis)."""
+    import torch
+
+    from bot.checks.reading.torch_dtypes import RAW
+
     stored, count = ref.stored, 1
     start, size, shape = stored.start, stored.stop - stored.start, stored.shape
     if slab is not None:

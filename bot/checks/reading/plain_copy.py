@@ -57,7 +57,7 @@ def _write(opened: BinaryIO, refs: list[TensorRef]) -> None:
     for ref in refs:
         if ref.packed is not None:
             for slab in range(ref.packed.slabs):
-                opened.write(ref.packed.slab(slab).numpy().data)
+                opened.write(ref.packed.numbers(slab).data)
             ref.packed.cache.clear()
         else:
             _copy(ref, opened)

@@ -6,15 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bot.checks.reading.checkpoint import FLOATS, Matrix, PackedWeight, TensorRef, View
 from bot.checks.reading.stored_numbers import HELD_AS, Array, as_float64, itemsize
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 HELD = 2  # slabs of quantised tensors that one reader keeps: a tensor's source and its base may be two
 CHUNK = 1 << 16  # elements: eight float64 arrays of this size stay in a core's cache
@@ -25,7 +21,7 @@ class Opened:
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
-        self._slabs: dict[tuple[PackedWeight, int], Tensor] = {}
+        self._slabs: dict[tuple[PackedWeight, int], Array] = {}
 
     def __enter__(self) -> Opened:
         return self
@@ -73,10 +69,10 @@ class Opened:
         size = max(1, ref.elements // ref.packed.slabs)
         pieces = []
         for slab in range(start // size, -(-stop // size)):
-            self._slabs[ref.packed, slab] = dense = ref.packed.slab(slab)
+            self._slabs[ref.packed, slab] = dense = ref.packed.numbers(slab)
             while len(self._slabs) > HELD:
                 del self._slabs[next(iter(self._slabs))]
-            pieces.append(dense[max(0, start - slab * size) : stop - slab * size].numpy())
+            pieces.append(dense[max(0, start - slab * size) : stop - slab * size])
         return pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.empty(0, np.float32)])
 
     def matrix(self, matrix: Matrix) -> Array:

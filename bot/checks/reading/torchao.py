@@ -1,4 +1,4 @@
-"""torchao's integers and floats of eight bits, as safetensors: (code − zero) · scale in float32, by torch.
+"""torchao's integers and floats of eight bits, as safetensors: (code − zero) · scale in float32, in numpy.
 
 That is torchao's `dequantize_affine` with float32 as its output; torchao itself is not imported (it is built against one torch).
 Tests hold this to numbers that torchao gave.
@@ -7,18 +7,21 @@ Tests hold this to numbers that torchao gave.
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef
+from bot.checks.reading.component_numbers import wide_component
 from bot.checks.reading.packed import extras as extras
 from bot.checks.reading.packed import modules as modules
 from bot.checks.reading.packed import name_of as name_of
-from bot.checks.reading.packed import read_component
+from bot.checks.reading.stored_numbers import Array
 from bot.records import Json
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 NAME = "torchao"
-PACKAGE = "torch"
+PACKAGE = "numpy"
 QDATA, CODES = "_qdata", ("I8", "F8_E4M3")
 ROLES = ("qdata", "scale", "zero_point")
 BESIDE = ("act_quant_scale", "act_quant_zero_point")  # of activations
@@ -45,20 +48,21 @@ def unpack(tensors: Mapping[str, TensorRef], quantization: Json, config: Json, d
     return packed
 
 
-def dense(packed: PackedWeight, slab: int) -> Tensor:
+def dense(packed: PackedWeight, slab: int) -> Array:
     """Rows and groups of columns under one scale each."""
-    codes, scale = (read_component(packed.components[role]).float() for role in ("qdata", "scale"))
+    codes, scale = (wide_component(packed.components[role]) for role in ("qdata", "scale"))
     rows, columns = packed.shape
-    scale_grid = scale if scale.dim() == 2 else scale.reshape(rows if scale.numel() > 1 else 1, -1)
+    scale_grid = scale if scale.ndim == 2 else scale.reshape(rows if scale.size > 1 else 1, -1)
     high, wide = rows // scale_grid.shape[0], columns // scale_grid.shape[1]
     if "zero_point" in packed.components:
-        zero = read_component(packed.components["zero_point"]).float().reshape(scale_grid.shape)
+        zero = wide_component(packed.components["zero_point"]).reshape(scale_grid.shape)
         codes = codes - _spread(zero, high, wide)
-    return codes * _spread(scale_grid, high, wide)
+    value: Array = codes * _spread(scale_grid, high, wide)
+    return value
 
 
-def _spread(scale_grid: Tensor, high: int, wide: int) -> Tensor:
-    return scale_grid.repeat_interleave(high, 0).repeat_interleave(wide, 1)
+def _spread(scale_grid: Array, high: int, wide: int) -> Array:
+    return scale_grid.repeat(high, 0).repeat(wide, 1)
 
 
 def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from bot.checks.elementwise import rederive, rounding
 from bot.checks.elementwise.rederive import KINDS, NUMPY, Likeness, Numbers, compare, product
 from bot.checks.elementwise.stored_rounding import clamp, round_once
-from bot.checks.reading.packed import RAW
 from bot.checks.reading.stored_numbers import Array, as_float64
+from bot.checks.reading.torch_dtypes import RAW
 
 DTYPES = ("BF16", "F16", "F32")
 SHAPES = [(1, 1, 1), (3, 7, 2), (4, 128, 16), (5, 129, 16), (9, 300, 0), (6, 263, 33)]  # rows, columns, rank
