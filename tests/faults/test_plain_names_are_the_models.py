@@ -19,11 +19,18 @@ from tests.faults.conftest import Builder, claim, subject
 from tests.faults.family import FAMILY
 from tests.faults.models import RECIPES
 
-PLAIN = {"llama-tied-sharded", "llama-float16-patterns", "llama-to-float16", "llama-float32-to-bfloat16"}
-PLAIN_KIN = (
+# What needs no model. Of the rest something is in the names: T5's, ViT's and NeoX's older ones, convolutions, replicated layers.
+PLAIN = {
+    "llama-tied-sharded", "llama-float16-patterns", "llama-to-float16", "llama-float32-to-bfloat16", "gpt2",
+    "gpt2-without-prefix", "bert-encoder", "llava",
+}  # fmt: skip
+PLAIN_KIN = {
     "dora", "dora-rslora-float16", "dora-embedding", "square-embedding", "embedding-tied", "head-tied", "both-tied-by-peft",
     "whole-embedding-tied", "whole-embedding-and-norm", "tokens-tied", "tokens-of-the-head", "only-tokens",
-)  # fmt: skip
+    "dora-conv1d", "classifier", "experts",
+    "resized", "resized-tied", "biases", "biases-in-older-names", "lora-bias", "lora-bias-and-biases",
+    "experts-in-older-names", "experts-transposed", "router",
+}  # fmt: skip
 VERIFY = """
 import sys
 from pathlib import Path
@@ -43,15 +50,16 @@ def both(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> tuple[Claims, Cla
     base = read_input(subject.base, "base")
     without_model = True
 
-    def refuse(*given: Any) -> None:
+    def refuse(*given: Any, **settings: Any) -> None:
         nonlocal without_model
         without_model = False
-        return by_model(*given)
+        return by_model(*given, **settings)
 
     by_model = claims._names
     monkeypatch.setattr(claims, "_names", refuse)
     plain, alone = read_claims(subject, base), without_model
-    monkeypatch.setattr(claims, "_by_plain_names", never)
+    for known_names in ("_by_plain_names", "_by_known_layout", "_by_known_head"):
+        monkeypatch.setattr(claims, known_names, never)
     return plain, read_claims(subject, base), alone
 
 
@@ -67,12 +75,12 @@ def test_of_every_recipe(built: Builder, monkeypatch: pytest.MonkeyPatch, name: 
     assert without_model == (name in PLAIN)
 
 
-@pytest.mark.parametrize("name", PLAIN_KIN)
+@pytest.mark.parametrize("name", FAMILY)
 def test_of_the_lora_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     one = family.build(FAMILY[name], tmp_path)
     plain, by_model, without_model = both(claim(one.base, one.adapter, one.merged), monkeypatch)
     assert plain == by_model
-    assert without_model
+    assert without_model == (name in PLAIN_KIN)
 
 
 @pytest.mark.parametrize("name", sorted(PLAIN - {"llama-to-float16", "llama-float32-to-bfloat16"}))

@@ -15,11 +15,12 @@ from bot.checks.expected.bypassed import goes_around
 from bot.checks.expected.changes import AdapterReading, Expected, LowRank, ProbedParameter, TokenRows, WholeTensor
 from bot.checks.expected.config_changes import Declared
 from bot.checks.expected.derive import Derivation
-from bot.checks.expected.heads import declare_heads, nobody_saved, stated_class, trained_skeleton
+from bot.checks.expected.heads import declare_heads, known_trained_class, nobody_saved, stated_class, trained_skeleton
 from bot.checks.expected.parameter_names import ParameterNames
 from bot.checks.expected.probed_methods import is_probed
 from bot.checks.reading.checkpoint import Checkpoint, TensorRef
 from bot.checks.reading.folders import read_json
+from bot.checks.reading.laid_out_skeleton import LaidOutSkeleton
 from bot.checks.reading.model_skeleton import BUILD_ERRORS, NEEDS_CODE, Skeleton, build, model_class
 from bot.checks.reading.plain_skeleton import NotPlain, PlainSkeleton
 from bot.checks.subject import Subject
@@ -74,6 +75,11 @@ class ClaimsInput:
         """The peft_type."""
         return str(self.adapter.get("peft_type"))
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{base key: shape}."""
+        return {key: ref.stored.shape for key, ref in self.base.tensors.items()}
+
     def read(self, names: ParameterNames) -> AdapterReading:
         """The adapter, by its method."""
         if is_probed(self.adapter):
@@ -97,10 +103,11 @@ def read_claims(subject: Subject, base: Checkpoint, merged_keys: Collection[str]
         problem = f"This verifier does not know {given.method}."
         return Claims(method=given.method, tensors=len(tensors), problems=(problem,))
     if not is_probed(adapter):
-        try:
-            return _by_plain_names(given)
-        except NotPlain:
-            pass  # only the model itself knows its names
+        for known_names in (_by_plain_names, _by_known_layout, _by_known_head):
+            try:
+                return known_names(given)
+            except NotPlain:
+                pass  # only the model itself knows its names
     names = _names(given)
     reading = given.read(names)
     names.resolve_prefix(list(reading.changes))
@@ -112,9 +119,37 @@ def read_claims(subject: Subject, base: Checkpoint, merged_keys: Collection[str]
 
 def _by_plain_names(given: ClaimsInput) -> Claims:
     """Without building the model. Raises NotPlain."""
-    skeleton = PlainSkeleton(given.config, {key: ref.stored.shape for key, ref in given.base.tensors.items()})
+    skeleton = PlainSkeleton(given.config, given.shapes)
     names = ParameterNames(given.base, given.config, (skeleton,), None, stated_class(given.adapter))
     return _derive(given, given.read(names), names)
+
+
+def _by_known_layout(given: ClaimsInput) -> Claims:
+    """The same for a model whose layers differ, or whose checkpoint has another layout. Raises NotPlain."""
+    skeleton = LaidOutSkeleton(_class_of(given.config), given.config, given.shapes)
+    names = ParameterNames(given.base, given.config, (skeleton,), None, stated_class(given.adapter))
+    return _derive(given, given.read(names), names)
+
+
+def _by_known_head(given: ClaimsInput) -> Claims:
+    """The same where the adapter was trained with another class, which has a head that the base has not. Raises NotPlain."""
+    name, own = known_trained_class(given.adapter, given.config), _class_of(given.config)
+    if name is None or name == own:
+        raise NotPlain(own)
+    base: PlainSkeleton | LaidOutSkeleton
+    try:
+        base = PlainSkeleton(given.config, given.shapes)
+    except NotPlain:
+        base = LaidOutSkeleton(own, given.config, given.shapes)
+    trained = LaidOutSkeleton(name, given.config, given.shapes, beside=base.known)
+    base.elsewhere, trained.elsewhere = trained.known, base.known
+    names = ParameterNames(given.base, given.config, (base, trained), None)
+    return _derive(given, given.read(names), names)
+
+
+def _class_of(config: Json) -> str:
+    architectures = config.get("architectures")
+    return str(architectures[0]) if isinstance(architectures, list) and architectures else ""
 
 
 def _derive(given: ClaimsInput, reading: AdapterReading, names: ParameterNames) -> Claims:
@@ -174,7 +209,7 @@ def _bypassed(names: ParameterNames, layers: Collection[str]) -> frozenset[str]:
     return frozenset(
         key
         for skeleton in names.skeletons
-        if not isinstance(skeleton, PlainSkeleton)  # whose classes read no weight past its module
+        if isinstance(skeleton, Skeleton)  # of the others, no parameter that is read past its module can be adapted
         for key, parameters in skeleton.feeds.items()
         if any(parameter in layers and goes_around(skeleton.modules, parameter) for parameter in parameters)
     )
@@ -200,7 +235,7 @@ def _read_adapter(subject: Subject) -> tuple[Json, dict[str, TensorRef]]:
 def _names(given: ClaimsInput, with_its_class: bool = False) -> ParameterNames:
     """By the base's class, and by the class that the adapter was trained with, where that is asked for and no mere part of it."""
     folder, config, stated = given.subject.base, given.config, stated_class(given.adapter)
-    shapes = {key: ref.stored.shape for key, ref in given.base.tensors.items()}
+    shapes = given.shapes
     skeletons: list[Skeleton] = []
     problem = None
     try:

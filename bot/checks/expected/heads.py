@@ -11,6 +11,7 @@ from bot.checks.expected import config_changes
 from bot.checks.expected.changes import WholeTensor
 from bot.checks.expected.config_changes import Declared
 from bot.checks.expected.parameter_names import ParameterNames
+from bot.checks.reading.laid_out_skeleton import LaidOutSkeleton, class_for, has_a_head
 from bot.checks.reading.model_skeleton import BUILD_ERRORS, Skeleton, build
 from bot.checks.reading.plain_skeleton import NotPlain, PlainSkeleton
 from bot.records import Json
@@ -43,6 +44,14 @@ def trained_class(adapter: Json) -> Any:
     return getattr(transformers, AUTO.get(str(adapter.get("task_type")), ""), None)
 
 
+def known_trained_class(adapter: Json, config: Json) -> str | None:
+    """The same by name, of the classes with heads whose layout is known; None for another one."""
+    stated = stated_class(adapter)
+    if stated is not None:
+        return stated if has_a_head(stated) else None
+    return class_for(str(adapter.get("task_type")), config)
+
+
 def trained_skeleton(folder: Path, adapter: Json, shapes: Mapping[str, tuple[int, ...]]) -> Skeleton | None:
     """The base's weights under the class that the adapter was trained with; None where there is no such class."""
     chosen = trained_class(adapter)
@@ -67,6 +76,10 @@ def nobody_saved(adapter: Json, names: ParameterNames, given: Collection[str], f
         ):
             raise NotPlain(skeleton.name)
         return []
+    if isinstance(skeleton, LaidOutSkeleton):
+        if skeleton.name != (stated_class(adapter) or known_trained_class(adapter, names.config)):
+            raise NotPlain(skeleton.name)
+        return _nowhere(skeleton.name, [name for name in skeleton.lacking() if name not in given])
     if len(names.skeletons) == 1 and type(skeleton.model) is not trained_class(adapter) and not names.is_of_a_part:
         skeleton = trained_skeleton(folder, adapter, names.stored) or skeleton
     fed = skeleton.symbolic.keys() | skeleton.unfollowed.keys() | set(given)
@@ -76,9 +89,13 @@ def nobody_saved(adapter: Json, names: ParameterNames, given: Collection[str], f
         for name, _ in skeleton.model.named_parameters(remove_duplicate=False)
         if name not in fed and name not in skeleton.tied and not any(pattern.search(name) for pattern in ignored)
     ]
+    return _nowhere(type(skeleton.model).__name__, lost)
+
+
+def _nowhere(name: str, lost: list[str]) -> list[str]:
     if not lost:
         return []
-    return [f"{type(skeleton.model).__name__} has {', '.join(lost[:3])}{' …' if len(lost) > 3 else ''}, which neither the "
+    return [f"{name} has {', '.join(lost[:3])}{' …' if len(lost) > 3 else ''}, which neither the "
             "base nor the adapter has: random when the adapter was trained, and lost."]  # fmt: skip
 
 
@@ -95,10 +112,12 @@ def declare_heads(
     if not new or not names.skeletons:
         return [], [], []
     base, last = names.skeletons[0], names.skeletons[-1]
-    if isinstance(last, PlainSkeleton) and all(
+    if isinstance(last, PlainSkeleton | LaidOutSkeleton) and all(
         _is_vocabulary(parameter, change, last, config) for parameter, change in new.items()
     ):
         return [], [], []
+    if isinstance(last, LaidOutSkeleton):
+        return _declare_known_head(new, base, last, config)
     declared: list[Declared] = []
     dropped: list[str] = []
     if any(parameter not in base.known for parameter in new):
@@ -111,7 +130,26 @@ def declare_heads(
     return [*declared, *(config_changes.labelled(config, labels) if labels else [])], dropped, []
 
 
-def _is_vocabulary(parameter: str, change: WholeTensor, skeleton: PlainSkeleton, config: Json) -> bool:
+def _declare_known_head(
+    new: Mapping[str, WholeTensor], base: Any, last: LaidOutSkeleton, config: Json
+) -> tuple[list[Declared], list[str], list[str]]:
+    """The same by the class's row. Raises NotPlain where no number of labels fits, or several do."""
+    declared: list[Declared] = []
+    dropped: list[str] = []
+    if any(parameter not in base.known for parameter in new):
+        declared.append(config_changes.renamed(last.name))
+        dropped = sorted(base.used - last.used)
+    shapes = {parameter: change.values.stored.shape for parameter, change in new.items()}
+    counts = sorted({2, *(shape[0] for shape in shapes.values() if shape)})
+    fitting = [labels for labels in counts if last.fits(shapes, labels)]
+    if len(fitting) != 1:
+        raise NotPlain(last.name)
+    return [*declared, *config_changes.labelled(config, fitting[0])], dropped, []
+
+
+def _is_vocabulary(
+    parameter: str, change: WholeTensor, skeleton: PlainSkeleton | LaidOutSkeleton, config: Json
+) -> bool:
     """A tied head that gets a tensor of its own, for the words that the model has."""
     stored = skeleton.shapes.get(skeleton.embedding or "")
     shape = change.values.stored.shape

@@ -7,13 +7,14 @@ from typing import Any
 
 from bot.checks.expected.placement import Located
 from bot.checks.reading.checkpoint import Checkpoint
+from bot.checks.reading.laid_out_skeleton import LaidOutSkeleton
 from bot.checks.reading.model_skeleton import IN_BY_OUT, Skeleton
 from bot.checks.reading.plain_skeleton import PlainSkeleton
 from bot.checks.reading.symbolic import SymbolicTensor
 from bot.records import Json
 
 WEIGHT = ".weight"
-AnySkeleton = Skeleton | PlainSkeleton
+AnySkeleton = Skeleton | PlainSkeleton | LaidOutSkeleton
 Shift = tuple[str, str]  # (what the checkpoint has in front, what the module has in front)
 
 
@@ -33,6 +34,7 @@ class ParameterNames:
         stated: str | None = None,
     ) -> None:
         self.base = base
+        self.config = config
         self.skeletons = skeletons
         self.problem = problem
         self.stored = {key: ref.stored.shape for key, ref in base.tensors.items()}

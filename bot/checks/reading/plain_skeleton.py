@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +34,7 @@ class PlainSkeleton:
 
     decoder = None
     unfollowed: Mapping[str, str] = {}
+    elsewhere: Container[str] = ()  # names of another class, which are none of this one's
 
     def __init__(self, config: Json, shapes: Mapping[str, tuple[int, ...]]) -> None:
         architectures = config.get("architectures")
@@ -101,7 +102,7 @@ class PlainSkeleton:
 
     def rename(self, name: str) -> tuple[str, None]:
         """Itself. Raises NotPlain for a name that is none of today's."""
-        if name not in self.known:
+        if name not in self.known and name not in self.elsewhere:
             raise NotPlain(name)
         return name, None
 

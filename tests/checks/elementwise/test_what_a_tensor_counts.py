@@ -56,7 +56,7 @@ def tally_of_step(
         (root / name).mkdir(parents=True, exist_ok=True)
         save_file(tensors, root / name / "model.safetensors", metadata={"format": "pt"})
     source = read_checkpoint(root / "base").tensors[KEY]
-    height, width = own.shape
+    height, width = own.shape if own.dim() == 2 else (1, own.numel())
     held = dict(read_checkpoint(root / "adapter").tensors)
     steps = tuple(step(held) for step in made)
     wanted = Expected(
@@ -155,6 +155,16 @@ def test_bytes_that_are_no_floats_are_neither_nan_nor_infinity(tmp_path: Path):
 def test_a_tensor_without_elements_is_right(tmp_path: Path, dtype: torch.dtype):
     empty = torch.empty(4, 0, dtype=dtype)
     assert tally_of(tmp_path, empty, empty).elements == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "stored"), [*((dtype, dtype) for dtype in (BF16, F16, F32, F64, torch.int64)), (F32, BF16)]
+)
+def test_a_scalar_is_one_number(tmp_path: Path, source: torch.dtype, stored: torch.dtype):
+    own = torch.tensor(3).to(source)
+    right = tally_of(tmp_path / "right", own, own.to(stored))
+    wrong = tally_of(tmp_path / "wrong", own, torch.tensor(4).to(stored))
+    assert [(tally.elements, tally.wrong, tally.changed) for tally in (right, wrong)] == [(1, 0, 0), (1, 1, 1)]
 
 
 @pytest.mark.parametrize(("source", "stored"), [(BF16, BF16), (F16, F16), (F32, F32)])
