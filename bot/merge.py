@@ -28,6 +28,7 @@ from bot.report_document import UNVOUCHED
 
 if TYPE_CHECKING:
     from bot.engines.peft_layers import PeftLayers
+    from bot.engines.streaming import EachPiece
     from bot.numerics.rounder import Arithmetic
 
 
@@ -73,6 +74,12 @@ def _full_disk(plan: Plan) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        if plan.disk == "shards" and plan.budget.by_shard is not None:
+            raise MachineTooSmall(
+                f"The disk is full: one weight file after the other needs {readable(plan.budget.by_shard.disk)}.",
+                remedy="Free some space, or point HF_HOME at a larger disk, and run it again: nothing is visible on the Hub, and "
+                "the weight files that were sent are not made again.",
+            ) from error
         raise MachineTooSmall(
             f"The disk is full: the merge needs {readable(plan.budget.output)}.",
             remedy="Free some space or choose another --output; nothing was left behind.",
@@ -108,8 +115,9 @@ class MergeRun:
             self.keeper.check_hashes()  # zeros may be what is left of a damaged file, which has a remedy of its own
             raise refusal(unchanged, self.plan)
 
-    def shard(self, shard: Shard) -> None:
-        """Write one weight file, unless an earlier run has."""
+    def shard(self, shard: Shard, each_piece: EachPiece | None = None) -> None:
+        """Write one weight file, unless an earlier run has. `each_piece`: see `write_shard`; then the file has its name from the
+        beginning, for those who read what there is of it."""
         finished = self.partial / shard.name
         if self._is_finished(finished, shard.name):
             self.emit(Note(text=f"{shard.name} is there from an earlier run."))
@@ -123,11 +131,10 @@ class MergeRun:
             self.keeper.follow(self.inputs.base / file for file in sorted(files))
         from bot.engines.streaming import write_shard  # imports numpy, which a plan or a refusal never needs
 
-        in_work = finished.with_name(finished.name + ".part")
+        in_work = finished if each_piece else finished.with_name(finished.name + ".part")
         in_work.parent.mkdir(parents=True, exist_ok=True)
-        sha256 = write_shard(
-            shard, ops, self.inputs, in_work, self.progress.add, self._peft, arithmetic=self._arithmetic
-        )
+        arithmetic = self._arithmetic
+        sha256 = write_shard(shard, ops, self.inputs, in_work, self.progress.add, self._peft, arithmetic, each_piece)
         if shard.same_as_base:  # what was written is what was read
             self.keeper.note_sha256(self.inputs.base / shard.name, sha256)
         self.keeper.check_hashes()  # a shard that has its name is made of sound files

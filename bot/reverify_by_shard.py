@@ -180,6 +180,7 @@ class _Proof:
             for files, need in zip((self._merged, base), pair, strict=True):
                 disk.take(need.to_fetch(files.here))
                 files.fetch(need, lambda _: None)
+                files.require_stated(need, lambda _: None)
 
         with ThreadPoolExecutor(1) as fetcher:
             try:
@@ -211,5 +212,5 @@ class _Proof:
 
     def _prove(self, shard: Shard, proof: ShardProof) -> Finished:
         sha256 = self._merged.sha256_of(shard.name)
-        tallies: dict[str, Json] = proof.prove(shard.name)
+        tallies: dict[str, Json] = proof.begin(shard.name).finish()
         return Finished(name=shard.name, sha256=sha256, size=shard.size, sample=b"", copied=False, tallies=tallies)

@@ -9,21 +9,36 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bot.records import Header, Op, Shard, ShardCosts, Stored
+from bot.records import AddDelta, Cast, Copy, Header, Op, Quantize, Shard, ShardCosts, Stored
 
 GAP = 1 << 20  # bytes between two ranges of a file that are fetched with them rather than asked for apart
 MOST = 0.5  # of a file's bytes: where more are needed, all of it is fetched, and held to its hash
+IN_WORK = (
+    34 << 20
+)  # bytes of a file that may be made and not compared yet, or compared and their base not yet given back
 
 Span = tuple[int, int]  # absolute offsets in a file: the first byte, and the one after the last
 
 
 @dataclass(frozen=True, kw_only=True)
+class Use:
+    """Bytes `source` of a base file that bytes `target` of the result are made from or compared with. `by_rows`: each part of
+    these of the same part of those, so that what is done with the first half of one needs no more of the other's."""
+
+    file: str
+    source: Span
+    target: Span
+    by_rows: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardNeeds:
-    """What one weight file of the result is made from: base files as a whole, and ranges of others."""
+    """What one weight file of the result is made from: base files as a whole, and ranges of others; and by `uses`, what for."""
 
     shard: Shard
     whole: tuple[tuple[str, int], ...]  # (file, its size)
     spans: tuple[tuple[str, tuple[Span, ...]], ...]
+    uses: tuple[Use, ...] = ()
 
     def to_fetch(self, here: frozenset[str] = frozenset()) -> int:
         """Bytes of the base that it is made from. `here`: files that lie on this disk anyway."""
@@ -43,8 +58,23 @@ def shard_needs(ops: Iterable[Op], shards: Sequence[Shard], headers: Iterable[He
 
 
 def _needs(shard: Shard, ops: Sequence[Op], sizes: Mapping[str, int], own: Mapping[str, Stored]) -> ShardNeeds:
-    read = [part for op in ops for part in _read_by(op, own)]
-    return ShardNeeds(shard=shard, **needs_of(read, sizes, frozenset({shard.name} if shard.same_as_base else ())))
+    read = [(op, part) for op in ops for part in _read_by(op, own)]
+    uses = tuple(_use(op, part) for op, part in read)
+    needs = needs_of([part for _, part in read], sizes, frozenset({shard.name} if shard.same_as_base else ()))
+    return ShardNeeds(shard=shard, **needs, uses=uses)
+
+
+def _use(op: Op, part: Stored) -> Use:
+    target = (op.parts[0].start, op.parts[-1].stop) if isinstance(op, Quantize) else (op.target.start, op.target.stop)
+    by_rows = part == op.source and part.packed is None and part.shape == op.target.shape and _is_by_rows(op)
+    return Use(file=part.file, source=(part.start, part.stop), target=target, by_rows=by_rows)
+
+
+def _is_by_rows(op: Op) -> bool:
+    """Whether a row of what it makes is made from the same row of its source alone; norms of columns are of all rows."""
+    if isinstance(op, AddDelta):
+        return not any(patch.magnitude and patch.along == "columns" for patch in op.patches)
+    return isinstance(op, Copy | Cast)
 
 
 def needs_of(
@@ -87,12 +117,16 @@ def _bytes(spans: Iterable[Span]) -> int:
 
 
 def room(needs: Sequence[ShardNeeds], here: frozenset[str] = frozenset()) -> int:
-    """The most that may lie on the disk at once: what one file is made from and that file, and the larger of what the next one
-    needs and the one before that is still being sent. `here`: files of the base that lie on this disk anyway."""
+    """The most that may lie on the disk at once: what one file is made from and that file, the larger of what the next one
+    needs and the one before that is still being sent, and what is in work. `here`: files of the base that lie on this disk anyway.
+
+    What is fetched for one file, being made into another and being sent are three files; where base and result of the one that is
+    made cannot share their room, one of the others has to wait.
+    """
     fetched = [need.to_fetch(here) for need in needs]
     made = [0 if need.shard.same_as_base else need.shard.size for need in needs]
     both = max((read + write for read, write in zip(fetched, made, strict=True)), default=0)
-    return both + max([*fetched, *made], default=0)
+    return both + max([*fetched, *made], default=0) + min(IN_WORK, max(made, default=0))
 
 
 def costs(needs: Sequence[ShardNeeds], here: frozenset[str], *, copies: bool) -> ShardCosts:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from bot.hub import Hub
 
 PIECE = 8 << 20  # bytes of a range that are asked for at a time
-TRIES = 2  # to fetch a file that arrives with other bytes than the repo states
 Arrived = Callable[[int], None]
 
 
@@ -26,8 +25,8 @@ class BaseFiles:
     """The folder that merge and proof read the base from, and the places where what comes next is fetched to.
 
     Files that lie on this disk already (a folder's, or those in the Hub's cache) are linked and stay. The others are
-    placeholders but for the moment that something is made from them. `fetch` is for one thread, `put_in` and `clear` for
-    another.
+    placeholders but for the moment that something is made from them. `fetch` and `require_stated` are for other threads
+    than `put_in` and `clear`.
     """
 
     def __init__(self, source: Source, small: Path, folder: Path, staging: Path, hub: Hub) -> None:
@@ -62,15 +61,30 @@ class BaseFiles:
                 self._planned.setdefault(file, set()).update(spans)
 
     def fetch(self, need: ShardNeeds, arrived: Arrived) -> None:
-        """Bring what is absent. Raises Outside where a file has other bytes than its repo states, and the Hub's errors."""
+        """Bring what is absent; `require_stated` holds it to what the repo states. Raises the Hub's errors."""
         arrival = self.staging / need.shard.name
         shutil.rmtree(arrival, ignore_errors=True)
-        for file, _ in need.whole:
-            if file not in self.here:
-                self._fetch_whole(file, arrival, arrived)
+        for file in self._absent(need):
+            self._download(file, arrival, arrived)
         for file, spans in need.spans:
             if file not in self.here:
                 self._fetch_spans(file, spans, arrival, arrived)
+
+    def require_stated(self, need: ShardNeeds, arrived: Arrived) -> None:
+        """What was fetched as a whole is what its repo states; what is not is fetched once more. Raises Outside where it still is
+        not, and the Hub's errors."""
+        arrival = self.staging / need.shard.name
+        for file in self._absent(need):
+            if not self._is_as_stated(arrival / file, file):
+                (arrival / file).unlink()
+                self._download(file, arrival, arrived)
+                if not self._is_as_stated(arrival / file, file):
+                    raise _damaged(self.source, file)
+            for span in self._planned.get(file, ()):
+                self._hold(file, span, _sha256_of(arrival / file, span))
+
+    def _absent(self, need: ShardNeeds) -> list[str]:
+        return [file for file, _ in need.whole if file not in self.here]
 
     def put_in(self, need: ShardNeeds) -> None:
         """Put what was fetched where merge and proof read it."""
@@ -102,29 +116,19 @@ class BaseFiles:
         path = self.hub.cached(self.source.repo, self.source.sha, self.source.in_repo(name))
         return path.resolve() if path is not None and path.is_file() else None
 
-    def _fetch_whole(self, file: str, arrival: Path, arrived: Arrived) -> None:
-        entry = next(entry for entry in self.source.files if entry.name == file)
-        for _ in range(TRIES):
-            path = self._download(file, arrival)
-            arrived(path.stat().st_size)
-            if path.stat().st_size == entry.size and self._is_as_stated(path, entry.size, entry.sha256, entry.oid):
-                break
-            path.unlink()
-        else:
-            raise _damaged(self.source, file)
-        for span in self._planned.get(file, ()):
-            self._hold(file, span, _sha256_of(path, span))
-
-    def _download(self, file: str, arrival: Path) -> Path:
+    def _download(self, file: str, arrival: Path, arrived: Arrived) -> None:
         assert self.source.repo is not None
         there = self.source.in_repo(file)
         path = self.hub.download_apart(self.source.repo, self.source.sha, there, arrival / ".fetched")
         (arrival / file).parent.mkdir(parents=True, exist_ok=True)
-        return path.replace(arrival / file)
+        arrived(path.replace(arrival / file).stat().st_size)
 
-    def _is_as_stated(self, path: Path, size: int, sha256: str | None, oid: str | None) -> bool:
+    def _is_as_stated(self, path: Path, file: str) -> bool:
+        entry = next(entry for entry in self.source.files if entry.name == file)
+        if path.stat().st_size != entry.size:
+            return False
         with path.open("rb") as opened:
-            return is_stated(iter(lambda: opened.read(1 << 20), b""), size, sha256, oid)
+            return is_stated(iter(lambda: opened.read(1 << 20), b""), entry.size, entry.sha256, entry.oid)
 
     def _fetch_spans(self, file: str, spans: Iterable[Span], arrival: Path, arrived: Arrived) -> None:
         """Ranges of a file, at their places in a file that is empty between them."""

@@ -16,7 +16,8 @@ class DiskRoom:
         self.most = 0
 
     def take(self, size: int) -> None:
-        """Wait until there is room for so many bytes. More than there is at all is given when nothing else is there."""
+        """Wait until there is room for so many bytes. More than there is at all is given when nothing else is there.
+        Raises Interrupted where nobody gets room any more: something else went wrong, and says what."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or size <= self._free or self._free == self._size)
             if self._closed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bot.by_shard.journal import Finished, tally_json, tally_of
 from bot.checks.case import Case
 from bot.checks.elementwise.tally import Swept, Tally
-from bot.checks.elementwise.weights import sweep_all, sweep_some
+from bot.checks.elementwise.weights import sweep_all, sweep_of
 from bot.checks.expected.adapter_claims import adapter_claims
 from bot.events import Emit, silent
 from bot.records import Json, Report, Stored
@@ -16,6 +16,26 @@ from bot.verify import verify
 
 if TYPE_CHECKING:
     from bot.checks.subject import Subject
+
+
+class Comparison:
+    """Every element of some tensors of one file compared with what it must be, as far as they are there."""
+
+    def __init__(self, case: Case, keys: frozenset[str], tallies: dict[str, Tally]) -> None:
+        self._case, self._sweep, self._tallies = case, sweep_of(case, keys), tallies
+
+    def up_to(self, written: int) -> int:
+        """Compare what is there of a file that is written up to this byte; the byte up to which nothing is left to compare."""
+        left = self._sweep.go(silent, written=written)
+        return written if left is None else min(written, left)
+
+    def finish(self) -> dict[str, Json]:
+        """Compare the rest: what was counted, by key."""
+        self._sweep.go(silent)
+        self._case.slabs.clear()
+        counted = self._sweep.swept.tallies
+        self._tallies |= counted
+        return {key: tally_json(tally) for key, tally in counted.items()}
 
 
 class ShardProof:
@@ -43,11 +63,9 @@ class ShardProof:
         base = self._case.subject.base
         return [ref.stored for ref in (*refs, *packed) if ref.path.parent == base and ref.packed is None]
 
-    def prove(self, name: str) -> dict[str, Json]:
-        """Compare every element of one weight file, which is here, and what it is made from: what was counted, by key."""
-        swept = sweep_some(self._case, frozenset(self._keys.get(name, ())))
-        self._tallies |= swept.tallies
-        return {key: tally_json(tally) for key, tally in swept.tallies.items()}
+    def begin(self, name: str) -> Comparison:
+        """The comparison of one weight file, with what it is made from."""
+        return Comparison(self._case, frozenset(self._keys.get(name, ())), self._tallies)
 
     def finish(self, finished: Iterable[Finished]) -> Report:
         """Every other check, over what was counted in all files."""

@@ -1,14 +1,19 @@
-"""One weight file after the other: fetched, merged, proven, sent to the Hub and dropped. While one is made, the next one is on its
-way here and the last one on its way out. Nothing of it is visible on the Hub before the one commit, which others make.
+"""One weight file after the other: fetched, merged, proven, sent to the Hub and dropped. While one is made, the next ones are on their
+way here and the last ones on their way out. Nothing of it is visible on the Hub before the one commit, which others make.
+
+A file is compared with its base piece by piece while it is made, and what of the base is done with is given back to the disk: so
+both together take little more room than one of them, and neither fetching nor sending has to wait for the other.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -17,13 +22,15 @@ from bot.by_shard import placeholders
 from bot.by_shard.base_files import BaseFiles
 from bot.by_shard.disk_room import DiskRoom
 from bot.by_shard.journal import Finished, Journal
-from bot.errors import Outside
+from bot.by_shard.spent import Spent, gives_back
+from bot.errors import Interrupted, Outside
 from bot.events import Emit, Note, StepProgress
 from bot.records import Source
-from bot.shard_needs import ShardNeeds, room
+from bot.shard_needs import IN_WORK, ShardNeeds, room
 
 if TYPE_CHECKING:
-    from bot.by_shard.shard_proof import ShardProof
+    from bot.by_shard.shard_proof import Comparison, ShardProof
+    from bot.engines.files import OpenInputs
     from bot.hub import Hub, ServerCopy, Upload
     from bot.merge import MergeRun
 
@@ -72,7 +79,8 @@ class ShardRun:
         self._journal, self._hub, self._emit = journal, hub, emit
         self._disk = DiskRoom(room(needs, base.here))
         self._uploads: dict[str, Upload | ServerCopy] = {}
-        self._lock = Lock()
+        self._lock, self._line_in, self._line_out = Lock(), Lock(), Lock()
+        self._gives_back = False  # whether the filesystem takes a part of a file back
         self._done, self._kept, self._total = 0, 0, 0
         self._failed = False  # a file is not what it must be: nothing is sent any more
         self.traffic = Traffic()
@@ -92,6 +100,7 @@ class ShardRun:
         """From here on a tensor that is not here cannot be read."""
         for need in self._needs:
             placeholders.cut(self._folder / need.shard.name, need.shard.header)
+        self._gives_back = gives_back(self._base.staging)
 
     def take_over(self, finished: Iterable[Finished]) -> None:
         """These were made, proven and sent elsewhere."""
@@ -102,27 +111,58 @@ class ShardRun:
     def go(self, needs: Sequence[ShardNeeds], merge: MergeRun, proof: ShardProof) -> None:
         """Some of them. Raises what goes wrong first; what is finished until then is kept for the next run."""
         self._total = sum(need.shard.size for need in needs)
-        todo = [need for need in needs if not self._is_finished(need)]
+        todo = self._in_order([need for need in needs if not self._is_finished(need)])
         self._base.expect(todo)
-        with ThreadPoolExecutor(1) as fetcher, ThreadPoolExecutor(1) as sender:
+        # Two threads each: one reads what it has fetched, or will send, and hashes it, while the other one has the line.
+        with ThreadPoolExecutor(2) as fetcher, ThreadPoolExecutor(2) as sender:
+            coming: deque[Future[None]] = deque()
             sending: list[Future[None]] = []
+            ahead = iter(todo)
+
+            def fetch_another() -> None:
+                for need in islice(ahead, 1):
+                    coming.append(self._watched(fetcher.submit(self._fetch, need)))
+
             try:
-                coming = [fetcher.submit(self._fetch, need) for need in todo[:1]]
-                for need, after in zip_longest(todo, todo[1:]):
-                    coming.pop().result()
-                    if after is not None:
-                        coming.append(fetcher.submit(self._fetch, after))
+                fetch_another()
+                fetch_another()
+                for need in todo:
+                    coming[0].result()
+                    coming.popleft()
+                    outgoing = self._make(need, merge, proof, fetch_another)
                     self._raise_if_failed(sending)
-                    sending.append(sender.submit(self._send, self._make(need, merge, proof)))
+                    sending.append(self._watched(sender.submit(self._send, outgoing)))
                 for sent in sending:
                     sent.result()
+            except Interrupted:
+                self._disk.close()
+                self._raise_if_failed([*coming, *sending])
+                raise
             except BaseException:
                 self._disk.close()
                 raise
 
+    def _in_order(self, needs: Sequence[ShardNeeds]) -> list[ShardNeeds]:
+        """The smallest file first, so that sending begins early; the one that is sent soonest last, since nothing is done beside
+        that; the others as they come."""
+        order = list(needs)
+        if len(order) > 2:
+            order.insert(0, order.pop(min(range(len(order)), key=lambda at: order[at].shard.size)))
+            last = min(range(1, len(order)), key=lambda at: (self._to_send(order[at]), -at))
+            order.append(order.pop(last))
+        return order
+
+    def _to_send(self, need: ShardNeeds) -> int:
+        return 0 if need.shard.same_as_base and self._to.copies else need.shard.size
+
+    def _watched(self, future: Future[None]) -> Future[None]:
+        """Whatever goes wrong in it, nobody waits for the room that it will not give any more."""
+        future.add_done_callback(lambda done: self._disk.close() if done.exception() else None)
+        return future
+
     def uploads(self) -> Mapping[str, Upload | ServerCopy]:
         """What the commit is made of, by name: all that `go` has finished."""
-        return dict(self._uploads)
+        return dict(sorted(self._uploads.items()))
 
     def send_instead_of_copying(self) -> None:
         """The Hub does not copy the base's files: fetch those again, and send them."""
@@ -167,27 +207,34 @@ class ShardRun:
         return copy_of(name, source.repo, source.sha, source.in_repo(name))
 
     def _fetch(self, need: ShardNeeds) -> None:
-        self._disk.take(need.to_fetch(self._base.here))
-        self._base.fetch(need, self._arrived)
+        with self._line_in:
+            self._disk.take(need.to_fetch(self._base.here))
+            self._base.fetch(need, self._arrived)
+        self._base.require_stated(need, self._arrived)
 
     def _arrived(self, count: int) -> None:
         with self._lock:
             self.traffic.fetched += count
 
-    def _make(self, need: ShardNeeds, merge: MergeRun, proof: ShardProof) -> _Outgoing:
-        """Fetch nothing, merge and prove one file, and put it where it is sent from."""
+    def _make(self, need: ShardNeeds, merge: MergeRun, proof: ShardProof, has_room: Callable[[], None]) -> _Outgoing:
+        """Fetch nothing, merge and prove one file, and put it where it is sent from. `has_room`: called once it has what room it
+        needs; whoever takes some before that would have it wait for ever."""
         shard, name, fetched = need.shard, need.shard.name, need.to_fetch(self._base.here)
-        made = self._folder / name
+        made, comparison = self._folder / name, proof.begin(name)
         self._base.put_in(need)
         if shard.same_as_base:
+            has_room()
             made.unlink()
             made.symlink_to(self._base.folder / name)
-            sha256, held = self._base.sha256_of(name), fetched
+            sha256, taken, held = self._base.sha256_of(name), 0, fetched
         else:
-            self._disk.take(shard.size)
-            merge.shard(shard)
-            sha256, held = merge.sha256[name], shard.size
-        tallies = proof.prove(name)
+            spent = Spent(need, self._base.here)
+            taken, held = spent.most_beside(IN_WORK) if self._gives_back else shard.size, shard.size
+            self._disk.take(taken)
+            has_room()
+            merge.shard(shard, partial(self._compare, comparison, spent))
+            sha256 = merge.sha256[name]
+        tallies = comparison.finish()
         with made.open("rb") as opened:
             sample = opened.read(SAMPLE)
         copied = shard.same_as_base and self._to.copies
@@ -195,9 +242,16 @@ class ShardRun:
         path = None if copied else self._aside(need, (self._base.folder if shard.same_as_base else self._folder) / name)
         placeholders.cut(made, shard.header)
         self._base.clear(need)
-        if copied or not shard.same_as_base:
-            self._disk.give(fetched)
-        return _Outgoing(finished=finished, path=path, held=0 if copied else held)
+        held = 0 if copied else held
+        self._disk.give(fetched + taken - held)
+        return _Outgoing(finished=finished, path=path, held=held)
+
+    def _compare(self, comparison: Comparison, spent: Spent, files: OpenInputs, written: int) -> None:
+        """Compare a piece that was just made, and give back what of the base it was made from."""
+        done = comparison.up_to(written)
+        if self._gives_back:
+            for file, ranges in spent.up_to(done).items():
+                files.give_back("base", file, ranges)
 
     def _aside(self, need: ShardNeeds, path: Path) -> Path:
         """Where a file lies while it is sent: out of the way of what is made next. One that stays on this disk is sent from there."""
@@ -213,8 +267,9 @@ class ShardRun:
         self._failed = self._failed or not finished.proven
         if outgoing.path is None:
             self._uploads[finished.name] = self._copy(finished.name)
-            self.traffic.copied += finished.size
-            self._journal.note(finished)
+            with self._line_out:
+                self.traffic.copied += finished.size
+                self._journal.note(finished)
         elif not self._failed:
             self._upload(finished, outgoing.path)
         self._drop(outgoing)
@@ -227,17 +282,28 @@ class ShardRun:
         self._disk.give(outgoing.held)
 
     def _upload(self, finished: Finished, path: Path) -> None:
-        upload = self._hub.upload(
-            self._to.repo, "main", {finished.name: path}, pull_request=self._to.proposing, sent=self._sent
-        )[0]
-        if upload.upload_info.sha256.hex() != finished.sha256:
+        name = finished.name
+        hashed = self._hub.hashed(self._to.repo, "main", name, path)  # while the one before is sent
+        if hashed.upload_info.sha256.hex() != finished.sha256:
             raise Outside(
-                f"{finished.name} changed while it was sent.",
+                f"{name} changed while it was sent.",
                 remedy="Nothing was committed. Run it again, with nothing else writing there.",
             )
-        self._uploads[finished.name] = upload
-        if upload._upload_mode == "lfs":  # a small file travels in the commit itself, and is made again by the next run
-            self._journal.note(finished)
+        with self._line_out:
+            if self._failed:
+                return
+            self._uploads[name] = self._hub.upload(
+                self._to.repo,
+                "main",
+                {name: path},
+                pull_request=self._to.proposing,
+                sent=self._sent,
+                hashed={name: hashed},
+            )[0]
+            if (
+                hashed._upload_mode == "lfs"
+            ):  # a small file travels in the commit itself, and is made again by the next run
+                self._journal.note(finished)
 
     def _sent(self, count: int) -> None:
         self.traffic.sent += count
@@ -248,7 +314,9 @@ class ShardRun:
             self._kept += size if kept else 0
             self._emit(StepProgress(stage="merge", done=self._done, total=self._total, what=WHAT, kept=self._kept))
 
-    def _raise_if_failed(self, sending: Iterable[Future[None]]) -> None:
-        for sent in sending:
-            if sent.done():
-                sent.result()
+    def _raise_if_failed(self, futures: Iterable[Future[None]]) -> None:
+        """What went wrong in one of them; not that nobody gets room any more, which comes of that."""
+        for future in futures:
+            error = future.exception() if future.done() else None
+            if error is not None and not isinstance(error, Interrupted):
+                raise error

@@ -6,7 +6,7 @@ import ctypes
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -18,6 +18,7 @@ from bot.records import Identity, Local, Role, Stored
 COPY_RUN = 4 << 20  # bytes per copy call: they are still in the processor's cache when they are hashed
 HASHED = 1 << 20  # bytes read at a time to be hashed
 HELD = 16 << 20  # bytes that may wait to be hashed in the buffers that they were written from
+KEEP_SIZE, PUNCH_HOLE = 1, 2  # of Linux's fallocate
 AGAIN = "Run the merge again, with nothing else writing there."
 
 
@@ -27,6 +28,7 @@ class OpenInputs:
     def __init__(self, inputs: Local) -> None:
         self._folders: dict[Role, Path] = {"base": inputs.base, "adapter": inputs.adapter}
         self._open: dict[tuple[Role, str], tuple[int, Identity]] = {}  # descriptor, and what it was when it was opened
+        self._given_back: dict[int, list[tuple[int, int]]] = {}  # by descriptor: ranges that hold nothing any more
         self._lock = Lock()
 
     def __enter__(self) -> OpenInputs:
@@ -46,13 +48,42 @@ class OpenInputs:
 
     def read(self, stored: Stored, start: int, buffer: memoryview) -> None:
         """Fill the buffer with the tensor's bytes from its byte `start` on."""
-        read_all(self.descriptor(stored.role, stored.file), buffer, stored.start + start)
+        descriptor, first = self.descriptor(stored.role, stored.file), stored.start + start
+        self.require(descriptor, first, first + buffer.nbytes)
+        read_all(descriptor, buffer, first)
+
+    def require(self, descriptor: int, start: int, stop: int) -> None:
+        """These bytes are about to be read: a range that was given back holds zeros, which no merge may take for weights."""
+        if any(start < high and low < stop for low, high in self._given_back.get(descriptor, ())):
+            raise RuntimeError(f"bytes {start} to {stop} of an input were given back before they were read")
+
+    def give_back(self, role: Role, file: str, ranges: Iterable[tuple[int, int]]) -> None:
+        """Nobody needs these (start, stop) of a file any more: the filesystem gets their blocks back, where it can take them.
+
+        The file has to be a copy of our own: a link to it is refused with OSError, so that nobody else's file is touched.
+        """
+        descriptor = self.descriptor(role, file)
+        before, path = self._open[role, file][1], self._folders[role] / file
+        if not identity_of(os.fstat(descriptor)) == before == look(path):
+            raise _changed(file)
+        with opened(path, os.O_RDWR | os.O_NOFOLLOW) as writable:
+            if os.fstat(writable).st_nlink != 1:
+                raise OSError(errno.EMLINK, "it has more than one name", file)
+            for start, stop in ranges:
+                known = self._given_back.setdefault(descriptor, [])
+                known.append((known.pop()[0] if known and known[-1][1] == start else start, stop))
+                punch(writable, start, stop - start)
+        self._open[role, file] = descriptor, identity_of(os.fstat(descriptor))
 
     def unchanged(self) -> None:
         """Raises Refused when a file is not what it was when it was opened."""
         for (role, file), (descriptor, before) in self._open.items():
             if not identity_of(os.fstat(descriptor)) == before == look(self._folders[role] / file):
-                raise Refused(f"{file} changed while it was read.", remedy=AGAIN)
+                raise _changed(file)
+
+
+def _changed(file: str) -> Refused:
+    return Refused(f"{file} changed while it was read.", remedy=AGAIN)
 
 
 Final = tuple[int, bytearray | None]  # where final bytes stop, and the buffer that they still are in
@@ -168,6 +199,16 @@ def reserve(descriptor: int, start: int, length: int) -> None:
         number = ctypes.get_errno()
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(number, os.strerror(number))
+
+
+def punch(descriptor: int, start: int, length: int) -> bool:
+    """Give the blocks of a range back; it reads as zeros from then on, and the file keeps its size. False: not on this filesystem."""
+    try:
+        fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    except AttributeError:  # not on this system
+        return False
+    fallocate.argtypes = ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong
+    return not length or fallocate(descriptor, PUNCH_HOLE | KEEP_SIZE, start, length) == 0
 
 
 def copy_range(source: int, target: int, start: int, position: int, length: int) -> None:

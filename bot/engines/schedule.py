@@ -40,11 +40,34 @@ def work_items(ops: Sequence[Op]) -> Iterator[WorkItem]:
             yield from [_whole(op)] if isinstance(op, Quantize) else _cut(op)
 
 
+def pieces(items: Iterable[WorkItem], size: int) -> Iterator[list[WorkItem]]:
+    """As many of them at a time as come to `size` bytes."""
+    piece: list[WorkItem] = []
+    gathered = 0
+    for item in items:
+        piece.append(item)
+        gathered += item.length
+        if gathered >= size:
+            yield piece
+            piece, gathered = [], 0
+    if piece:
+        yield piece
+
+
 def computed_ranges(ops: Sequence[Op]) -> Iterator[tuple[int, int]]:
     """(start, stop) of what no copy fills; neighbours in one."""
+    computed = sorted((op for op in ops if not isinstance(op, Copy)), key=_start)
+    return _in_runs((_start(op), op.parts[-1].stop if isinstance(op, Quantize) else op.target.stop) for op in computed)
+
+
+def computed_in(piece: Iterable[WorkItem]) -> Iterator[tuple[int, int]]:
+    """The same of some items."""
+    return _in_runs((item.start, item.start + item.length) for item in piece if item.op is not None)
+
+
+def _in_runs(ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     run: tuple[int, int] | None = None
-    for op in sorted((op for op in ops if not isinstance(op, Copy)), key=_start):
-        start, stop = _start(op), op.parts[-1].stop if isinstance(op, Quantize) else op.target.stop
+    for start, stop in ranges:
         if run is not None and run[1] != start:
             yield run
         run = (run[0] if run is not None and run[1] == start else start), stop

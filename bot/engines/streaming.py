@@ -20,13 +20,15 @@ import numpy as np
 from bot import formats
 from bot.engines.files import OpenInputs, Output, opened
 from bot.engines.row_maker import RowMaker
-from bot.engines.schedule import WorkItem, blocks, computed_ranges, offset_of, work_items
+from bot.engines.schedule import WorkItem, blocks, computed_in, computed_ranges, offset_of, pieces, work_items
 from bot.numerics.rounder import HERE, Arithmetic
 from bot.numerics.rounding import RAW
 from bot.records import Local, Op, PeftMerge, PlainOp, Quantize, Shard
 
 CountBytes = Callable[[int], None]
 FillPeft = Callable[[Sequence[PeftMerge], int], None]
+EachPiece = Callable[[OpenInputs, int], None]
+PIECE = 16 << 20  # bytes of a file that are written between two calls of `each_piece`
 
 
 def write_shard(
@@ -37,20 +39,32 @@ def write_shard(
     moved: CountBytes,
     later: FillPeft | None = None,
     arithmetic: Arithmetic = HERE,
+    each_piece: EachPiece | None = None,
 ) -> str:
     """Write one weight file whole; its sha256. `ops` are the shard's; `moved` is told of bytes written.
 
-    `later` fills in what PEFT's own layers make (PeftMerge ops). Raises Refused for a NaN or Inf in what is merged, for a
-    result too large for its dtype (where it is not clamped), or for an input that changes meanwhile, and OSError.
+    `later` fills in what PEFT's own layers make (PeftMerge ops). `each_piece`: called whenever about PIECE further bytes are
+    written, with the open inputs and the byte up to which the file is final; nothing is written meanwhile. Raises Refused for a
+    NaN or Inf in what is merged, for a result too large for its dtype (where it is not clamped), or for an input that changes
+    meanwhile, and OSError.
     """
     with OpenInputs(inputs) as files, opened(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as descriptor:
         out = Output(descriptor, shard.size)
-        for start, stop in computed_ranges(ops):
-            out.reserve(start, stop)
+        if each_piece is None:
+            for start, stop in computed_ranges(ops):
+                out.reserve(start, stop)
         out.write(shard.header, 0)
         out.mark_final(0, len(shard.header))
         moved(len(shard.header))
-        _Run(files, out, moved, arithmetic).do(ops)
+        run = _Run(files, out, moved, arithmetic)
+        if each_piece is None:
+            run.do(work_items(ops))
+        else:
+            for items in pieces(work_items(ops), PIECE):
+                for start, stop in computed_in(items):
+                    out.reserve(start, stop)
+                run.do(iter(items))
+                each_piece(files, items[-1].start + items[-1].length)
         peft = [op for op in ops if isinstance(op, PeftMerge)]
         if peft:
             assert later is not None
@@ -69,9 +83,9 @@ class _Run:
         self.rows = RowMaker(files, arithmetic)
         self._lock, self._ended = Lock(), False
 
-    def do(self, ops: Sequence[Op]) -> None:
-        """Run every op; in file order, so that the hash can follow."""
-        todo, workers = work_items(ops), max(1, min(4, _processors()))
+    def do(self, todo: Iterator[WorkItem]) -> None:
+        """Do all of it; in file order, so that the hash can follow."""
+        workers = max(1, min(4, _processors()))
         pool = ThreadPoolExecutor(max_workers=workers)
         try:
             futures: list[Future[None]] = [pool.submit(self._work, todo) for _ in range(workers)]
@@ -99,6 +113,7 @@ class _Run:
         if item.op is None:
             assert item.source is not None
             source = self.files.descriptor(item.source.role, item.source.file)
+            self.files.require(source, item.first, item.first + item.length)
             self.out.copy(source, item.first, item.start, item.length)
             return
         if isinstance(item.op, Quantize):

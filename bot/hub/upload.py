@@ -83,10 +83,23 @@ class UploadClient(TargetClient):
                 remedy="Correct README.md's metadata block (a license can be set with --license).",
             )
 
+    def hashed(self, repo: str, revision: str, name: str, path: Path) -> Upload:
+        """A file that `upload` will send, read and hashed beforehand: while another one is on its way."""
+        with translate_errors(self.where_writing(f"upload to {repo}", repo, revision)):
+            return _addition(name, path)
+
     def upload(
-        self, repo: str, revision: str, files: Mapping[str, Path], *, pull_request: bool, sent: Callable[[int], None]
+        self,
+        repo: str,
+        revision: str,
+        files: Mapping[str, Path],
+        *,
+        pull_request: bool,
+        sent: Callable[[int], None],
+        hashed: Mapping[str, Upload] | None = None,
     ) -> tuple[Upload, ...]:
-        """Send the contents, large files one by one, without any commit. `sent` is told the bytes of each.
+        """Send the contents, large files one by one, without any commit. `sent` is told the bytes of each; `hashed`: what
+        `hashed` has made of some.
 
         `pull_request`: the commit will go to a PR that does not exist yet, so the token need not write to `revision`.
         The result goes to `commit` and is spent there.
@@ -95,7 +108,7 @@ class UploadClient(TargetClient):
         done = []
         for names in _loads(files):
             with translate_errors(where):
-                adds = [_addition(name, files[name]) for name in names]
+                adds = [(hashed or {}).get(name) or _addition(name, files[name]) for name in names]
 
             def send(adds: list[Upload] = adds) -> None:
                 self.outputs.preupload_lfs_files(

@@ -17,7 +17,7 @@ from bot.plan import carry
 from bot.plan.adapter_plan import AdapterPlan, plan_adapter
 from bot.plan.base_weights import EffectiveBase, effective_base
 from bot.plan.completeness import require_all_claimed
-from bot.plan.disk import choose_disk
+from bot.plan.disk import beside_weights, choose_disk
 from bot.plan.input_refusals import base_refusals, code_refusals, with_new_rows
 from bot.plan.new_heads import unsaved_modules
 from bot.plan.outputs import Outputs, is_change, make_outputs
@@ -69,7 +69,8 @@ def make_plan(
     device, device_notes = choose_device(options, layout.ops, machine)
     no_device = device_refusals(options, machine)
     lacking = machine_refusals(budget, machine)
-    disk = choose_disk(sources, options, layout, model.adapter.engine, lacking, machine, publishing=publishing)
+    beside = beside_weights((sources.adapter, *adapters), layout.shards, budget)
+    disk = choose_disk(sources, options, layout, model.adapter.engine, lacking, machine, beside, publishing=publishing)
     if disk.kind == "shards" and level == "full":
         level, not_run = "weights", (("full", "needs the whole model on the disk"),)
     refusals = [*model.refusals, *level_refusals, *disk.refusals, *no_device]

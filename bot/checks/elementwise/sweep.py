@@ -11,7 +11,7 @@ from bot.checks.elementwise.steps import SourceMatrix, ready
 from bot.checks.elementwise.tally import Swept, Tally
 from bot.checks.expected.changes import AddProduct, Expected
 from bot.checks.expected.claims import Claims
-from bot.checks.reading.checkpoint import FLOATS, Checkpoint, TensorRef
+from bot.checks.reading.checkpoint import FLOATS, Checkpoint, TensorRef, View
 from bot.checks.reading.rows import CHUNK, Opened, chunks, flat_view
 from bot.events import Emit, StepProgress
 
@@ -32,27 +32,58 @@ def sweep(
     emit: Emit,
     *,
     foreign: bool = False,
-    only: frozenset[str] | None = None,
     threads: int | None = None,
 ) -> Swept:
     """Compare every tensor that is as expected in kind and shape. See RowRange for `clamps` and `foreign`.
 
-    `only`: these tensors, None: all. `threads`: by default one for each core; what is counted and summed does not depend on it,
-    to the last bit. Working set: about 10 MB a thread, and the factors of the tensors in work.
+    `threads`: by default one for each core; what is counted and summed does not depend on it, to the last bit. Working set: about
+    10 MB a thread, and the factors of the tensors in work.
     """
-    packed = frozenset(key for key, ref in merged.tensors.items() if ref.packed is not None)
-    asked = merged.tensors if only is None else [key for key in merged.tensors if key in only]
-    shared = [key for key in asked if key in claims.expected and key not in packed]
-    comparable = [key for key in shared if _comparable(claims.expected[key], merged.tensors[key])]
-    tallies = {
-        key: Tally(key=key, wanted=claims.expected[key], stored=merged.tensors[key].stored.dtype) for key in comparable
-    }
-    all_ranges = [
-        rows for key in comparable for rows in _row_ranges(claims.expected[key], merged.tensors[key], clamps, foreign)
-    ]
-    for tally in _examined(all_ranges, threads or os.cpu_count() or 1, emit):
-        tallies[tally.key].add(tally)
-    return Swept(tallies=tallies, skipped=tuple(key for key in shared if key not in tallies), packed=packed)
+    work = Sweep(merged, claims, clamps, foreign=foreign)
+    work.go(emit, threads=threads)
+    return work.swept
+
+
+class Sweep:
+    """The comparison of all tensors, or of those named in `only`: at once, or as they come to be there."""
+
+    def __init__(
+        self,
+        merged: Checkpoint,
+        claims: Claims,
+        clamps: bool,
+        *,
+        foreign: bool = False,
+        only: frozenset[str] | None = None,
+    ) -> None:
+        packed = frozenset(key for key, ref in merged.tensors.items() if ref.packed is not None)
+        asked = merged.tensors if only is None else [key for key in merged.tensors if key in only]
+        shared = [key for key in asked if key in claims.expected and key not in packed]
+        comparable = [key for key in shared if _comparable(claims.expected[key], merged.tensors[key])]
+        tallies = {
+            key: Tally(key=key, wanted=claims.expected[key], stored=merged.tensors[key].stored.dtype)
+            for key in comparable
+        }
+        self.swept = Swept(tallies=tallies, skipped=tuple(key for key in shared if key not in tallies), packed=packed)
+        self._todo = [
+            rows
+            for key in comparable
+            for rows in _row_ranges(claims.expected[key], merged.tensors[key], clamps, foreign)
+        ]
+
+    def go(self, emit: Emit, *, written: int | None = None, threads: int | None = None) -> int | None:
+        """Compare what is left. `written`: all tensors are of one file, which is there up to this byte only; the byte from which
+        on something of it has still to be compared, None: nothing has.
+
+        What is counted and summed is the same to the last bit, however it was divided: a tensor's rows go in their order.
+        """
+        spans = [_span(rows) for rows in self._todo]
+        now = [rows for rows, (_, end) in zip(self._todo, spans, strict=True) if written is None or end <= written]
+        later = [number for number, (_, end) in enumerate(spans) if written is not None and end > written]
+        self._todo = [self._todo[number] for number in later]
+        for tally in _examined(now, threads or os.cpu_count() or 1, emit):
+            self.swept.tallies[tally.key].add(tally)
+        return min((spans[number][0] for number in later), default=None)
 
 
 def _examined(all_ranges: list[RowRange], threads: int, emit: Emit) -> list[Tally]:
@@ -76,10 +107,13 @@ def _comparable(wanted: Expected, merged: TensorRef) -> bool:
     return stored.shape == wanted.shape and (stored.dtype == source.dtype or {stored.dtype, source.dtype} <= FLOATS)
 
 
+def _view(wanted: Expected, merged: TensorRef) -> View:
+    """As which rows it is compared: bytes and casts in the tensor's own."""
+    return wanted.view if wanted.touched and wanted.source.stored.dtype in FLOATS else flat_view(merged)
+
+
 def _row_ranges(wanted: Expected, merged: TensorRef, clamps: bool, foreign: bool) -> Iterable[RowRange]:
-    """Rows of the view; bytes and casts are compared in the tensor's own rows."""
-    computed = wanted.touched and wanted.source.stored.dtype in FLOATS
-    view = wanted.view if computed else flat_view(merged)
+    view = _view(wanted, merged)
     tall = max(
         (TALL for step in wanted.steps if isinstance(step, AddProduct) and step.left.shape[1] >= HIGH_RANK), default=1
     )
@@ -95,10 +129,19 @@ def _row_ranges(wanted: Expected, merged: TensorRef, clamps: bool, foreign: bool
 
 def _size(rows: RowRange) -> int:
     """Bytes of the merged tensor that they span."""
+    return _bytes_of(rows, sum(high - low for low, high in rows.ranges))
+
+
+def _span(rows: RowRange) -> tuple[int, int]:
+    """The bytes of the merged file that they are: the first, and the one after the last."""
+    first = rows.merged.stored.start
+    return first + _bytes_of(rows, rows.ranges[0][0]), first + _bytes_of(rows, rows.ranges[-1][1])
+
+
+def _bytes_of(rows: RowRange, count: int) -> int:
+    """So many of the tensor's rows, in bytes of the merged file."""
     stored = rows.merged.stored
-    height = rows.wanted.view[0] if rows.steps else flat_view(rows.merged)[0]
-    spanned = sum(high - low for low, high in rows.ranges)
-    return (stored.stop - stored.start) * spanned // max(1, height)
+    return (stored.stop - stored.start) * count // max(1, _view(rows.wanted, rows.merged)[0])
 
 
 def _examine(rows: RowRange) -> Tally:

@@ -13,6 +13,7 @@ from bot.checks.reading.checkpoint import FLOATS, STORED_AS
 from bot.records import Finding
 
 if TYPE_CHECKING:
+    from bot.checks.elementwise.sweep import Sweep
     from bot.checks.elementwise.tally import Swept, Tally
 
 KEPT_ENOUGH = 0.9  # below this share of the delta, the reader should consider a wider dtype
@@ -21,17 +22,18 @@ HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
 
 def sweep_all(case: Case) -> Swept:
     """Every byte of the merged weights, compared."""
-    return sweep_some(case, None)
+    work = sweep_of(case, None)
+    work.go(case.emit)
+    case.slabs.clear()
+    return work.swept
 
 
-def sweep_some(case: Case, only: frozenset[str] | None) -> Swept:
-    """The same of these tensors; None: of all."""
-    from bot.checks.elementwise.sweep import sweep
+def sweep_of(case: Case, only: frozenset[str] | None) -> Sweep:
+    """The comparison of these tensors, None: of all, that is still to be gone through."""
+    from bot.checks.elementwise.sweep import Sweep
 
     claims, subject = case.once(adapter_claims), case.subject
-    swept = sweep(case.model, claims, subject.clamps, case.emit, foreign=not subject.ours, only=only)
-    case.slabs.clear()
-    return swept
+    return Sweep(case.model, claims, subject.clamps, foreign=not subject.ours, only=only)
 
 
 def keys(case: Case) -> Finding:
