@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bot.by_shard.spent import Spent, gives_back
 from bot.engines.files import OpenInputs
-from bot.records import Local, Shard, Stored
-from bot.shard_needs import ShardNeeds, Use
+from bot.records import AddDelta, Factor, Header, Local, Patch, Shard, Stored
+from bot.shard_needs import ShardNeeds, Use, shard_needs
 
 FILE = "base.safetensors"
 BLOCK = 4096
@@ -33,6 +35,19 @@ def test_rows_are_spent_as_they_are_made_and_norms_of_columns_when_all_of_them_a
     assert spent.up_to(60) == {}
     assert spent.up_to(309) == {FILE: [(60, 110)]}
     assert spent.up_to(310) == {FILE: [(110, 310)]}
+
+
+@pytest.mark.parametrize(("along", "by_rows"), [("rows", True), ("columns", False)])
+def test_a_norm_of_columns_needs_every_row_of_its_source(along: Any, by_rows: bool) -> None:
+    whole = Stored(key="w", file=FILE, dtype="F32", shape=(2, 2), start=8, stop=24)
+    magnitude = Factor(
+        stored=replace(whole, key="m", role="adapter"), rows=(0, 2, 1), columns=(0, 1, 1), transposed=False
+    )
+    patch = Patch(rows=(0, 2), columns=(0, 2), terms=(), magnitude=magnitude, along=along)
+    op = AddDelta(source=whole, target=whole, view=(2, 2), patches=(patch,))
+    header = Header(file=FILE, file_size=24, tensors=(whole,), metadata={}, raw=b"")
+    (made,) = shard_needs([op], [Shard(name=FILE, size=24, header=b"", same_as_base=False)], [header])
+    assert {use.by_rows for use in made.uses if use.source == (8, 24)} == {by_rows}
 
 
 def test_a_cast_spends_its_source_in_proportion() -> None:
