@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bot.records import Asset, ConfigChange, FileEntry, Json, Role, Source, Sources
@@ -35,6 +35,9 @@ BESIDE = (
 NO_TEXT = r"(?!.*\.(pyc?|pyd|so|dll|exe|sh|bat|cmd|ps1|js|json|bin|pth?|ckpt|pkl|pickle|safetensors|gguf|h5|onnx|np[yz]|zip|gz|tar)$)"
 LEGAL = NO_TEXT + r"(LICEN[SC]E|NOTICE|COPYING|USE_POLICY|ACCEPTABLE_USE)[\w.-]*"
 CODE = r"([\w-]+/)*[\w-]+\.py"
+# What quantisers said of a form beside config.json (AutoGPTQ, AutoAWQ, Model-Optimizer), and serving engines still read.
+FORM = r"quantize_config\.json|quant_config\.json|hf_quant_config\.json"
+FORM_KIND = "quantisation"
 
 # (what it is, pattern, may the adapter's file replace the base's)
 KINDS: tuple[tuple[str, re.Pattern[str], bool], ...] = (
@@ -46,6 +49,7 @@ KINDS: tuple[tuple[str, re.Pattern[str], bool], ...] = (
     ("model's own", re.compile(BESIDE), False),
     ("license", re.compile(LEGAL, re.IGNORECASE), True),
     ("custom code", re.compile(CODE), False),
+    (FORM_KIND, re.compile(FORM), False),
 )
 REMOVED: Any = object()  # an edit that takes a field out of config.json
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
@@ -101,6 +105,11 @@ def files_to_prove(sources: Sources) -> dict[Role, list[str]]:
         names[source.role] += [header.file for header in source.headers]
         names[source.role] += [entry.name for entry in source.files if kind_of(entry.name, source.role)]
     return names
+
+
+def without_form(assets: Iterable[Asset]) -> tuple[Asset, ...]:
+    """The files of a result that does not keep the base's form: none says that it does."""
+    return tuple(asset for asset in assets if asset.why != FORM_KIND)
 
 
 def _keep_both_licenses(chosen: dict[str, Asset], base: Source, adapter: Source) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bot import special_tokens, trained_base
-from bot.assets import base_tokenizer_left_out, choose_assets, read_json
+from bot.assets import base_tokenizer_left_out, choose_assets, read_json, without_form
 from bot.budget import by_layers, choose_level, disk_to_prove, machine_refusals, make_budget
 from bot.checkpoint.shards import INDEX_NAME, OutputLayout, lay_out, torch_name
 from bot.devices import choose_device, choose_proof_device, device_refusals
@@ -132,6 +132,7 @@ def _plan_model(sources: Sources, options: Options) -> PlannedModel:
     followed = special_tokens.follow(base, adapter, config)
     edits = {**effective.edits, **changes.edits, **quantised.edits, **followed.edits}
     assets, config_changes = choose_assets(base, adapter, wanted, edits, followed.asset)
+    assets = assets if options.quantize == "same" else without_form(assets)
     refusals += [*quantised.refusals, *code_refusals(base, adapter, assets, options)]
     first = (*_notes(effective, wanted, outputs, options), *changes.notes, *kept.notes, *quantised.notes)
     return PlannedModel(

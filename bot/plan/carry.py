@@ -17,6 +17,8 @@ from bot.plan.outputs import Outputs, is_change
 from bot.records import Cast, Op, Options, Refusal
 
 LAYER = {"weight", "bias"}
+# Of the cache of keys and values: they stand beside a weight and say nothing of it.
+CACHE = {"k_scale", "v_scale", "q_scale", "prob_output_scale", "k_zero_point", "v_zero_point"}
 NOT_RUN = "the base's packed weights are in a form that is not read here"
 
 
@@ -64,7 +66,8 @@ def _touched(base: EffectiveBase, outputs: Outputs) -> str | None:
 def _touched_as_stored(base: EffectiveBase, outputs: Outputs, adapter: AdapterPlan) -> str | None:
     """Of a form that nobody reads: what in the plan may not be a plain weight.
 
-    A weight counts as plain where it is floating-point numbers, and its module has nothing beside weight and bias.
+    A weight counts as plain where it is floating-point numbers, and its module has nothing beside weight, bias and the scales of a
+    cache.
     """
     if adapter.refusals or adapter.engine == "none":
         return "its weights are not found as plain ones"
@@ -81,7 +84,7 @@ def _touched_as_stored(base: EffectiveBase, outputs: Outputs, adapter: AdapterPl
 def _is_plain(op: Op, modules: dict[str, set[str]]) -> bool:
     module, _, name = op.target.key.rpartition(".")
     beside = modules.get(module, set())
-    others = beside - LAYER - {name}
+    others = beside - LAYER - CACHE - {name}
     if name not in LAYER:  # a parameter of its own, as stacks of experts are
         others = {other for other in others if other.startswith(f"{name}_")} - {f"{name}_bias"}
     return not others and op.target.key not in modules and op.source is not None and op.source.dtype in FLOATS

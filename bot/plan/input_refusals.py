@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from bot.assets import read_json
+from bot import formats
+from bot.assets import FORM_KIND, kind_of, read_json
 from bot.checkpoint.shards import INDEX_NAME
 from bot.records import Asset, Json, Options, Refusal, Source
 
@@ -16,6 +17,7 @@ READ_IT = "Read that code, then pass --trust-remote-code; or name a base that br
 # The weights of a sentence-transformers module, e.g. 2_Dense, as a pickle: copied they would be code.
 MODULE_WEIGHTS = re.compile(r"(\w+_)?\d+_\w+/[\w.-]+\.safetensors")
 MODULE_PICKLE = re.compile(r"((?:\w+_)?\d+_\w+/)[^/]+\.(?:bin|pt|pth|ckpt|pkl)")
+PACKED = ("U8", "I8", "I16", "I32", "F8_E4M3", "F8_E5M2")  # as no plain weight is stored
 NEW_ROWS = "new_embeddings.safetensors"
 
 
@@ -25,6 +27,10 @@ def base_refusals(base: Source, config: Json) -> list[Refusal]:
         reason = "The base has no config.json, so it is not a transformers model."
         refusals.append(Refusal(code="no-config", reason=reason, remedy="Name the base with --base owner/name."))
     names = {entry.name for entry in base.files}
+    if form := _unsaid_form(base, config, names):
+        reason = f"{form} says that the base's weights are quantised, and its config.json has no quantization_config."
+        remedy = "Name a revision whose config.json has it, or the 16-bit model that it was made from, with --base."
+        refusals.append(Refusal(code="quantised-base", reason=reason, remedy=remedy))
     pickles = {name: match[1] for name in names if (match := MODULE_PICKLE.fullmatch(name))}
     pickled = [name for name, folder in pickles.items() if f"{folder}model.safetensors" not in names]
     if pickled and "modules.json" in names:
@@ -50,6 +56,16 @@ def base_refusals(base: Source, config: Json) -> list[Refusal]:
             refusals.append(Refusal(code="index-lies", reason=reason, remedy="Take another revision of the base."))
             break
     return refusals
+
+
+def _unsaid_form(base: Source, config: Json, names: set[str]) -> str | None:
+    """The file that alone says how the weights are packed; no loader would know of a result of it. One beside weights that are all
+    plain is a leftover."""
+    named = sorted(name for name in names if kind_of(name, "base") == FORM_KIND)
+    if not named or formats.quantization_of(config) is not None:
+        return None
+    packed = any(t.dtype in PACKED and len(t.shape) > 1 for header in base.headers for t in header.tensors)
+    return named[0] if packed else None
 
 
 def with_new_rows(refusals: list[Refusal], adapter: Source) -> list[Refusal]:

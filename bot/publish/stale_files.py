@@ -10,7 +10,7 @@ WEIGHTS = r"[^/]+\.(safetensors|bin|pt|pth|ckpt|h5|msgpack)|[^/]+\.index\.json"
 ADAPTER = r"adapter_config\.json|adapter_model\.[^/]+"
 CONFIGS = (
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|quantize_config|"
-    r"quant_config|processor_config|preprocessor_config|chat_template)\.json|merges\.txt|vocab\.txt|chat_template\.jinja|"
+    r"(hf_)?quant_config|processor_config|preprocessor_config|chat_template)\.json|merges\.txt|vocab\.txt|chat_template\.jinja|"
     r"additional_chat_templates/[^/]+|[^/]+\.model(\.v\d+)?|[^/]+\.tiktoken|[^/]+\.py"
 )
 OURS = r"verification\.png|model\.sig"  # drawn of another report; the signature of other files

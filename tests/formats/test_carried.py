@@ -114,6 +114,13 @@ def q_and_v(folder: Path) -> Path:
     return lora(folder, "self_attn.q_proj", "self_attn.v_proj")
 
 
+def with_cache_scales(base: Base) -> Base:
+    """The same with scales of the cache of keys and values, beside q_proj, k_proj and v_proj and on the attention itself."""
+    names = ("q_proj.q_scale", "k_proj.k_scale", "v_proj.v_scale", "k_scale", "v_scale")
+    scales = {f"{LAYER}self_attn.{name}": torch.tensor([0.5]) for name in names}
+    return Base(tensors={**base.tensors, **scales}, config=base.config)
+
+
 TOUCHED = [f"{LAYER}self_attn.{name}_proj.weight" for name in "qv"]
 
 
@@ -204,6 +211,78 @@ def test_a_weight_with_scales_beside_it_is_no_plain_one(tmp_path: Path) -> None:
     one = cut(Base(tensors=tensors, config=base.config), tmp_path / "base", [sorted(tensors)])
     (refusal,) = plan_folders(one, q_and_v(tmp_path / "adapter")).refusals
     assert refusal.code == "quantised-base"
+
+
+@pytest.mark.parametrize("name", ["fp8", "compressed", "gptq", "nvfp4"])
+def test_scales_of_a_cache_beside_a_plain_weight_stay_and_say_nothing_of_it(tmp_path: Path, name: str) -> None:
+    base = with_cache_scales({**READ, **UNREAD}[name]())
+    one, adapter = cut(base, tmp_path / "base", [sorted(base.tensors)]), q_and_v(tmp_path / "adapter")
+    plan = plan_folders(one, adapter)
+    assert plan.options.quantize == "same"
+    merged = merge_folders(one, adapter, tmp_path / "merged")
+    before, after = bytes_of(one, exact=False), bytes_of(merged)
+    assert before.keys() == after.keys()
+    assert sorted(key for key in before if before[key] != after[key]) == TOUCHED
+    report = proven(one, adapter, merged, plan)
+    assert report.verdict == "verified", table(report)
+
+
+TOLD = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "nvfp4"}
+
+
+def telling(base: Base, folder: Path, file: str) -> Path:
+    """With what its quantiser said of the form, in a file of its own."""
+    one = cut(base, folder, [sorted(base.tensors)])
+    (one / file).write_text('{"bits":  4}\n')
+    return one
+
+
+@pytest.mark.parametrize("file", TOLD)
+def test_what_a_quantiser_said_beside_config_json_goes_with_the_form(tmp_path: Path, file: str) -> None:
+    one = telling(UNREAD[TOLD[file]](), tmp_path / "base", file)
+    adapter = q_and_v(tmp_path / "adapter")
+    plan = plan_folders(one, adapter)
+    merged = merge_folders(one, adapter, tmp_path / "merged")
+    assert (merged / file).read_bytes() == (one / file).read_bytes()
+    report = proven(one, adapter, merged, plan)
+    assert report.verdict == "verified", table(report)
+    (merged / file).write_text("{}")
+    assert f"{file} is not the base's" in named(proven(one, adapter, merged, plan), "config").why
+    (merged / file).unlink()
+    report = proven(one, adapter, merged, plan)
+    assert report.verdict == "not-verified"
+    assert f"{file} is lost" in named(report, "config").why
+
+
+@pytest.mark.parametrize("file", TOLD)
+def test_and_is_left_out_of_a_plain_result(tmp_path: Path, file: str) -> None:
+    """Of a form that is read; another one is refused."""
+    asked = Options(quantize="none")
+    one, adapter = telling(READ["fp8"](), tmp_path / "base", file), q_and_v(tmp_path / "adapter")
+    merged = merge_folders(one, adapter, tmp_path / "merged", asked)
+    assert not (merged / file).exists()
+    plan = plan_folders(one, adapter, asked)
+    report = proven(one, adapter, merged, plan)
+    assert report.verdict == "verified", table(report)
+    (merged / file).write_bytes((one / file).read_bytes())
+    report = proven(one, adapter, merged, plan)
+    assert report.verdict == "not-verified"
+    assert f"{file} tells of a form that the weights are not stored in" in named(report, "config").why
+    other = telling(UNREAD[TOLD[file]](), tmp_path / "other", file)
+    assert [refusal.code for refusal in plan_folders(other, adapter, asked).refusals] == ["quantised-base"]
+
+
+@pytest.mark.parametrize("file", TOLD)
+def test_a_form_that_such_a_file_alone_tells_of_is_refused_and_beside_plain_weights_it_is_a_leftover(
+    tmp_path: Path, file: str
+) -> None:
+    packed_base, adapter = UNREAD[TOLD[file]](), q_and_v(tmp_path / "adapter")
+    one = telling(Base(tensors=packed_base.tensors, config=LLAMA), tmp_path / "base", file)
+    (refusal,) = plan_folders(one, adapter).refusals
+    assert (refusal.code, refusal.reason.split()[0]) == ("quantised-base", file)
+    bare = telling(Base(tensors=plain(), config=LLAMA), tmp_path / "bare", file)
+    merged = merge_folders(bare, adapter, tmp_path / "merged")
+    assert not (merged / file).exists()
 
 
 def test_the_proof_misses_a_changed_byte_of_a_form_that_it_cannot_read(tmp_path: Path) -> None:

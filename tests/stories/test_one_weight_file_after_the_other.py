@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 
 from bot.devhub import Fault
 from tests.factory import save_adapter
-from tests.formats.test_carried import READ, TOUCHED, q_and_v
+from tests.formats.test_carried import READ, TOUCHED, q_and_v, with_cache_scales
 from tests.formats.test_parts_in_other_shards import bytes_of, cut
 from tests.stories.conftest import Command, World, name_base
 
@@ -226,11 +226,13 @@ def test_the_result_loads(world: World, adapter_merge: Command) -> None:
     assert adapter_merge("verify", folder, "--verify", "weights").code == 0
 
 
+@pytest.mark.parametrize("caches", [False, True])
 def test_a_packed_base_of_which_only_plain_weights_change_goes_by_weight_files(
-    world: World, adapter_merge: Command, tmp_path: Path
+    world: World, adapter_merge: Command, tmp_path: Path, caches: bool
 ) -> None:
-    """FP8 in the MLP, an adapter on the attention: every packed byte arrives as it is."""
-    base = READ["fp8"]()
+    """FP8 in the MLP, an adapter on the attention: every packed byte arrives as it is. `caches`: scales of the cache of keys and
+    values stand beside the weights that change."""
+    base = with_cache_scales(READ["fp8"]()) if caches else READ["fp8"]()
     keys = sorted(base.tensors)
     one = cut(base, tmp_path / "packed", [keys[:6], keys[6:12], keys[12:]])
     adapter = q_and_v(tmp_path / "lora")

@@ -9,6 +9,7 @@ from bot.checks.case import Case
 from bot.checks.finding import Status, counted, finding, graded
 from bot.records import Finding, Json
 
+TABLE = "LOAD REPORT"  # of transformers: which keys are missing, unexpected and mismatched, in rows
 ALLOWED = "K ≤ 1 + 3 errors"
 SHARE = 1e-4  # of the adapter's effect, in KL or squares: one hundredth of what it moves. Exact models: below 1e-9
 
@@ -31,18 +32,33 @@ def loads(case: Case) -> Finding:
             merged = reference  # what fails with the base fails with whatever is made of it
         return _stopped("loads", "no complaint", merged)
     report = merged.loads
-    fails = [f"{key} is {how}." for how in ("missing", "unexpected", "mismatched") for key in getattr(report, how)]
+    unused = _unused(case, report.unexpected)
+    fails = [f"{key} is {how}." for how in ("missing", "unexpected", "mismatched") for key in getattr(report, how)
+             if key not in unused]  # fmt: skip
     # As trainers set it.
     padding = [] if case.subject.ours else [token for token in report.tokens if token.startswith("pad_token ")]
     fails += [f"The tokenizer is another: {token}." for token in report.tokens if token not in padding]
     if not fails:
-        fails += [f"transformers says: {line}" for line in report.complaints]
+        fails += [f"transformers says: {line}" for line in report.complaints if not (unused and TABLE in line)]
     tokenizer = "" if report.tokenizer == "none" else f", with its {report.tokenizer}"
     layered = " Looked at layer by layer, since it does not fit into memory as a whole." if report.by_layers else ""
+    layered += (
+        f" It has no use for {counted(len(unused), 'scale')} of activations, which the base stores." if unused else ""
+    )
     right = (report.model_class, f"No peft, no network{tokenizer}.{layered}")
     warns = [f"The tokenizer is another: {token}." for token in padding]
     warns += [f"{remark}." for remark in report.remarks]
     return graded("loads", "no complaint", right, fails=fails, warns=warns)
+
+
+def _unused(case: Case, unexpected: list[str]) -> set[str]:
+    """Scales of activations and caches of a base whose form is kept: transformers stacks experts, and has no use for those of each.
+    That they are the base's, the weights' checks say."""
+    if case.subject.quantize != "same" or not unexpected:
+        return set()
+    from bot.checks.reading.quantised import scales_beside
+
+    return scales_beside(unexpected, case.merged_config or {})
 
 
 def behaviour(case: Case) -> Finding:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from bot.checks.case import Case
 
 SAME = "same"
+# What a serving engine scales its cache of keys and values by: it may stand in the module of a plain weight.
+OF_A_CACHE = {f"{side}_{what}" for side in "kv" for what in ("scale", "zero_point")} | {"q_scale", "prob_output_scale"}
 WHAT = "Comparing quantised weights"
 
 Rule = Callable[[Tensor, PackedWeight], dict[str, Tensor]]  # (exact, how it is stored) → the parts
@@ -140,7 +142,7 @@ def _unread(case: Case, why: str) -> Finding:
 def _is_plain(key: str, ref: TensorRef | None, parts: Mapping[str, set[str]]) -> bool:
     """Whether a tensor is a weight by itself: floats, with nothing stored beside it that could say what they mean."""
     module, _, name = key.rpartition(".")
-    others = parts.get(module, set()) - {name, "weight", "bias"}
+    others = parts.get(module, set()) - {name, "weight", "bias"} - OF_A_CACHE
     if name not in ("weight", "bias"):
         others = {other for other in others if other.startswith(f"{name}_")} - {f"{name}_bias"}
     return ref is not None and ref.stored.dtype in FLOATS and not others and key not in parts

@@ -9,6 +9,7 @@ from bot.checks.case import Case
 from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.expected.config_changes import Declared, at
 from bot.checks.finding import counted, finding, graded
+from bot.checks.folder.form_files import form_files
 from bot.checks.folder.special_tokens import declared_tokens
 from bot.checks.reading.checkpoint import TORCH_NAMES, quantization_of
 from bot.errors import Refused
@@ -59,6 +60,7 @@ def config(case: Case) -> Finding:
         fails.insert(0, f"config.json has no {QUANTIZATION}, and the weights are quantised: they cannot be loaded.")
     elif case.subject.quantize == "same" and quantization_of(merged) != quantization_of(base):
         fails.insert(0, f"{left} is not the base's, and the weights are stored in the base's own form.")
+    (warns if foreign else fails).extend(form_files(case))
     reasons = "; ".join(dict.fromkeys(change.why for change in changes))
     right = (counted(len(changes), "change"), f"Declared: {reasons}.") if changes else ("no drift", SAME)
     return graded("config", "as declared" if changes else "no drift", right, fails=fails, warns=warns)

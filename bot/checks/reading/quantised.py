@@ -5,7 +5,7 @@ To teach the verifier a further form, write a module that satisfies `Form` and a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from bot.checks.reading import bitsandbytes, compressed_tensors, fp8, torchao
@@ -55,6 +55,13 @@ def as_model(checkpoint: Checkpoint, config: Json, role: str, cache: SlabCache |
     shared = cache or SlabCache()
     packed = {key: replace(weight, cache=shared) for key, weight in packed.items()}
     return as_logical(checkpoint, packed, form.extras(checkpoint.tensors.keys()), dtype)
+
+
+def scales_beside(keys: Collection[str], config: Json) -> set[str]:
+    """Of these keys, those that are neither a weight nor a part of one: scales of activations and caches."""
+    quantization = quantization_of(config) or {}
+    form = next((form for form in forms() if form.recognises(quantization)), None)
+    return form.extras(keys) if form else set()
 
 
 def as_stored(checkpoint: Checkpoint, config: Json) -> Checkpoint:
