@@ -7,49 +7,44 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Literal
 
-from bot.adapters.combine import Predicted, notation
-from bot.adapters.combine.prediction import combined_in, plan_for_all_adapters, predict_combined, with_combined_adapter
+from bot.adapters.combine import notation
+from bot.adapters.combine.prediction import plan_for_all_adapters, predict_combined, with_combined_adapter
 from bot.attestation import attest, require_writable, utc_now
-from bot.card import preview, render, with_notes_on_cards
-from bot.errors import AdapterMergeError, Damaged, Usage
-from bot.evaluation import require_harness, write_results
+from bot.card import preview, with_notes_on_cards
+from bot.card_and_page import write_card_and_page
+from bot.errors import AdapterMergeError, Damaged
+from bot.evaluation import require_harness
 from bot.events import Emit, Note, Stage, TextBlock, beating
-from bot.input_files import holding, unchanging
+from bot.input_files import unchanging
 from bot.machine import free_beside, look
 from bot.merge import merge
 from bot.metadata.licenses import require
+from bot.one_adapter import one_adapter
 from bot.output_folder import drop_scratch, finish, refuse_to_overwrite, scratch_folder
 from bot.partial_folder import left_behind, locked_partial_dir
 from bot.plan import make_plan, pin_of
 from bot.plan_text import plan_table
-from bot.proof import named_inputs, prove, tag_of
+from bot.proof import prove
 from bot.publish import (
     ExpectedResult,
-    PublishSettings,
-    SentBefore,
     apply_settings,
     find_existing,
-    open_target,
-    publish,
     require_not_an_input,
     require_reach,
     warn_of_reach,
 )
-from bot.pull import base_of, dropping, fetch, needed, pin, require_headers, with_sound_files
-from bot.records import Local, Outcome, Plan, Publication, Ref, Report, Request, Source, Sources
-from bot.report_document import PAGE, PICTURE, Document
-from bot.report_page.writing import require_page_folder, write_page
+from bot.pull import dropping, fetch, pin, require_headers, with_sound_files
+from bot.records import Local, Outcome, Plan, Publication, Ref, Request, Source, Sources
+from bot.report_page.writing import require_page_folder
 from bot.signing import require_signer, sign
+from bot.target import input_repos, publish_made, publish_settings, publish_target
 
 if TYPE_CHECKING:
-    from bot.by_shard import MadeByShard, Merge
     from bot.hub import Hub
 
 NOT_ATTESTED = (
@@ -93,7 +88,9 @@ def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Ou
     if publish_target(request) is None:
         return make(request, sources, plan, hub, emit)
     if plan.disk == "shards":
-        return _by_shard(request, sources, plan, hub, emit)
+        from bot.pipeline_by_shard import run_by_shard  # only where it is needed
+
+        return run_by_shard(request, sources, plan, hub, emit)
     inputs = _ready(request, sources, plan, hub, emit)
     # The folder stays locked until the merge is published: another run would put its own folder there meanwhile.
     with locked_partial_dir(_output(request, plan, hub), plan.fingerprint) as partial:
@@ -103,7 +100,8 @@ def _run(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source]) -> Ou
         published = _published(made, partial, request, hub, emit)
     if isinstance(published, AdapterMergeError):
         raise published
-    return replace(made, status=_status(published), publication=published, folder=request.output)
+    status: Literal["unchanged", "published"] = "unchanged" if published.status == "unchanged" else "published"
+    return replace(made, status=status, publication=published, folder=request.output)
 
 
 def ended_before(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -> Outcome | None:
@@ -124,7 +122,7 @@ def ended_before(request: Request, sources: Sources, plan: Plan, hub: Hub, emit:
         if request.report is not None:
             emit(Note(text=NOTHING_DRAWN.format(target), level="warning"))
         if not request.dry_run:
-            known = apply_settings(known, _publish_settings(request, sources, plan), hub, emit)
+            known = apply_settings(known, publish_settings(request, sources, plan), hub, emit)
         return Outcome(status="unchanged", plan=plan, publication=known)
     if target is None:
         return Outcome(status="dry-run", plan=plan) if request.dry_run else None
@@ -135,68 +133,6 @@ def ended_before(request: Request, sources: Sources, plan: Plan, hub: Hub, emit:
         return Outcome(status="dry-run", plan=plan)
     require_reach(target, request.publish, hub, result)
     return None
-
-
-def _by_shard(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -> Outcome:
-    """The same where base and result do not lie on this disk: each weight file is made, proven and sent before the next one."""
-    from bot import by_shard
-
-    require_writable(request.attestation, None)
-    if request.sign is not None or request.eval_tasks is not None:
-        raise Usage(
-            "A model that is made one weight file after the other is never whole here, to be signed or evaluated.",
-            remedy="Leave out --sign and --eval, or merge with --disk whole where there is room.",
-        )
-    started = utc_now()
-    with shard_merge(request, sources, plan, hub, emit) as (what, partial):
-        return publish_shards(by_shard.make(what, partial, hub, emit), what, partial, hub, emit, started)
-
-
-@contextmanager
-def shard_merge(
-    request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit, part: str = ""
-) -> Iterator[tuple[Merge, Path]]:
-    """A merge by weight files, and the folder to make its other files in: the target is there, and all inputs but the base's
-    weights are here. `part`: of the merge, which has a folder of its own."""
-    from bot import by_shard
-
-    target = target_of(request)
-    wanted = needed(sources, plan)
-    wanted["base"] -= by_shard.weight_files_of(sources.base)
-    small = fetch(sources, {role: sorted(names) for role, names in wanted.items()}, hub, emit)
-    repos = tuple(named_inputs(plan).repos)
-    proposing = open_target(target, request.publish, request.private, repos, hub, emit)
-    to = by_shard.Destination(repo=target, proposing=proposing, copies=sources.base.repo is not None, part=part)
-    together = predict_combined(sources, request.combination)
-    folder = scratch_folder(hub.scratch, plan.fingerprint, f"{target} {part}" if part else target)
-    with locked_partial_dir(folder, plan.fingerprint) as partial:
-        with dropping(hub), one_adapter(together, small, hub, emit) as inputs, unchanging(inputs.files):
-            yield by_shard.Merge(plan=plan, inputs=inputs, sources=sources, request=request, to=to), partial
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def publish_shards(
-    made: MadeByShard, what: Merge, partial: Path, hub: Hub, emit: Emit, started: str | None = None
-) -> Outcome:
-    """The one commit of a merge whose weight files are on the Hub already. `started`: when it was begun, where that is known."""
-    report, plan = made.report, what.plan
-    together = predict_combined(what.sources, what.request.combination)
-    _write_for_people(partial, report, what.sources, together, what.request, plan, hub)
-    if what.request.attestation is not None:
-        attest(what.request.attestation, partial, report, hub.address, started)
-    if report.verdict != "verified":
-        made.clear()
-        return Outcome(status="not-verified", plan=plan, report=report)
-
-    def commit(before: SentBefore) -> Publication:
-        return publish_made(partial, report.document, what.request, hub, emit, before)
-
-    published = made.publish(commit, emit)
-    return Outcome(status=_status(published), plan=plan, report=report, publication=published)
-
-
-def _status(published: Publication) -> Literal["published", "unchanged"]:
-    return "unchanged" if published.status == "unchanged" else "published"
 
 
 def make(request: Request, sources: Sources, plan: Plan, hub: Hub, emit: Emit) -> Outcome:
@@ -221,7 +157,7 @@ def _build(
     with dropping(hub), one_adapter(together, inputs, hub, emit) as inputs, unchanging(inputs.files):
         merged = merge(replace(plan, forced=request.force), inputs, partial, emit)
         report = prove(merged, inputs, sources, request, publish_target(request), hub, emit)
-    _write_for_people(partial, report, sources, together, request, plan, hub)
+    write_card_and_page(partial, report, sources, together, request, plan, hub.address)
     if request.sign is not None and report.verdict == "verified":
         name = publish_target(request) or _output(request, plan, hub).name
         sign(partial, request.sign, name.rpartition("/")[2])
@@ -230,34 +166,6 @@ def _build(
         attest(request.attestation, folder, report, hub.address, started)
     status: Literal["merged", "not-verified"] = "merged" if report.verdict == "verified" else "not-verified"
     return Outcome(status=status, plan=plan, report=report, folder=folder)
-
-
-def _write_for_people(
-    folder: Path, report: Report, sources: Sources, together: Predicted | None, request: Request, plan: Plan, hub: Hub
-) -> None:
-    """The card with its picture, and the page where it is wanted."""
-    from bot.report_page.heat_map_png import heat_map_png  # pictures are not for those who only plan
-
-    picture = heat_map_png(report.document)
-    card = render(
-        report.document,
-        target=publish_target(request),
-        base=sources.base,
-        adapter=with_combined_adapter(sources, together).adapter,
-        adapters=sources.adapters,
-        license=request.license,
-        assets=plan.assets,
-        hub=hub.address,
-        pictured=picture is not None,
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    write_results(folder, report.document)
-    if picture is not None:
-        (folder / PICTURE).write_bytes(picture)
-    if request.publish_report:
-        write_page(folder / PAGE, report.document)
-    if request.report is not None:
-        write_page(request.report, report.document)
 
 
 def _published(made: Outcome, partial: Path, request: Request, hub: Hub, emit: Emit) -> Publication | AdapterMergeError:
@@ -273,23 +181,6 @@ def _published(made: Outcome, partial: Path, request: Request, hub: Hub, emit: E
     if request.output is None:
         shutil.rmtree(made.folder)  # it is on the Hub now
     return publication
-
-
-@contextmanager
-def one_adapter(together: Predicted | None, inputs: Local, hub: Hub, emit: Emit) -> Iterator[Local]:
-    """The inputs with one adapter: where there are several, the combination of them, for as long as the block runs."""
-    if together is None:
-        yield inputs
-        return
-    emit(Stage(name="combine", title=f"Combining the adapters: {notation.words(together.how)}"))
-    adapters = [held for held in inputs.files if held.role == "adapter"]
-    with ExitStack() as stack:
-        with holding(adapters) as keeper, beating(emit, "combine", "Combining"):
-            keeper.follow(held.path for held in adapters)
-            adapter = stack.enter_context(combined_in(hub.scratch, together, inputs.adapters))
-        # They need not be hashed again, only stay the same.
-        hashed = tuple(replace(held, sha256=None, oid=None) if held in adapters else held for held in inputs.files)
-        yield replace(inputs, adapter=adapter, files=hashed)
 
 
 def plan_merge(request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None = None) -> tuple[Sources, Plan]:
@@ -327,63 +218,12 @@ def planned(sources: Sources, request: Request, output: Path, hub: Hub) -> Plan:
     return with_notes_on_cards(plan, sources, request.license)
 
 
-def input_repos(request: Request, sources: Sources, plan: Plan) -> list[tuple[str, str | None]]:
-    """(base or adapter, repo) of every input, and the base as it was asked for: another, where its 16-bit parent is merged into."""
-    base, *adapters = named_inputs(plan).repos
-    return [base, ("base", (request.base or base_of(sources.adapter)).repo), *adapters]
-
-
-def publish_target(request: Request) -> str | None:
-    """The repo to publish to; None where nothing is published."""
-    return None if request.publish == "none" else target_of(request)
-
-
-def target_of(request: Request) -> str:
-    """The repo to publish to: as asked, or `<adapter>-merged`, the folder's name before it where the adapter lies deeper in its
-    repo, `-nf4` and so on behind it. Raises Usage when there is no telling."""
-    if request.target:
-        return request.target
-    if request.more:
-        raise Usage("Several adapters in one model give it no name.", remedy="Name the target with --to owner/name.")
-    if request.adapter.as_repo is None:
-        raise Usage(
-            "An adapter in a folder has no repo name to add -merged to.", remedy="Name the target with --to owner/name."
-        )
-    form = request.options.quantize
-    return f"{request.adapter.as_repo}-merged" + ("" if form in ("auto", "none") else f"-{form}")
-
-
 def _import_ahead(request: Request) -> None:
     """Import the engine while the inputs are read and hashed, and torch where the proof needs it: seconds less to wait."""
     names = ["bot.engines.streaming", *([] if request.options.verify == "files" else ["bot.checks.elementwise.sweep"])]
     Thread(target=lambda: [importlib.import_module(name) for name in names]).start()
 
 
-def _publish_settings(request: Request, sources: Sources, plan: Plan) -> PublishSettings:
-    """What is asked for beside the merge itself."""
-    repos = tuple(named_inputs(plan).repos)
-    return PublishSettings(fingerprint=plan.fingerprint, repos=repos, private=request.private, tag=tag_of(sources))
-
-
 def _output(request: Request, plan: Plan, hub: Hub) -> Path:
     """The folder asked for, or a scratch folder."""
     return request.output or scratch_folder(hub.scratch, plan.fingerprint, publish_target(request))
-
-
-def publish_made(
-    folder: Path, document: Document, request: Request, hub: Hub, emit: Emit, before: SentBefore | None = None
-) -> Publication:
-    """Publish a proven folder to the request's target. `document`: its verification.json; `before`: what the Hub has of it."""
-    return publish(
-        folder,
-        document,
-        target=target_of(request),
-        how=request.publish,
-        private=request.private,
-        force=request.force,
-        tag=document.merge.tag,
-        hub=hub,
-        emit=emit,
-        dry_run=request.dry_run,
-        before=before,
-    )

@@ -26,8 +26,8 @@ from bot.events import Emit, Note, Stage
 from bot.hub import Hub, is_repo_id
 from bot.input_files import holding
 from bot.machine import look
+from bot.one_adapter import one_adapter
 from bot.options import deciding
-from bot.pipeline import one_adapter, publish_made, target_of
 from bot.plan import pin_of
 from bot.publish import plain_files
 from bot.pull import (
@@ -63,6 +63,7 @@ from bot.records import (
 from bot.report_document import NAME, Document, InputPins, MergeFacts, Pin, name_inputs, read_report
 from bot.report_page.writing import require_page_folder, write_page
 from bot.signing import Signer
+from bot.target import publish_made, target_of
 from bot.verify import Subject, verify
 
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -22,8 +22,8 @@ from bot.errors import Refused
 from bot.events import Emit, Note, Stage, StepProgress
 from bot.input_files import holding
 from bot.machine import look
+from bot.one_adapter import one_adapter
 from bot.options import Options
-from bot.pipeline import one_adapter
 from bot.pull import fetch, pin_weights, repo_files, with_sound_files
 from bot.records import Json, ProofDevice, Ref, Report, Shard, Source
 from bot.report_page.writing import require_page_folder, write_page

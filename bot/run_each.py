@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from bot.errors import AdapterMergeError, Usage
 from bot.events import Emit, Note
-from bot.pipeline import run, target_of
+from bot.pipeline import run
 from bot.records import Outcome, Ref, Request, Source
+from bot.target import target_of
 
 if TYPE_CHECKING:
     from bot.hub import Hub

@@ -22,10 +22,12 @@ from bot.by_shard.receipts import (
 )
 from bot.errors import Outside, Refused
 from bot.events import Emit, Note, Stage
-from bot.pipeline import ended_before, plan_merge, planned, publish_shards, shard_merge, show_plan, target_of
+from bot.pipeline import ended_before, plan_merge, planned, show_plan
+from bot.pipeline_by_shard import publish_shards, shard_merge
 from bot.pull import pin
 from bot.records import Outcome, Request
 from bot.shard_needs import ShardNeeds
+from bot.target import target_of
 
 if TYPE_CHECKING:
     from bot.hub import Hub

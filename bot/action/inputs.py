@@ -12,8 +12,8 @@ from bot.errors import Usage
 from bot.hub import is_repo_id
 from bot.metadata.licenses import require
 from bot.options import Combination, Options, Ref, Request, every_option, options_of
-from bot.pipeline import target_of
 from bot.pull import parse_ref
+from bot.target import target_of
 from bot.terminal.spelling import describe_choices, resolve_choice
 
 Number = TypeVar("Number", int, float)
