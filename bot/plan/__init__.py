@@ -24,8 +24,22 @@ from bot.plan.outputs import Outputs, is_change, make_outputs
 from bot.plan.quantize import Quantised, quantize
 from bot.plan.refusal_texts import OTHER_BASE, SHOWN
 from bot.plan.tensor_counts import counts
-from bot.records import RECIPE, Asset, ConfigChange, Json, Machine, Plan, Refusal, Source, Sources
+from bot.records import (
+    RECIPE,
+    Asset,
+    Budget,
+    ConfigChange,
+    Json,
+    Level,
+    Machine,
+    Plan,
+    ProofDevice,
+    Refusal,
+    Source,
+    Sources,
+)
 
+BY_LAYERS = "No model fits into memory as a whole: the full verification runs each layer by layer, which takes longer."
 HEAD_FIELDS = ("architectures", "tie_word_embeddings")  # of config.json: what they say decides which weight is the head
 
 
@@ -58,22 +72,15 @@ def make_plan(
     budget = make_budget(
         sources, layout.shards, layout.ops, model.assets, model.adapter.engine, model.outputs.ops, options.quantize
     )
-    config, wanted_disk = read_json(sources.base, "config.json"), disk_to_prove(budget, machine)
-    layers = by_layers([op.target for op in layout.ops], config, is_plain=not budget.verify_disk and not options.clamps)
-    proof_device, proof_notes = choose_proof_device(options, budget.verify_memory, machine)
-    level, not_run, level_refusals = choose_level(
-        options, config, budget.verify_memory, machine, wanted_disk, proof_device, layers
-    )
-    if model.base.unread and level == "full" and options.verify == "auto":
-        level, not_run = "weights", (("full", carry.NOT_RUN),)
+    proof = _plan_proof(model, read_json(sources.base, "config.json"), budget, machine)
     device, device_notes = choose_device(options, layout.ops, machine)
     no_device = device_refusals(options, machine)
     lacking = machine_refusals(budget, machine)
     beside = beside_weights((sources.adapter, *adapters), layout.shards, budget)
     disk = choose_disk(sources, options, layout, model.adapter.engine, lacking, machine, beside, publishing=publishing)
-    if disk.kind == "shards" and level == "full":
-        level, not_run = "weights", (("full", "needs the whole model on the disk"),)
-    refusals = [*model.refusals, *level_refusals, *disk.refusals, *no_device]
+    if disk.kind == "shards" and proof.level == "full":
+        proof = replace(proof, level="weights", not_run=(("full", "needs the whole model on the disk"),), notes=())
+    refusals = [*model.refusals, *proof.refusals, *disk.refusals, *no_device]
     if not any(is_change(op) for op in layout.ops) and not refusals:
         reason = "The adapter holds no weight that would change the base."
         refusals.append(Refusal(code="matches-nothing", reason=reason, remedy=OTHER_BASE))
@@ -86,10 +93,10 @@ def make_plan(
         base_weights=model.base.how,
         base_weights_why=model.base.why,
         device=device,
-        proof_device=proof_device,
+        proof_device=proof.device,
         dtype=model.dtype,
-        level=level,
-        not_run=not_run,
+        level=proof.level,
+        not_run=proof.not_run,
         ops=layout.ops,
         drops=model.outputs.drops,
         base_tensors=tuple(tensor for header in sources.base.headers for tensor in header.tensors),
@@ -101,7 +108,7 @@ def make_plan(
         assets=model.assets,
         config_changes=model.config_changes,
         refusals=tuple(refusals),
-        notes=(*model.notes[0], *dict.fromkeys((*device_notes, *proof_notes)), *model.notes[1]),
+        notes=(*model.notes[0], *dict.fromkeys((*device_notes, *proof.notes)), *model.notes[1]),
         budget=replace(budget, by_shard=disk.costs),
         disk=disk.kind,
         fingerprint=fingerprint(sources.base.sha, sources.adapter.pin, options, model.base.how),
@@ -110,6 +117,30 @@ def make_plan(
     )
     require_all_claimed(plan, model.base.stored, sources.adapter.headers, model.adapter)
     return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedProof:
+    """How far, and where, the merge is proven on this machine, and why no farther."""
+
+    level: Level
+    not_run: tuple[tuple[str, str], ...]
+    device: ProofDevice
+    refusals: tuple[Refusal, ...]
+    notes: tuple[str, ...]
+
+
+def _plan_proof(model: PlannedModel, config: Json, budget: Budget, machine: Machine) -> PlannedProof:
+    options, disk = model.options, disk_to_prove(budget, machine)
+    is_plain = not budget.verify_disk and not options.clamps
+    layers = by_layers([op.target for op in model.layout.ops], config, is_plain=is_plain)
+    device, notes = choose_proof_device(options, budget.verify_memory, machine)
+    level, not_run, refusals = choose_level(options, config, budget.verify_memory, machine, disk, device, layers)
+    if model.base.unread and level == "full" and options.verify == "auto":
+        level, not_run = "weights", (("full", carry.NOT_RUN),)
+    if level == "full" and device.kind == "cpu" and budget.verify_memory > machine.memory_available:
+        notes = [*notes, BY_LAYERS]
+    return PlannedProof(level=level, not_run=not_run, device=device, refusals=tuple(refusals), notes=tuple(notes))
 
 
 def _plan_model(sources: Sources, options: Options) -> PlannedModel:

@@ -15,8 +15,11 @@ import pytest
 from bot import pipeline
 from bot.budget import disk_to_prove
 from bot.machine import free_beside, look
+from bot.options import Options
+from bot.plan import make_plan
 from bot.records import Budget, Gpu
 from tests.factory import save_adapter, save_base
+from tests.steps import sources_of
 from tests.stories.conftest import Command, World
 
 Folders = tuple[Path, Path]
@@ -197,3 +200,22 @@ def test_another_disk_is_found_where_it_is_mounted(tmp_path: Path) -> None:
         assert found == shutil.disk_usage(disk).free <= 400 << 10
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_the_plan_says_where_models_are_proven_layer_by_layer(
+    high_rank: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer takes next to nothing, as it does of a deep model."""
+    monkeypatch.setattr("bot.budget.LAYER", 0)
+    monkeypatch.setattr("bot.budget.WIDEST", 0)
+    sources = sources_of(*high_rank)
+
+    def notes(**memory: int) -> list[str]:
+        plan = make_plan(sources, Options(verify="full"), replace(look(Path()), gpus=(), **memory))
+        return [note for note in plan.notes if "layer by layer" in note] if not plan.refusals else ["refused"]
+
+    whole = make_plan(sources, Options(), look(Path())).budget.verify_memory
+    assert notes(memory_available=whole) == []
+    assert notes(memory_available=whole - 1) == [
+        "No model fits into memory as a whole: the full verification runs each layer by layer, which takes longer."
+    ]
