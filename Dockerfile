@@ -51,7 +51,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
  && { test -e "$(python -c "import sysconfig; print(sysconfig.get_path('include'))")/Python.h" \
       || apt-get install -y --no-install-recommends libpython3-dev; } \
  && pip install --compile --no-deps --root /product . \
- && PYTHONSAFEPATH=1 PYTHONPATH="$(dirname "$(find /product -path '*/site-packages/bot')")" python -c "import bot.numerics._exact, bot.checks.elementwise._rederive"
+ && PYTHONSAFEPATH=1 PYTHONPATH="$(dirname "$(find /product -path '*/site-packages/bot')")" python -c "import bot.numerics._exact, bot.checks.elementwise._rederive, bot.checks.elementwise._at_random"
 
 # Two layers over the base: the dependencies, and our own code, which is all that a runner pulls for most releases.
 FROM python

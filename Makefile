@@ -47,7 +47,7 @@ bench: $(VENV)/ready-test
 
 # torch first and alone: nothing else comes from its index, and any range would let pip take another build of it.
 $(VENV)/ready: pyproject.toml constraints.txt bot/numerics/_exact.c bot/numerics/_exact_loop.h \
-		bot/checks/elementwise/_rederive.c bot/checks/elementwise/_rederive_loop.h
+		bot/checks/elementwise/_rederive.c bot/checks/elementwise/_rederive_loop.h bot/checks/elementwise/_at_random.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .

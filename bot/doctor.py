@@ -54,7 +54,7 @@ def _machine(machine: Machine) -> Iterator[Line]:
     available = machine.memory_available
     yield _amount("memory", available, LITTLE_MEMORY, "available", "Close other programs, or take a larger machine.")
     yield Line("gpu", "ok", f"GPU: {_gpus(machine)}.")
-    loops = ("bot.numerics._exact", "bot.checks.elementwise._rederive")
+    loops = ("bot.numerics._exact", "bot.checks.elementwise._rederive", "bot.checks.elementwise._at_random")
     if all(map(importlib.util.find_spec, loops)):
         yield Line("compiled", "ok", "The inner loops of the merge and of its proof are compiled.")
     else:

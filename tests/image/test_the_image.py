@@ -116,7 +116,7 @@ def test_what_no_merge_reads_is_left_out(saved: Path) -> None:
     assert libraries == {"bitsandbytes/libbitsandbytes_cpu.so"}, "a CPU build of torch has no use for the others"
 
 
-@pytest.mark.parametrize("loop", ["numerics/_exact", "checks/elementwise/_rederive"])
+@pytest.mark.parametrize("loop", ["numerics/_exact", "checks/elementwise/_rederive", "checks/elementwise/_at_random"])
 def test_the_inner_loops_are_compiled(saved: Path, loop: str) -> None:
     assert [name for name in layers(saved) if re.search(rf"/bot/{loop}\.\S+\.so$", name)]
 

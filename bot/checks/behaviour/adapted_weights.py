@@ -6,6 +6,7 @@ To add a kind of layer: a function that yields its parameters, and one line in K
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,11 +17,15 @@ from torch import Tensor, nn
 from bot.checks.expected.probed_methods import changed_by, has_own_merge
 from bot.checks.expected.probing import probe_alone
 
+Rows = Callable[[int, int], Tensor]  # (from, to) → those rows, in float64
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adapted:
     """The parameter `name` of `owner`, a module of the base model at `path`; `exact` gives its new value in float64.
 
+    `by_rows`: the same of some rows alone (from, to) for as long as a block runs, where the layer can say; a large weight is then
+    never whole in float64.
     `own`: the layer changes it by its method (not a bias that came along, nor a module saved whole).
     """
 
@@ -28,6 +33,7 @@ class Adapted:
     owner: nn.Module
     name: str
     exact: Callable[[], Tensor]
+    by_rows: Callable[[], AbstractContextManager[Rows]] | None = None
     own: bool = True
 
     @property
@@ -63,7 +69,10 @@ def _low_rank(path: str, layer: Any) -> Iterator[Adapted]:
     """LoRA and DoRA on Linear, Conv1D, Embedding and convolutions, and what lora_bias adds."""
     owner, adapter = layer.get_base_layer(), _active(layer)
     name = "in_proj_weight" if isinstance(owner, nn.MultiheadAttention) else "weight"
-    yield Adapted(path=path, owner=owner, name=name, exact=lambda: _weight(layer, getattr(owner, name)))
+    by_rows = partial(_by_rows, layer) if _is_plain_linear(layer, adapter) else None
+    yield Adapted(
+        path=path, owner=owner, name=name, exact=lambda: _weight(layer, getattr(owner, name)), by_rows=by_rows
+    )
     if layer.lora_bias.get(adapter) and owner.bias is not None:
         moved = layer.lora_B[adapter].bias
         yield Adapted(path=path, owner=owner, name="bias", own=False,
@@ -84,26 +93,65 @@ def _weight(layer: Any, weight: Tensor) -> Tensor:
     return result
 
 
-def _delta(layer: Any) -> Tensor:
-    """PEFT's ΔW, computed in float64 (its own code, on widened factors)."""
-    adapter = _active(layer)
+def _is_plain_linear(layer: Any, adapter: str) -> bool:
+    """Whether a row of the weight depends on the same row of B alone."""
+    owner = layer.get_base_layer()
+    return (
+        type(owner) is nn.Linear
+        and adapter in layer.lora_B
+        and adapter not in (layer.lora_magnitude_vector or {})
+        and not getattr(layer, "fan_in_fan_out", False)
+        and not getattr(layer, "lora_variant", None)
+        and not hasattr(layer, "parameter_name")
+    )
+
+
+@contextmanager
+def _by_rows(layer: Any) -> Iterator[Rows]:
+    """PEFT's own W + ΔW for some rows: its code is given these rows of B."""
+    adapter, weight = _active(layer), layer.get_base_layer().weight
+    factor = layer.lora_B[adapter].weight
+    with _widened_factors(layer, adapter):
+        wide = factor.data
+
+        def rows(low: int, high: int) -> Tensor:
+            factor.data = wide[low:high]
+            delta: Tensor = layer.get_delta_weight(adapter)
+            return delta.add_(weight[low:high])
+
+        yield rows
+
+
+@contextmanager
+def _widened_factors(layer: Any, adapter: str) -> Iterator[None]:
+    """The layer's factors in float64, for as long as the block runs."""
     kept = []
     for held in (layer.lora_A, layer.lora_B, layer.lora_embedding_A, layer.lora_embedding_B):
         if adapter in held:
             tensor = held[adapter] if isinstance(held, nn.ParameterDict) else held[adapter].weight
             kept.append((tensor, tensor.data))
             tensor.data = tensor.data.double()
-    parameter = getattr(layer, "parameter_name", None)
-    owner = layer.get_base_layer()
-    if parameter:  # its delta is cast to the parameter's dtype
-        weight = getattr(owner, parameter)
-        kept.append((weight, weight.data))
-        weight.data = torch.empty((), dtype=torch.float64, device=weight.device).expand(weight.shape)
     try:
-        delta: Tensor = layer.get_delta_weight(adapter)
+        yield
     finally:
         for tensor, before in kept:
             tensor.data = before
+
+
+def _delta(layer: Any) -> Tensor:
+    """PEFT's ΔW, computed in float64 (its own code, on widened factors)."""
+    adapter = _active(layer)
+    parameter = getattr(layer, "parameter_name", None)
+    weight = getattr(layer.get_base_layer(), parameter) if parameter else None
+    before = None if weight is None else weight.data
+    if weight is not None:  # its delta is cast to the parameter's dtype
+        weight.data = torch.empty((), dtype=torch.float64, device=weight.device).expand(weight.shape)
+    try:
+        with _widened_factors(layer, adapter):
+            delta: Tensor = layer.get_delta_weight(adapter)
+    finally:
+        if weight is not None:
+            weight.data = before
     return delta
 
 

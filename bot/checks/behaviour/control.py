@@ -20,12 +20,12 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from bot.checks.behaviour.adapted_weights import KINDS, Adapted, adapted
+from bot.checks.behaviour.adapted_weights import KINDS, Adapted, Rows, adapted
 from bot.checks.behaviour.job import WorkerJob
 from bot.checks.elementwise.rounding import clamp, round_once, round_stochastically
 from bot.checks.expected.probed_methods import has_own_merge
 
-CHUNK = 1 << 15  # elements that are rounded at once: in float64 they stay in a processor's own cache
+CHUNK = 1 << 16  # elements that are rounded at once: in float64 they stay in a processor's own cache
 WRAPPED = re.compile(r"\.(lora_\w+|modules_to_save|trainable_tokens_\w+)(\.|$)")  # PEFT's own parts of the model
 SMALL = 1 << 26  # merged weights; above this one draw is enough at first, and no second copy of the weights is held
 How = Literal["exact", "clamped", "nearest", "control"]
@@ -82,6 +82,17 @@ def rounding(job: WorkerJob, how: How, draw: int, parameter: str, device: torch.
 def made_of(exact: Tensor, job: WorkerJob, how: How, draw: int, parameter: str, kept: torch.dtype) -> nn.Parameter:
     """What a stand-in has for a parameter whose exact value is this, held in the dtype `kept`."""
     return nn.Parameter(rounded(exact, rounding(job, how, draw, parameter, exact.device), kept), requires_grad=False)
+
+
+def made_by_rows(change: Adapted, job: WorkerJob, how: How, draw: int, kept: torch.dtype) -> nn.Parameter:
+    """The same of what a layer changes, by a few rows at a time where it can: the same numbers."""
+    weight: Tensor = getattr(change.owner, change.name)
+    if change.by_rows is None:
+        return made_of(change.exact(), job, how, draw, change.parameter, kept)
+    rounds = rounding(job, how, draw, change.parameter, weight.device)
+    with change.by_rows() as rows:
+        made = rounded_rows(weight.shape, weight.device, rows, rounds, kept)
+    return nn.Parameter(made, requires_grad=False)
 
 
 def chance(draw: int, parameter: str, device: torch.device) -> torch.Generator:
@@ -194,10 +205,19 @@ def parameters(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mod
 
 def rounded(exact: Tensor, rounds: Round, kept: torch.dtype) -> Tensor:
     """Rounded, a few rows at a time, and held in the weight's own (wider) dtype."""
-    result = torch.empty_like(exact, dtype=kept, memory_format=torch.contiguous_format)
-    count = exact.shape[0] if exact.dim() else 1
-    rows = max(1, CHUNK * count // max(1, exact.numel()))
-    for low in range(0, count, rows):
-        part = slice(low, low + rows) if exact.dim() else ...
-        result[part] = rounds(exact[part].double().contiguous()).to(kept)
+    if not exact.dim():
+        return rounds(exact.double()).to(kept)
+    return rounded_rows(
+        exact.shape, exact.device, lambda low, high: exact[low:high].double().contiguous(), rounds, kept
+    )
+
+
+def rounded_rows(shape: torch.Size, device: torch.device, rows: Rows, rounds: Round, kept: torch.dtype) -> Tensor:
+    """The same of a tensor that is made as it is rounded: `rows` gives some of it (from, to) in float64."""
+    result = torch.empty(shape, dtype=kept, device=device)
+    count = shape[0]
+    step = max(1, CHUNK * count // max(1, result.numel()))
+    for low in range(0, count, step):
+        high = min(count, low + step)
+        result[low:high] = rounds(rows(low, high))
     return result

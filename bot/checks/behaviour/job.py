@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from bot.records import Json
 
 Role = Literal["reference", "merged", "joint", "comparison"]
+LENGTH = 64  # tokens per text
 QUESTIONS = (  # of a report's page
     "Write one sentence about the sea.",
     "What is two plus three?",
@@ -43,7 +44,9 @@ class WorkerJob:
     `device`: where models run, as torch names it ("cpu", "cuda", "cuda:N"); `gpus`: the UUIDs of those that the worker sees
     ((): all), over which each model is spread where there are several.
     `same_form`: the base as it is stored, where the merged folder keeps its quantised form.
-    `running`: whole models in memory, or layer by layer.
+    `running`: whole models in memory, or layer by layer. `held`: the dtype that weights lie in memory in, where that is not the
+    one of `compute`: of the role `joint` only (widened.py).
+    `tokens`: of a prompt, at the most.
     `distrusted`: {folder: why its code is not run}. `thorough`: a large model too gets every control, and the nearest merge.
     `asks`: each model answers three prompts as well.
     """
@@ -74,10 +77,12 @@ class WorkerJob:
     gpus: tuple[str, ...] = ()
     asks: bool = False
     running: Literal["whole", "layers"] = "whole"
+    held: Literal["", "bfloat16", "float16"] = ""
+    tokens: int = LENGTH
 
     def with_more(self) -> WorkerJob:
         """The same with more prompts and more controls; what the models say is known by then."""
-        return replace(self, prompts=32, draws=16, thorough=True, asks=False)
+        return replace(self, prompts=32, tokens=LENGTH, draws=16, thorough=True, asks=False)
 
     @property
     def casts_more(self) -> bool:

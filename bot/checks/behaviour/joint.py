@@ -21,6 +21,7 @@ from bot.checks.behaviour.joint_pass import NotJoint, Pass, rows_of
 from bot.checks.behaviour.load_models import load_tuned, ready_to_run
 from bot.checks.behaviour.probe_inputs import build_inputs
 from bot.checks.behaviour.roles import load_merged, reference_of, run_merged
+from bot.checks.behaviour.widened import widen
 
 Attempt = Callable[[Callable[[], Any]], Any]  # what came of it, or Stopped
 
@@ -30,10 +31,14 @@ def joint(job: WorkerJob, attempt: Attempt) -> Answer:
     with without_peft():
         loaded = attempt(lambda: _load(job))
     tuned = attempt(lambda: load_tuned(job))
+    if job.held and (isinstance(loaded, Stopped) or isinstance(tuned, Stopped)):
+        return Stopped(status="skip", why="a model cannot be loaded")
     if not isinstance(loaded, Stopped) and not isinstance(tuned, Stopped):
         together = _together(job, tuned, loaded)
         if together is not None:
             return together
+        if job.held:
+            return Stopped(status="skip", why="they cannot be run together")
     only = [tuned]
     del tuned  # reference_of lets go of it where it is large
     reference = only.pop() if isinstance(only[0], Stopped) else attempt(lambda: reference_of(job, only))
@@ -47,7 +52,12 @@ def joint(job: WorkerJob, attempt: Attempt) -> Answer:
 def _load(job: WorkerJob) -> tuple[Any, LoadReport] | Stopped:
     """The merged model, ready to run, and what the loader said of it."""
     loaded = load_merged(job)
-    return loaded if isinstance(loaded, Stopped) else (ready_to_run(loaded[0], job), loaded[1])
+    if isinstance(loaded, Stopped):
+        return loaded
+    model = ready_to_run(loaded[0], job)
+    if job.held:
+        widen(model)
+    return model, loaded[1]
 
 
 def _together(job: WorkerJob, tuned: Any, loaded: tuple[Any, LoadReport]) -> JointAnswer | None:

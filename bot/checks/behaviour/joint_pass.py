@@ -20,10 +20,11 @@ from torch.func import functional_call
 
 from bot.checks.behaviour import measure
 from bot.checks.behaviour.adapted_weights import KINDS, Adapted, adapted
-from bot.checks.behaviour.control import How, made_of, parameters, size_of
+from bot.checks.behaviour.control import How, made_by_rows, made_of, parameters, size_of
 from bot.checks.behaviour.forward_counts import FORWARDS
 from bot.checks.behaviour.job import Distance, WorkerJob
 from bot.checks.behaviour.probe import Probe, Variant, head_of, listening
+from bot.checks.behaviour.widened import kept_wide
 from bot.checks.expected.probed_methods import has_own_merge
 
 ROOM = 768 << 20  # bytes of logits of one pass
@@ -66,7 +67,7 @@ class Pass:
         self._size = size_of(plain) * controls if controls > 1 else 0
         self.kind = ""
         self.probe = Probe()
-        self.distances: list[list[Distance]] = [[] for _ in rows]
+        self.distances: list[list[Distance]] = [[] for _ in rows[1:]]
         self._first: Tensor | None = None
 
     def run(self, prompts: list[Inputs]) -> None:
@@ -89,12 +90,12 @@ class Pass:
         kind, output = measure.outputs(self._merged, prompt, self._job.compute)
         if self._first is None or kind != self.kind or output.shape != self._first.shape:
             return False
-        apart, far = measure.distance(kind, output, self._first).far, self.distances[self._row("merged")][0].far
+        apart, far = measure.distance(kind, output, self._first).far, self.of("merged")[0][0].far
         return apart <= SAME * far
 
     def of(self, name: str) -> list[list[Distance]]:
-        """The distances of each variant of this name, prompt by prompt."""
-        return [self.distances[at] for at, row in enumerate(self._rows) if row.name == name]
+        """The distances of each variant of this name but the unmerged model, prompt by prompt."""
+        return [distances for row, distances in zip(self._rows[1:], self.distances, strict=True) if row.name == name]
 
     def _row(self, name: str) -> int:
         return next(at for at, row in enumerate(self._rows) if row.name == name)
@@ -130,7 +131,7 @@ class Pass:
         if kind == "kl":
             splitting.record("unmerged", head_of(self._plain), outputs)
         return [
-            [measure.distance(kind, by_variant[0, prompt], by_variant[row, prompt]) for row in range(variants)]
+            measure.distances(kind, by_variant[0, prompt], [*by_variant[1:, prompt].unbind(0)])
             for prompt in range(prompts)
         ]
 
@@ -167,8 +168,14 @@ class _Shared:
         self._changes, self._job, self._rows, self._prompts = changes, job, rows, prompts
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        with kept_wide(self._owner):
+            return self._run(args, kwargs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         parts = [self._split(value) for value in (*args, *kwargs.values())]
-        exact = {change.name: change.exact() for change in self._changes}
+        # Several stand-ins are made of one exact weight; a single one, of large models, row after row.
+        several = sum(row.how is not None for row in self._rows) > 1
+        exact = {change.name: change.exact() if several else None for change in self._changes}
         outputs = []
         for at, row in enumerate(self._rows):
             own = [part[at] for part in parts]
@@ -191,7 +198,7 @@ class _Shared:
             raise NotJoint("an adapted layer is not given the batch")
         return torch.split(value, self._prompts)
 
-    def _weights(self, row: Stacked, exact: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _weights(self, row: Stacked, exact: dict[str, Tensor | None]) -> dict[str, Tensor]:
         if row.name == "base":
             return {}
         if row.name == "merged":
@@ -199,10 +206,11 @@ class _Shared:
         assert row.how is not None
         made: dict[str, Tensor] = {}
         for change in self._changes:
-            kept = getattr(self._owner, change.name).dtype
-            made[change.name] = made_of(
-                exact[change.name], self._job, row.how, row.draw, f"{change.path}.{change.name}", kept
-            )
+            value = exact[change.name]
+            if value is None:
+                made[change.name] = made_by_rows(change, self._job, row.how, row.draw, torch.float32)
+            else:
+                made[change.name] = made_of(value, self._job, row.how, row.draw, change.parameter, torch.float32)
         return made
 
 

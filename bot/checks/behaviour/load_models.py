@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from bot.checks.behaviour.adapter_for_peft import adapter_for_peft
 from bot.checks.behaviour.device import placing
 from bot.checks.behaviour.job import Stopped, WorkerJob
+from bot.checks.behaviour.widened import NotWidened, widen
 from bot.checks.expected.float64_mode import loading, mend
 from bot.checks.expected.heads import stated_class
 from bot.checks.reading.folders import read_json
@@ -52,8 +53,25 @@ def load_tuned(job: WorkerJob) -> Any:
     if isinstance(tuned, Stopped):
         return tuned
     tuned = ready_to_run(tuned, job)
-    mend(tuned, wide=job.compute == "float64")
+    if job.held:
+        _require_lora_in_float32(tuned)
+        widen(tuned)
+    else:
+        mend(tuned, wide=job.compute == "float64")
     return tuned
+
+
+def plainest(job: WorkerJob) -> Json:
+    """How every model of a job is loaded."""
+    return PLAINEST | ({"dtype": getattr(torch, job.held)} if job.held else {})
+
+
+def _require_lora_in_float32(tuned: Any) -> None:
+    """Raises NotWidened where PEFT has put anything but LoRA on the model, or would round its factors."""
+    for name, weight in tuned.named_parameters():
+        own = "lora_" in name
+        if own != (weight.dtype == torch.float32) or "modules_to_save" in name or "trainable_tokens" in name:
+            raise NotWidened(f"{name} is held in {weight.dtype}")
 
 
 def put_adapter(model: Any, job: WorkerJob) -> Any:
@@ -66,7 +84,8 @@ def put_adapter(model: Any, job: WorkerJob) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with trying(UNMERGED), loading(adapter_config):
-            tuned = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+            # PEFT's layers take the dtype of the base's weights, unless they are to be float32.
+            tuned = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=bool(job.held))
     messages = [str(warning.message) for warning in caught]
     lost = [message for message in messages if any(word in message for word in UNLOADED)]
     if lost:
@@ -106,7 +125,12 @@ def _load_base(job: WorkerJob) -> Any:
         own = getattr(transformers, job.model_class) if job.model_class else None
         chosen = own or model_class(read_json(job.base / "config.json") or {}, False)
         model = chosen.from_pretrained(
-            job.base, config=config, local_files_only=True, ignore_mismatched_sizes=True, **PLAINEST, **placing(job)
+            job.base,
+            config=config,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            **plainest(job),
+            **placing(job),
         )
     if model is not None and job.vocabulary:
         model.resize_token_embeddings(job.vocabulary, mean_resizing=False)
@@ -120,7 +144,7 @@ def load_folder(folder: Path, job: WorkerJob) -> tuple[Any, Json]:
     chosen = model_class(config, trust)
     if chosen is None:
         return None, {}
-    how = {"local_files_only": True, "trust_remote_code": trust, **PLAINEST, **placing(job)}
+    how = {"local_files_only": True, "trust_remote_code": trust, **plainest(job), **placing(job)}
     try:
         model, report = chosen.from_pretrained(folder, output_loading_info=True, **how)
     except AttributeError:  # an omni model's own from_pretrained reads its voices into a model, and gets a pair

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -74,14 +75,25 @@ def _states(output: Any, model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 def distance(kind: str, wanted: Tensor, output: Tensor, choices: Choices | None = None) -> Distance:
     """KL(wanted ‖ found), or ‖found − wanted‖², at each position and summed; in float64."""
-    agree = int((wanted.argmax(-1) == output.argmax(-1)).sum())
-    tokens = _kl(wanted, output) if kind == "kl" else (output.double() - wanted.double()).square().sum(-1).tolist()
+    return distances(kind, wanted, [output], choices)[0]
+
+
+def distances(kind: str, wanted: Tensor, outputs: Sequence[Tensor], choices: Choices | None = None) -> list[Distance]:
+    """The same of several outputs, each held to the one that is wanted."""
+    best, size = wanted.argmax(-1), float(torch.linalg.vector_norm(wanted, dtype=torch.float64)) ** 2
     counts = (choices.count, choices.flipped, choices.free) if choices else (0, 0, 0)
-    return Distance(
-        far=sum(tokens), tokens=tokens, positions=wanted.shape[0],
-        size=float(torch.linalg.vector_norm(wanted, dtype=torch.float64)) ** 2,
-        agree=agree, choices=counts[0], changed_choices=counts[1], free=counts[2],
-    )  # fmt: skip
+    if kind == "kl":
+        far = _kl(wanted, outputs)
+    else:
+        far = [(output.double() - wanted.double()).square().sum(-1).tolist() for output in outputs]
+    return [
+        Distance(
+            far=sum(tokens), tokens=tokens, positions=wanted.shape[0], size=size,
+            agree=int((best == output.argmax(-1)).sum()),
+            choices=counts[0], changed_choices=counts[1], free=counts[2],
+        )
+        for tokens, output in zip(far, outputs, strict=True)
+    ]  # fmt: skip
 
 
 def next_token_loss(model: Any, inputs: dict[str, Tensor], logits: Tensor) -> tuple[float, int]:
@@ -95,27 +107,33 @@ def next_token_loss(model: Any, inputs: dict[str, Tensor], logits: Tensor) -> tu
     return float(loss), ids.shape[1] - 1
 
 
-def _kl(wanted: Tensor, output: Tensor) -> list[float]:
-    """Σ p·(log p − log q) at each position, from the logits; free of that sum's cancellation, which at a float32 merge
-    (log q − log p ≈ 1e-9) returns noise, negative as often as not."""
+def _kl(wanted: Tensor, outputs: Sequence[Tensor]) -> list[list[float]]:
+    """Σ p·(log p − log q) at each position of each output, from the logits; free of that sum's cancellation, which at a float32
+    merge (log q − log p ≈ 1e-9) returns noise, negative as often as not."""
     rows = max(1, CHUNK // wanted.shape[-1])
-    pairs = zip(torch.split(wanted, rows), torch.split(output, rows), strict=True)
-    return [far for p, q in pairs for far in _kl_of_rows(p.double(), q.double())]
+    far: list[list[float]] = [[] for _ in outputs]
+    for low in range(0, wanted.shape[0], rows):
+        p = wanted[low : low + rows].double()
+        chance = p.softmax(-1)
+        for own, output in zip(far, outputs, strict=True):
+            own += _kl_of_rows(p, chance, output[low : low + rows].double())
+    return far
 
 
-def _kl_of_rows(p: Tensor, q: Tensor) -> list[float]:
+def _kl_of_rows(p: Tensor, chance: Tensor, q: Tensor) -> list[float]:
     """KL = log Σ p·eᵡ with x = the difference of the logits, less its mean under p: then Σ p·x is nothing but what was
-    rounded away, and the rest, eᵡ − 1 − x, is never negative."""
+    rounded away, and the rest, eᵡ − 1 − x, is never negative. `chance`: softmax(p)."""
     apart = q - p
-    if not bool(apart.abs().amax() < MODERATE):  # or NaN, or infinite
+    least, most = torch.aminmax(apart)
+    if not bool(least > -MODERATE and most < MODERATE):  # or NaN, or infinite
         return _kl_of_any(p, q)
-    chance = p.softmax(-1)
-    apart -= (chance * apart).sum(-1, keepdim=True)
-    if bool(apart.abs().amax() < SERIES):  # the series, where eᵡ − 1 − x would cancel
+    apart -= torch.linalg.vecdot(chance, apart).unsqueeze(-1)
+    least, most = torch.aminmax(apart)
+    if bool(least > -SERIES and most < SERIES):  # the series, where eᵡ − 1 − x would cancel
         beyond = (1 + apart / 3 * (1 + apart / 4 * (1 + apart / 5))).mul_(apart).mul_(apart).mul_(0.5)
     else:
         beyond = torch.expm1(apart).sub_(apart)
-    far: list[float] = beyond.mul_(chance).sum(-1).add_(apart.mul_(chance).sum(-1)).log1p_().tolist()
+    far: list[float] = torch.linalg.vecdot(beyond, chance).add_(torch.linalg.vecdot(apart, chance)).log1p_().tolist()
     return far
 
 

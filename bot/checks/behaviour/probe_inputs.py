@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bot.checks.behaviour.job import WorkerJob
+from bot.checks.behaviour.job import LENGTH, WorkerJob
 from bot.checks.folder.own_code import code_named
 from bot.checks.folder.special_tokens import vocabulary_files
 
-LENGTH = 64  # tokens per text
 COUNT = 8  # texts, pictures or sounds, at first
 LOGITS = 160 << 20  # bytes of saved logits at most: 32 positions per text at 150,000 tokens
 DISTINCT = 8  # tokens of a text, at least, or it was not read
@@ -117,7 +116,7 @@ def _tokens(model: Any, job: WorkerJob, generator: torch.Generator) -> list[Tens
     text = model.config.get_text_config()
     vocabulary = int(getattr(text, "vocab_size", 0) or 256)
     longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or LENGTH
-    length = max(1, min(LENGTH, int(longest) - 4, LOGITS // (4 * vocabulary * COUNT)))
+    length = max(1, min(job.tokens, int(longest) - 4, LOGITS // (4 * vocabulary * COUNT)))
     owner = _owner(job)
     if owner is not None:
         tokenizer = load_tokenizer(owner, _is_base(owner, job))

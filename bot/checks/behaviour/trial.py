@@ -18,6 +18,7 @@ from bot.checks.behaviour import device, quality
 from bot.checks.behaviour.answers import Trial
 from bot.checks.behaviour.forward_counts import read_forwards
 from bot.checks.behaviour.job import (
+    LENGTH,
     Answer,
     ComparisonAnswer,
     JointAnswer,
@@ -57,6 +58,11 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
 LOOK_EVERY = 0.5  # seconds
+LARGE = (
+    1 << 26
+)  # merged weights: above it, the first look at a model is a brief one. Their many roundings average out: K of a
+BRIEF = 16  # merge scatters over these tokens of eight texts no more than by a seventh (bench/RESULTS.md), and what leaves a
+# doubt is looked at again, at length.
 
 
 def hold_trial(case: Case) -> Trial:
@@ -101,8 +107,9 @@ def _trial_on(case: Case, chosen: ProofDevice) -> Trial:
 
 
 def _hold(case: Case, job: WorkerJob) -> Trial:
-    if _fits_twice(case, job):
-        answer = _work(case, replace(job, role="joint"))
+    joint = replace(job, role="joint", held=_held(case, job))
+    if _fits_twice(case, joint):
+        answer = _work(case, joint)
         if isinstance(answer, JointAnswer):
             expected = case.once(adapter_claims).layers
             return Trial(reference=answer.reference, merged=answer.merged, expected=expected)
@@ -127,9 +134,28 @@ def _fits_twice(case: Case, job: WorkerJob) -> bool:
         return False
     if job.device != "cpu":
         return False
-    width = 8 if job.compute == "float64" else 4
+    width = 2 if job.held else 8 if job.compute == "float64" else 4
     models = width * sum(ref.elements for side in (case.base, case.model) for ref in side.tensors.values())
     return int(models * SPARE) + ROOM <= look(job.work).memory_available
+
+
+def _held(case: Case, job: WorkerJob) -> Literal["", "bfloat16", "float16"]:
+    """The one dtype of 16 bits that all numbers of a large base and of its merge are stored in: they need not be widened in memory."""
+    dtypes = {
+        ref.stored.dtype if ref.packed is None else ""
+        for side in (case.base, case.model)
+        for ref in side.tensors.values()
+    }
+    if len(dtypes) > 1 or job.compute != "float32" or job.thorough or job.asks or not _is_large(case):
+        return ""
+    names: dict[str, Literal["bfloat16", "float16"]] = {"BF16": "bfloat16", "F16": "float16"}
+    return names.get(dtypes.pop(), "")
+
+
+def _is_large(case: Case) -> bool:
+    """Whether so many weights are changed that the models are looked at briefly first."""
+    merged = case.model.tensors
+    return sum(merged[key].elements for key in case.once(adapter_claims).changes if key in merged) > LARGE
 
 
 def _parent_of_work(case: Case) -> Path | None:
@@ -245,6 +271,7 @@ def _job(case: Case, base: Path, work: Path) -> WorkerJob:
         vocabulary=declared.get("vocab_size"),
         asks=subject.asks,
         running=_running(case, work),
+        tokens=BRIEF if _is_large(case) else LENGTH,
     )
 
 

@@ -9,6 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+try:
+    from bot.checks.elementwise import _at_random as compiled
+except ImportError:  # installed where there is no C compiler
+    compiled = None  # type: ignore[assignment]
+
 # Unit roundoff: the largest relative error of one rounding to nearest, 2⁻ᵖ for p significant bits.
 UNIT = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
@@ -52,16 +57,45 @@ def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Gen
     """float64 → a float64 that `dtype` can hold: up or down, at odds that make the expectation exact; finite values.
 
     A random number below the last bit that is kept is added to the magnitude, as an integer, and what is below it is cut
-    off: the carry comes with the probability of what was cut. (It goes on into the exponent as it should.)
+    off: the carry comes with the probability of what was cut. (It goes on into the exponent as it should.) The generator
+    gives a seed, and the rest follows from that and from where an element stands: the same bits compiled and not, on every device.
     """
     if dtype == torch.float64:
         return exact
-    cut = DROPPED[dtype]
-    drawn = torch.empty(exact.shape, dtype=torch.int64, device=exact.device).random_(generator=generator)
-    rounded = drawn.bitwise_and_((1 << cut) - 1).add_(exact.view(torch.int64)).bitwise_and_(-1 << cut).view(exact.dtype)
-    subnormal = exact.abs() < torch.finfo(dtype).tiny
+    seed = int(torch.empty((), dtype=torch.int64, device=exact.device).random_(generator=generator))
+    cut, normal, smallest = DROPPED[dtype], torch.finfo(dtype).tiny, SMALLEST[dtype]
+    if compiled is not None and exact.device.type == "cpu":
+        exact = exact.contiguous()
+        out = torch.empty_like(exact)
+        compiled.round_at_random(exact.numpy(), out.numpy(), cut, normal, smallest, seed)
+        return out
+    drawn = _drawn(seed, exact)
+    rounded = (drawn & ((1 << cut) - 1)).add_(exact.view(torch.int64)).bitwise_and_(-1 << cut).view(exact.dtype)
+    subnormal = exact.abs() < normal
     if subnormal.any():  # there the spacing no longer follows the exponent
-        below, spacing = exact[subnormal], SMALLEST[dtype]
-        chance = torch.rand(below.shape, generator=generator, dtype=torch.float64, device=exact.device)
-        rounded[subnormal] = chance.add_(below / spacing).floor_().mul_(spacing)
+        chance = _shifted(drawn[subnormal], 11).double() * 2.0**-53
+        rounded[subnormal] = chance.add_(exact[subnormal] / smallest).floor_().mul_(smallest)
     return rounded
+
+
+def _drawn(seed: int, like: Tensor) -> Tensor:
+    """SplitMix64's numbers for a seed, one for each element, as int64; see _at_random.c."""
+    mixed = (
+        torch.arange(1, like.numel() + 1, device=like.device)
+        .view(like.shape)
+        .mul_(_signed(0x9E3779B97F4A7C15))
+        .add_(seed)
+    )
+    mixed = (mixed ^ _shifted(mixed, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
+    mixed = (mixed ^ _shifted(mixed, 27)).mul_(_signed(0x94D049BB133111EB))
+    return mixed ^ _shifted(mixed, 31)
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """To the right, with zeros coming in: torch's own shift brings the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(bits: int) -> int:
+    """64 bits as torch's int64 has them."""
+    return bits - (1 << 64) if bits >> 63 else bits
