@@ -81,12 +81,17 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """Distances of one prompt from the unmerged model."""
+    """Distances of one prompt from the unmerged model. `adapter`: the base's; None where that was not given this prompt."""
 
     tokens: int
-    adapter: float
+    adapter: float | None
     control: float
     merged: float
+
+    @property
+    def distances(self) -> list[float]:
+        """Those that were measured."""
+        return [value for value in (self.adapter, self.control, self.merged) if value is not None]
 
     @property
     def k(self) -> float | None:
@@ -112,12 +117,9 @@ def prompts_of(rows: Sequence[Json]) -> list[Prompt]:
     """Those of the report's rows that are what they should be."""
     prompts = []
     for row in rows:
-        tokens, values = (
-            whole(row.get("tokens")),
-            [_distance(row.get(name)) for name in ("adapter", "control", "merged")],
-        )
-        if tokens is not None and None not in values:
-            adapter, control, merged = (value or 0.0 for value in values)
+        tokens = whole(row.get("tokens"))
+        adapter, control, merged = (_distance(row.get(name)) for name in ("adapter", "control", "merged"))
+        if tokens is not None and control is not None and merged is not None:
             prompts.append(Prompt(tokens=tokens, adapter=adapter, control=control, merged=merged))
     return prompts
 
@@ -136,15 +138,17 @@ def prompt_chart(prompts: Sequence[Prompt], width: float) -> Chart:
     """A line for each prompt, with its three distances."""
     shown = prompts[:MOST_PROMPTS]
     chart = Chart(title="Distance from the unmerged model, by prompt", width=width)
-    axis = LogAxis.of((value for each in shown for value in (each.adapter, each.control, each.merged)), 92, width - 70)
+    axis = LogAxis.of((value for each in shown for value in each.distances), 92, width - 70)
     bottom = 8 + LINE * len(shown)
     _rules(chart, [(x, 4, x, bottom) for x, _ in axis.ticks])
     for at, each in enumerate(shown):
         y = 8 + (at + 0.5) * LINE
-        ends = sorted(axis.at(value) for value in (each.adapter, each.control, each.merged))
+        ends = sorted(axis.at(value) for value in each.distances)
         chart.lines.append((ends[0], y, ends[-1], y))
         for shape in ("adapter", *SHAPES):
             value = getattr(each, shape)
+            if value is None:
+                continue
             chart.marks.append(
                 Mark(x=axis.at(value), y=y, shape=shape, title=f"prompt {at + 1}, {shape}: {short(value)}")
             )

@@ -24,8 +24,7 @@ Rows = Callable[[int, int], Tensor]  # (from, to) → those rows, in float64
 class Adapted:
     """The parameter `name` of `owner`, a module of the base model at `path`; `exact` gives its new value in float64.
 
-    `by_rows`: the same of some rows alone (from, to) for as long as a block runs, where the layer can say; a large weight is then
-    never whole in float64.
+    `delta_by_rows`: what the layer adds to some rows (from, to), for as long as a block runs, where it adds, and each row by itself.
     `own`: the layer changes it by its method (not a bias that came along, nor a module saved whole).
     """
 
@@ -33,7 +32,7 @@ class Adapted:
     owner: nn.Module
     name: str
     exact: Callable[[], Tensor]
-    by_rows: Callable[[], AbstractContextManager[Rows]] | None = None
+    delta_by_rows: Callable[[], AbstractContextManager[Rows]] | None = None
     own: bool = True
 
     @property
@@ -69,9 +68,9 @@ def _low_rank(path: str, layer: Any) -> Iterator[Adapted]:
     """LoRA and DoRA on Linear, Conv1D, Embedding and convolutions, and what lora_bias adds."""
     owner, adapter = layer.get_base_layer(), _active(layer)
     name = "in_proj_weight" if isinstance(owner, nn.MultiheadAttention) else "weight"
-    by_rows = partial(_by_rows, layer) if _is_plain_linear(layer, adapter) else None
+    by_rows = partial(_delta_by_rows, layer) if _is_plain_linear(layer, adapter) else None
     yield Adapted(
-        path=path, owner=owner, name=name, exact=lambda: _weight(layer, getattr(owner, name)), by_rows=by_rows
+        path=path, owner=owner, name=name, exact=lambda: _weight(layer, getattr(owner, name)), delta_by_rows=by_rows
     )
     if layer.lora_bias.get(adapter) and owner.bias is not None:
         moved = layer.lora_B[adapter].bias
@@ -107,19 +106,19 @@ def _is_plain_linear(layer: Any, adapter: str) -> bool:
 
 
 @contextmanager
-def _by_rows(layer: Any) -> Iterator[Rows]:
-    """PEFT's own W + ΔW for some rows: its code is given these rows of B."""
-    adapter, weight = _active(layer), layer.get_base_layer().weight
+def _delta_by_rows(layer: Any) -> Iterator[Rows]:
+    """PEFT's own ΔW for some rows: its code is given these rows of B."""
+    adapter = _active(layer)
     factor = layer.lora_B[adapter].weight
     with _widened_factors(layer, adapter):
         wide = factor.data
 
-        def rows(low: int, high: int) -> Tensor:
+        def delta(low: int, high: int) -> Tensor:
             factor.data = wide[low:high]
-            delta: Tensor = layer.get_delta_weight(adapter)
-            return delta.add_(weight[low:high])
+            rows: Tensor = layer.get_delta_weight(adapter)
+            return rows.contiguous()
 
-        yield rows
+        yield delta
 
 
 @contextmanager

@@ -105,7 +105,7 @@ class Trial:
     def systematic(self) -> float:
         """How far the exact merge, not rounded at all, lies from the unmerged model, as a share of the adapter's effect. 0.0
         where it was not measured, or is nothing beside a rounding."""
-        exact, effect = self._ran.exact, _sum(self._ran.base)
+        exact, effect = self._ran.exact, _sum(self._ran.base)  # with the exact merge, the base is given every prompt
         least = NEGLIGIBLE * _sum(self._ran.controls[0]) / (100 if self._ran.uncalled else 1)
         if exact is None or _sum(exact) <= max(NOISE, least):
             return 0.0
@@ -127,13 +127,12 @@ class Trial:
         if not self.measured:
             return None
         merged, controls, base = self._merged, self._ran.controls, self._ran.base
-        positions = _count(merged, "positions")
-        scale = positions if self._ran.kind == "kl" else sum(distance.size for distance in merged) or 1.0
+        positions, scale = _count(merged, "positions"), self._scale(merged)
         return {
             "metric": "KL, nats per token" if self._ran.kind == "kl" else "relative squared error",
             "floor": sum(map(_sum, controls)) / len(controls) / scale,  # what one correct, stochastic rounding costs
             "merged": _sum(merged) / scale,
-            "adapter": _sum(base) / scale,  # how far the tune moves the base
+            "adapter": _sum(base) / self._scale(base),  # how far the tune moves the base
             "ratio": self.ratio.k,
             "nearest": self.ratio.nearest,
             "standard_error": self.ratio.k * self.ratio.error,
@@ -144,6 +143,12 @@ class Trial:
             "top1_agreement": _count(merged, "agree") / positions,
             "routing": self._routing(),
         }
+
+    def _scale(self, distances: list[Distance]) -> float:
+        """What their sum is a part of: the tokens, or the squared norm of what was wanted."""
+        if self._ran.kind == "kl":
+            return _count(distances, "positions")
+        return sum(distance.size for distance in distances) or 1.0
 
     @property
     def probe(self) -> list[Json]:

@@ -20,9 +20,9 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from bot.checks.behaviour.adapted_weights import KINDS, Adapted, Rows, adapted
+from bot.checks.behaviour.adapted_weights import KINDS, Adapted, adapted
 from bot.checks.behaviour.job import WorkerJob
-from bot.checks.elementwise.rounding import clamp, round_once, round_stochastically
+from bot.checks.elementwise.rounding import add_stochastically, clamp, round_once, round_stochastically
 from bot.checks.expected.probed_methods import has_own_merge
 
 CHUNK = 1 << 16  # elements that are rounded at once: in float64 they stay in a processor's own cache
@@ -84,15 +84,29 @@ def made_of(exact: Tensor, job: WorkerJob, how: How, draw: int, parameter: str, 
     return nn.Parameter(rounded(exact, rounding(job, how, draw, parameter, exact.device), kept), requires_grad=False)
 
 
-def made_by_rows(change: Adapted, job: WorkerJob, how: How, draw: int, kept: torch.dtype) -> nn.Parameter:
-    """The same of what a layer changes, by a few rows at a time where it can: the same numbers."""
+def control_by_rows(change: Adapted, job: WorkerJob, draw: int) -> nn.Parameter:
+    """What a control has for a parameter of a layer, in float32: the same numbers, made by a few rows at a time where the layer can
+    say them. What it takes is small and never leaves the processor's cache, so that more threads would wait for each other."""
     weight: Tensor = getattr(change.owner, change.name)
-    if change.by_rows is None:
-        return made_of(change.exact(), job, how, draw, change.parameter, kept)
-    rounds = rounding(job, how, draw, change.parameter, weight.device)
-    with change.by_rows() as rows:
-        made = rounded_rows(weight.shape, weight.device, rows, rounds, kept)
+    dtype: torch.dtype = getattr(torch, job.storage)
+    if change.delta_by_rows is None or job.clamps:
+        return made_of(change.exact(), job, "control", draw, change.parameter, torch.float32)
+    made = torch.empty(weight.shape, device=weight.device)
+    generator = chance(draw, change.parameter, weight.device)
+    with change.delta_by_rows() as delta, _one_thread():
+        for low, high in _steps(weight.shape):
+            add_stochastically(weight[low:high], delta(low, high), dtype, generator, made[low:high])
     return nn.Parameter(made, requires_grad=False)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def chance(draw: int, parameter: str, device: torch.device) -> torch.Generator:
@@ -207,17 +221,14 @@ def rounded(exact: Tensor, rounds: Round, kept: torch.dtype) -> Tensor:
     """Rounded, a few rows at a time, and held in the weight's own (wider) dtype."""
     if not exact.dim():
         return rounds(exact.double()).to(kept)
-    return rounded_rows(
-        exact.shape, exact.device, lambda low, high: exact[low:high].double().contiguous(), rounds, kept
-    )
-
-
-def rounded_rows(shape: torch.Size, device: torch.device, rows: Rows, rounds: Round, kept: torch.dtype) -> Tensor:
-    """The same of a tensor that is made as it is rounded: `rows` gives some of it (from, to) in float64."""
-    result = torch.empty(shape, dtype=kept, device=device)
-    count = shape[0]
-    step = max(1, CHUNK * count // max(1, result.numel()))
-    for low in range(0, count, step):
-        high = min(count, low + step)
-        result[low:high] = rounds(rows(low, high))
+    result = torch.empty_like(exact, dtype=kept, memory_format=torch.contiguous_format)
+    for low, high in _steps(exact.shape):
+        result[low:high] = rounds(exact[low:high].double().contiguous())
     return result
+
+
+def _steps(shape: torch.Size) -> Iterator[tuple[int, int]]:
+    """The rows that are rounded at once: from, to."""
+    step = max(1, CHUNK * shape[0] // max(1, shape.numel()))
+    for low in range(0, shape[0], step):
+        yield low, min(shape[0], low + step)

@@ -180,7 +180,7 @@ class ReferenceAnswer:
 
     `kind`: of the outputs ("kl" or "squared"). `layers`: the parameters that PEFT's layers change; `uncalled`: those of layers
     that were never called. `measured`: the sums of the unmerged model and of the base, where usages are compared.
-    `device`: the name of what the models ran on.
+    `device`: the name of what the models ran on. `base_prompts`: the numbers of those that the base was given; []: all.
     """
 
     kind: str
@@ -194,6 +194,7 @@ class ReferenceAnswer:
     nearest: list[Distance] | None
     measured: dict[str, OutputSums]
     probe: list[ModuleDistance] = field(default_factory=list)
+    base_prompts: list[int] = field(default_factory=list)
     device: str | None = None
     unmerged_replies: Replies = field(default_factory=Replies)
     base_replies: Replies = field(default_factory=Replies)
@@ -237,11 +238,12 @@ class ComparisonAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class JointAnswer:
-    """Both in one process; `together`: in the same forward passes."""
+    """Both in one process; `together`: in the same forward passes. `surprise`: what went wrong with that, if anything did."""
 
     reference: ReferenceAnswer | Stopped
     merged: MergedAnswer | Stopped
     together: bool = False
+    surprise: str = ""
 
 
 Answer = Stopped | ReferenceAnswer | MergedAnswer | JointAnswer | ComparisonAnswer

@@ -21,7 +21,7 @@ from bot.checks.behaviour.joint_pass import NotJoint, Pass, rows_of
 from bot.checks.behaviour.load_models import load_tuned, ready_to_run
 from bot.checks.behaviour.probe_inputs import build_inputs
 from bot.checks.behaviour.roles import load_merged, reference_of, run_merged
-from bot.checks.behaviour.widened import widen
+from bot.checks.behaviour.widened import NotWidened, widen
 
 Attempt = Callable[[Callable[[], Any]], Any]  # what came of it, or Stopped
 
@@ -31,22 +31,23 @@ def joint(job: WorkerJob, attempt: Attempt) -> Answer:
     with without_peft():
         loaded = attempt(lambda: _load(job))
     tuned = attempt(lambda: load_tuned(job))
-    if job.held and (isinstance(loaded, Stopped) or isinstance(tuned, Stopped)):
-        return Stopped(status="skip", why="a model cannot be loaded")
+    surprise = ""
     if not isinstance(loaded, Stopped) and not isinstance(tuned, Stopped):
         together = _together(job, tuned, loaded)
-        if together is not None:
+        if isinstance(together, JointAnswer):
             return together
-        if job.held:
-            return Stopped(status="skip", why="they cannot be run together")
+        surprise = together
+    if job.held:  # by themselves they are loaded in full
+        return Stopped(status="skip", why=surprise)
     only = [tuned]
     del tuned  # reference_of lets go of it where it is large
     reference = only.pop() if isinstance(only[0], Stopped) else attempt(lambda: reference_of(job, only))
     if isinstance(loaded, Stopped):
-        return JointAnswer(reference=reference, merged=loaded)
+        return JointAnswer(reference=reference, merged=loaded, surprise=surprise)
     model, loads = loaded
     runs = isinstance(reference, ReferenceAnswer)
-    return JointAnswer(reference=reference, merged=attempt(lambda: run_merged(job, model, loads, runs)))
+    merged = attempt(lambda: run_merged(job, model, loads, runs))
+    return JointAnswer(reference=reference, merged=merged, surprise=surprise)
 
 
 def _load(job: WorkerJob) -> tuple[Any, LoadReport] | Stopped:
@@ -60,16 +61,17 @@ def _load(job: WorkerJob) -> tuple[Any, LoadReport] | Stopped:
     return model, loaded[1]
 
 
-def _together(job: WorkerJob, tuned: Any, loaded: tuple[Any, LoadReport]) -> JointAnswer | None:
-    """Both answers from joint passes; None where there cannot be any."""
+def _together(job: WorkerJob, tuned: Any, loaded: tuple[Any, LoadReport]) -> JointAnswer | str:
+    """Both answers from joint passes. Where there cannot be any: what went wrong, or "" for a model that this is not made for."""
     try:
         answer = run_together(job, tuned.get_base_model(), *loaded)
         return _with_replies(answer, tuned, loaded[0], job) if job.asks else answer
-    except NotJoint as why:
+    except (NotJoint, NotWidened) as why:
         print(f"Not together: {why}.")
-    except Exception:  # whatever it was, the models by themselves will say whose fault it is
+        return ""
+    except Exception as error:  # whatever it was, the models by themselves will say whose fault it is
         traceback.print_exc()
-    return None
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _with_replies(answer: JointAnswer, tuned: Any, model: Any, job: WorkerJob) -> JointAnswer:
@@ -104,7 +106,8 @@ def run_together(job: WorkerJob, plain: Any, model: Any, loads: LoadReport) -> J
         raise NotJoint("the merged model by itself gives something else")
     reference = ReferenceAnswer(
         kind=passes.kind, thorough=thorough, mixture=False, layers=sorted(changed(plain)), uncalled=[],
-        base=passes.of("base")[0], controls=passes.of("control"), measured={}, probe=passes.probe.distances("control"),
+        base=passes.of("base")[0], base_prompts=passes.base_prompts,
+        controls=passes.of("control"), measured={}, probe=passes.probe.distances("control"),
         exact=next(iter(passes.of("exact")), None), nearest=next(iter(passes.of("nearest")), None), device=DEVICES.names,
     )  # fmt: skip
     distances, probe = passes.of("merged")[0], passes.probe.distances("merged")

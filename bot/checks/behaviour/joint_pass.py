@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from bot.checks.behaviour import measure
 from bot.checks.behaviour.adapted_weights import KINDS, Adapted, adapted
-from bot.checks.behaviour.control import How, made_by_rows, made_of, parameters, size_of
+from bot.checks.behaviour.control import How, control_by_rows, made_of, parameters, size_of
 from bot.checks.behaviour.forward_counts import FORWARDS
 from bot.checks.behaviour.job import Distance, WorkerJob
 from bot.checks.behaviour.probe import Probe, Variant, head_of, listening
@@ -29,6 +29,7 @@ from bot.checks.expected.probed_methods import has_own_merge
 
 ROOM = 768 << 20  # bytes of logits of one pass
 REMADE = 1 << 28  # weights of many controls that are made again for further passes, at the most: seconds
+FEW = 4  # of a large model each fourth prompt tells how far the adapter moves the base, if no page shows each: K is not made of it
 SAME = 1e-3  # of the merge's own distance: what another order of summation makes is a thousandth of that at the most
 # What a config says of where it comes from, and of how the weights are stored.
 ORIGIN = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")
@@ -41,18 +42,20 @@ class NotJoint(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Stacked:
-    """A variant: "unmerged", "base", "merged", or a stand-in of this number."""
+    """A variant: "unmerged", "base", "merged", or a stand-in of this number. `each`: it is given every so many-th prompt."""
 
     name: str
     how: How | None = None
     draw: int = 0
+    each: int = 1
 
 
 def rows_of(job: WorkerJob, thorough: bool) -> list[Stacked]:
     """The variants of a pass, the unmerged model first."""
     others = [Stacked(name="exact", how="exact"), Stacked(name="nearest", how="nearest")] if thorough else []
     controls = [Stacked(name="control", how="control", draw=draw) for draw in range(job.draws if thorough else 1)]
-    return [Stacked(name="unmerged"), Stacked(name="base"), Stacked(name="merged"), *others, *controls]
+    base = Stacked(name="base", each=1 if thorough or job.asks else FEW)
+    return [Stacked(name="unmerged"), base, Stacked(name="merged"), *others, *controls]
 
 
 class Pass:
@@ -67,6 +70,7 @@ class Pass:
         self._size = size_of(plain) * controls if controls > 1 else 0
         self.kind = ""
         self.probe = Probe()
+        self.base_prompts: list[int] = []
         self.distances: list[list[Distance]] = [[] for _ in rows[1:]]
         self._first: Tensor | None = None
 
@@ -76,14 +80,15 @@ class Pass:
         if (len(groups) - 1) * self._size > REMADE:
             raise NotJoint("controls would be made anew too often")
         FORWARDS.expect(len(groups) + 1)
-        by_prompt: dict[int, list[Distance]] = {}
+        by_row: list[dict[int, Distance]] = [{} for _ in self.distances]
         for numbers in groups:
-            stacked = {name: torch.cat([prompts[n][name] for n in numbers] * len(self._rows)) for name in prompts[0]}
+            shares = [[n for n in numbers if n % row.each == 0] or numbers[:1] for row in self._rows]
+            stacked = {name: torch.cat([prompts[n][name] for share in shares for n in share]) for name in prompts[0]}
             with torch.inference_mode():
-                by_prompt |= dict(zip(numbers, self._measured(stacked, len(numbers)), strict=True))
-        for _, distances in sorted(by_prompt.items()):
-            for row, distance in zip(self.distances, distances, strict=True):
-                row.append(distance)
+                for distances, measured in zip(by_row, self._measured(stacked, shares), strict=True):
+                    distances |= measured
+        self.base_prompts = sorted(by_row[self._row("base") - 1])
+        self.distances = [[distances[number] for number in sorted(distances)] for distances in by_row]
 
     def agrees(self, prompt: Inputs) -> bool:
         """Whether the merged model, run by itself, gives to the first prompt what its rows gave."""
@@ -115,34 +120,38 @@ class Pass:
             for at in range(0, len(numbers), count):
                 yield numbers[at : at + count]
 
-    def _measured(self, inputs: Inputs, prompts: int) -> list[list[Distance]]:
-        """Prompt by prompt, the distances of all variants."""
-        variants = len(self._rows)
-        splitting = _Splitting(self.probe, self._rows, prompts)
-        with self._sharing_layers(prompts), listening(self._plain, splitting, "unmerged"):  # type: ignore[arg-type]
-            kind, outputs = _outputs(self._plain(**inputs), variants * prompts)
+    def _measured(self, inputs: Inputs, shares: list[list[int]]) -> list[dict[int, Distance]]:
+        """For each variant but the unmerged model, its distances by prompt. `shares`: the prompts of each variant."""
+        sizes = [len(share) for share in shares]
+        splitting = _Splitting(self.probe, self._rows, sizes)
+        with self._sharing_layers(sizes), listening(self._plain, splitting, "unmerged"):  # type: ignore[arg-type]
+            kind, outputs = _outputs(self._plain(**inputs), sum(sizes))
         FORWARDS.ran()
         if self.kind not in ("", kind):
             raise NotJoint("its outputs are of two kinds")
         self.kind = kind
-        by_variant = outputs.view(variants, prompts, *outputs.shape[1:])
+        parts = torch.split(outputs, sizes)
+        by_variant = [dict(zip(share, part, strict=True)) for share, part in zip(shares, parts, strict=True)]
         if self._first is None:
-            self._first = by_variant[self._row("merged"), 0].clone()
+            self._first = by_variant[self._row("merged")][shares[0][0]].clone()
         if kind == "kl":
             splitting.record("unmerged", head_of(self._plain), outputs)
-        return [
-            measure.distances(kind, by_variant[0, prompt], [*by_variant[1:, prompt].unbind(0)])
-            for prompt in range(prompts)
-        ]
+        measured: list[dict[int, Distance]] = [{} for _ in self._rows[1:]]
+        for number, wanted in by_variant[0].items():
+            others = [at for at, outputs in enumerate(by_variant[1:]) if number in outputs]
+            distances = measure.distances(kind, wanted, [by_variant[1 + at][number] for at in others])
+            for at, distance in zip(others, distances, strict=True):
+                measured[at][number] = distance
+        return measured
 
     @contextmanager
-    def _sharing_layers(self, prompts: int) -> Iterator[None]:
+    def _sharing_layers(self, sizes: list[int]) -> Iterator[None]:
         """For as long as the block runs, adapted layers give each variant's rows what its own weights make of them."""
         before = {path: layer.__dict__.get("forward") for path, (layer, _) in self._layers.items()}
         try:
             for path, (layer, changes) in self._layers.items():
                 counterpart = self._merged.get_submodule(path)
-                layer.forward = _Shared(layer, layer.forward, counterpart, changes, self._job, self._rows, prompts)
+                layer.forward = _Shared(layer, layer.forward, counterpart, changes, self._job, self._rows, sizes)
             yield
         finally:
             for path, (layer, _) in self._layers.items():
@@ -162,10 +171,10 @@ class _Shared:
         changes: list[Adapted],
         job: WorkerJob,
         rows: list[Stacked],
-        prompts: int,
+        sizes: list[int],
     ) -> None:
         self._owner, self._forward, self._counterpart = layer.get_base_layer(), forward, counterpart
-        self._changes, self._job, self._rows, self._prompts = changes, job, rows, prompts
+        self._changes, self._job, self._rows, self._sizes = changes, job, rows, sizes
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         with kept_wide(self._owner):
@@ -185,7 +194,8 @@ class _Shared:
             else:
                 weights = self._weights(row, exact)
                 outputs.append(functional_call(self._owner, weights, tuple(own_args), own_kwargs))
-        if any(not isinstance(output, Tensor) or output.shape[:1] != (self._prompts,) for output in outputs):
+        kept = zip(outputs, self._sizes, strict=True)
+        if any(not isinstance(output, Tensor) or output.shape[:1] != (size,) for output, size in kept):
             raise NotJoint("an adapted layer does not keep the batch")
         return torch.cat(outputs)
 
@@ -194,9 +204,9 @@ class _Shared:
         if not isinstance(value, Tensor):
             return (value,) * len(self._rows)
         batched = value.dim() > 2 or not value.is_floating_point()  # what is flat may be tokens in any order
-        if not batched or value.shape[0] != self._prompts * len(self._rows):
+        if not batched or value.shape[0] != sum(self._sizes):
             raise NotJoint("an adapted layer is not given the batch")
-        return torch.split(value, self._prompts)
+        return torch.split(value, self._sizes)
 
     def _weights(self, row: Stacked, exact: dict[str, Tensor | None]) -> dict[str, Tensor]:
         if row.name == "base":
@@ -208,7 +218,7 @@ class _Shared:
         for change in self._changes:
             value = exact[change.name]
             if value is None:
-                made[change.name] = made_by_rows(change, self._job, row.how, row.draw, torch.float32)
+                made[change.name] = control_by_rows(change, self._job, row.draw)
             else:
                 made[change.name] = made_of(value, self._job, row.how, row.draw, change.parameter, torch.float32)
         return made
@@ -217,13 +227,13 @@ class _Shared:
 class _Splitting:
     """Takes what a module gives to all variants for a Probe, which takes one after the other."""
 
-    def __init__(self, probe: Probe, rows: list[Stacked], prompts: int) -> None:
-        self._probe, self._rows, self._prompts = probe, rows, prompts
+    def __init__(self, probe: Probe, rows: list[Stacked], sizes: list[int]) -> None:
+        self._probe, self._rows, self._sizes = probe, rows, sizes
 
     def record(self, variant: Variant, module: str, hidden: Tensor) -> None:
         """The unmerged model's first. What has no batch is the same for all."""
-        is_batched = hidden.shape[0] == self._prompts * len(self._rows)
-        parts = torch.split(hidden, self._prompts) if is_batched else (hidden,) * len(self._rows)
+        is_batched = hidden.shape[0] == sum(self._sizes)
+        parts = torch.split(hidden, self._sizes) if is_batched else (hidden,) * len(self._rows)
         self._probe.begin()
         self._probe.record("unmerged", module, parts[0])
         for row, part in zip(self._rows, parts, strict=True):

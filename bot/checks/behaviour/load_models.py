@@ -25,6 +25,7 @@ from bot.untrusted.patterns import require_terminating
 BASE, UNMERGED = "the base itself", "PEFT's unmerged model"
 # Fused attention and grouped products of experts add in an order of their own, and some have no float64.
 PLAINEST: Json = {"dtype": torch.float32, "attn_implementation": "eager", "experts_implementation": "eager"}
+OTHERS = ("lora_magnitude", "modules_to_save", "trainable_tokens")  # of PEFT, which read or replace weights of the base
 UNLOADED = ("missing adapter keys", "unexpected keys", "not been loaded")
 
 
@@ -67,10 +68,10 @@ def plainest(job: WorkerJob) -> Json:
 
 
 def _require_lora_in_float32(tuned: Any) -> None:
-    """Raises NotWidened where PEFT has put anything but LoRA on the model, or would round its factors."""
+    """Raises NotWidened where PEFT has put anything but plain LoRA on the model, or rounded its factors."""
     for name, weight in tuned.named_parameters():
         own = "lora_" in name
-        if own != (weight.dtype == torch.float32) or "modules_to_save" in name or "trainable_tokens" in name:
+        if own != (weight.dtype == torch.float32) or any(part in name for part in OTHERS):
             raise NotWidened(f"{name} is held in {weight.dtype}")
 
 
@@ -84,7 +85,7 @@ def put_adapter(model: Any, job: WorkerJob) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with trying(UNMERGED), loading(adapter_config):
-            # PEFT's layers take the dtype of the base's weights, unless they are to be float32.
+            # PEFT's factors take the dtype of the base's weights before the file's numbers come in, unless it casts them.
             tuned = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=bool(job.held))
     messages = [str(warning.message) for warning in caught]
     lost = [message for message in messages if any(word in message for word in UNLOADED)]

@@ -19,18 +19,21 @@ from bot.records import Json
 
 def prompt_rows(trial: Trial | None) -> list[Json]:
     """{tokens, adapter, control, merged} of each prompt, in the metric of the noise floor (nats per token, or a relative squared
-    error): how far from the unmerged model are the base, a control (their mean), and the merge. [] where K was not measured."""
+    error): how far from the unmerged model are the base (None: not given this prompt), a control (their mean), and the merge. []
+    where K was not measured."""
     if trial is None or not trial.measured:
         return []
     reference, answer = trial.reference, trial.merged
     assert isinstance(reference, ReferenceAnswer)
     assert isinstance(answer, MergedAnswer)
     per_token = reference.kind == "kl"
+    given = reference.base_prompts or range(len(reference.base))
+    base = {number: _far(distance, per_token) for number, distance in zip(given, reference.base, strict=True)}
     rows = []
-    for base, merged, *controls in zip(reference.base, answer.distances or (), *reference.controls, strict=True):
-        adapter, ours = _far(base, per_token), _far(merged, per_token)
+    for number, (merged, *controls) in enumerate(zip(answer.distances or (), *reference.controls, strict=True)):
+        adapter, ours = base.get(number), _far(merged, per_token)
         control = sum(_far(distance, per_token) for distance in controls) / len(controls)
-        if all(map(isfinite, (adapter, ours, control))):
+        if all(map(isfinite, (adapter or 0.0, ours, control))):
             rows.append({"tokens": merged.positions, "adapter": adapter, "control": control, "merged": ours})
     return rows
 

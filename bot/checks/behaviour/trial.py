@@ -58,11 +58,9 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
 LOOK_EVERY = 0.5  # seconds
-LARGE = (
-    1 << 26
-)  # merged weights: above it, the first look at a model is a brief one. Their many roundings average out: K of a
-BRIEF = 16  # merge scatters over these tokens of eight texts no more than by a seventh (bench/RESULTS.md), and what leaves a
-# doubt is looked at again, at length.
+# Of a model with more merged weights than LARGE, the first look is a brief one, at so many tokens of each text: so many roundings
+# average out that K of a merge scatters by a tenth (bench/RESULTS.md). What leaves a doubt is looked at again, at length.
+LARGE, BRIEF = 1 << 26, 16
 
 
 def hold_trial(case: Case) -> Trial:
@@ -110,6 +108,8 @@ def _hold(case: Case, job: WorkerJob) -> Trial:
     joint = replace(job, role="joint", held=_held(case, job))
     if _fits_twice(case, joint):
         answer = _work(case, joint)
+        if surprise := _surprise(answer):
+            case.emit(Note(text=f"The models cannot be run in one pass ({surprise}): they run one after the other."))
         if isinstance(answer, JointAnswer):
             expected = case.once(adapter_claims).layers
             return Trial(reference=answer.reference, merged=answer.merged, expected=expected)
@@ -123,6 +123,11 @@ def _hold(case: Case, job: WorkerJob) -> Trial:
     assert isinstance(reference, ReferenceAnswer | Stopped)
     assert isinstance(merged, MergedAnswer | Stopped)
     return Trial(reference=reference, merged=merged, expected=case.once(adapter_claims).layers)
+
+
+def _surprise(answer: Answer) -> str:
+    """What went wrong with running both models in one pass; "" where nothing did, or where they are no models for that."""
+    return answer.surprise if isinstance(answer, JointAnswer) else answer.why if isinstance(answer, Stopped) else ""
 
 
 def _fits_twice(case: Case, job: WorkerJob) -> bool:

@@ -22,27 +22,72 @@ static inline uint64_t drawn(uint64_t seed, uint64_t index)
     return mixed ^ mixed >> 31;
 }
 
-/* `cut`: of float64's 52 bits after the point, those that the storage lacks; `normal`: its smallest number with all bits;
- * `smallest`: the spacing below that. */
-FOR_EACH_PROCESSOR
-static void round_at_random(const double *exact, double *out, Py_ssize_t count, int cut, double normal, double smallest, uint64_t seed)
+/* How a storage rounds. `cut`: of float64's 52 bits after the point, those that it lacks; `normal`: its smallest number with all
+ * bits; `smallest`: the spacing below that. */
+typedef struct {
+    int cut;
+    double normal, smallest;
+} Storage;
+
+static inline double rounded(double exact, uint64_t below, uint64_t chance)
 {
-    const uint64_t below = (UINT64_C(1) << cut) - 1;
+    union { double number; uint64_t bits; } value = {exact};
+    value.bits = (value.bits + (chance & below)) & ~below;
+    return value.number;
+}
+
+/* Here the spacing does not follow the exponent. */
+static inline double rounded_small(double exact, double smallest, uint64_t chance)
+{
+    return floor(exact / smallest + (double)(chance >> 11) * 0x1p-53) * smallest;
+}
+
+FOR_EACH_PROCESSOR
+static void round_at_random(const double *exact, double *out, Py_ssize_t count, Storage to, uint64_t seed)
+{
+    const uint64_t below = (UINT64_C(1) << to.cut) - 1;
     for (Py_ssize_t start = 0; start < count; start += BLOCK) {
         const Py_ssize_t end = start + BLOCK < count ? start + BLOCK : count;
         int small = 0;
         for (Py_ssize_t i = start; i < end; i++) {
-            union { double number; uint64_t bits; } value = {exact[i]};
-            value.bits = (value.bits + (drawn(seed, (uint64_t)i) & below)) & ~below;
-            out[i] = value.number;
-            small |= fabs(exact[i]) < normal;
+            out[i] = rounded(exact[i], below, drawn(seed, (uint64_t)i));
+            small |= fabs(exact[i]) < to.normal;
         }
-        if (!small)
-            continue;
-        for (Py_ssize_t i = start; i < end; i++)
-            if (fabs(exact[i]) < normal) /* here the spacing does not follow the exponent */
-                out[i] = floor(exact[i] / smallest + (double)(drawn(seed, (uint64_t)i) >> 11) * 0x1p-53) * smallest;
+        for (Py_ssize_t i = start; small && i < end; i++)
+            if (fabs(exact[i]) < to.normal)
+                out[i] = rounded_small(exact[i], to.smallest, drawn(seed, (uint64_t)i));
     }
+}
+
+/* The same of bfloat16 weights and what is added to them; `out`: float32, which holds every number that is rounded to. */
+FOR_EACH_PROCESSOR
+static void add_at_random(const uint16_t *weight, const double *delta, float *out, Py_ssize_t count, Storage to, uint64_t seed)
+{
+    const uint64_t below = (UINT64_C(1) << to.cut) - 1;
+    double exact[BLOCK];
+    for (Py_ssize_t start = 0; start < count; start += BLOCK) {
+        const Py_ssize_t width = start + BLOCK < count ? BLOCK : count - start;
+        int small = 0;
+        for (Py_ssize_t i = 0; i < width; i++) {
+            const union { uint32_t bits; float number; } wide = {(uint32_t)weight[start + i] << 16};
+            exact[i] = (double)wide.number + delta[start + i];
+        }
+        for (Py_ssize_t i = 0; i < width; i++) {
+            out[start + i] = (float)rounded(exact[i], below, drawn(seed, (uint64_t)(start + i)));
+            small |= fabs(exact[i]) < to.normal;
+        }
+        for (Py_ssize_t i = 0; small && i < width; i++)
+            if (fabs(exact[i]) < to.normal)
+                out[start + i] = (float)rounded_small(exact[i], to.smallest, drawn(seed, (uint64_t)(start + i)));
+    }
+}
+
+static int fits(const Storage *to)
+{
+    if (to->cut >= 1 && to->cut <= 52)
+        return 1;
+    PyErr_SetString(PyExc_ValueError, "that is no number of bits");
+    return 0;
 }
 
 PyDoc_STRVAR(round_at_random_doc,
@@ -52,17 +97,16 @@ PyDoc_STRVAR(round_at_random_doc,
 static PyObject *at_random(PyObject *self, PyObject *args)
 {
     Py_buffer exact, out;
-    int cut;
-    double normal, smallest;
+    Storage to;
     unsigned long long seed;
     PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "y*w*iddK:round_at_random", &exact, &out, &cut, &normal, &smallest, &seed))
+    if (!PyArg_ParseTuple(args, "y*w*iddK:round_at_random", &exact, &out, &to.cut, &to.normal, &to.smallest, &seed))
         return NULL;
-    if (exact.len != out.len || exact.len % (Py_ssize_t)sizeof(double) || cut < 1 || cut > 52) {
-        PyErr_SetString(PyExc_ValueError, "the sizes, or the number of bits, do not fit");
-    } else {
+    if (exact.len != out.len || exact.len % (Py_ssize_t)sizeof(double)) {
+        PyErr_SetString(PyExc_ValueError, "the sizes differ");
+    } else if (fits(&to)) {
         Py_BEGIN_ALLOW_THREADS
-        round_at_random(exact.buf, out.buf, exact.len / (Py_ssize_t)sizeof(double), cut, normal, smallest, seed);
+        round_at_random(exact.buf, out.buf, exact.len / (Py_ssize_t)sizeof(double), to, seed);
         Py_END_ALLOW_THREADS
         result = Py_NewRef(Py_None);
     }
@@ -70,7 +114,35 @@ static PyObject *at_random(PyObject *self, PyObject *args)
     return result;
 }
 
-static PyMethodDef methods[] = {{"round_at_random", at_random, METH_VARARGS, round_at_random_doc}, {NULL, NULL, 0, NULL}};
+PyDoc_STRVAR(add_at_random_doc,
+"add_at_random(weight, delta, out, cut, normal, smallest, seed)\n\n"
+"weight: bfloat16; delta: float64; out: float32; all C-contiguous, of as many elements; the rest as for round_at_random, with the\n"
+"same random numbers. Raises ValueError.");
+
+static PyObject *sum_at_random(PyObject *self, PyObject *args)
+{
+    Py_buffer weight, delta, out;
+    Storage to;
+    unsigned long long seed;
+    PyObject *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*y*w*iddK:add_at_random", &weight, &delta, &out, &to.cut, &to.normal, &to.smallest, &seed))
+        return NULL;
+    const Py_ssize_t count = delta.len / (Py_ssize_t)sizeof(double);
+    if (weight.len != count * 2 || out.len != count * 4 || delta.len % (Py_ssize_t)sizeof(double)) {
+        PyErr_SetString(PyExc_ValueError, "the sizes differ");
+    } else if (fits(&to)) {
+        Py_BEGIN_ALLOW_THREADS
+        add_at_random(weight.buf, delta.buf, out.buf, count, to, seed);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    PyBuffer_Release(&weight), PyBuffer_Release(&delta), PyBuffer_Release(&out);
+    return result;
+}
+
+static PyMethodDef methods[] = {{"round_at_random", at_random, METH_VARARGS, round_at_random_doc},
+                                {"add_at_random", sum_at_random, METH_VARARGS, add_at_random_doc},
+                                {NULL, NULL, 0, NULL}};
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_at_random", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__at_random(void) { return PyModule_Create(&definition); }

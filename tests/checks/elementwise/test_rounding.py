@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bot.checks.elementwise.rounding import round_once, round_stochastically
+from bot.checks.elementwise import rounding
+from bot.checks.elementwise.rounding import SMALLEST, add_stochastically, round_once, round_stochastically
 
 PRECISION = {torch.bfloat16: (8, -133, 2.0**128), torch.float16: (11, -24, 2.0**16)}  # bits, smallest exponent, bound
 DTYPES = pytest.mark.parametrize("dtype", PRECISION, ids=str)
@@ -77,3 +79,22 @@ def test_stochastic_rounding_knows_the_subnormal_among_others(dtype: torch.dtype
     exact = torch.cat((torch.rand(2000, dtype=torch.float64) + 1, (torch.rand(2000, dtype=torch.float64) - 0.5) * tiny))
     drawn = round_stochastically(exact, dtype, torch.Generator().manual_seed(0))
     assert torch.equal(drawn.to(dtype).double(), drawn)
+
+
+@pytest.mark.skipif(rounding.compiled is None, reason="built without a C compiler")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_stochastic_rounding_gives_the_same_bits_compiled_and_not(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    def drawn(exact: torch.Tensor, seed: int = 3) -> torch.Tensor:
+        return round_stochastically(exact, dtype, torch.Generator().manual_seed(seed))
+
+    small = torch.randn(999, dtype=torch.float64) * SMALLEST[dtype] * 5
+    infinite = torch.tensor([math.inf, -math.inf, 0.0, -0.0], dtype=torch.float64)
+    exact = torch.cat((torch.randn(3000, dtype=torch.float64), small, infinite))
+    weight, delta = (torch.randn(70, 90) * 0.02).bfloat16(), torch.randn(70, 90, dtype=torch.float64) * 1e-3
+    weight[3], delta[3] = 0, delta[3] * SMALLEST[dtype] * 1e4
+    compiled, added = drawn(exact), torch.empty(70, 90)
+    add_stochastically(weight, delta, dtype, torch.Generator().manual_seed(3), added)
+    monkeypatch.setattr(rounding, "compiled", None)
+    assert torch.equal(compiled.view(torch.int64), drawn(exact).view(torch.int64))
+    assert torch.equal(added, drawn(weight.double() + delta).float())
+    assert not torch.equal(added, drawn(weight.double() + delta, seed=4).float())
