@@ -70,10 +70,10 @@ def is_remade(job: WorkerJob, parameter: str) -> bool:
     return job.cast_all or parameter in job.whole
 
 
-def rounding(job: WorkerJob, how: How, draw: int, parameter: str, device: torch.device) -> Round:
+def rounding(job: WorkerJob, how: How, draw: int, parameter: str) -> Round:
     """How a parameter is rounded, part after part."""
     dtype: torch.dtype = getattr(torch, job.storage)
-    rounds = _rounds(how, dtype, chance(draw, parameter, device))
+    rounds = _rounds(how, dtype, chance(draw, parameter))
     if job.clamps and how != "exact":
         return lambda part: rounds(clamp(part, dtype))
     return rounds
@@ -81,7 +81,7 @@ def rounding(job: WorkerJob, how: How, draw: int, parameter: str, device: torch.
 
 def made_of(exact: Tensor, job: WorkerJob, how: How, draw: int, parameter: str, kept: torch.dtype) -> nn.Parameter:
     """What a stand-in has for a parameter whose exact value is this, held in the dtype `kept`."""
-    return nn.Parameter(rounded(exact, rounding(job, how, draw, parameter, exact.device), kept), requires_grad=False)
+    return nn.Parameter(rounded(exact, rounding(job, how, draw, parameter), kept), requires_grad=False)
 
 
 def control_by_rows(change: Adapted, job: WorkerJob, draw: int) -> nn.Parameter:
@@ -92,7 +92,7 @@ def control_by_rows(change: Adapted, job: WorkerJob, draw: int) -> nn.Parameter:
     if change.delta_by_rows is None or job.clamps:
         return made_of(change.exact(), job, "control", draw, change.parameter, torch.float32)
     made = torch.empty(weight.shape, device=weight.device)
-    generator = chance(draw, change.parameter, weight.device)
+    generator = chance(draw, change.parameter)
     with change.delta_by_rows() as delta, _one_thread():
         for low, high in _steps(weight.shape):
             add_stochastically(weight[low:high], delta(low, high), dtype, generator, made[low:high])
@@ -109,9 +109,9 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def chance(draw: int, parameter: str, device: torch.device) -> torch.Generator:
-    """The random numbers of one parameter in one control."""
-    return torch.Generator(device).manual_seed(crc32(f"{draw} {parameter}".encode()))
+def chance(draw: int, parameter: str) -> torch.Generator:
+    """The seeds of one parameter's random numbers in one control: the same on every device."""
+    return torch.Generator().manual_seed(crc32(f"{draw} {parameter}".encode()))
 
 
 def _rounds(how: How, dtype: torch.dtype, chance: torch.Generator) -> Round:

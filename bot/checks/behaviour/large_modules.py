@@ -63,7 +63,7 @@ def in_slices(
     outputs = [hidden.new_empty((*hidden.shape[:-1], count)) for hidden in inputs]
     remade = variation.how in ("control", "nearest") and is_remade(job, f"{name}.weight")
     called = weights.skeleton.tied.get(f"{name}.weight", f"{name}.weight")
-    rounds = rounding(job, variation.how, variation.draw, called, inputs[0].device) if remade else None
+    rounds = rounding(job, variation.how, variation.draw, called) if remade else None
     values = weights.read([f"{name}.bias"]) if module.bias is not None else {}
     for low in range(0, count, step):
         part = weights.rows(f"{name}.weight", low, min(count, low + step))

@@ -57,12 +57,13 @@ def round_stochastically(exact: Tensor, dtype: torch.dtype, generator: torch.Gen
     """float64 → a float64 that `dtype` can hold: up or down, at odds that make the expectation exact; finite values.
 
     A random number below the last bit that is kept is added to the magnitude, as an integer, and what is below it is cut
-    off: the carry comes with the probability of what was cut. (It goes on into the exponent as it should.) The generator
-    gives a seed, and the rest follows from that and from where an element stands: the same bits compiled and not, on every device.
+    off: the carry comes with the probability of what was cut. (It goes on into the exponent as it should.) The generator, the
+    processor's, gives a seed; the rest follows from that and from where an element stands: the same bits compiled and not, and
+    on every device.
     """
     if dtype == torch.float64:
         return exact
-    seed = int(torch.empty((), dtype=torch.int64, device=exact.device).random_(generator=generator))
+    seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
     cut, normal, smallest = DROPPED[dtype], torch.finfo(dtype).tiny, SMALLEST[dtype]
     if compiled is not None and exact.device.type == "cpu":
         exact = exact.contiguous()
