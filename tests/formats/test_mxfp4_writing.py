@@ -148,6 +148,7 @@ def test_the_merger_and_the_verifier_write_the_same_whatever_is_taken_at_a_time(
     weight = values(folder)[KEY]
     merged = weight + torch.randn(weight.shape) * 0.02 * weight.abs().amax() * (torch.rand(weight.shape) < 0.01)
     monkeypatch.setattr(module, "STRIP", strip)
+    monkeypatch.setattr(verifier, "STRIP", strip)
     ours, theirs = merged_over(folder, merged), proven_over(folder, merged)
     assert torch.equal(ours[0], theirs[0])
     assert torch.equal(ours[1], theirs[1])

@@ -42,6 +42,7 @@ def _exact(wanted: Expected, packed: PackedWeight, rows: int) -> Iterator[ExactW
     source = SourceMatrix(ref=wanted.source, view=wanted.view)
     steps = tuple((step, ready(step, source)) for step in wanted.steps)
     size = wanted.source.elements // packed.slabs
+    held: dict[int, Tensor] = {}  # of what is stored: its slab in work, which the cache lets go for the source's
     with Opened() as opened:
         for first in range(0, height, rows):
             numbers = torch.empty((rows, width), dtype=torch.float32)
@@ -51,16 +52,15 @@ def _exact(wanted: Expected, packed: PackedWeight, rows: int) -> Iterator[ExactW
                 wide = torch.from_numpy(exact)
                 numbers[low:high] = wide.float()
                 power += float(((exact - weight) ** 2).sum())
-                stored = _stored(packed, size, (first + low) * width, (first + high) * width)
+                stored = _stored(packed, held, size, (first + low) * width, (first + high) * width)
                 off += float((wide.flatten() - stored.double()).square().sum())
             yield ExactWeight(numbers=numbers, off=off, power=power)
 
 
-def _stored(packed: PackedWeight, size: int, start: int, stop: int) -> Tensor:
-    """Elements `start` to `stop` of what is stored, dequantised; `size`: of a slab."""
-    return torch.cat(
-        [
-            packed.slab(slab)[max(0, start - slab * size) : stop - slab * size]
-            for slab in range(start // size, -(-stop // size))
-        ]
-    )
+def _stored(packed: PackedWeight, held: dict[int, Tensor], size: int, start: int, stop: int) -> Tensor:
+    """Elements `start` to `stop` of what is stored, dequantised. `held`: the slabs of the call before; `size`: of a slab."""
+    wanted = range(start // size, -(-stop // size))
+    for slab in held.keys() - set(wanted):
+        del held[slab]
+    held.update({slab: packed.slab(slab) for slab in wanted if slab not in held})
+    return torch.cat([held[slab][max(0, start - slab * size) : stop - slab * size] for slab in wanted])

@@ -20,6 +20,7 @@ from bot.records import Json
 NAME = "MXFP4"
 PACKAGE = "transformers"
 GROUP = 32
+STRIP = 1 << 20  # numbers of an expert that are looked at together
 LEVELS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], dtype=torch.float64)  # of e2m1
 MIDDLES = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], dtype=torch.float64)
 SCALES = torch.ldexp(torch.ones(254).double(), torch.arange(254) - 127)
@@ -72,8 +73,18 @@ def slab_written_again(exact: Tensor, own: PackedWeight, slab: int) -> dict[str,
     number, rounded to two significant bits, is 4 scales, or 6; all are rounded to the nearest number of four bits, ties to even.
     """
     blocks, scales = (read_component(own.components[role], slab) for role in ("blocks", "scales"))
+    before = own.slab(slab).reshape(exact.shape)
+    step = max(1, STRIP // len(exact))
+    for low in range(0, exact.shape[1], step):
+        outputs = slice(low, low + step)
+        _write_over(blocks[outputs], scales[outputs], exact[:, outputs].t(), before[:, outputs].t())
+    return {"blocks": blocks, "scales": scales}
+
+
+def _write_over(blocks: Tensor, scales: Tensor, exact: Tensor, stored: Tensor) -> None:
+    """The same for some outputs, in their place. `exact`, `stored`: out × in, as the merge and the base have them."""
     shape = (*scales.shape, GROUP)
-    groups, before = (numbers.t().reshape(shape) for numbers in (exact, own.slab(slab).reshape(exact.shape)))
+    groups, before = exact.reshape(shape), stored.reshape(shape)
     touched = (groups != before).any(-1)
     if not torch.isfinite(groups[touched]).all():
         raise ValueError("it holds a NaN or Inf, which MXFP4 cannot hold")
@@ -88,4 +99,3 @@ def slab_written_again(exact: Tensor, own: PackedWeight, slab: int) -> dict[str,
     touched[touched.clone()] = changed
     blocks[touched] = (codes[:, 0::2] + 16 * codes[:, 1::2]).to(torch.uint8)
     scales[touched] = byte[changed].to(torch.uint8)
-    return {"blocks": blocks, "scales": scales}
