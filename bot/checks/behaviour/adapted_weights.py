@@ -110,7 +110,7 @@ def _delta_by_rows(layer: Any) -> Iterator[Rows]:
     """PEFT's own ΔW for some rows: its code is given these rows of B."""
     adapter = _active(layer)
     factor = layer.lora_B[adapter].weight
-    with _widened_factors(layer, adapter):
+    with _factors_in_float64(layer, adapter):
         wide = factor.data
 
         def delta(low: int, high: int) -> Tensor:
@@ -122,7 +122,7 @@ def _delta_by_rows(layer: Any) -> Iterator[Rows]:
 
 
 @contextmanager
-def _widened_factors(layer: Any, adapter: str) -> Iterator[None]:
+def _factors_in_float64(layer: Any, adapter: str) -> Iterator[None]:
     """The layer's factors in float64, for as long as the block runs."""
     kept = []
     for held in (layer.lora_A, layer.lora_B, layer.lora_embedding_A, layer.lora_embedding_B):
@@ -146,7 +146,7 @@ def _delta(layer: Any) -> Tensor:
     if weight is not None:  # its delta is cast to the parameter's dtype
         weight.data = torch.empty((), dtype=torch.float64, device=weight.device).expand(weight.shape)
     try:
-        with _widened_factors(layer, adapter):
+        with _factors_in_float64(layer, adapter):
             delta: Tensor = layer.get_delta_weight(adapter)
     finally:
         if weight is not None:

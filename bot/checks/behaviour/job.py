@@ -45,7 +45,7 @@ class WorkerJob:
     ((): all), over which each model is spread where there are several.
     `same_form`: the base as it is stored, where the merged folder keeps its quantised form.
     `running`: whole models in memory, or layer by layer. `held`: the dtype that weights lie in memory in, where that is not the
-    one of `compute`: of the role `joint` only (widened.py).
+    one of `compute`: of the role `joint` only (held_in_16_bits.py).
     `tokens`: of a prompt, at the most.
     `distrusted`: {folder: why its code is not run}. `thorough`: a large model too gets every control, and the nearest merge.
     `asks`: each model answers three prompts as well.

@@ -16,12 +16,12 @@ from bot.checks.behaviour.answers_text import ask
 from bot.checks.behaviour.control import SMALL, changed, size_of, watched
 from bot.checks.behaviour.device import DEVICES
 from bot.checks.behaviour.expert_choices import is_mixture
+from bot.checks.behaviour.held_in_16_bits import NotInFloat32, widen
 from bot.checks.behaviour.job import Answer, JointAnswer, LoadReport, MergedAnswer, ReferenceAnswer, Stopped, WorkerJob
 from bot.checks.behaviour.joint_pass import NotJoint, Pass, rows_of
 from bot.checks.behaviour.load_models import load_tuned, ready_to_run
 from bot.checks.behaviour.probe_inputs import build_inputs
 from bot.checks.behaviour.roles import load_merged, reference_of, run_merged
-from bot.checks.behaviour.widened import NotWidened, widen
 
 Attempt = Callable[[Callable[[], Any]], Any]  # what came of it, or Stopped
 
@@ -66,7 +66,7 @@ def _together(job: WorkerJob, tuned: Any, loaded: tuple[Any, LoadReport]) -> Joi
     try:
         answer = run_together(job, tuned.get_base_model(), *loaded)
         return _with_replies(answer, tuned, loaded[0], job) if job.asks else answer
-    except (NotJoint, NotWidened) as why:
+    except (NotJoint, NotInFloat32) as why:
         print(f"Not together: {why}.")
         return ""
     except Exception as error:  # whatever it was, the models by themselves will say whose fault it is

@@ -22,9 +22,9 @@ from bot.checks.behaviour import measure
 from bot.checks.behaviour.adapted_weights import KINDS, Adapted, adapted
 from bot.checks.behaviour.control import How, control_by_rows, made_of, parameters, size_of
 from bot.checks.behaviour.forward_counts import FORWARDS
+from bot.checks.behaviour.held_in_16_bits import kept_wide
 from bot.checks.behaviour.job import Distance, WorkerJob
 from bot.checks.behaviour.probe import Probe, Variant, head_of, listening
-from bot.checks.behaviour.widened import kept_wide
 from bot.checks.expected.probed_methods import has_own_merge
 
 ROOM = 768 << 20  # bytes of logits of one pass
@@ -42,19 +42,19 @@ class NotJoint(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Stacked:
-    """A variant: "unmerged", "base", "merged", or a stand-in of this number. `each`: it is given every so many-th prompt."""
+    """A variant: "unmerged", "base", "merged", or a stand-in of this number. `every`: it is given every so many-th prompt."""
 
     name: str
     how: How | None = None
     draw: int = 0
-    each: int = 1
+    every: int = 1
 
 
 def rows_of(job: WorkerJob, thorough: bool) -> list[Stacked]:
     """The variants of a pass, the unmerged model first."""
     others = [Stacked(name="exact", how="exact"), Stacked(name="nearest", how="nearest")] if thorough else []
     controls = [Stacked(name="control", how="control", draw=draw) for draw in range(job.draws if thorough else 1)]
-    base = Stacked(name="base", each=1 if thorough or job.asks else FEW)
+    base = Stacked(name="base", every=1 if thorough or job.asks else FEW)
     return [Stacked(name="unmerged"), base, Stacked(name="merged"), *others, *controls]
 
 
@@ -82,7 +82,7 @@ class Pass:
         FORWARDS.expect(len(groups) + 1)
         by_row: list[dict[int, Distance]] = [{} for _ in self.distances]
         for numbers in groups:
-            shares = [[n for n in numbers if n % row.each == 0] or numbers[:1] for row in self._rows]
+            shares = [[n for n in numbers if n % row.every == 0] or numbers[:1] for row in self._rows]
             stacked = {name: torch.cat([prompts[n][name] for share in shares for n in share]) for name in prompts[0]}
             with torch.inference_mode():
                 for distances, measured in zip(by_row, self._measured(stacked, shares), strict=True):

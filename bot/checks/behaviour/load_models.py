@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from bot.checks.behaviour.adapter_for_peft import adapter_for_peft
 from bot.checks.behaviour.device import placing
+from bot.checks.behaviour.held_in_16_bits import NotInFloat32, widen
 from bot.checks.behaviour.job import Stopped, WorkerJob
-from bot.checks.behaviour.widened import NotWidened, widen
 from bot.checks.expected.float64_mode import loading, mend
 from bot.checks.expected.heads import stated_class
 from bot.checks.reading.folders import read_json
@@ -68,11 +68,11 @@ def plainest(job: WorkerJob) -> Json:
 
 
 def _require_lora_in_float32(tuned: Any) -> None:
-    """Raises NotWidened where PEFT has put anything but plain LoRA on the model, or rounded its factors."""
+    """Raises NotInFloat32 where PEFT has put anything but plain LoRA on the model, or rounded its factors."""
     for name, weight in tuned.named_parameters():
         own = "lora_" in name
         if own != (weight.dtype == torch.float32) or any(part in name for part in OTHERS):
-            raise NotWidened(f"{name} is held in {weight.dtype}")
+            raise NotInFloat32(f"{name} is held in {weight.dtype}")
 
 
 def put_adapter(model: Any, job: WorkerJob) -> Any:

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from bot.checks.behaviour import joint, trial, widened
+from bot.checks.behaviour import held_in_16_bits, joint, trial
 from bot.checks.behaviour.adapted_weights import adapted
 from bot.checks.behaviour.answers import Trial
 from bot.checks.behaviour.control import control_by_rows, made_of
+from bot.checks.behaviour.held_in_16_bits import NotInFloat32, widen
 from bot.checks.behaviour.job import LENGTH, Answer, JointAnswer, MergedAnswer, ReferenceAnswer, Stopped, WorkerJob
 from bot.checks.behaviour.load_models import load_tuned
-from bot.checks.behaviour.widened import NotWidened, widen
 from bot.checks.case import Case
 from bot.events import Event, Note
 from tests.checks.behaviour.test_joint_pass import Builder, job, jointly, made, require_same
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_it_gives_what_float32_gives(made: Builder, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
     """Also where the head is widened some rows at a time."""
-    monkeypatch.setattr(widened, "SLICE", 256)
+    monkeypatch.setattr(held_in_16_bits, "SLICE", 256)
     built = made(name)
     wide, together = jointly(job(built, built.merged, tmp_path))
     assert together
@@ -75,14 +75,14 @@ class Reader(nn.Module):
 def test_a_model_that_computes_in_its_weights_dtype_is_noticed():
     model = Reader()
     widen(model)
-    with pytest.raises(NotWidened, match="a Linear is given 16 bits"):
+    with pytest.raises(NotInFloat32, match="a Linear is given 16 bits"):
         model(torch.zeros(1, 8))
 
 
 def test_a_buffer_in_16_bits_is_noticed():
     model = nn.Linear(8, 8)
     model.register_buffer("angles", torch.zeros(4, dtype=torch.bfloat16))
-    with pytest.raises(NotWidened, match="angles"):
+    with pytest.raises(NotInFloat32, match="angles"):
         widen(model)
 
 
