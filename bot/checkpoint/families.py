@@ -105,7 +105,7 @@ def family_of(config: Json) -> ModelFamily:
         tied=_is_tied(root, config),
         scaled_by_tying=config.get("model_type") in known()["scaled"],
         languages=tuple(_language(part) for part in parts if part.attribute == "text_config"),
-        shared=tuple(_shared(parts)) if _ties(root, config) else (),
+        shared=tuple(_shared(parts)) if ties_weights(config) else (),
     )
 
 
@@ -215,6 +215,12 @@ def _shared(parts: list[SubModel]) -> Iterator[frozenset[str]]:
     for part in parts:
         for group in part.row.get("shared", ()):
             yield frozenset(_join(part.path, name) for name in group)
+
+
+def ties_weights(config: Json) -> bool:
+    """Whether transformers ties the weights that the model's class ties: by the flag, and its default for the model type."""
+    parts = parts_of(config)
+    return bool(parts) and _ties(parts[0], config)
 
 
 def _is_tied(root: SubModel, config: Json) -> bool:

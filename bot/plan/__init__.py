@@ -23,6 +23,7 @@ from bot.plan.new_heads import unsaved_modules
 from bot.plan.outputs import Outputs, is_change, make_outputs
 from bot.plan.quantize import Quantised, quantize
 from bot.plan.refusal_texts import OTHER_BASE, SHOWN
+from bot.plan.shared_blocks import written_per_depth
 from bot.plan.tensor_counts import counts
 from bot.records import (
     RECIPE,
@@ -160,12 +161,14 @@ def _plan_model(sources: Sources, options: Options) -> PlannedModel:
     head = {name: changes.edits[name] for name in HEAD_FIELDS if name in changes.edits}
     quantised = quantize(outputs.ops, options, {**config, **head})
     layout = lay_out(base.headers, quantised.ops, read_json(base, INDEX_NAME) or None)
+    more = written_per_depth(changes.decisions.per_depth, layout.ops)
     followed = special_tokens.follow(base, adapter, config)
     edits = {**effective.edits, **changes.edits, **quantised.edits, **followed.edits}
     assets, config_changes = choose_assets(base, adapter, wanted, edits, followed.asset)
     assets = assets if options.quantize == "same" else without_form(assets)
     refusals += [*quantised.refusals, *code_refusals(base, adapter, assets, options)]
-    first = (*_notes(effective, wanted, outputs, options), *changes.notes, *kept.notes, *quantised.notes)
+    depths = (more.sentence,) if more else ()
+    first = (*_notes(effective, wanted, outputs, options), *changes.notes, *depths, *kept.notes, *quantised.notes)
     return PlannedModel(
         base=effective,
         options=options,

@@ -16,6 +16,7 @@ from bot.plan.claim_changes import claim
 from bot.plan.claims import KeyClaims
 from bot.plan.outputs import Decisions
 from bot.plan.peft_methods import claim_layers
+from bot.plan.shared_blocks import SharedBlocks
 from bot.plan.targets import Targets
 from bot.records import Json, Options, Refusal, Source, Stored
 
@@ -52,8 +53,7 @@ def plan_adapter(
         refusals.append(Refusal(code="engine", reason=reason, remedy=remedy))
     tensors = [tensor for header in adapter.headers for tensor in header.tensors]
     if engine == "streaming":
-        names = Names(stored, config, stated_class(adapter_config))
-        return _plan_streaming(name, tensors, adapter_config, names, stored, config, wanted, refusals)
+        return _plan_streaming(name, tensors, adapter_config, stored, config, wanted, refusals)
     names = Names(stored, config)
     layers = claim_layers(adapter_config, tensors, names, stored)
     return AdapterPlan(
@@ -72,7 +72,6 @@ def _plan_streaming(
     name: str,
     tensors: list[Stored],
     adapter_config: Json,
-    names: Names,
     stored: Mapping[str, Stored],
     config: Json,
     wanted: str | None,
@@ -82,7 +81,10 @@ def _plan_streaming(
     settings, unread = read_settings(adapter_config)
     changes = read_changes(tensors, settings)
     copies, misplaced = layer_replication.find_replicas(settings.replication, config, stored)
-    claims = claim(changes, Targets(settings, names, stored, copies))
+    blocks = SharedBlocks.of(stored, config, replicated=bool(settings.replication))
+    every = blocks.with_own(stored)
+    names = Names(every, config, stated_class(adapter_config))
+    claims = claim(changes, Targets(settings, names, every, copies, blocks))
     edits: dict[str, Any] = layer_replication.config_edits(copies, config)
     untie = tying.resolve_tying(claims, settings, names, stored)
     if untie:
@@ -94,6 +96,7 @@ def _plan_streaming(
         wanted=wanted,
         replicas=copies,
         untied=tied if untie else None,
+        per_depth=blocks.to_write(claims, untie),
         follows=tied if tied and not untie and claims.changes(tied[0]) else None,
         dropped=dict.fromkeys(dropped, "part of a head that the merged model does not have"),
     )

@@ -23,12 +23,14 @@ class Outputs:
 @dataclass(frozen=True, kw_only=True)
 class Decisions:
     """What was decided beside the claims. `untied`: (embedding's key, head's key) where the head is written apart;
-    `follows`: (embedding, head) where both are stored and stay the same. `peft`: output key → (module, parameter)."""
+    `follows`: (embedding, head) where both are stored and stay the same. `peft`: output key → (module, parameter).
+    `per_depth`: base key → the same weight's names at other depths, which get tensors of their own."""
 
     wanted: str | None  # another storage dtype
     replicas: LayerReplicas = field(default_factory=LayerReplicas)
     untied: tuple[str, str] | None = None
     follows: tuple[str, str] | None = None
+    per_depth: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)  # base key → why
     peft: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -51,6 +53,7 @@ def make_outputs(headers: Iterable[Header], claims: KeyClaims, decisions: Decisi
                 drops.append(Drop(source=tensor, why=why or "a layer that the replicated model does not have"))
             for key in keys:
                 ops.append(maker.op(key, _source(tensor, stored, decisions)))
+            ops += [maker.op(key, tensor) for key in decisions.per_depth.get(tensor.key, ())]
             if decisions.untied and tensor.key == decisions.untied[0] and decisions.untied[1] not in stored:
                 ops.append(maker.op(decisions.untied[1], tensor))
     if headers:

@@ -9,6 +9,7 @@ from bot.adapters.lora import LoraPair
 from bot.adapters.lora_config import LoraSettings
 from bot.checkpoint.locations import Locations, Names, Placement
 from bot.plan.layer_replication import LayerReplicas
+from bot.plan.shared_blocks import SharedBlocks
 from bot.records import Stored
 
 
@@ -20,6 +21,7 @@ class Targets:
     names: Names
     stored: Mapping[str, Stored]
     replicas: LayerReplicas
+    blocks: SharedBlocks = field(default_factory=SharedBlocks)
     locations: Locations = field(init=False)
 
     def locate(self, parameters: Iterable[str], sizes: Mapping[str, tuple[int, int]]) -> None:
@@ -55,11 +57,11 @@ class Targets:
         return "tied-scaling" if self.names.scaled_by_tying else "shared-weight"
 
     def is_shared(self, parameter: str, placement: Placement | None) -> bool:
-        """Whether the adapter changes one name of a weight that others go by too. A weight at several depths may well be
-        stored at each of them: then each has its own."""
+        """Whether the adapter changes one name of a weight that others go by too. Of a block at several depths each has its own
+        weight, where it is known which they are."""
         own = parameter.replace(".base_layer.", ".")  # PEFT wraps tokens twice where an embedding has several names
         names = self.names.names_of_one(self.replicas.in_base(own)[0])
-        return len(names) > 1 or (len(names) == 1 and placement is None)
+        return len(names) > 1 or (len(names) == 1 and (placement is None or not self.blocks.known))
 
     def is_head(self, parameter: str) -> bool:
         head = self.names.head

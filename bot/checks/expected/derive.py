@@ -246,7 +246,9 @@ class Derivation:
         if source is None or skeleton is None:
             return None
         if key not in self.drafts:
-            self.drafts[key] = TensorDraft(base=None, source=source, dtype=self.main, view=view_of(source.stored.shape))
+            self.drafts[key] = TensorDraft(
+                base=None, source=source, dtype=source.dtype, view=view_of(source.stored.shape)
+            )
         symbolic = SymbolicTensor.whole(key, self.drafts[key].source.stored.shape)
         return Located(name=name, symbolic=symbolic, parameter=parameter, module=skeleton.owner(parameter))
 
@@ -257,14 +259,14 @@ class Derivation:
         return tensors[keys[0]] if keys else None
 
     def _loosen(self, ties: Ties) -> None:
-        """Once the config ties nothing, every member of every group is loaded from a tensor of its own."""
-        if not ties.loose:
-            return
+        """Once the config ties nothing, every member of every group is loaded from a tensor of its own; while it does, every
+        member of a group that comes apart."""
         for group in dict.fromkeys(ties.of.values()):
-            for parameter in group:
+            for parameter in group if ties.unties or group in ties.loose else ():
                 if self.names.skeleton and parameter not in self.names.skeleton.symbolic:
                     self._follow(parameter, parameter, group, loose=True)
-        self.declared += config_changes.untied(self.config)
+        if ties.unties:
+            self.declared += config_changes.untied(self.config)
 
     # --- keys -----------------------------------------------------------------------------------------------------------
 

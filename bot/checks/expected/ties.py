@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from bot.checks.expected.changes import AdapterReading, Change, LowRank, TokenRows, WholeTensor
 from bot.checks.expected.parameter_names import ParameterNames
 
+NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 Changes = dict[str, tuple[Change, ...]]
 
 
@@ -15,7 +17,8 @@ Changes = dict[str, tuple[Change, ...]]
 class Ties:
     """`of`: parameter → every parameter of its group, the one that the others follow first. `changes`: by parameter.
 
-    `loose`: groups whose members the adapter makes different, so that each needs a tensor of its own.
+    `loose`: groups whose members the adapter makes different, so that each needs a tensor of its own; config.json unties all
+    groups then, but for the sake of a block at several depths.
     """
 
     of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -23,6 +26,17 @@ class Ties:
     loose: frozenset[tuple[str, ...]] = frozenset()
     repeated: frozenset[str] = frozenset()  # adapter tensors that only repeat what others say
     problems: tuple[str, ...] = ()
+
+    @property
+    def unties(self) -> bool:
+        """Whether config.json must not tie any more: two weights that a loader would make one again, whatever is stored."""
+        return any(not at_several_depths(group) for group in self.loose)
+
+
+def at_several_depths(group: tuple[str, ...]) -> bool:
+    """Whether a group is one weight of a block that several layers have: names that differ in the layer's number alone. A loader
+    ties such names only where one of them is missing."""
+    return len({NUMBER.sub("*", parameter) for parameter in group}) == 1
 
 
 def groups(names: ParameterNames) -> dict[str, tuple[str, ...]]:
@@ -62,13 +76,13 @@ def tie(names: ParameterNames, own: Mapping[str, str], reading: AdapterReading) 
                 apart.setdefault(parameter, []).append(change)
             elif len(group) > 2 and isinstance(change, TokenRows):
                 problems.append(f"{' and '.join(group)} are one tensor, and PEFT hands tokens on to some of them only.")
-            elif _is_shared(change, group, parameter, changes, own, reading.follows):
+            elif _is_shared(change, group, parameter, changes, own, reading.follows and not at_several_depths(group)):
                 repeated |= _share(shared.setdefault(group, []), change, problems)
             else:
                 apart.setdefault(parameter, []).append(change)
     loose = frozenset(group for group in set(of.values()) if any(apart.get(parameter) for parameter in group))
     for group in loose:
-        if len(group) > 2:
+        if len(group) > 2 and not at_several_depths(group):
             problems.append(
                 f"{' and '.join(group)} are one tensor, and the adapter changes one of them: that has no merge."
             )
