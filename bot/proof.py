@@ -98,6 +98,7 @@ def merge_facts(merged: Merged, sources: Sources, target: str | None) -> MergeFa
         "parameters": {"merged": sum(math.prod(op.target.shape) for op in plan.ops if is_change(op))},
         "tag": tag_of(sources),
         "target": target,
+        **({"shared_blocks": plan.shared_blocks} if plan.shared_blocks else {}),
     }
     return MergeFacts.of(json)
 

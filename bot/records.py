@@ -445,6 +445,7 @@ class Plan:
     base_weights_why: str = ""  # which weights of the base are merged into, and why: words behind "base-weights: "
     tensors: tuple[tuple[str, int], ...] = ()  # what the model's tensors are made of, see `bot.plan.tensor_counts`
     warnings: tuple[str, ...] = ()  # what may make this the wrong merge
+    shared_blocks: str | None = None  # of weights that are written once for each depth: what, and who would not see it
     adapters: tuple[Json, ...] = ()  # where `adapter` is the combination of several: those, as pinned
     combination: Json | None = None  # and how they are combined
     # Adapter tensors that must be all zeros, since the base has no place for what they add.

@@ -48,6 +48,7 @@ FIELDS: Json = {  # what a report may hold there, if it has the field; others ar
         "dtype": str,
         "tag": str,
         "target": str,
+        "shared_blocks": str,
         "tensors": AllFit(NUMBER, named=True),
         "ranks": AllFit(NUMBER),
         "scalings": AllFit(NUMBER),
@@ -136,6 +137,7 @@ class MergeFacts:
     retention: Any = None
     tag: str | None = None
     target: str | None = None
+    shared_blocks: str | None = None  # of weights that are written once for each depth
 
     @classmethod
     def of(cls, json: Json) -> MergeFacts:

@@ -119,8 +119,9 @@ class ModelToLoad:
         return any(re.fullmatch(pattern, asset.name) for asset in self.assets)
 
 
-def section(target: str, task: str | None, made: ModelToLoad, hub: str = HUB) -> str:
-    """What to install, Python for transformers, and a line for vLLM where the model writes text."""
+def section(target: str, task: str | None, made: ModelToLoad, hub: str = HUB, *, by_transformers: bool = False) -> str:
+    """What to install, Python for transformers, and a line for vLLM where the model writes text. `by_transformers`: another
+    reader would not see all that was merged."""
     config = made.config
     kind = head_of(config) or task or ""  # the class decides how it is called, whatever a card says it is for
     what = SAME_AS.get(kind, kind)
@@ -129,7 +130,7 @@ def section(target: str, task: str | None, made: ModelToLoad, hub: str = HUB) ->
     parts.append(fenced("\n".join(_python(target, what, config, made, remote)), "python"))
     if remote:
         parts.append("The base brings its own model code, which `trust_remote_code` runs: read it first.")
-    if what == "text-generation":
+    if what == "text-generation" and not by_transformers:
         parts += ["With vLLM:", fenced(f"vllm serve {target}{' --trust-remote-code' if remote else ''}", "bash")]
     return "\n\n".join(parts)
 

@@ -59,6 +59,7 @@ class PlannedModel:
     assets: tuple[Asset, ...]
     config_changes: tuple[ConfigChange, ...]
     refusals: tuple[Refusal, ...]
+    shared_blocks: str | None
     notes: tuple[tuple[str, ...], tuple[str, ...]]  # before and after what the machine adds
 
 
@@ -114,6 +115,7 @@ def make_plan(
         disk=disk.kind,
         fingerprint=fingerprint(sources.base.sha, sources.adapter.pin, options, model.base.how),
         tensors=counts(model.outputs.ops, model.quantised.ops, model.outputs.drops, options.quantize),
+        shared_blocks=model.shared_blocks,
         warnings=() if model.base.packed else trained_base.warnings(adapters or (sources.adapter,)),
     )
     require_all_claimed(plan, model.base.stored, sources.adapter.headers, model.adapter)
@@ -180,6 +182,7 @@ def _plan_model(sources: Sources, options: Options) -> PlannedModel:
         assets=assets,
         config_changes=(*config_changes, *followed.changes),
         refusals=tuple(with_new_rows(refusals, adapter)),
+        shared_blocks=more.sentence if more else None,
         notes=(first, (*followed.notes, *_left_out(base_tokenizer_left_out(base, adapter)))),
     )
 

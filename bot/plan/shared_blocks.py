@@ -55,8 +55,8 @@ class WrittenPerDepth:
     def sentence(self) -> str:
         """For the plan."""
         return (
-            f"The base stores {self.weights} weights once that stand at several depths, and the adapter gives each depth a change "
-            f"of its own: they are written once for each depth, {self.tensors} tensors and {readable(self.bytes)} more, which a "
+            f"The base stores {self.weights} weights once that stand at several depths, and the adapter makes the depths different: "
+            f"they are written once for each depth, {self.tensors} tensors and {readable(self.bytes)} more, which a "
             "reader that shares such a block by construction, as engines other than transformers may, would not see."
         )
 

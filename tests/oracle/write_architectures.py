@@ -78,7 +78,8 @@ def section(known: dict[str, dict[str, object]]) -> str:
         "<!-- Written by `python -m tests.oracle.write_architectures`. Do not edit. -->",
         f"Every model type of transformers that builds small: {len(known)} tried, with {versions}. LoRA on `all-linear` by "
         f"PEFT in float32, merged and proven at `weights`. **{len(kinds['right'])} of {asked}** that PEFT adapts are right: "
-        "every parameter is that of PEFT's own merge, and where the model answered to made-up inputs "
+        "every parameter is that of PEFT's own merge (but of a block at several depths, whose changes PEFT's merge adds up), "
+        "and where the model answered to made-up inputs "
         f"({answered} of them), its answers are the unmerged model's within 1e-5.",
         listed("Right", kinds["right"]),
         *(

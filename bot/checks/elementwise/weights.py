@@ -53,6 +53,9 @@ def keys(case: Case) -> Finding:
         f"{counted(count, 'key')} {how}" for count, how in ((new, "new"), (dropped, "dropped")) if count
     )
     why = f"The keys are the base's; {changes}, as declared." if changes else "The keys are the base's."
+    if blocks := case.once(adapter_claims).per_depth:
+        why += (f" {counted(len(blocks), 'new key')} of a block that the base stores once, for its other depths: a reader that "
+                "shares it by construction does not see them.")  # fmt: skip
     return graded("keys", "as declared" if changes else "the base's", (counted(len(merged), "key"), why), fails=fails + lost,
                   warns=warns)  # fmt: skip
 

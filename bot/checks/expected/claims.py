@@ -39,7 +39,8 @@ class Claims:
 
     `dropped`: base keys that the merged model has no use for. `declared`: what config.json must say, beyond the base's.
     `layers`: the model's parameters that the method itself changes (for comparison with PEFT's own); `whole`: those that
-    the adapter brings whole. `bypassed`: keys of weights that the method changes, and that the model reads past PEFT's layer.
+    the adapter brings whole. `per_depth`: keys that a block which the base stores once has at its
+    other depths. `bypassed`: keys of weights that the method changes, and that the model reads past PEFT's layer.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Claims:
     whole: frozenset[str] = frozenset()
     trains_vocabulary: bool = False  # the embedding or the head is among what changes
     bypassed: frozenset[str] = frozenset()
+    per_depth: frozenset[str] = frozenset()
     problems: tuple[str, ...] = ()
 
     @property
@@ -186,6 +188,7 @@ def _derive(given: ClaimsInput, reading: AdapterReading, names: ParameterNames) 
         declared=(*derivation.declared, *declared),
         layers=layers,
         bypassed=_bypassed(names, layers),
+        per_depth=frozenset(derivation.per_depth),
         whole=frozenset(
             _today(parameter, names)
             for parameter, changes in derivation.changes.items()

@@ -30,7 +30,7 @@ from bot.checks.expected.placement import (
     place_whole,
     view_of,
 )
-from bot.checks.expected.ties import Changes, Ties, tie
+from bot.checks.expected.ties import Changes, Ties, at_several_depths, tie
 from bot.checks.reading.checkpoint import FLOATS, TensorRef, View
 from bot.checks.reading.symbolic import SymbolicTensor
 from bot.records import Json
@@ -69,6 +69,7 @@ class Derivation:
         self.new: dict[str, WholeTensor] = {}  # parameters that the base has not, or has in another shape
         self.idle: set[str] = set()  # adapter tensors of modules that the model has not, and whose product is zero
         self.repeated: frozenset[str] = frozenset()  # adapter tensors that only repeat others
+        self.per_depth: set[str] = set()  # keys of a block that the base stores once, at its other depths
         self.changes: Changes = {}  # by the model's own names, where it has one; what is tied shares them
         self.replicas = ReplicatedLayers.of(reading.replication, names)
         self.main = names.base.main
@@ -245,6 +246,8 @@ class Derivation:
         key, source = self._new_key(parameter), self._held(group)
         if source is None or skeleton is None:
             return None
+        if at_several_depths(group):
+            self.per_depth.add(key)
         if key not in self.drafts:
             self.drafts[key] = TensorDraft(
                 base=None, source=source, dtype=source.dtype, view=view_of(source.stored.shape)
