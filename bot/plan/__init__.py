@@ -23,7 +23,7 @@ from bot.plan.new_heads import unsaved_modules
 from bot.plan.outputs import Outputs, is_change, make_outputs
 from bot.plan.quantize import Quantised, quantize
 from bot.plan.refusal_texts import OTHER_BASE, SHOWN
-from bot.plan.shared_blocks import written_per_depth
+from bot.plan.shared_blocks import quantize_refusals, written_per_depth
 from bot.plan.tensor_counts import counts
 from bot.records import (
     RECIPE,
@@ -168,6 +168,7 @@ def _plan_model(sources: Sources, options: Options) -> PlannedModel:
     edits = {**effective.edits, **changes.edits, **quantised.edits, **followed.edits}
     assets, config_changes = choose_assets(base, adapter, wanted, edits, followed.asset)
     assets = assets if options.quantize == "same" else without_form(assets)
+    refusals += quantize_refusals(changes.decisions.per_depth, options.quantize)
     refusals += [*quantised.refusals, *code_refusals(base, adapter, assets, options)]
     depths = (more.sentence,) if more else ()
     first = (*_notes(effective, wanted, outputs, options), *changes.notes, *depths, *kept.notes, *quantised.notes)

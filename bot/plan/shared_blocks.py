@@ -13,7 +13,7 @@ from bot.budget import readable
 from bot.checkpoint.depths import depths_of, unstored_names
 from bot.checkpoint.shards import stored_targets
 from bot.plan.claims import KeyClaims
-from bot.records import Json, Op, Stored
+from bot.records import Json, Op, Refusal, Stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,15 @@ class WrittenPerDepth:
             f"they are written once for each depth, {self.tensors} tensors and {readable(self.bytes)} more, which a "
             "reader that shares such a block by construction, as engines other than transformers may, would not see."
         )
+
+
+def quantize_refusals(written: Mapping[str, tuple[str, ...]], form: str) -> list[Refusal]:
+    """Of a form that the whole result would be stored in: which depths of a block bitsandbytes then converts on loading depends
+    on what is tied at that moment."""
+    if not written or form in ("auto", "none", "same"):
+        return []
+    reason = f"A block of the base is written once for each depth, and {form} of such a block cannot be proven to load."
+    return [Refusal(code="quantize-blocks", reason=reason, remedy="Leave --quantize at none.")]
 
 
 def written_per_depth(plan_of: Mapping[str, tuple[str, ...]], ops: Iterable[Op]) -> WrittenPerDepth | None:

@@ -203,6 +203,10 @@ def test_what_stacks_the_layers_anew_stays_refused(tmp_path: Path) -> None:
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_replication": [[0, 6], [3, 6]]}))
     assert "shared-weight" in {refusal.code for refusal in plan_folders(base, tmp_path / "adapter").refusals}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_replication": None}))
+    assert not plan_folders(base, tmp_path / "adapter").refusals
+    (refusal,) = plan_folders(base, tmp_path / "adapter", Options(quantize="nf4")).refusals
+    assert refusal.code == "quantize-blocks"
 
 
 def test_a_block_in_the_bases_own_shards_and_in_another_dtype(tmp_path: Path) -> None:
