@@ -27,7 +27,7 @@ from transformers.models.auto import modeling_auto
 from bot.checks.expected.bypassed import goes_around
 from bot.checks.reading.laid_out_skeleton import FLAG, NUMBER, TEXT, experts_of
 from bot.checks.reading.model_skeleton import Skeleton
-from tools.make_plain_models import IDLE
+from tools.make_plain_models import IDLE, Particular, rows
 from tools.make_plain_models import TARGET as PLAIN
 
 TARGET = PLAIN.with_name("model_layouts.json")
@@ -57,10 +57,6 @@ BertModel RobertaModel BertForMaskedLM RobertaForMaskedLM DistilBertForMaskedLM 
 """.split()
 
 transformers.utils.logging.set_verbosity_error()
-
-
-class Particular(Exception):
-    """A class that only its model explains; the sentence says how."""
 
 
 @cache
@@ -389,19 +385,6 @@ def row_of(chosen: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows(names: list[str]) -> dict[str, dict[str, Any]]:
-    """The rows of the classes that have one; what is the matter with the others is printed."""
-    known: dict[str, dict[str, Any]] = {}
-    for name in names:
-        try:
-            known[name] = row_of(getattr(transformers, name))
-        except Particular as reason:
-            print(f"{name}: {reason}", file=sys.stderr)
-        except Exception as error:  # whatever a constructor raises for a config that is no real model
-            print(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:120]}", file=sys.stderr)
-    return known
-
-
 def written(known: dict[str, dict[str, Any]]) -> str:
     """One line a class, so that a new transformers gives a diff that can be read."""
     lines = [f"  {json.dumps(name)}: {json.dumps(row, separators=(',', ':'))}" for name, row in sorted(known.items())]
@@ -413,6 +396,6 @@ def written(known: dict[str, dict[str, Any]]) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1:]:
-        print(written(rows(sys.argv[1:])))
+        print(written(rows(sys.argv[1:], row_of)))
     else:
-        TARGET.write_text(written(rows(CLASSES)))
+        TARGET.write_text(written(rows(CLASSES, row_of)))

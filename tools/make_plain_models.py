@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,17 +112,17 @@ def require(parameters: dict[str, int], numbers: dict[str, set[int]], depth: int
             raise Particular(f"{pattern} is not in every layer, or in more than layers")
 
 
-def rows(names: list[str]) -> dict[str, dict[str, Any]]:
+def rows(names: Sequence[str], row: Callable[[Any], dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The rows of the classes that have one; what is the matter with the others is printed."""
-    plain: dict[str, dict[str, Any]] = {}
+    known: dict[str, dict[str, Any]] = {}
     for name in names:
         try:
-            plain[name] = row_of(getattr(transformers, name))
+            known[name] = row(getattr(transformers, name))
         except Particular as reason:
             print(f"{name}: {reason}", file=sys.stderr)
         except Exception as error:  # whatever a constructor raises for a config that is no real model
             print(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:120]}", file=sys.stderr)
-    return plain
+    return known
 
 
 def candidates() -> list[str]:
@@ -140,6 +141,6 @@ def written(plain: dict[str, dict[str, Any]]) -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1:]:
-        print(written(rows(sys.argv[1:])))
+        print(written(rows(sys.argv[1:], row_of)))
     else:
-        TARGET.write_text(written(rows(candidates())))
+        TARGET.write_text(written(rows(candidates(), row_of)))

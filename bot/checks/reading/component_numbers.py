@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bot.checks.reading.checkpoint import TensorRef
+from bot.checks.reading.packed import read_bytes
 from bot.checks.reading.stored_numbers import Array
 
 # safetensors' names for what components are stored as; floats that numpy lacks are held as their bits.
@@ -17,17 +18,8 @@ HELD: dict[str, type[np.generic]] = {
 def component(ref: TensorRef, slab: int | None = None) -> Array:
     """A part as it is stored, in its own shape; of several slabs, that one (without the first axis). Raises EOFError, and KeyError
     for a dtype that is none of HELD."""
-    stored = ref.stored
-    start, size, shape = stored.start, stored.stop - stored.start, stored.shape
-    if slab is not None:
-        size, shape = size // shape[0], shape[1:]
-        start += slab * size
-    with ref.path.open("rb") as opened:
-        opened.seek(start)
-        held = bytearray(opened.read(size))
-    if len(held) != size:
-        raise EOFError(f"{ref.path.name} ended at byte {start + len(held)}")
-    return np.frombuffer(held, dtype=HELD[stored.dtype]).reshape(shape)
+    held, shape = read_bytes(ref, slab)
+    return np.frombuffer(held, dtype=HELD[ref.stored.dtype]).reshape(shape)
 
 
 def as_float32(held: Array, dtype: str) -> Array:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from bot.checks.reading.plain_skeleton import NotPlain, PlainModule
+from bot.checks.reading.plain_skeleton import NotPlain, PlainModule, modules_of
 from bot.checks.reading.symbolic import SymbolicTensor, cat, stack
 from bot.records import Json
 
@@ -153,13 +153,7 @@ class LaidOutSkeleton:
     @cached_property
     def modules(self) -> dict[str, Any]:
         """Every module with a stored parameter in it or below it, by path."""
-        paths: dict[str, Any] = {"": PlainModule()}
-        for name in self.known:
-            path = name.rpartition(".")[0]
-            while path and path not in paths:
-                paths[path] = PlainModule()
-                path = path.rpartition(".")[0]
-        return paths
+        return modules_of(self.known)
 
     @cached_property
     def feeds(self) -> dict[str, tuple[str, ...]]:

@@ -67,23 +67,28 @@ def name_of(packed: PackedWeight) -> str:
     return ""
 
 
+def read_bytes(ref: TensorRef, slab: int | None = None) -> tuple[bytearray, tuple[int, ...]]:
+    """(the bytes of a part, its shape); of several slabs, those of that one (without the first axis). Raises EOFError."""
+    stored = ref.stored
+    start, size, shape = stored.start, stored.stop - stored.start, stored.shape
+    if slab is not None:
+        size, shape = size // shape[0], shape[1:]
+        start += slab * size
+    with ref.path.open("rb") as opened:
+        opened.seek(start)
+        held = bytearray(opened.read(size))
+    if len(held) != size:
+        raise EOFError(f"{ref.path.name} ended at byte {start + len(held)}")
+    return held, shape
+
+
 def read_component(ref: TensorRef, slab: int | None = None) -> Tensor:
     """A part in its own dtype and shape; of several slabs, that one (without the first axis)."""
     import torch
 
     from bot.checks.reading.torch_dtypes import RAW
 
-    stored, count = ref.stored, 1
-    start, size, shape = stored.start, stored.stop - stored.start, stored.shape
-    if slab is not None:
-        count = stored.shape[0]
-        size, shape = size // count, stored.shape[1:]
-        start += slab * size
-    with ref.path.open("rb") as opened:
-        opened.seek(start)
-        buffer = bytearray(opened.read(size))
-    if len(buffer) != size:
-        raise EOFError(f"{ref.path.name} ended at byte {start + len(buffer)}")
-    dtype = RAW[stored.dtype]
-    numbers = torch.frombuffer(buffer, dtype=torch.uint8).view(dtype) if size else torch.empty(0, dtype=dtype)
+    buffer, shape = read_bytes(ref, slab)
+    dtype = RAW[ref.stored.dtype]
+    numbers = torch.frombuffer(buffer, dtype=torch.uint8).view(dtype) if buffer else torch.empty(0, dtype=dtype)
     return numbers.reshape(shape)

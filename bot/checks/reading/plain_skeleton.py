@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +27,17 @@ class NotPlain(Exception):
 
 class PlainModule:
     """A module of such a model: a Linear, an Embedding or a norm, whose weight is stored as it is."""
+
+
+def modules_of(parameters: Iterable[str]) -> dict[str, Any]:
+    """Every module with one of these parameters in it or below it, by path."""
+    paths: dict[str, Any] = {"": PlainModule()}
+    for name in parameters:
+        path = name.rpartition(".")[0]
+        while path and path not in paths:
+            paths[path] = PlainModule()
+            path = path.rpartition(".")[0]
+    return paths
 
 
 class PlainSkeleton:
@@ -67,13 +78,7 @@ class PlainSkeleton:
     @cached_property
     def modules(self) -> dict[str, Any]:
         """Every module with a parameter in it or below it, by path."""
-        paths: dict[str, Any] = {"": PlainModule()}
-        for name in self.known:
-            path = name.rpartition(".")[0]
-            while path and path not in paths:
-                paths[path] = PlainModule()
-                path = path.rpartition(".")[0]
-        return paths
+        return modules_of(self.known)
 
     @cached_property
     def symbolic(self) -> dict[str, SymbolicTensor]:
