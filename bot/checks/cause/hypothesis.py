@@ -72,8 +72,8 @@ def no_causes(evidence: Evidence) -> Iterable[Cause]:
 
 
 def not_described(label: str, explained: list[Explained], evidence: Evidence) -> Cause:
-    """For a hypothesis without predictions."""
-    raise NotImplementedError(label)
+    """For a hypothesis without predictions, which is never asked to describe one."""
+    raise AssertionError(f"{label} was predicted, and nothing describes it")
 
 
 @dataclass(frozen=True, kw_only=True)
