@@ -70,8 +70,8 @@ def test_torchs_order_of_summation_does_not_show(inputs, tmp_path: Path, monkeyp
     written = streaming.write_shard
     from bot.engines.cuda_product import CudaProduct
 
-    def elsewhere(*given, **named):
-        return written(*given, **named | {"arithmetic": Arithmetic(multiply=CudaProduct("cpu"))})
+    def elsewhere(shard, ops, inputs, target, moved, later=None, arithmetic=None, *rest):
+        return written(shard, ops, inputs, target, moved, later, Arithmetic(multiply=CudaProduct("cpu")), *rest)
 
     monkeypatch.setattr(streaming, "write_shard", elsewhere)
     base, adapter, expected = inputs
