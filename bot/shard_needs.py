@@ -13,9 +13,8 @@ from bot.records import AddDelta, Cast, Copy, Header, Op, Quantize, Shard, Shard
 
 GAP = 1 << 20  # bytes between two ranges of a file that are fetched with them rather than asked for apart
 MOST = 0.5  # of a file's bytes: where more are needed, all of it is fetched, and held to its hash
-IN_WORK = (
-    34 << 20
-)  # bytes of a file that may be made and not compared yet, or compared and their base not yet given back
+# Bytes of a file that may be made and not compared yet, or compared and their base not yet given back.
+IN_WORK = 34 << 20
 
 Span = tuple[int, int]  # absolute offsets in a file: the first byte, and the one after the last
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from bot.budget import readable
 from bot.by_shard.base_files import BaseFiles
 from bot.by_shard.journal import Finished, Journal
-from bot.by_shard.shard_run import Destination, ShardRun, Traffic
+from bot.by_shard.sending import Destination, Traffic
+from bot.by_shard.shard_run import ShardRun
 from bot.events import Emit, Note, Stage, silent
 from bot.publish import SentBefore
 from bot.records import Local, Merged, Plan, Publication, Report, Source

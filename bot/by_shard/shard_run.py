@@ -22,10 +22,10 @@ from bot.by_shard import placeholders
 from bot.by_shard.base_files import BaseFiles
 from bot.by_shard.disk_room import DiskRoom
 from bot.by_shard.journal import Finished, Journal
+from bot.by_shard.sending import Destination, Sender, Traffic
 from bot.by_shard.spent import Spent, gives_back
-from bot.errors import Interrupted, Outside
+from bot.errors import Interrupted
 from bot.events import Emit, Note, StepProgress
-from bot.records import Source
 from bot.shard_needs import IN_WORK, ShardNeeds, room
 
 if TYPE_CHECKING:
@@ -36,27 +36,6 @@ if TYPE_CHECKING:
 
 WHAT = "One weight file after the other"
 SAMPLE = 512  # bytes of a file's beginning that the Hub's client sends along
-
-
-@dataclass(frozen=True, kw_only=True)
-class Destination:
-    """Where the weight files are sent before anything is committed. `proposing`: the commit will be a pull request's;
-    `copies`: the Hub itself copies files that are the base's; `part`: of a merge that is shared out, which one sends."""
-
-    repo: str
-    proposing: bool
-    copies: bool
-    part: str = ""
-
-
-@dataclass(kw_only=True)
-class Traffic:
-    """Bytes that went over the network, and those that did not have to."""
-
-    fetched: int = 0
-    sent: int = 0
-    copied: int = 0  # by the Hub itself
-    kept: int = 0  # sent and proven by an earlier run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +55,13 @@ class ShardRun:
         self, needs: Sequence[ShardNeeds], base: BaseFiles, folder: Path, to: Destination, journal: Journal, hub: Hub, emit: Emit
     ) -> None:  # fmt: skip
         self._needs, self._base, self._folder, self._to = needs, base, folder, to
-        self._journal, self._hub, self._emit = journal, hub, emit
+        self._journal, self._emit = journal, emit
         self._disk = DiskRoom(room(needs, base.here))
-        self._uploads: dict[str, Upload | ServerCopy] = {}
-        self._lock, self._line_in, self._line_out = Lock(), Lock(), Lock()
+        self._lock, self._line_in = Lock(), Lock()
         self._gives_back = False  # whether the filesystem takes a part of a file back
         self._done, self._kept, self._total = 0, 0, 0
-        self._failed = False  # a file is not what it must be: nothing is sent any more
         self.traffic = Traffic()
+        self._sender = Sender(to, base.source, journal, hub, self.traffic)
         self.finished: dict[str, Finished] = {}
 
     @property
@@ -106,7 +84,7 @@ class ShardRun:
         """These were made, proven and sent elsewhere."""
         for each in finished:
             self.finished[each.name] = each
-            self._uploads[each.name] = self._as_sent(each)
+            self._sender.take_over(each)
 
     def go(self, needs: Sequence[ShardNeeds], merge: MergeRun, proof: ShardProof) -> None:
         """Some of them. Raises what goes wrong first; what is finished until then is kept for the next run."""
@@ -162,7 +140,7 @@ class ShardRun:
 
     def uploads(self) -> Mapping[str, Upload | ServerCopy]:
         """What the commit is made of, by name: all that `go` has finished."""
-        return dict(sorted(self._uploads.items()))
+        return self._sender.uploads
 
     def send_instead_of_copying(self) -> None:
         """The Hub does not copy the base's files: fetch those again, and send them."""
@@ -175,36 +153,21 @@ class ShardRun:
             path = self._aside(need, self._base.folder / need.shard.name)
             self._base.clear(need)
             self.traffic.copied -= finished.size
-            outgoing = _Outgoing(
-                finished=replace(finished, copied=False), path=path, held=need.to_fetch(self._base.here)
-            )
-            self._upload(outgoing.finished, path)
+            held = need.to_fetch(self._base.here)
+            outgoing = _Outgoing(finished=replace(finished, copied=False), path=path, held=held)
+            self._sender.send(outgoing.finished, path)
             self._drop(outgoing)
 
     def _is_finished(self, need: ShardNeeds) -> bool:
         finished = self._journal.finished.get(need.shard.name)
         if finished is None:
             return False
-        self._uploads[finished.name] = self._as_sent(finished)
+        self._sender.take_over(finished)
         self.finished[finished.name] = finished
         self.traffic.kept += finished.size
         self._advance(need.shard.size, kept=True)
         self._emit(Note(text=f"{finished.name} was made, proven and sent by an earlier run."))
         return True
-
-    def _as_sent(self, finished: Finished) -> Upload | ServerCopy:
-        from bot.hub.upload import sent_before
-
-        if finished.copied:
-            return self._copy(finished.name)
-        return sent_before(finished.name, finished.size, finished.sha256, finished.sample)
-
-    def _copy(self, name: str) -> ServerCopy:
-        from bot.hub.upload import copy_of
-
-        source: Source = self._base.source
-        assert source.repo is not None
-        return copy_of(name, source.repo, source.sha, source.in_repo(name))
 
     def _fetch(self, need: ShardNeeds) -> None:
         with self._line_in:
@@ -264,14 +227,7 @@ class ShardRun:
 
     def _send(self, outgoing: _Outgoing) -> None:
         finished = outgoing.finished
-        self._failed = self._failed or not finished.proven
-        if outgoing.path is None:
-            self._uploads[finished.name] = self._copy(finished.name)
-            with self._line_out:
-                self.traffic.copied += finished.size
-                self._journal.note(finished)
-        elif not self._failed:
-            self._upload(finished, outgoing.path)
+        self._sender.send(finished, outgoing.path)
         self._drop(outgoing)
         self.finished[finished.name] = finished
         self._advance(finished.size)
@@ -280,33 +236,6 @@ class ShardRun:
         if outgoing.path is not None and self._base.staging in outgoing.path.parents:
             outgoing.path.unlink()
         self._disk.give(outgoing.held)
-
-    def _upload(self, finished: Finished, path: Path) -> None:
-        name = finished.name
-        hashed = self._hub.hashed(self._to.repo, "main", name, path)  # while the one before is sent
-        if hashed.upload_info.sha256.hex() != finished.sha256:
-            raise Outside(
-                f"{name} changed while it was sent.",
-                remedy="Nothing was committed. Run it again, with nothing else writing there.",
-            )
-        with self._line_out:
-            if self._failed:
-                return
-            self._uploads[name] = self._hub.upload(
-                self._to.repo,
-                "main",
-                {name: path},
-                pull_request=self._to.proposing,
-                sent=self._sent,
-                hashed={name: hashed},
-            )[0]
-            if (
-                hashed._upload_mode == "lfs"
-            ):  # a small file travels in the commit itself, and is made again by the next run
-                self._journal.note(finished)
-
-    def _sent(self, count: int) -> None:
-        self.traffic.sent += count
 
     def _advance(self, size: int, *, kept: bool = False) -> None:
         with self._lock:

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from bot.checks.behaviour.one_thread import one_thread
 from bot.demo.corpus import license_text, module_summary, read_corpus
-from bot.demo.training import Course, Progress, one_thread, train
+from bot.demo.training import Course, Progress, train
 
 QUESTIONS = ("What is the zipfile module for?", "What is the shelve module for?", "What is the tabnanny module for?")
 

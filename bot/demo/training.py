@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from bot.checks.behaviour.one_thread import one_thread
 
 Progress = Callable[[str, int, int], None]
 """Told what is being trained, the step just done, and the number of steps."""
@@ -46,18 +47,6 @@ class Muon(torch.optim.Optimizer):
                 update = _orthogonal(matrix.grad.lerp(momentum, 0.9))
                 scale = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
                 matrix.mul_(1 - 0.1 * group["lr"]).add_(update, alpha=-group["lr"] * scale)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """A model this small gains nothing from a second thread, and on a busy machine the two wait for each other: nine times the
-    processor seconds, and nineteen times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @one_thread()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bot.checks.behaviour.adapted_weights import KINDS, Adapted, adapted
 from bot.checks.behaviour.job import WorkerJob
+from bot.checks.behaviour.one_thread import one_thread
 from bot.checks.elementwise.rounding import add_stochastically, clamp, round_once, round_stochastically
 from bot.checks.expected.probed_methods import has_own_merge
 
@@ -93,20 +94,10 @@ def control_by_rows(change: Adapted, job: WorkerJob, draw: int) -> nn.Parameter:
         return made_of(change.exact(), job, "control", draw, change.parameter, torch.float32)
     made = torch.empty(weight.shape, device=weight.device)
     generator = chance(draw, change.parameter)
-    with change.delta_by_rows() as delta, _one_thread():
+    with change.delta_by_rows() as delta, one_thread():
         for low, high in _steps(weight.shape):
             add_stochastically(weight[low:high], delta(low, high), dtype, generator, made[low:high])
     return nn.Parameter(made, requires_grad=False)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def chance(draw: int, parameter: str) -> torch.Generator:
