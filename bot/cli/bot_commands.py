@@ -18,7 +18,7 @@ from bot.errors import Outside, Usage
 from bot.events import Note
 
 if TYPE_CHECKING:
-    from bot.dispatch.records import Fate
+    from bot.dispatch.records import Fate, RunRequest
 
 SECRET = "ADAPTER_MERGE_WEBHOOK_SECRET"
 STATE = click.option(
@@ -98,9 +98,8 @@ def serve(
     hub, console = the_hub(), Console(quiet=False)
     path = state or state_file(os.environ)
     store = Store(path)
-    away: list[
-        Outside
-    ] = []  # a server that is started again while GitHub or the Hub is down hears the Hub all the same
+    # A server that is started again while GitHub or the Hub is down hears the Hub all the same.
+    away: list[Outside] = []
     around = Surroundings(state=path, hub=hub, environment=os.environ)
     backend = backend_of(BackendOptions(**chosen), around, away.append)
     for error in away:
@@ -164,31 +163,29 @@ def dispatch(
     finally:
         console.close()
         store.close()
-    fate, run = request.fate, request.run
     if as_json:
-        print_json({
-            "request": request.id, "backend": request.backend, "run": run.id if run else None, "run_url": run.url if run else None,
-            "run_note": run.note if run else "",
-            "status": fate.status if fate else request.state, "url": fate.url if fate else "", "reason": request.reason,
-            "remedy": request.remedy, "exit_code": fate.exit_code if fate else None,
-        })  # fmt: skip
+        _print_as_json(request)
     elif not quiet:
-        where = "".join(f" {words}" for words in (run.url, run.note and f"({run.note})") if words) if run else ""
-        status = fate.status if fate and fate.final else "dispatched"
-        print_text(
-            " ".join(
-                filter(
-                    None,
-                    (
-                        f"{status}: request {request.id}{where}",
-                        fate.url if fate else "",
-                        request.reason,
-                        request.remedy,
-                    ),
-                )
-            )
-        )
-    return exit_code_of(fate)
+        _print(request)
+    return exit_code_of(request.fate)
+
+
+def _print_as_json(request: RunRequest) -> None:
+    fate, run = request.fate, request.run
+    print_json({
+        "request": request.id, "backend": request.backend, "run": run.id if run else None, "run_url": run.url if run else None,
+        "run_note": run.note if run else "",
+        "status": fate.status if fate else request.state, "url": fate.url if fate else "", "reason": request.reason,
+        "remedy": request.remedy, "exit_code": fate.exit_code if fate else None,
+    })  # fmt: skip
+
+
+def _print(request: RunRequest) -> None:
+    fate, run = request.fate, request.run
+    status = fate.status if fate and fate.final else "dispatched"
+    where = (run.url, run.note and f"({run.note})") if run else ()
+    words = (f"{status}: request {request.id}", *where, fate.url if fate else "", request.reason, request.remedy)
+    print_text(" ".join(filter(None, words)))
 
 
 def exit_code_of(fate: Fate | None) -> int:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from bot.cli.printing import print_json, print_parts, print_text
 from bot.cli.requests import the_hub
 from bot.dispatch.backend_choice import BackendOptions, Surroundings, backend_of, state_file
 from bot.events import Note, TextTable
+
+if TYPE_CHECKING:
+    from bot.dispatch.poll import Poll
 
 
 @click.command(cls=Command)
@@ -75,6 +78,12 @@ def poll(
         finally:
             console.close()
             store.close()
+    _print(polled, as_json, quiet)
+    return polled.exit_code
+
+
+def _print(polled: Poll, as_json: bool, quiet: bool) -> None:
+    """What was looked at, and what became of it."""
     if as_json:
         problems = [{"what": problem.what, "remedy": problem.remedy} for problem in polled.problems]
         print_json({"tags": [asdict(tag) for tag in polled.tags], "problems": problems})
@@ -85,4 +94,3 @@ def poll(
         print_parts((TextTable(rows=rows),) if rows else ())
         if not polled.tags and not polled.problems:
             print_text("No tag of an allowed adapter fits.")
-    return polled.exit_code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,39 +169,8 @@ class UploadClient(TargetClient):
         """
         additions = list(additions)
         where = self.where_writing(f"commit to {change.repo}", change.repo, change.revision)
-        operations: list[Any] = [*additions, *(CommitOperationDelete(path_in_repo=name) for name in change.delete)]
-
-        def send() -> str:
-            try:
-                made = self.outputs.create_commit(
-                    change.repo,
-                    operations,
-                    commit_message=redact(change.title),
-                    commit_description=redact(change.text),
-                    revision=change.revision,
-                    parent_commit=change.parent,
-                )
-            except BadRequestError as error:
-                if is_not_there_yet(error):
-                    for addition in additions:
-                        if isinstance(addition, CommitOperationAdd) and _is_here(addition):
-                            addition._is_uploaded = (
-                                False  # the client then asks again for each, and sends what is missing
-                            )
-                raise
-            except (ValueError, FileDuplicationError) as error:  # no Xet hash, or one by one refused
-                if not copies:
-                    raise
-                raise _not_copied(copies[0], str(error)) from error
-            except HfHubHTTPError as error:
-                if not DUPLICATE.search(error.response.request.url.path) or error.response.status_code >= 500:
-                    raise
-                raise _not_copied(copies[0], str(error)) from error
-            return str(made.oid)
-
-        copies = [addition for addition in additions if isinstance(addition, CommitOperationCopy)]
         try:
-            return self.patiently(where, send, landed)
+            return self.patiently(where, lambda: self._try_to_commit(change, additions), landed)
         except HubBusy as error:
             if not isinstance(error.__cause__, BadRequestError) or all(map(_is_here, additions)):
                 raise
@@ -209,6 +178,34 @@ class UploadClient(TargetClient):
                 f"The Hub no longer holds what was sent to {change.repo} for this commit.",
                 remedy="Run it again: what is missing is made and sent anew.",
             ) from error
+
+    def _try_to_commit(self, change: Change, additions: Sequence[Upload | ServerCopy]) -> str:
+        operations: list[Any] = [*additions, *(CommitOperationDelete(path_in_repo=name) for name in change.delete)]
+        copies = [addition for addition in additions if isinstance(addition, CommitOperationCopy)]
+        try:
+            made = self.outputs.create_commit(
+                change.repo,
+                operations,
+                commit_message=redact(change.title),
+                commit_description=redact(change.text),
+                revision=change.revision,
+                parent_commit=change.parent,
+            )
+        except BadRequestError as error:
+            if is_not_there_yet(error):
+                for addition in additions:
+                    if isinstance(addition, CommitOperationAdd) and _is_here(addition):
+                        addition._is_uploaded = False  # the client then asks again for each, and sends what is missing
+            raise
+        except (ValueError, FileDuplicationError) as error:  # no Xet hash, or one by one refused
+            if not copies:
+                raise
+            raise _not_copied(copies[0], str(error)) from error
+        except HfHubHTTPError as error:
+            if not DUPLICATE.search(error.response.request.url.path) or error.response.status_code >= 500:
+                raise
+            raise _not_copied(copies[0], str(error)) from error
+        return str(made.oid)
 
 
 def _by_storage(error: Outside) -> bool:
