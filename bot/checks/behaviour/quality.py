@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bot.checks.behaviour.job import OutputSums, Usage
+from bot.checks.reading.bitsandbytes_settings import settings_of
 from bot.checks.reading.checkpoint import Checkpoint, quantization_of, read_input
-from bot.checks.reading.simulated import settings_of
 from bot.records import Json
 
 if TYPE_CHECKING:

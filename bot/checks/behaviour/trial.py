@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import bot
 from bot.budget import verify_memory
 from bot.checks.behaviour import device, quality
 from bot.checks.behaviour.answers import Trial
@@ -304,9 +305,10 @@ def _environment(job: WorkerJob) -> dict[str, str]:
     """No secret, places of its own for all that a library or a model's own code writes, and the GPUs that it may use."""
     work = job.work
     kept = {name: value for name, value in bare_environment().items() if name != "TMPDIR"}
-    here = str(Path(__file__).resolve().parents[2])
+    here = str(Path(bot.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     kept.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, threads that spin at barriers take 5 × the time
+    kept.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's and scipy's, which nothing here uses, spin when they start
     # Large tensors come and go all the time: kept by the process, and in huge pages, they cost no page faults each time.
     for name, value in KEEP_MEMORY.items():
         kept.setdefault(name, value)

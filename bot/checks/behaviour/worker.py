@@ -7,10 +7,12 @@ Each writes `<role>.json` into the job's folder.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,14 +58,25 @@ def attempt(job: WorkerJob) -> Answer:
 
 
 def _answer(job: WorkerJob) -> Answer:
-    if job.role == "joint":
-        from bot.checks.behaviour.joint import joint
+    with importing():
+        if job.role == "joint":
+            from bot.checks.behaviour.joint import joint
+        elif job.running == "layers":
+            from bot.checks.behaviour.layer_roles import LAYERED as ROLES
+        else:
+            from bot.checks.behaviour.roles import ROLES
+    return joint(job, partial(attempt_to, job)) if job.role == "joint" else ROLES[job.role](job)
 
-        return joint(job, partial(attempt_to, job))
-    from bot.checks.behaviour.layer_roles import LAYERED
-    from bot.checks.behaviour.roles import ROLES
 
-    return (LAYERED if job.running == "layers" else ROLES)[job.role](job)
+@contextmanager
+def importing() -> Iterator[None]:
+    """For as long as the block runs, nothing is collected, and what it made is never searched through again: modules stay."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def attempt_to(job: WorkerJob, run: Callable[[], Any]) -> Any:

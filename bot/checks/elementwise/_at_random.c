@@ -59,19 +59,30 @@ static void round_at_random(const double *exact, double *out, Py_ssize_t count, 
     }
 }
 
-/* The same of bfloat16 weights and what is added to them; `out`: float32, which holds every number that is rounded to. */
+/* A weight and what is added to it, in float64; `narrow`: the weight is bfloat16, else float32. */
+static inline void sums(const void *weight, int narrow, const double *delta, double *exact, Py_ssize_t start, Py_ssize_t width)
+{
+    if (narrow)
+        for (Py_ssize_t i = 0; i < width; i++) {
+            const union { uint32_t bits; float number; } wide = {(uint32_t)((const uint16_t *)weight)[start + i] << 16};
+            exact[i] = (double)wide.number + delta[start + i];
+        }
+    else
+        for (Py_ssize_t i = 0; i < width; i++)
+            exact[i] = (double)((const float *)weight)[start + i] + delta[start + i];
+}
+
+/* The same of weights and what is added to them; `out`: float32, which holds every number that is rounded to. */
 FOR_EACH_PROCESSOR
-static void add_at_random(const uint16_t *weight, const double *delta, float *out, Py_ssize_t count, Storage to, uint64_t seed)
+static void add_at_random(const void *weight, int narrow, const double *delta, float *out, Py_ssize_t count, Storage to,
+                          uint64_t seed)
 {
     const uint64_t below = (UINT64_C(1) << to.cut) - 1;
     double exact[BLOCK];
     for (Py_ssize_t start = 0; start < count; start += BLOCK) {
         const Py_ssize_t width = start + BLOCK < count ? BLOCK : count - start;
         int small = 0;
-        for (Py_ssize_t i = 0; i < width; i++) {
-            const union { uint32_t bits; float number; } wide = {(uint32_t)weight[start + i] << 16};
-            exact[i] = (double)wide.number + delta[start + i];
-        }
+        sums(weight, narrow, delta, exact, start, width);
         for (Py_ssize_t i = 0; i < width; i++) {
             out[start + i] = (float)rounded(exact[i], below, drawn(seed, (uint64_t)(start + i)));
             small |= fabs(exact[i]) < to.normal;
@@ -116,8 +127,8 @@ static PyObject *at_random(PyObject *self, PyObject *args)
 
 PyDoc_STRVAR(add_at_random_doc,
 "add_at_random(weight, delta, out, cut, normal, smallest, seed)\n\n"
-"weight: bfloat16; delta: float64; out: float32; all C-contiguous, of as many elements; the rest as for round_at_random, with the\n"
-"same random numbers. Raises ValueError.");
+"weight: bfloat16 or float32, by its size; delta: float64; out: float32; all C-contiguous, of as many elements; the rest as for\n"
+"round_at_random, with the same random numbers. Raises ValueError.");
 
 static PyObject *sum_at_random(PyObject *self, PyObject *args)
 {
@@ -128,11 +139,12 @@ static PyObject *sum_at_random(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "y*y*w*iddK:add_at_random", &weight, &delta, &out, &to.cut, &to.normal, &to.smallest, &seed))
         return NULL;
     const Py_ssize_t count = delta.len / (Py_ssize_t)sizeof(double);
-    if (weight.len != count * 2 || out.len != count * 4 || delta.len % (Py_ssize_t)sizeof(double)) {
+    const int narrow = weight.len == count * 2;
+    if ((!narrow && weight.len != count * 4) || out.len != count * 4 || delta.len % (Py_ssize_t)sizeof(double)) {
         PyErr_SetString(PyExc_ValueError, "the sizes differ");
     } else if (fits(&to)) {
         Py_BEGIN_ALLOW_THREADS
-        add_at_random(weight.buf, delta.buf, out.buf, count, to, seed);
+        add_at_random(weight.buf, narrow, delta.buf, out.buf, count, to, seed);
         Py_END_ALLOW_THREADS
         result = Py_NewRef(Py_None);
     }

@@ -83,13 +83,14 @@ def add_stochastically(
     weight: Tensor, delta: Tensor, dtype: torch.dtype, generator: torch.Generator, out: Tensor
 ) -> None:
     """out ← weight + delta in float64, rounded as by `round_stochastically`, which gives the same numbers; one pass where it is
-    compiled and the weight bfloat16. `delta`: float64; `out`: float32; all of one shape and C-contiguous."""
-    if compiled is None or weight.dtype != torch.bfloat16 or weight.device.type != "cpu":
+    compiled and the weight bfloat16 or float32. `delta`: float64; `out`: float32; all of one shape and C-contiguous."""
+    if compiled is None or weight.dtype not in (torch.bfloat16, torch.float32) or weight.device.type != "cpu":
         out.copy_(round_stochastically(delta + weight, dtype, generator))
         return
     seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
     storage = (DROPPED[dtype], torch.finfo(dtype).tiny, SMALLEST[dtype])
-    compiled.add_at_random(weight.view(torch.uint16).numpy(), delta.numpy(), out.numpy(), *storage, seed)
+    held = weight.view(torch.uint16) if weight.dtype == torch.bfloat16 else weight
+    compiled.add_at_random(held.numpy(), delta.numpy(), out.numpy(), *storage, seed)
 
 
 def _drawn(seed: int, like: Tensor) -> Tensor:

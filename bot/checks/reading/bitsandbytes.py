@@ -150,7 +150,8 @@ def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
 
 def there_and_back(settings: Json) -> Callable[[Tensor], Tensor]:
     """float32 weights quantised as BitsAndBytesConfig's fields say, and dequantised."""
-    from bot.checks.reading.bitsandbytes_cpu import BLOCK, dequantised, library, quantised
+    from bot.checks.reading.bitsandbytes_cpu import dequantised, library, quantised
+    from bot.checks.reading.bitsandbytes_settings import BLOCK
 
     functional = library()
     if settings.get("load_in_8bit"):

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 64  # bitsandbytes' block of four-bit numbers, and of their largest values
-OUTER = 256
+from bot.checks.reading.bitsandbytes_settings import OUTER
+
 SMALL_SUM = 32  # float32 sums of so many terms, and then of pairs: torch's own way
 
 

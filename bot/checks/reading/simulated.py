@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from bot.checks.reading import bitsandbytes
-from bot.checks.reading.bitsandbytes_cpu import BLOCK, OUTER, dequantised, quantised
+from bot.checks.reading.bitsandbytes_cpu import dequantised, quantised
+from bot.checks.reading.bitsandbytes_settings import BLOCK, held, settings_of
 from bot.checks.reading.checkpoint import FLOATS, Checkpoint, PackedWeight, SlabCache
 from bot.checks.reading.folders import read_json
 from bot.checks.reading.model_skeleton import BUILD_ERRORS, NEEDS_CODE, Skeleton, build, model_class
@@ -22,12 +23,8 @@ from bot.checks.reading.packed import read_component
 from bot.checks.reading.quantised import logical_tensor
 from bot.checks.subject import Subject
 from bot.errors import Refused
-from bot.records import Json
 
 REMEDY = "Merge into the base as it is stored, and store the result as plain numbers."
-SKIP = "llm_int8_skip_modules"
-# QLoRA's settings, where none are given (Dettmers et al. 2023).
-USUAL = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 
 
 def as_simulated(base: Checkpoint, subject: Subject, cache: SlabCache) -> Checkpoint:
@@ -42,20 +39,6 @@ def as_simulated(base: Checkpoint, subject: Subject, cache: SlabCache) -> Checkp
                         settings={"transposed": transposed, "held": held(ref.elements, settings), **settings})  # fmt: skip
         tensors[key] = logical_tensor(key, packed, ref)
     return replace(base, tensors=tensors, dense=base.main)
-
-
-def settings_of(settings: Json) -> Json:
-    """BitsAndBytesConfig's fields; names of modules may stand in one string, with commas between them."""
-    skip = settings.get(SKIP)
-    names = [name.strip() for name in skip.split(",")] if isinstance(skip, str) else skip
-    return {**USUAL, **settings, SKIP: names}
-
-
-def held(numbers: int, settings: Json) -> int:
-    """The bytes that bitsandbytes would take for so many numbers: half a byte each, and one absmax for each block."""
-    blocks = -(-numbers // int(settings.get("blocksize", BLOCK)))
-    scales = blocks + 4 * -(-blocks // OUTER) if settings["bnb_4bit_use_double_quant"] else 4 * blocks
-    return -(-numbers // 2) + scales
 
 
 def dense(packed: PackedWeight, slab: int) -> Tensor:

@@ -92,9 +92,11 @@ def test_stochastic_rounding_gives_the_same_bits_compiled_and_not(dtype: torch.d
     exact = torch.cat((torch.randn(3000, dtype=torch.float64), small, infinite))
     weight, delta = (torch.randn(70, 90) * 0.02).bfloat16(), torch.randn(70, 90, dtype=torch.float64) * 1e-3
     weight[3], delta[3] = 0, delta[3] * SMALLEST[dtype] * 1e4
-    compiled, added = drawn(exact), torch.empty(70, 90)
+    compiled, added, of_wide = drawn(exact), torch.empty(70, 90), torch.empty(70, 90)
     add_stochastically(weight, delta, dtype, torch.Generator().manual_seed(3), added)
+    add_stochastically(weight.float(), delta, dtype, torch.Generator().manual_seed(3), of_wide)
     monkeypatch.setattr(rounding, "compiled", None)
     assert torch.equal(compiled.view(torch.int64), drawn(exact).view(torch.int64))
     assert torch.equal(added, drawn(weight.double() + delta).float())
+    assert torch.equal(of_wide, added)
     assert not torch.equal(added, drawn(weight.double() + delta, seed=4).float())
