@@ -44,11 +44,13 @@ def verify(subject: Subject, emit: Emit, case: Case | None = None) -> Report:
         case = case or Case(subject, emit)
         case.emit = emit
         findings: dict[str, Finding] = {}
-        for check in _selected_checks(subject):
+        selected = list(_selected_checks(subject))
+        # What hashes every file runs once the weights were compared, and before anything that runs models.
+        for check in sorted(selected, key=lambda check: (check.level == "full", check.hashes)):
             emit(StepProgress(stage="verify", done=0, total=0, what=f"Check {check.id}"))
             findings[check.id] = _run(check, case, findings)
             _emit_finding(findings[check.id], emit)
-    results = tuple(findings.values())
+    results = tuple(findings[check.id] for check in selected)
     trial = _trial(case)
     floor = None if trial is None else trial.noise_floor
     rows = None if trial is None else trial.comparison

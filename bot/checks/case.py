@@ -20,13 +20,15 @@ T = TypeVar("T")
 class Case:
     """Lazy, memoised readings; the checks share one Case and change nothing in it.
 
-    `slabs`: what was dequantised of base and result. What the rooms above make of a case is asked for by `once`.
+    `slabs`: what was dequantised of base and result; `hashed`: the sha256 of its files, as far as somebody has read them whole. What
+    the rooms above make of a case is asked for by `once`.
     """
 
     def __init__(self, subject: Subject, emit: Emit) -> None:
         self.subject = subject
         self.emit = emit
         self.slabs = SlabCache()
+        self.hashed = dict(subject.hashed)
         self.weights_gone = False  # they were here one file at a time, and are not any more
         self._results: dict[Callable[[Case], Any], Any] = {}
 

@@ -22,7 +22,8 @@ class Check:
 
     `group`: what it is about, for whoever reads the findings. `combined`: it is for merges of several adapters only;
     `quantised`: for those that are stored quantised (True), or for those that are not (False). `on_request`: the field of
-    the Subject that must hold something, for what is only checked where somebody asks.
+    the Subject that must hold something, for what is only checked where somebody asks. `hashes`: it needs the sha256 of every
+    file, which comparing the weights tells by the way: it runs after that, wherever it stands.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Check:
     combined: bool = False
     quantised: bool | None = None
     on_request: str = ""
+    hashes: bool = False
 
 
 def finding(id: str, status: Status, measured: str, allowed: str, why: str, worst: Iterable[str] = ()) -> Finding:

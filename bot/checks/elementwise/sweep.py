@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 
 from bot.checks.elementwise.row_comparisons import RowRange, compare_bytes, compare_cast, compare_touched
 from bot.checks.elementwise.steps import SourceMatrix, ready
@@ -12,6 +13,7 @@ from bot.checks.elementwise.tally import Swept, Tally
 from bot.checks.expected.changes import AddProduct, Expected
 from bot.checks.expected.claims import Claims
 from bot.checks.reading.checkpoint import FLOATS, Checkpoint, TensorRef, View
+from bot.checks.reading.digests import FileDigest
 from bot.checks.reading.rows import CHUNK, Opened, chunks, flat_view
 from bot.events import Emit, StepProgress
 
@@ -71,9 +73,16 @@ class Sweep:
             for rows in _row_ranges(claims.expected[key], merged.tensors[key], clamps, foreign)
         ]
 
-    def go(self, emit: Emit, *, written: int | None = None, threads: int | None = None) -> int | None:
+    def go(
+        self,
+        emit: Emit,
+        *,
+        written: int | None = None,
+        threads: int | None = None,
+        digests: Mapping[Path, FileDigest] | None = None,
+    ) -> int | None:
         """Compare what is left. `written`: all tensors are of one file, which is there up to this byte only; the byte from which
-        on something of it has still to be compared, None: nothing has.
+        on something of it has still to be compared, None: nothing has. `digests`: files to hash of what is read of them.
 
         What is counted and summed is the same to the last bit, however it was divided: a tensor's rows go in their order.
         """
@@ -81,18 +90,20 @@ class Sweep:
         now = [rows for rows, (_, end) in zip(self._todo, spans, strict=True) if written is None or end <= written]
         later = [number for number, (_, end) in enumerate(spans) if written is not None and end > written]
         self._todo = [self._todo[number] for number in later]
-        for tally in _examined(now, threads or os.cpu_count() or 1, emit):
+        for tally in _examined(now, threads or os.cpu_count() or 1, emit, digests or {}):
             self.swept.tallies[tally.key].add(tally)
         return min((spans[number][0] for number in later), default=None)
 
 
-def _examined(all_ranges: list[RowRange], threads: int, emit: Emit) -> list[Tally]:
+def _examined(all_ranges: list[RowRange], threads: int, emit: Emit, digests: Mapping[Path, FileDigest]) -> list[Tally]:
     """A tally of each, in their order, whichever is done first: so sums come out the same."""
     total, done = sum(map(_size, all_ranges)), 0
     emit(StepProgress(stage=STAGE, done=0, total=total, what=WHAT))
     tallies: list[Tally | None] = [None] * len(all_ranges)
     with ThreadPoolExecutor(threads) as pool:
-        running = {pool.submit(_examine, rows): (number, _size(rows)) for number, rows in enumerate(all_ranges)}
+        running = {
+            pool.submit(_examine, rows, digests): (number, _size(rows)) for number, rows in enumerate(all_ranges)
+        }
         all_ranges.clear()  # the factors of a tensor go with the last of its ranges
         for finished in as_completed(list(running)):
             number, size = running.pop(finished)
@@ -144,7 +155,7 @@ def _bytes_of(rows: RowRange, count: int) -> int:
     return (stored.stop - stored.start) * count // max(1, _view(rows.wanted, rows.merged)[0])
 
 
-def _examine(rows: RowRange) -> Tally:
+def _examine(rows: RowRange, digests: Mapping[Path, FileDigest]) -> Tally:
     wanted, merged = rows.wanted, rows.merged
     tally = Tally(key=merged.stored.key, wanted=wanted)
     if wanted.touched and wanted.source.stored.dtype in FLOATS:
@@ -153,6 +164,6 @@ def _examine(rows: RowRange) -> Tally:
         compare = compare_bytes
     else:
         compare = compare_cast
-    with Opened() as opened:
+    with Opened(digests) as opened:
         compare(rows, opened, tally)
     return tally

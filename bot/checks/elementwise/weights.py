@@ -10,6 +10,7 @@ from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.expected.changes import AddProduct
 from bot.checks.finding import counted, finding, graded
 from bot.checks.reading.checkpoint import FLOATS, STORED_AS
+from bot.checks.reading.digests import FileDigest
 from bot.records import Finding
 
 if TYPE_CHECKING:
@@ -21,10 +22,13 @@ HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
 
 
 def sweep_all(case: Case) -> Swept:
-    """Every byte of the merged weights, compared."""
+    """Every byte of the merged weights, compared; what is not hashed yet is hashed of the same reads."""
     work = sweep_of(case, None)
-    work.go(case.emit)
+    unhashed = [header.file for header in case.merged.headers if header.file not in case.hashed]
+    digests = {case.subject.folder / name: FileDigest(case.subject.folder / name) for name in unhashed}
+    work.go(case.emit, digests=digests)
     case.slabs.clear()
+    case.hashed |= {name: digest.finish() for name, digest in zip(unhashed, digests.values(), strict=True)}
     return work.swept
 
 

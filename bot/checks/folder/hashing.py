@@ -17,9 +17,9 @@ PIECE = 1 << 24  # bytes; small pieces would wait for the interpreter
 
 
 def hash_files(case: Case) -> dict[str, str]:
-    """{name: lowercase hex sha256} of every file whose bytes belong to the result; what was hashed while it was written is
-    not read again. hashlib frees the GIL, so two threads keep two disks' worth busy."""
-    folder, hashed = case.subject.folder, case.subject.hashed
+    """{name: lowercase hex sha256} of every file whose bytes belong to the result; what was hashed while it was written, or
+    compared, is not read again. hashlib frees the GIL, so two threads keep two disks' worth busy."""
+    folder, hashed = case.subject.folder, case.hashed
     vouched = [name for name in case.files if is_vouched(name)]
     # A dangling link is for the strays check to name.
     names = [name for name in vouched if name not in hashed and (folder / name).is_file()]

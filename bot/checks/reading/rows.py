@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from bot.checks.reading.checkpoint import FLOATS, Matrix, PackedWeight, TensorRef, View
+from bot.checks.reading.digests import FileDigest
 from bot.checks.reading.stored_numbers import HELD_AS, Array, as_float64, itemsize
 
 HELD = 2  # slabs of quantised tensors that one reader keeps: a tensor's source and its base may be two
@@ -17,9 +18,10 @@ CHUNK = 1 << 16  # elements: eight float64 arrays of this size stay in a core's 
 
 
 class Opened:
-    """File descriptors, opened once per thread and closed together."""
+    """File descriptors, opened once per thread and closed together. `digests`: files that are hashed of what is read of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, digests: Mapping[Path, FileDigest] | None = None) -> None:
+        self._digests = digests or {}
         self._descriptors: dict[Path, int] = {}
         self._slabs: dict[tuple[PackedWeight, int], Array] = {}
 
@@ -47,6 +49,8 @@ class Opened:
             if not got:
                 raise EOFError(f"{path.name} ended at byte {start + done}")
             done += got
+        if path in self._digests:
+            self._digests[path].take(start, view)
 
     def rows(self, ref: TensorRef, low: int, high: int, view: View | None = None) -> Array:
         """Rows `low` to `high` of a floating-point tensor seen as a matrix (shape[0] × the rest), as they are stored

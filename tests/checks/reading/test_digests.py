@@ -1,0 +1,83 @@
+"""A file is hashed of what others read of it."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from bot.checks.reading import digests
+from bot.checks.reading.digests import FileDigest
+from bot.checks.reading.rows import Opened
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> tuple[Path, bytes]:
+    path = tmp_path / "some"
+    path.write_bytes(written := random.Random(5).randbytes(300_000))
+    return path, written
+
+
+def ranges(seed: int, size: int) -> list[tuple[int, int]]:
+    """Parts of a file in any order: with gaps between them, some twice, and some that reach into others."""
+    chance = random.Random(seed)
+    at, parts = 0, []
+    while at < size:
+        stop = min(size, at + chance.randint(1, size // 20))
+        if chance.random() < 0.8:
+            parts.append((max(0, at - chance.choice((0, 0, 0, 500))), stop))
+        at = stop
+    return chance.sample(parts + parts[:3], len(parts) + 3)
+
+
+@pytest.mark.parametrize("held", [1 << 26, 20_000, 0])
+@pytest.mark.parametrize("seed", range(8))
+def test_it_is_the_files_sha256_in_whatever_order_it_was_read(
+    content: tuple[Path, bytes], seed: int, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "HELD", held)
+    path, written = content
+    digest = FileDigest(path)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda part: digest.take(part[0], memoryview(written)[slice(*part)]), ranges(seed, len(written))))
+    assert digest.finish() == hashlib.sha256(written).hexdigest()
+
+
+def test_what_was_handed_over_is_not_read_again(content: tuple[Path, bytes]) -> None:
+    path, written = content
+    digest = FileDigest(path)
+    for start in (200_000, 0, 100_000):
+        digest.take(start, memoryview(written)[start : start + 100_000])
+    path.write_bytes(bytes(len(written)))
+    assert digest.finish() == hashlib.sha256(written).hexdigest()
+
+
+def test_no_more_waits_than_may(content: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "HELD", 20_000)
+    path, written = content
+    digest = FileDigest(path)
+    for start in range(1000, len(written), 1000):  # the first thousand bytes nobody reads
+        digest.take(start, memoryview(written)[start : start + 1000])
+        assert sum(map(len, digest._waiting.values())) <= 21_000
+    assert digest.finish() == hashlib.sha256(written).hexdigest()
+
+
+def test_a_reader_hands_over_what_it_reads(content: tuple[Path, bytes]) -> None:
+    path, written = content
+    digest = FileDigest(path)
+    with Opened({path: digest}) as opened:
+        opened.bytes(path, 0, 150_000)
+        opened.bytes(path, 150_000, 150_000)
+    path.write_bytes(bytes(len(written)))
+    assert digest.finish() == hashlib.sha256(written).hexdigest()
+
+
+def test_a_file_that_has_become_shorter_is_told(content: tuple[Path, bytes]) -> None:
+    path, _ = content
+    digest = FileDigest(path)
+    path.write_bytes(b"short")
+    with pytest.raises(EOFError, match="ended at byte 5"):
+        digest.finish()
