@@ -32,6 +32,8 @@ IMPORTED = 90 * MIB  # resident memory of this program once numpy is imported; b
 WITH_PEFT = 700 * MIB  # the same with torch, transformers and peft, and a model without weights
 WORKERS = 4  # at most, in the streaming engine
 BLOCKS = WORKERS * 20 * MIB  # their row blocks, the float32 copies, and the elements decided in float64
+# huggingface_hub's: files at a time, and bytes of each that are on their way to the disk, which httpx has three times by then.
+FETCHED_AT_ONCE, FETCHED = 8, 3 * 10 * MIB
 PROVING = 450 * MIB  # at the level weights, whatever the model's size: most of it is torch, where that is needed
 ON_PROCESSOR = ProofDevice()
 LOADED = 900 * MIB  # the same with transformers and peft imported, and the activations of the fixed prompts
@@ -68,7 +70,7 @@ def make_budget(
     return Budget(
         download=download,
         output=output,
-        peak_memory=IMPORTED + BLOCKS + working,
+        peak_memory=IMPORTED + max(BLOCKS + working, _fetching([sources.base, sources.adapter])),
         disk=output + download,
         verify_memory=verify_memory([op.target for op in model]),
         verify_disk=verify_disk(
@@ -238,6 +240,12 @@ def _asset_bytes(sources: Sources, assets: Sequence[Asset]) -> int:
 
 def _missing(source: Source, names: set[str]) -> int:
     return sum(entry.size for entry in source.files if entry.name in names and not entry.here)
+
+
+def _fetching(sources: Sequence[Source]) -> int:
+    """What the Hub's client holds of the files that are not here yet."""
+    sizes = sorted((entry.size for source in sources for entry in source.files if not entry.here), reverse=True)
+    return sum(min(FETCHED, 3 * size) for size in sizes[:FETCHED_AT_ONCE])
 
 
 def _patch_bytes(patch: Patch) -> int:

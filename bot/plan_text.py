@@ -44,7 +44,7 @@ def plan_table(plan: Plan) -> TextTable:
         ("files", f"{len(plan.shards)} of weights ({whole} unchanged), {len(plan.assets)} others"),
         ("download", readable(plan.budget.download)),
         ("output", readable(plan.budget.output)),
-        ("memory", f"{readable(plan.budget.peak_memory)} at most while merging"),
+        ("memory", f"{readable(plan.budget.peak_memory)} at most while fetching and merging"),
         ("disk", _disk(plan)),
         ("proof", _proof(plan)),
         ("fingerprint", plan.fingerprint[:16]),

@@ -28,7 +28,7 @@ class Case:
         self.subject = subject
         self.emit = emit
         self.slabs = SlabCache()
-        self.hashed = dict(subject.hashed)
+        self.hashed = subject.hashed  # which grows while weight files come and go
         self.weights_gone = False  # they were here one file at a time, and are not any more
         self._results: dict[Callable[[Case], Any], Any] = {}
 
