@@ -175,6 +175,7 @@ class _Shared:
     ) -> None:
         self._owner, self._forward, self._counterpart = layer.get_base_layer(), forward, counterpart
         self._changes, self._job, self._rows, self._sizes = changes, job, rows, sizes
+        self._base = next(at for at, row in enumerate(rows) if row.name == "base")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         with kept_wide(self._owner):
@@ -186,11 +187,17 @@ class _Shared:
         several = sum(row.how is not None for row in self._rows) > 1
         exact = {change.name: change.exact() if several else None for change in self._changes}
         outputs = []
+        base: Tensor | None = None
         for at, row in enumerate(self._rows):
             own = [part[at] for part in parts]
             own_args, own_kwargs = own[: len(args)], dict(zip(kwargs, own[len(args) :], strict=True))
             if row.name == "unmerged":
-                outputs.append(self._forward(*own_args, **own_kwargs))
+                others = [part[self._base] for part in parts]
+                with _multiplied_too(self._owner, others) as taken:
+                    outputs.append(self._forward(*own_args, **own_kwargs))
+                base = taken[0] if len(taken) == 1 else None
+            elif row.name == "base" and base is not None:
+                outputs.append(base)
             else:
                 weights = self._weights(row, exact)
                 outputs.append(functional_call(self._owner, weights, tuple(own_args), own_kwargs))
@@ -222,6 +229,31 @@ class _Shared:
             else:
                 made[change.name] = made_of(value, self._job, row.how, row.draw, change.parameter, torch.float32)
         return made
+
+
+@contextmanager
+def _multiplied_too(owner: nn.Module, others: list[Any]) -> Iterator[list[Tensor]]:
+    """For as long as the block runs, a linear layer that is given one input multiplies other rows along with it, which takes half
+    as long as by themselves; the list holds what it made of them, once for each time that it ran."""
+    taken: list[Tensor] = []
+    if type(owner) is not nn.Linear or len(others) != 1:
+        yield taken
+        return
+    linear: Any = owner
+    forward, before = linear.forward, linear.__dict__.get("forward")
+
+    def both(hidden: Tensor) -> Tensor:
+        together: Tensor = forward(torch.cat([hidden, others[0]]))
+        taken.append(together[len(hidden) :])
+        return together[: len(hidden)]
+
+    linear.forward = both
+    try:
+        yield taken
+    finally:
+        linear.__dict__.pop("forward")
+        if before is not None:
+            linear.forward = before
 
 
 class _Splitting:

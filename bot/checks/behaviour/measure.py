@@ -129,8 +129,14 @@ def _kl_of_rows(p: Tensor, chance: Tensor, q: Tensor) -> list[float]:
         return _kl_of_any(p, q)
     apart -= torch.linalg.vecdot(chance, apart).unsqueeze(-1)
     least, most = torch.aminmax(apart)
-    if bool(least > -SERIES and most < SERIES):  # the series, where eᵡ − 1 − x would cancel
-        beyond = (1 + apart / 3 * (1 + apart / 4 * (1 + apart / 5))).mul_(apart).mul_(apart).mul_(0.5)
+    if bool(
+        least > -SERIES and most < SERIES
+    ):  # the series, where eᵡ − 1 − x would cancel: x²/2 + x³/6 + x⁴/24 + x⁵/120
+        half, sixth, fourth = (torch.tensor(1 / terms, dtype=apart.dtype, device=apart.device) for terms in (2, 6, 24))
+        beyond = torch.add(fourth, apart, alpha=1 / 120)
+        for term in (sixth, half):
+            beyond = torch.addcmul(term, beyond, apart, out=beyond)
+        beyond.mul_(apart).mul_(apart)
     else:
         beyond = torch.expm1(apart).sub_(apart)
     far: list[float] = torch.linalg.vecdot(beyond, chance).add_(torch.linalg.vecdot(apart, chance)).log1p_().tolist()

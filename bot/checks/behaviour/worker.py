@@ -25,6 +25,7 @@ from bot.signals import end_with_parent
 
 def main(path: Path) -> None:
     """Do the job, and write down what came of it, an error included."""
+    gc.disable()  # until all is imported: modules stay, and would be searched through again and again
     end_with_parent()
     job = WorkerJob.read(path)
     cut_network()
@@ -58,25 +59,33 @@ def attempt(job: WorkerJob) -> Answer:
 
 
 def _answer(job: WorkerJob) -> Answer:
-    with importing():
+    with without_losses():
         if job.role == "joint":
             from bot.checks.behaviour.joint import joint
         elif job.running == "layers":
             from bot.checks.behaviour.layer_roles import LAYERED as ROLES
         else:
             from bot.checks.behaviour.roles import ROLES
+    gc.freeze()
+    gc.enable()
     return joint(job, partial(attempt_to, job)) if job.role == "joint" else ROLES[job.role](job)
 
 
 @contextmanager
-def importing() -> Iterator[None]:
-    """For as long as the block runs, nothing is collected, and what it made is never searched through again: modules stay."""
-    gc.disable()
+def without_losses() -> Iterator[None]:
+    """For as long as the block imports transformers, it is as if scipy were not installed, which takes as long as PEFT: no module
+    that is loaded there needs it but the losses for object detection. A model that needs it is imported later, and gets it."""
+    if "scipy" in sys.modules:
+        yield
+        return
+    sys.modules["scipy"] = None  # type: ignore[assignment]
     try:
         yield
     finally:
-        gc.freeze()
-        gc.enable()
+        del sys.modules["scipy"]
+        from transformers.utils import import_utils
+
+        import_utils.is_scipy_available.cache_clear()
 
 
 def attempt_to(job: WorkerJob, run: Callable[[], Any]) -> Any:
@@ -133,3 +142,6 @@ def cut_network() -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # taking torch apart again costs half a second, and the answer is written

@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from threading import Lock
+from threading import Condition
 
-HELD = 1 << 26  # bytes that wait for those before them, at the most; what is more is read again
+HELD = 1 << 24  # bytes that wait to be hashed; whoever brings more waits as well
 PIECE = 1 << 22  # bytes that are read at once where nobody else read them
 
 
 class FileDigest:
     """Several threads hand over what they have read, in any order; whoever brings the bytes that the hash has come to goes on
-    hashing, so that no thread waits for it. What was handed over must stay as it is."""
+    hashing, so that no thread is kept for it; they wait where hashing is what takes longest. What was handed over must stay as it
+    is."""
 
     def __init__(self, path: Path) -> None:
         """The file's size is taken now. Raises OSError."""
         self._path, self._size = path, path.stat().st_size
-        self._lock = Lock()
+        self._changed = Condition()
         self._digest, self._hashed = hashlib.sha256(), 0  # bytes from the start
         self._is_hashing = False
         self._waiting: dict[int, memoryview] = {}  # by where they start
@@ -27,11 +28,12 @@ class FileDigest:
     def take(self, start: int, content: memoryview) -> None:
         """Bytes of the file from `start` on. Of what was handed over already, or reaches back before it, the first counts.
         Raises OSError, EOFError."""
-        with self._lock:
+        with self._changed:
             if start < self._hashed or start in self._waiting or not len(content):
                 return
             self._waiting[start] = content
             self._held += len(content)
+            self._changed.wait_for(lambda: self._held <= HELD or not self._is_hashing)
             if self._is_hashing:
                 return  # whoever does will come to it
             self._is_hashing = True
@@ -45,15 +47,23 @@ class FileDigest:
 
     def _go_on(self, until: int) -> None:
         """Hash what has come, without a gap; over gaps where bytes up to `until` are due, or too many of them wait."""
-        while (following := self._next(until)) is not None:
-            start, content = following
-            self._read_up_to(start)
-            if start == self._hashed:  # else it reaches back
-                self._digest.update(content)
-                self._hashed += len(content)
+        try:
+            while (following := self._next(until)) is not None:
+                start, content = following
+                self._read_up_to(start)
+                if start == self._hashed:  # else it reaches back
+                    self._digest.update(content)
+                    self._hashed += len(content)
+        except BaseException:
+            with self._changed:  # nobody waits for what does not come
+                self._is_hashing, self._held = False, 0
+                self._waiting.clear()
+                self._changed.notify_all()
+            raise
 
     def _next(self, until: int) -> tuple[int, memoryview] | None:
-        with self._lock:
+        with self._changed:
+            self._changed.notify_all()
             start = min(self._waiting, default=self._size)
             is_next = start <= self._hashed or start < until or self._held > HELD
             self._is_hashing = is_next and bool(self._waiting)

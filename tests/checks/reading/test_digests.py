@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,14 +56,40 @@ def test_what_was_handed_over_is_not_read_again(content: tuple[Path, bytes]) -> 
     assert digest.finish() == hashlib.sha256(written).hexdigest()
 
 
-def test_no_more_waits_than_may(content: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_reads_faster_than_is_hashed_waits(content: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digests, "HELD", 20_000)
     path, written = content
     digest = FileDigest(path)
-    for start in range(1000, len(written), 1000):  # the first thousand bytes nobody reads
-        digest.take(start, memoryview(written)[start : start + 1000])
-        assert sum(map(len, digest._waiting.values())) <= 21_000
+    most, read_up_to = [0], digest._read_up_to
+
+    def slowly(stop: int) -> None:
+        most[0] = max(most[0], sum(map(len, list(digest._waiting.values()))))
+        time.sleep(1e-4)
+        read_up_to(stop)
+
+    digest._read_up_to = slowly  # type: ignore[method-assign]
+    with ThreadPoolExecutor(8) as pool:  # the first thousand bytes nobody reads
+        starts = range(1000, len(written), 1000)
+        list(pool.map(lambda start: digest.take(start, memoryview(written)[start : start + 1000]), starts))
     assert digest.finish() == hashlib.sha256(written).hexdigest()
+    assert 20_000 <= most[0] <= 20_000 + 8 * 1000
+
+
+def test_nobody_waits_for_a_hash_that_has_failed(content: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "HELD", 2000)
+    path, written = content
+    digest = FileDigest(path)
+    path.write_bytes(b"short")
+
+    def take(start: int) -> str:
+        try:
+            digest.take(start, memoryview(written)[start : start + 1000])
+        except EOFError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(4) as pool:
+        assert "some ended at byte 5" in list(pool.map(take, range(1000, 100_000, 1000)))
 
 
 def test_a_reader_hands_over_what_it_reads(content: tuple[Path, bytes]) -> None:
