@@ -61,7 +61,7 @@ KEEP_MEMORY = {
 LOOK_EVERY = 0.5  # seconds
 # Of a model with more merged weights than LARGE, the first look is a brief one, at so many tokens of each text: so many roundings
 # average out that K of a merge scatters by a tenth (bench/RESULTS.md). What leaves a doubt is looked at again, at length.
-LARGE, BRIEF = 1 << 26, 12
+LARGE, BRIEF = 1 << 26, 8
 
 
 def hold_trial(case: Case) -> Trial:
