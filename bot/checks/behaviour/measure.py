@@ -80,7 +80,7 @@ def distance(kind: str, wanted: Tensor, output: Tensor, choices: Choices | None 
 
 def distances(kind: str, wanted: Tensor, outputs: Sequence[Tensor], choices: Choices | None = None) -> list[Distance]:
     """The same of several outputs, each held to the one that is wanted."""
-    best, size = wanted.argmax(-1), float(torch.linalg.vector_norm(wanted, dtype=torch.float64)) ** 2
+    best, size = wanted.argmax(-1, keepdim=True), float(torch.linalg.vector_norm(wanted, dtype=torch.float64)) ** 2
     counts = (choices.count, choices.flipped, choices.free) if choices else (0, 0, 0)
     if kind == "kl":
         far = _kl(wanted, outputs)
@@ -89,7 +89,7 @@ def distances(kind: str, wanted: Tensor, outputs: Sequence[Tensor], choices: Cho
     return [
         Distance(
             far=sum(tokens), tokens=tokens, positions=wanted.shape[0], size=size,
-            agree=int((best == output.argmax(-1)).sum()),
+            agree=int((output.gather(-1, best) == output.amax(-1, keepdim=True)).sum()),
             choices=counts[0], changed_choices=counts[1], free=counts[2],
         )
         for tokens, output in zip(far, outputs, strict=True)
