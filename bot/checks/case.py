@@ -20,15 +20,14 @@ T = TypeVar("T")
 class Case:
     """Lazy, memoised readings; the checks share one Case and change nothing in it.
 
-    `slabs`: what was dequantised of base and result; `hashed`: the sha256 of its files, as far as somebody has read them whole. What
-    the rooms above make of a case is asked for by `once`.
+    `slabs`: what was dequantised of base and result. What the rooms above make of a case is asked for by `once`.
     """
 
     def __init__(self, subject: Subject, emit: Emit) -> None:
         self.subject = subject
         self.emit = emit
         self.slabs = SlabCache()
-        self.hashed = subject.hashed  # which grows while weight files come and go
+        self._hashed: dict[str, str] = {}
         self.weights_gone = False  # they were here one file at a time, and are not any more
         self._results: dict[Callable[[Case], Any], Any] = {}
 
@@ -108,6 +107,15 @@ class Case:
         """The merged config.json, or None where there is none that can be read."""
         config = read_json(self.subject.folder / "config.json")
         return None if strict_json.misfit("config.json", config) else config
+
+    @property
+    def hashed(self) -> dict[str, str]:
+        """{name: sha256} of the merged files that somebody has read whole: while they were written, or compared."""
+        return self.subject.hashed | self._hashed
+
+    def note_sha256(self, name: str, sha256: str) -> None:
+        """All that was read of this file has this hash."""
+        self._hashed[name] = sha256
 
     def once(self, read: Callable[[Case], T]) -> T:
         """What `read` makes of the case, made when it is first asked for."""

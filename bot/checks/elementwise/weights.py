@@ -24,11 +24,13 @@ HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
 def sweep_all(case: Case) -> Swept:
     """Every byte of the merged weights, compared; what is not hashed yet is hashed of the same reads."""
     work = sweep_of(case, None)
-    unhashed = [header.file for header in case.merged.headers if header.file not in case.hashed]
-    digests = {case.subject.folder / name: FileDigest(case.subject.folder / name) for name in unhashed}
+    folder, hashed = case.subject.folder, case.hashed
+    unhashed = {header.file: folder / header.file for header in case.merged.headers if header.file not in hashed}
+    digests = {path: FileDigest(path) for path in unhashed.values()}
     work.go(case.emit, digests=digests)
     case.slabs.clear()
-    case.hashed |= {name: digest.finish() for name, digest in zip(unhashed, digests.values(), strict=True)}
+    for name, path in unhashed.items():
+        case.note_sha256(name, digests[path].finish())
     return work.swept
 
 
