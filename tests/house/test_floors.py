@@ -185,3 +185,17 @@ def test_only_the_worker_of_the_full_proof_loads_torch(tmp_path: Path) -> None:
     inputs = [str(adapter), "--base", str(base), "--output", str(tmp_path / "merged")]
     assert heavy_imports(["merge", *inputs, "--verify", "full", "--quiet"]) == "HEAVY ['numpy']"
     assert json.loads((tmp_path / "merged" / "verification.json").read_text())["noise_floor"]
+
+
+def test_somebody_elses_merge_is_judged_without_torch(tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from tests.factory import save_adapter, save_base
+
+    base = save_base("llama", tmp_path / "base")
+    adapter = save_adapter(base, "llama", tmp_path / "adapter")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    model.merge_and_unload().save_pretrained(tmp_path / "theirs")
+    given = [str(tmp_path / "theirs"), "--base", str(base), "--adapter", str(adapter), "--verify", "weights", "--quiet"]
+    assert heavy_imports(["verify", *given]) == "HEAVY ['numpy']"

@@ -23,12 +23,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from bot.checks.elementwise.rounding import EXPONENT, SMALLEST, UNIT, round_once
+from bot.checks.elementwise.stored_rounding import EXPONENT, SMALLEST, UNIT, round_once
+from bot.checks.reading.stored_numbers import Array
 
 STRATA = 32  # of distance: two for each halving
 GROUPS = 1024  # rows (columns) whose numbers are equal modulo this count as one cluster
@@ -45,28 +45,37 @@ MUCH = 0.05  # a slope beyond this is not measured any more: so large a one cros
 STEPS = 4  # spacings that one element counts for, at most
 
 
-class RoundedRows:
-    """Some rows of a weight with its delta, and what is stored of their sum; see the module. `size`: |D| in spacings, `short`: x
-    lies nearer to zero than the change-over, `stratum`: of its distance from there, `steps`: spacings from where x belongs."""
+# The number that ends in the last bit of a stored one of 16 or 32 bits, and the bits below it.
+LAST: dict[str, tuple[Any, Any, int]] = {
+    "BF16": (np.float32, np.uint32, 16),
+    "F16": (np.float16, np.uint16, 0),
+    "F32": (np.float32, np.uint32, 0),
+}
 
-    def __init__(self, weight: Tensor, delta: Tensor, stored: Tensor) -> None:
+
+class RoundedRows:
+    """Some rows of a weight with its delta, and what is stored of their sum, all float64; see the module. `dtype`: of what is stored.
+    `size`: |D| in spacings, `short`: x lies nearer to zero than the change-over, `stratum`: of its distance from there, `steps`:
+    spacings from where x belongs."""
+
+    def __init__(self, weight: Array, delta: Array, stored: Array, dtype: str) -> None:
         self.delta, self.exact = delta, weight + delta
-        power = self.exact.view(torch.int64).bitwise_and(EXPONENT).view(torch.float64)
-        spacing = (power * (2 * UNIT[stored.dtype])).clamp_min_(SMALLEST[stored.dtype])
-        self.size = delta.abs() / spacing
-        self.usable = self.exact.isfinite() & stored.isfinite() & (self.size < LARGE)
-        position = (self.exact.abs() / spacing).frac_().sub_(0.5).mul_(2)
+        power = (self.exact.view(np.uint64) & EXPONENT).view(np.float64)
+        spacing = np.maximum(power * (2 * UNIT[dtype]), SMALLEST[dtype])
+        self.size = np.abs(delta) / spacing
+        self.usable = np.isfinite(self.exact) & np.isfinite(stored) & (self.size < LARGE)
+        position = (np.modf(np.abs(self.exact) / spacing)[0] - 0.5) * 2
         self.short = position < 0
-        distance = position.abs_().clamp_(2.0 ** (-STRATA / 2), 0.999)
+        distance = np.clip(np.abs(position), 2.0 ** (-STRATA / 2), 0.999)
         self.near = distance < NEAR
         # The exponent and the first bit behind it: two strata for each halving.
-        self.stratum = (distance.view(torch.int64) >> 51) - ((1023 - STRATA // 2) << 1)
-        off = stored.double() - round_once(self.exact, stored.dtype).double()
-        self.steps = (off / spacing).round_().clamp_(-STEPS, STEPS)
-        own = round_once(weight, stored.dtype)
-        last = own.view(torch.int16 if own.itemsize == 2 else torch.int32).bitwise_and(1)
-        self.weights = int(torch.count_nonzero(own))
-        self.even = int(torch.count_nonzero((last == 0) & (own != 0)))
+        self.stratum = (distance.view(np.int64) >> 51) - ((1023 - STRATA // 2) << 1)
+        self.steps = np.clip(np.rint((stored - round_once(self.exact, dtype)) / spacing), -STEPS, STEPS)
+        own = round_once(weight, dtype)
+        held_as, bits, below = LAST[dtype]
+        even = (own.astype(held_as).view(bits) >> below & 1) == 0
+        self.weights = int(np.count_nonzero(own))
+        self.even = int(np.count_nonzero(even & (own != 0)))
 
 
 @dataclass(kw_only=True)
@@ -74,10 +83,10 @@ class Drift:
     """Counts of one tensor against one reference; see the module. Counts of parts of a tensor add up."""
 
     outward: Literal["delta", "zero"] = "delta"
-    risk: Tensor = field(default_factory=lambda: torch.zeros(2, STRATA, dtype=torch.float64))  # outward, inward
-    crossed: Tensor = field(default_factory=lambda: torch.zeros(2, STRATA, dtype=torch.float64))
-    rows: Tensor = field(default_factory=lambda: torch.zeros(GROUPS, dtype=torch.float64))
-    columns: Tensor = field(default_factory=lambda: torch.zeros(GROUPS, dtype=torch.float64))
+    risk: Array = field(default_factory=lambda: np.zeros((2, STRATA)))  # outward, inward
+    crossed: Array = field(default_factory=lambda: np.zeros((2, STRATA)))
+    rows: Array = field(default_factory=lambda: np.zeros(GROUPS))
+    columns: Array = field(default_factory=lambda: np.zeros(GROUPS))
     reach: float = 0.0  # Σ |D| in spacings, of the elements that are near
     elements: int = 0
     weights: int = 0  # that are not zero, and how many of them end in a bit that is 0
@@ -94,20 +103,20 @@ class Drift:
 
     def count(self, seen: RoundedRows, first: int) -> None:
         """Count rows `first`… of what was seen."""
-        along = torch.sign(seen.delta) if self.outward == "delta" else torch.sign(seen.exact) * (seen.size < SMALL)
+        along = np.sign(seen.delta) if self.outward == "delta" else np.sign(seen.exact) * (seen.size < SMALL)
         used = seen.usable & (along != 0)
         upward = (along > 0) == (seen.exact > 0)  # outward, seen from zero
         inward = seen.short != upward
-        moved = torch.where(used, seen.steps * along, 0.0)
-        crossing = torch.where(inward, moved < 0, moved > 0)
+        moved = np.where(used, seen.steps * along, 0.0)
+        crossing = np.where(inward, moved < 0, moved > 0)
         cell = seen.stratum + STRATA * inward + 2 * STRATA * crossing
-        counts = torch.bincount(cell[used], minlength=4 * STRATA).view(2, 2, STRATA).double()
-        self.risk += counts.sum(dim=0)
+        counts = np.bincount(cell[used], minlength=4 * STRATA).reshape(2, 2, STRATA)
+        self.risk += counts.sum(axis=0)
         self.crossed += counts[1]
-        self.rows.index_add_(0, torch.arange(first, first + moved.shape[0]) % GROUPS, moved.sum(dim=1))
-        self.columns.index_add_(0, torch.arange(moved.shape[1]) % GROUPS, moved.sum(dim=0))
+        np.add.at(self.rows, np.arange(first, first + moved.shape[0]) % GROUPS, moved.sum(axis=1))
+        np.add.at(self.columns, np.arange(moved.shape[1]) % GROUPS, moved.sum(axis=0))
         self.reach += float(seen.size[used & seen.near].sum())
-        self.elements += int(torch.count_nonzero(used))
+        self.elements += int(np.count_nonzero(used))
         self.weights += seen.weights
         self.even += seen.even
 
@@ -124,7 +133,7 @@ class Drift:
     @property
     def _by_density(self) -> float:
         """How many more would have crossed outward than inward, were both as likely: of different numbers at risk."""
-        share = self.crossed.sum(dim=0) / self.risk.sum(dim=0).clamp_min(1)
+        share = self.crossed.sum(axis=0) / np.maximum(self.risk.sum(axis=0), 1)
         return float((share * (self.risk[0] - self.risk[1])).sum())
 
     @property
@@ -133,7 +142,7 @@ class Drift:
         total = 0.0
         for sums in (self.rows, self.columns):
             clusters = max(1, int((sums != 0).sum()))
-            total += float((sums[sums != 0] - self._by_density / clusters).square().sum())
+            total += float(np.square(sums[sums != 0] - self._by_density / clusters).sum())
         return total
 
     @property
@@ -146,18 +155,19 @@ Drifts = dict[tuple[str, str], Drift]  # by reference and by what is outward
 AS_STORED, CAST, CAST_TO_HALF = "as stored", "cast first", "cast to float16 first"
 
 
-def measure(drifts: Drifts, weight: Tensor, exact: Tensor, stored: Tensor, first: int, *, wider: bool) -> None:
-    """Count some rows, all float64 but `found`. `wider`: the base's dtype is not the result's, so that somebody may have cast
-    it first, which loses what no dither brings back: such a merge is held to the cast base as well."""
+def measure(drifts: Drifts, weight: Array, exact: Array, stored: Array, dtype: str, first: int, *, wider: bool) -> None:
+    """Count some rows, all float64; `dtype`: what they are stored in. `wider`: the base's dtype is not that, so that somebody may
+    have cast it first, which loses what no dither brings back: such a merge is held to the cast base as well."""
     delta = exact - weight
     references = {AS_STORED: weight}
     if wider:
-        references |= {CAST: weight.to(stored.dtype).double(), CAST_TO_HALF: weight.to(torch.float16).double()}
-    for name, own in references.items():
-        seen = RoundedRows(own, delta, stored)
-        for outward in ("delta", "zero"):
-            drift = drifts.setdefault((name, outward), Drift(outward="delta" if outward == "delta" else "zero"))
-            drift.count(seen, first)
+        references |= {CAST: round_once(weight, dtype), CAST_TO_HALF: round_once(weight, "F16")}
+    with np.errstate(all="ignore"):  # NaN and infinity are not used
+        for name, own in references.items():
+            seen = RoundedRows(own, delta, stored, dtype)
+            for outward in ("delta", "zero"):
+                drift = drifts.setdefault((name, outward), Drift(outward="delta" if outward == "delta" else "zero"))
+                drift.count(seen, first)
 
 
 def join(drifts: Drifts, other: Drifts) -> None:
@@ -183,7 +193,7 @@ class DriftSums:
             self.elements += drift.elements
 
 
-def lean(tensors: Sequence[Drifts], questions: int, scalings: Sequence[float], storage: torch.dtype) -> str:
+def lean(tensors: Sequence[Drifts], questions: int, scalings: Sequence[float], storage: str) -> str:
     """What is wrong with the scaling, or with the rounding, over all of these tensors; "" where some reference explains them.
 
     `questions`: of how many the false alarms are to be rare; `scalings`: the adapter's, which may have been rounded to the
@@ -201,9 +211,10 @@ def lean(tensors: Sequence[Drifts], questions: int, scalings: Sequence[float], s
     return sentence
 
 
-def _scaled(sums: DriftSums, sure: float, scalings: Sequence[float], storage: torch.dtype) -> str:
+def _scaled(sums: DriftSums, sure: float, scalings: Sequence[float], storage: str) -> str:
     slope, error = sums.total / sums.unit, sure * math.sqrt(sums.variance) / sums.unit
-    rounded = [0.0, *(float(torch.tensor(scaling, dtype=storage)) / scaling - 1 for scaling in scalings if scaling)]
+    held = {scaling: float(round_once(np.array([scaling]), storage)[0]) for scaling in scalings if scaling}
+    rounded = [0.0, *(narrow / scaling - 1 for scaling, narrow in held.items())]
     excess = slope - min(max(slope, min(rounded)), max(rounded))
     if abs(excess) <= FLOOR * UNIT[storage] + error:
         return ""

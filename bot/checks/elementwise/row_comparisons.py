@@ -14,6 +14,7 @@ import numpy as np
 from bot.checks.elementwise import arithmetic
 from bot.checks.elementwise.arithmetic import BoundTerms, Magnitudes
 from bot.checks.elementwise.at_once import READ, compare_at_once, nonfinite, same_when_cast
+from bot.checks.elementwise.drift import LAST, measure
 from bot.checks.elementwise.rederive import Numbers
 from bot.checks.elementwise.steps import Parts, Steps, within
 from bot.checks.elementwise.stored_rounding import ANY, STORED, clamp, keeps, round_once
@@ -92,15 +93,10 @@ def _compare_each(rows: RowRange, low: int, high: int, opened: Opened, tally: Ta
 
 
 def _measure_drift(rows: RowRange, part: ExactRows, exact: Array, actual: Array, tally: Tally) -> None:
-    from torch import from_numpy  # a foreign merge is asked which way it leans; ours is exact or wrong
-
-    from bot.checks.elementwise.drift import measure
-    from bot.checks.reading.torch_dtypes import RAW
-
     stored = rows.merged.stored.dtype
-    numbers = from_numpy(actual).to(RAW[stored])  # which are such numbers already
-    wider = rows.wanted.source.stored.dtype != stored
-    measure(tally.drifts, from_numpy(part.weight), from_numpy(exact), numbers, part.low, wider=wider)
+    if stored in LAST:
+        wider = rows.wanted.source.stored.dtype != stored
+        measure(tally.drifts, part.weight, exact, actual, stored, part.low, wider=wider)
 
 
 def _clamped(exact: Array, dtype: str, tally: Tally) -> Array:

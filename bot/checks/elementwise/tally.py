@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from bot.checks.elementwise.drift import Drifts, join
 from bot.checks.expected.changes import Expected
-
-if TYPE_CHECKING:
-    from bot.checks.elementwise.drift import Drifts
 
 COUNTS = "elements wrong undecided changed bad inherited unnumbered clamped kept power size".split()
 
@@ -55,8 +52,6 @@ class Tally:
         self.arithmetic = max(self.arithmetic, other.arithmetic)
         self.keeps |= other.keeps
         if other.drifts:
-            from bot.checks.elementwise.drift import join
-
             join(self.drifts, other.drifts)
         self.example = self.example or other.example
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from bot.checks.case import Case
+from bot.checks.elementwise.drift import lean
 from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.expected.changes import AddProduct
 from bot.checks.finding import counted, finding, graded
@@ -173,19 +174,16 @@ def _not_exact(case: Case, measured: str, wrong: list[Tally], unread: list[str])
 
 def _leaning(tallies: list[Tally]) -> list[str]:
     """A sentence for all of a foreign merge, and one for each tensor, whose deviations from the exact one lean to a side."""
-    from bot.checks.elementwise.drift import lean
-    from bot.checks.reading.torch_dtypes import RAW
-
     measured = [tally for tally in tallies if tally.drifts]
     questions, scalings = 2 * (len(measured) + 1), set[float]()
     sentences = []
     for tally in measured:
         own = {step.scaling for step in tally.wanted.steps if isinstance(step, AddProduct)}
-        if leans := lean([tally.drifts], questions, sorted(own), RAW[tally.stored]):
+        if leans := lean([tally.drifts], questions, sorted(own), tally.stored):
             sentences.append(f"{tally.key}: {leans}")
         scalings |= own
     drifts = [tally.drifts for tally in measured]
-    if drifts and (leans := lean(drifts, questions, sorted(scalings), RAW[measured[0].stored])):
+    if drifts and (leans := lean(drifts, questions, sorted(scalings), measured[0].stored)):
         sentences.insert(0, f"over all {len(measured)} tensors: {leans}")
     return sentences
 

@@ -50,6 +50,13 @@ SIZES = (3e-3, 3e-2, 0.5)  # of the delta, as a share of the weight
 SIDE = 256
 
 
+def counted(drifts: Drifts, weight: Tensor, exact: Tensor, stored: Tensor, first: int, *, wider: bool) -> None:
+    """As `measure` is given them: in numpy."""
+    assert stored.dtype == BF16
+    numbers = [tensor.double().numpy() for tensor in (weight, exact, stored)]
+    measure(drifts, numbers[0], numbers[1], numbers[2], "BF16", first, wider=wider)
+
+
 def drifts_of(merge: Merge, size: float, seed: int, *, rank: int = 8, stored: torch.dtype = BF16) -> Drifts:
     """A weight of SIDE × SIDE numbers as models have them, merged."""
     random = torch.Generator().manual_seed(seed)
@@ -62,12 +69,12 @@ def drifts_of(merge: Merge, size: float, seed: int, *, rank: int = 8, stored: to
         rows = slice(low, low + SIDE // 2)
         own, change = weight[rows].double(), delta[rows]
         found = merge(weight, a, b, delta, torch.Generator().manual_seed(seed))[rows]
-        measure(drifts, own, own + change, found, low, wider=stored != BF16)
+        counted(drifts, own, own + change, found, low, wider=stored != BF16)
     return drifts
 
 
 def said(*tensors: Drifts, scaling: float = SCALING) -> str:
-    return lean(tensors, 2 * 500, [scaling], BF16)
+    return lean(tensors, 2 * 500, [scaling], "BF16")
 
 
 @pytest.mark.parametrize("name", CORRECT)
@@ -122,6 +129,6 @@ def test_of_weights_that_all_end_in_the_same_bit_nothing_is_said():
     delta = torch.randn(SIDE, SIDE, generator=random, dtype=F64) * 6e-5
     drifts: Drifts = {}
     found = (weight.double() + delta).float().to(F16).to(BF16)
-    measure(drifts, weight.double(), weight.double() + delta, found, 0, wider=False)
+    counted(drifts, weight.double(), weight.double() + delta, found, 0, wider=False)
     assert not drifts["as stored", "delta"].can_tell
     assert not said(drifts)

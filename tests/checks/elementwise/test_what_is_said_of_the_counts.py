@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bot.checks.elementwise import drift, weights
+from bot.checks.elementwise import weights
 from bot.checks.elementwise.tally import Swept, Tally
 from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.expected.claims import Claims
@@ -154,7 +154,7 @@ def test_what_is_left_of_the_delta_is_shown_by_its_power_and_warned_of_below_nin
 
 
 def test_what_all_tensors_lean_by_stands_before_what_each_does(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(drift, "lean", lambda tensors, *others: f"leans by {len(tensors)}")
+    monkeypatch.setattr(weights, "lean", lambda tensors, *others: f"leans by {len(tensors)}")
     counts: dict[str, Any] = {"wrong": 1, "stored": "BF16", "drifts": {("as stored", "delta"): "a drift"}}
     tallies = [tally("q", **counts), tally("k", **counts), tally("v")]
     result = weights.touched(Known(tallies=tallies, ours=False).as_case())
