@@ -9,7 +9,7 @@ that of a sum of n squares. The constants count roundings and are rounded up to 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,6 +49,15 @@ class BoundTerms:
     factor: Array | None
     shares: Magnitudes | None
     length: int
+
+    def only(self, which: Array) -> BoundTerms:
+        """The same of some elements, in one dimension."""
+        factor = None if self.factor is None else self.factor[which]
+        shares = None if self.shares is None else self.shares.map(lambda size: size[which])
+        exact, weight, delta, magnitude = (
+            size[which] for size in (self.exact, self.weight, self.delta, self.magnitude)
+        )
+        return replace(self, exact=exact, weight=weight, delta=delta, magnitude=magnitude, factor=factor, shares=shares)
 
 
 @dataclass(frozen=True, kw_only=True)

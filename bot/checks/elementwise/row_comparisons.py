@@ -141,9 +141,10 @@ def _exact(weight: Array, steps: Steps, low: int, high: int, opened: Opened) -> 
 
 def _terms(part: ExactRows, steps: Steps, opened: Opened, storage: str) -> BoundTerms:
     """What the error bounds are made of; between the steps' rectangles nothing is computed and nothing can err."""
-    weight, zero = part.weight.copy(), np.zeros_like(part.weight)
-    delta, product, factor = zero.copy(), zero.copy(), np.ones_like(zero)
-    shares = Magnitudes(weight=zero, delta=zero, product=zero, value=zero).map(np.copy)
+    weight = part.weight.copy()
+    delta, product = np.zeros_like(weight), np.zeros_like(weight)
+    factor: Array | None = None
+    shares: Magnitudes | None = None
     rank = length = 0
     for step, ready, lines in within(steps, part.low, part.high):
         block = slice(lines.start - part.low, lines.stop - part.low, lines.step), slice(*step.columns)
@@ -151,25 +152,28 @@ def _terms(part: ExactRows, steps: Steps, opened: Opened, storage: str) -> Bound
         weight[block], delta[block], product[block] = parts.weight, parts.delta, parts.product
         rank, length = max(rank, parts.rank), max(length, parts.length)
         if parts.factor is not None and parts.shares is not None:
+            if factor is None or shares is None:
+                factor = np.ones_like(weight)
+                shares = Magnitudes(weight=delta, delta=delta, product=delta, value=delta).map(np.zeros_like)
             factor[block] = parts.factor
             for name in ("weight", "delta", "product", "value"):
                 getattr(shares, name)[block] = getattr(parts.shares, name)
     return BoundTerms(
         exact=part.exact, weight=weight, delta=delta, magnitude=product, rank=rank, storage=storage,
-        factor=factor if length else None, shares=shares if length else None, length=length,
+        factor=factor, shares=shares, length=length,
     )  # fmt: skip
 
 
 def _blame(tally: Tally, terms: BoundTerms, right: Array, actual: Array, low: int) -> None:
-    """Sort the elements that differ into undecided and wrong, and find the arithmetic that explains them."""
+    """Sort the elements that differ into undecided and wrong, and find the arithmetic that explains them, and so all."""
     differs = right != actual  # NaN differs from everything, as it should
-    close = arithmetic.fits(terms, actual, arithmetic.EXACT)
-    wrong = differs & ~close
-    tally.undecided += int(np.count_nonzero(differs & close))
-    tally.wrong += int(np.count_nonzero(wrong))
-    tally.arithmetic = max(tally.arithmetic, arithmetic.tightest(terms, actual))
-    if not tally.example and bool(wrong.any()):
-        row, column = (int(at) for at in np.argwhere(wrong)[0])
+    some, stored = terms.only(differs), actual[differs]
+    close = arithmetic.fits(some, stored, arithmetic.EXACT)
+    tally.undecided += int(np.count_nonzero(close))
+    tally.wrong += int(np.count_nonzero(~close))
+    tally.arithmetic = max(tally.arithmetic, arithmetic.tightest(some, stored))
+    if not tally.example and not bool(close.all()):
+        row, column = (int(at) for at in np.argwhere(differs)[np.argmin(close)])
         tally.example = f"[{low + row}, {column}] is {actual[row, column]:.9g}, not {right[row, column]:.9g}"
 
 

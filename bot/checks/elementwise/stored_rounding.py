@@ -27,12 +27,30 @@ def round_once(exact: Array, dtype: str) -> Array:
     """float64 → the nearest numbers of `dtype`, as float64; any shape."""
     if dtype == "F64":
         return exact
-    power = (exact.view(np.uint64) & EXPONENT).view(np.float64)  # 2ᵉ ≤ |x| < 2ᵉ⁺¹; infinity where x is not finite
-    spacing = np.maximum(power * (2 * UNIT[dtype]), SMALLEST[dtype])
-    with np.errstate(invalid="ignore", over="ignore"):
-        rounded: Array = np.rint(exact / spacing) * spacing  # dividing by a power of two is exact
-    rounded[np.abs(rounded) > LARGEST[dtype]] *= np.inf
-    return np.where(np.isfinite(exact), rounded, exact)
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        if dtype == "F32":
+            return exact.astype(np.float32).astype(np.float64)
+        sizes = np.abs(exact)
+        rounded = _at_the_last_bit(exact, LOST_BITS[dtype])
+        small = sizes < NORMAL[dtype]
+        if small.any():  # there the spacing no longer follows the exponent
+            np.copyto(rounded, np.rint(exact / SMALLEST[dtype]) * SMALLEST[dtype], where=small)
+        if not sizes.max(initial=0.0) < LARGEST[dtype]:  # or NaN
+            rounded[np.abs(rounded) > LARGEST[dtype]] *= np.inf
+            np.copyto(rounded, exact, where=~np.isfinite(exact))
+    return rounded
+
+
+def _at_the_last_bit(exact: Array, lost: int) -> Array:
+    """To nearest, ties to even, as if exponents had no end: half of the last bit that stays is added, less where that bit is 0
+    already, and a carry goes into the exponent as it should."""
+    bits = exact.view(np.uint64)
+    rounded = bits >> np.uint64(lost)
+    rounded &= np.uint64(1)
+    rounded += np.uint64((1 << (lost - 1)) - 1)
+    rounded += bits
+    rounded &= np.uint64(((1 << 64) - 1) >> lost << lost)
+    return rounded.view(np.float64)
 
 
 def clamp(exact: Array, dtype: str) -> Array:
