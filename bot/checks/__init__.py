@@ -1,4 +1,5 @@
-"""The checks, in the order in which they are read, and run but for those that hash. To add one: write it, and add its line here."""
+"""The checks, in the order in which they are read; they run in it, too, but for those that hash. To add one: write it, and add its
+line here."""
 
 from __future__ import annotations
 

@@ -129,9 +129,8 @@ def _kl_of_rows(p: Tensor, chance: Tensor, q: Tensor) -> list[float]:
         return _kl_of_any(p, q)
     apart -= torch.linalg.vecdot(chance, apart).unsqueeze(-1)
     least, most = torch.aminmax(apart)
-    if bool(
-        least > -SERIES and most < SERIES
-    ):  # the series, where eᵡ − 1 − x would cancel: x²/2 + x³/6 + x⁴/24 + x⁵/120
+    if bool(least > -SERIES and most < SERIES):
+        # x²/2 + x³/6 + x⁴/24 + x⁵/120, where eᵡ − 1 − x would cancel.
         half, sixth, fourth = (torch.tensor(1 / terms, dtype=apart.dtype, device=apart.device) for terms in (2, 6, 24))
         beyond = torch.add(fourth, apart, alpha=1 / 120)
         for term in (sixth, half):
