@@ -23,7 +23,7 @@ from bot.checks.expected.changes import Expected
 from bot.checks.finding import counted, finding, graded
 from bot.checks.reading.checkpoint import FLOATS, PackedWeight, TensorRef, quantization_of, read_input
 from bot.checks.reading.packed import Form, read_component
-from bot.checks.reading.quantised import forms
+from bot.checks.reading.quantised import FORMS
 from bot.checks.reading.simulated import converted
 from bot.errors import Refused
 from bot.events import StepProgress
@@ -66,7 +66,7 @@ class QuantisedResult:
 def compare_quantised(case: Case) -> QuantisedResult:
     """Every weight that is stored quantised, and those that should be."""
     quantization = quantization_of(case.merged_config or {}) or {}
-    form = next((form for form in forms() if form.recognises(quantization)), None)
+    form = next((form for form in FORMS if form.recognises(quantization)), None)
     if case.unreadable or form is None:
         what = case.unreadable or "config.json names no form that a merge is written in."
         return QuantisedResult(count=0, faults=(what,))

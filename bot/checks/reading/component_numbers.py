@@ -15,6 +15,10 @@ HELD: dict[str, type[np.generic]] = {
 }  # fmt: skip
 
 
+# Numbers of four bits: a sign, two bits of exponent and one behind the point.
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
+
+
 def component(ref: TensorRef, slab: int | None = None) -> Array:
     """A part as it is stored, in its own shape; of several slabs, that one (without the first axis). Raises EOFError, and KeyError
     for a dtype that is none of HELD."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef
-from bot.checks.reading.component_numbers import component, powers, wide_component
+from bot.checks.reading.component_numbers import E2M1, component, powers, wide_component
 from bot.checks.reading.packed import modules as modules
 from bot.checks.reading.packed import read_component
 from bot.checks.reading.stored_numbers import Array
@@ -21,8 +21,6 @@ from bot.records import Json
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
-
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=np.float32)
 
 NAME = "FP8"
 PACKAGE = "torch"

@@ -1,4 +1,5 @@
-"""gpt-oss's experts in MXFP4, by transformers' own conversion in float32: experts × in × out, one expert at a time.
+"""gpt-oss's experts in MXFP4: experts × in × out, one expert at a time, in float32 and in numpy. Tests hold that to transformers' own
+conversion, bit for bit.
 
 They are written back (`--quantize same`) by the rule of compressed-tensors and of vLLM's reference; `slab_written_again` has it once
 more, in float64 and by searching, for those without that package; a test compares the two.
@@ -7,23 +8,28 @@ more, in float64 and by searching, for those without that package; a test compar
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef
+from bot.checks.reading.component_numbers import E2M1, component, powers
 from bot.checks.reading.packed import extras as extras
 from bot.checks.reading.packed import modules as modules
 from bot.checks.reading.packed import read_component
+from bot.checks.reading.stored_numbers import Array
 from bot.records import Json
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 NAME = "MXFP4"
-PACKAGE = "transformers"
+PACKAGE = "numpy"
 GROUP = 32
 STRIP = 1 << 20  # numbers of an expert that are looked at together
-LEVELS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], dtype=torch.float64)  # of e2m1
-MIDDLES = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], dtype=torch.float64)
-SCALES = torch.ldexp(torch.ones(254).double(), torch.arange(254) - 127)
+LEVELS = E2M1[:8].astype(np.float64)
+MIDDLES = (LEVELS[:-1] + LEVELS[1:]) / 2
+SCALES = np.ldexp(1.0, np.arange(254) - 127)
 
 
 def recognises(quantization: Json) -> bool:
@@ -47,13 +53,16 @@ def unpack(tensors: Mapping[str, TensorRef], quantization: Json, config: Json, d
     return packed
 
 
-def dense(packed: PackedWeight, slab: int) -> Tensor:
-    """transformers' conversion of one expert."""
-    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
-
-    blocks, scales = (read_component(packed.components[role], slab)[None] for role in ("blocks", "scales"))
-    experts: Tensor = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
-    return experts[0]
+def dense(packed: PackedWeight, slab: int) -> Array:
+    """One expert: two numbers to a byte, the lower half first, by the scale of their group of 32 inputs."""
+    blocks, scales = (component(packed.components[role], slab) for role in ("blocks", "scales"))
+    numbers = np.stack([E2M1[blocks & 15], E2M1[blocks >> 4]], axis=-1).reshape(*scales.shape, -1)
+    with np.errstate(over="ignore"):
+        # By way of 2¹²⁷: the last scale, 2¹²⁸, is none of float32's numbers, and half of it times 0 is 0.
+        numbers *= powers(np.minimum(scales, 254))[..., None]
+        numbers[scales == 255] *= 2
+    expert: Array = np.ascontiguousarray(numbers.reshape(len(scales), -1).T)
+    return expert
 
 
 def name_of(packed: PackedWeight) -> str:
@@ -83,6 +92,9 @@ def slab_written_again(exact: Tensor, own: PackedWeight, slab: int) -> dict[str,
 
 def _write_over(blocks: Tensor, scales: Tensor, exact: Tensor, stored: Tensor) -> None:
     """The same for some outputs, in their place. `exact`, `stored`: out × in, as the merge and the base have them."""
+    import torch
+
+    levels, middles, powers_of_two = (torch.from_numpy(table) for table in (LEVELS, MIDDLES, SCALES))
     shape = (*scales.shape, GROUP)
     groups, before = exact.reshape(shape), stored.reshape(shape)
     touched = (groups != before).any(-1)
@@ -90,11 +102,11 @@ def _write_over(blocks: Tensor, scales: Tensor, exact: Tensor, stored: Tensor) -
         raise ValueError("it holds a NaN or Inf, which MXFP4 cannot hold")
     numbers = groups[touched].double()
     # A scale byte is right up to where the next one begins: at 7 of its scales.
-    byte = torch.searchsorted(7 * SCALES, numbers.abs().amax(-1), right=True)
-    size = numbers.abs() / SCALES[byte, None]
-    down, up = torch.searchsorted(MIDDLES, size), torch.searchsorted(MIDDLES, size, right=True)
+    byte = torch.searchsorted(7 * powers_of_two, numbers.abs().amax(-1), right=True)
+    size = numbers.abs() / powers_of_two[byte, None]
+    down, up = torch.searchsorted(middles, size), torch.searchsorted(middles, size, right=True)
     near = torch.where(down % 2 == 0, down, up)
-    changed = (LEVELS[near] * SCALES[byte, None] * numbers.sign() != before[touched]).any(-1)
+    changed = (levels[near] * powers_of_two[byte, None] * numbers.sign() != before[touched]).any(-1)
     codes = (near + 8 * (numbers < 0))[changed]
     touched[touched.clone()] = changed
     blocks[touched] = (codes[:, 0::2] + 16 * codes[:, 1::2]).to(torch.uint8)

@@ -1,26 +1,20 @@
 """Quantised checkpoints, seen as the models that they are: every weight under its plain key.
 
-To teach the verifier a further form, write a module that satisfies `Form` and add it to `forms`.
+To teach the verifier a further form, write a module that satisfies `Form` and add it to FORMS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from bot.checks.reading import bitsandbytes, compressed_tensors, fp8, torchao
+from bot.checks.reading import bitsandbytes, compressed_tensors, fp8, mxfp4, torchao
 from bot.checks.reading.checkpoint import STORED_AS, Checkpoint, PackedWeight, SlabCache, TensorRef, quantization_of
 from bot.checks.reading.packed import Form
 from bot.errors import Refused
 from bot.records import Json, Stored
 
-
-def forms() -> Iterator[Form]:
-    """Every form that is known."""
-    yield from (bitsandbytes, fp8, compressed_tensors, torchao)
-    from bot.checks.reading import mxfp4  # with torch
-
-    yield mxfp4
+FORMS: tuple[Form, ...] = (bitsandbytes, fp8, compressed_tensors, torchao, mxfp4)
 
 
 def dense_dtype(config: Json) -> str:
@@ -39,7 +33,7 @@ def as_model(checkpoint: Checkpoint, config: Json, role: str, cache: SlabCache |
     quantization = quantization_of(config)
     if quantization is None:
         return checkpoint
-    form = next((form for form in forms() if form.recognises(quantization)), None)
+    form = next((form for form in FORMS if form.recognises(quantization)), None)
     if form is None:
         what = f"The {role} is stored in a form that the verifier does not read ({quantization.get('quant_method')})."
         known = "bitsandbytes, FP8, MXFP4, compressed-tensors or torchao"
@@ -60,7 +54,7 @@ def as_model(checkpoint: Checkpoint, config: Json, role: str, cache: SlabCache |
 def scales_beside(keys: Collection[str], config: Json) -> set[str]:
     """Of these keys, those that are neither a weight nor a part of one: scales of activations and caches."""
     quantization = quantization_of(config) or {}
-    form = next((form for form in forms() if form.recognises(quantization)), None)
+    form = next((form for form in FORMS if form.recognises(quantization)), None)
     return form.extras(keys) if form else set()
 
 

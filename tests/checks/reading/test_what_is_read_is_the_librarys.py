@@ -14,6 +14,7 @@ import torch
 from bitsandbytes import functional
 from safetensors.torch import save_file
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from bot.checks.reading.bitsandbytes_cpu import dequantised, quantised
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef, read_checkpoint
@@ -116,3 +117,39 @@ def test_the_level_weights_imports_no_torch(tmp_path: Path, name: str) -> None:
     done = subprocess.run([sys.executable, "-c", VERIFY, *folders], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["verified"]
     assert json.loads((one.base / "config.json").read_text())["quantization_config"]
+
+
+def test_mxfp4(tmp_path: Path) -> None:
+    """Every byte under every scale, the one that float32 has no number for included."""
+    blocks = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).repeat(2, 256, 1, 1)
+    scales = torch.arange(256, dtype=torch.uint8).reshape(1, 256, 1).repeat(2, 1, 16)
+    scales[1] = scales[1].flip(0)
+    key = "m.experts.down_proj"
+    ref = read(tmp_path, {f"{key}_blocks": blocks, f"{key}_scales": scales}, {"quant_method": "mxfp4"})[key]
+    assert ref.packed is not None
+    for expert in range(2):
+        theirs = convert_moe_packed_tensors(blocks[[expert]], scales[[expert]], dtype=torch.float32)[0]
+        assert ref.packed.shape[1:] == tuple(theirs.shape)
+        same(ref.packed.numbers(expert), theirs)
+
+
+def test_an_mxfp4_base_is_merged_and_proven_without_torch(tmp_path: Path) -> None:
+    from tests.formats.test_mxfp4_same import ON_EXPERTS, make
+
+    made = make(tmp_path, ON_EXPERTS)
+    given = [
+        "merge",
+        str(made.adapter),
+        "--base",
+        str(made.base),
+        "--output",
+        str(tmp_path / "merged"),
+        "--quantize",
+        "none",
+    ]
+    program = (
+        f"import sys; from bot.cli import _guarded; print(_guarded({[*given, '--verify', 'weights', '--quiet']!r}), "
+    )
+    program += "*(name for name in ('torch', 'transformers') if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "0", (done.stdout, done.stderr)
