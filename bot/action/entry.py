@@ -9,6 +9,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bot import blas
 from bot.action.commands import WorkflowCommands
 from bot.action.input_names import as_inputs
 from bot.action.tokens import secrets_in
@@ -29,6 +30,7 @@ BUG = AdapterMergeError("This is a bug in adapter-merge.", remedy="Please report
 def main() -> None:
     """Run the phase that is named, or all of them."""
     guard_streams()
+    blas.use_one_thread()
     end_on_signals(f"{INTERRUPTED}\n")
     sys.exit(act(sys.argv[1:], os.environ))
 

@@ -9,6 +9,7 @@ import traceback
 
 import click
 
+from bot import blas
 from bot.cli.commands import cli
 from bot.cli.printing import error_json, print_error, print_json
 from bot.errors import OUR_BUG, AdapterMergeError, Interrupted, NotVerified, Usage, of_system
@@ -22,8 +23,7 @@ def main() -> None:
     """Run a command and end the process with its exit code."""
     guard_streams()
     end_on_signals(f"✗ {INTERRUPTED.what}\n  {INTERRUPTED.remedy}\n")
-    # Before numpy is loaded: several of our own threads multiply small matrices, and OpenBLAS's would be in their way.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    blas.use_one_thread()
     gc.set_threshold(100_000)  # importing makes objects that stay: collecting in between costs a tenth of a second
     try:
         code = _flushed(_guarded(sys.argv[1:]))
