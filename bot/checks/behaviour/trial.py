@@ -222,15 +222,21 @@ def _run(case: Case, job: WorkerJob) -> int:
     forwards, title = job.work / f"{job.role}.forwards", TITLES[job.role]
     unit = "layers" if job.running == "layers" else "model runs"
     forwards.unlink(missing_ok=True)
+
+    def tell() -> None:
+        done, total = read_forwards(forwards)
+        case.emit(StepProgress(stage="verify", done=done, total=total, what=title, unit=unit))
+
     with (job.work / f"{job.role}.log").open("wb") as log:
         worker = subprocess.Popen(command, env=_environment(job), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     with worker:
         try:
-            while True:
-                done, total = read_forwards(forwards)
-                case.emit(StepProgress(stage="verify", done=done, total=total, what=title, unit=unit))
+            tell()
+            while worker.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
-                    return worker.wait(LOOK_EVERY)
+                    worker.wait(LOOK_EVERY)
+                tell()
+            return worker.returncode
         except BaseException:  # a signal, above all: no worker outlives us
             worker.kill()
             raise
