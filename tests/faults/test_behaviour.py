@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from decimal import Decimal, localcontext
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,24 @@ def test_the_distance_is_the_kl_divergence(size: float):
     p, q = (one.log_softmax(-1) for one in (wanted, found))
     textbook = float((p.exp() * (p - q)).sum())
     assert distance("kl", wanted, found).far == pytest.approx(textbook, rel=1e-3 if size < 1e-6 else 1e-9)
+
+
+@pytest.mark.parametrize("size", [1e-6, 3e-4, 5e-3])
+def test_the_distance_of_answers_that_are_nearly_the_same_is_exact(size: float):
+    """In decimals of fifty digits: around where a series takes over."""
+    torch.manual_seed(1)
+    wanted = torch.randn(6, 50)
+    found = wanted + size * torch.randn(6, 50)
+    with localcontext() as context:
+        context.prec = 50
+        exact = sum(map(divergence, wanted.tolist(), found.tolist()))
+    assert distance("kl", wanted, found).far == pytest.approx(float(exact), rel=1e-10)
+
+
+def divergence(wanted: list[float], found: list[float]) -> Decimal:
+    """KL of one token's answers, by its definition."""
+    p, q = ([Decimal(logit).exp() for logit in logits] for logits in (wanted, found))
+    return sum((a / sum(p)) * ((a / sum(p)).ln() - (b / sum(q)).ln()) for a, b in zip(p, q, strict=True))
 
 
 def test_answers_that_are_ruled_out_count_by_what_the_other_gives_them():

@@ -18,10 +18,11 @@ from bot.checks.behaviour.device import DEVICES
 from bot.checks.behaviour.expert_choices import is_mixture
 from bot.checks.behaviour.held_in_16_bits import NotInFloat32, widen
 from bot.checks.behaviour.job import Answer, JointAnswer, LoadReport, MergedAnswer, ReferenceAnswer, Stopped, WorkerJob
-from bot.checks.behaviour.joint_pass import NotJoint, Pass, rows_of
+from bot.checks.behaviour.joint_pass import Pass, rows_of
 from bot.checks.behaviour.load_models import load_tuned, ready_to_run
 from bot.checks.behaviour.probe_inputs import build_inputs
 from bot.checks.behaviour.roles import load_merged, reference_of, run_merged
+from bot.checks.behaviour.same_model import NotJoint
 
 Attempt = Callable[[Callable[[], Any]], Any]  # what came of it, or Stopped
 

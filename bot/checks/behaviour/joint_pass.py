@@ -20,24 +20,19 @@ from torch.func import functional_call
 
 from bot.checks.behaviour import measure
 from bot.checks.behaviour.adapted_weights import KINDS, Adapted, adapted
-from bot.checks.behaviour.control import How, control_by_rows, made_of, parameters, size_of
+from bot.checks.behaviour.control import How, control_by_rows, made_of, size_of
 from bot.checks.behaviour.forward_counts import FORWARDS
 from bot.checks.behaviour.held_in_16_bits import kept_wide
 from bot.checks.behaviour.job import Distance, WorkerJob
 from bot.checks.behaviour.probe import Probe, Variant, head_of, listening
+from bot.checks.behaviour.same_model import NotJoint, require_same
 from bot.checks.expected.probed_methods import has_own_merge
 
 ROOM = 768 << 20  # bytes of logits of one pass
 REMADE = 1 << 28  # weights of many controls that are made again for further passes, at the most: seconds
 FEW = 4  # of a large model each fourth prompt tells how far the adapter moves the base, if no page shows each: K is not made of it
 SAME = 1e-3  # of the merge's own distance: what another order of summation makes is a thousandth of that at the most
-# What a config says of where it comes from, and of how the weights are stored.
-ORIGIN = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "architectures")
 Inputs = dict[str, Tensor]
-
-
-class NotJoint(Exception):
-    """These models cannot be run together: one by one they can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +60,7 @@ class Pass:
     def __init__(self, plain: Any, merged: Any, job: WorkerJob, rows: list[Stacked]) -> None:
         self._plain, self._merged, self._job, self._rows = plain, merged, job, rows
         self._layers = _layers(plain)
-        _require_same(plain, merged, {change.parameter for _, changes in self._layers.values() for change in changes})
+        require_same(plain, merged, {change.parameter for _, changes in self._layers.values() for change in changes})
         controls = sum(row.how == "control" for row in rows)
         self._size = size_of(plain) * controls if controls > 1 else 0
         self.kind = ""
@@ -293,51 +288,6 @@ def _layers(plain: nn.Module) -> dict[str, tuple[Any, list[Adapted]]]:
             raise NotJoint(f"{change.parameter} is not a parameter of an adapted layer")
         changes.append(change)
     return layers
-
-
-def _require_same(plain: Any, merged: Any, changed: set[str]) -> None:
-    """The merged model is the base's but for the parameters `changed`: class, config, every other parameter and buffer. Raises
-    NotJoint."""
-    if type(plain) is not type(merged) or _config(plain) != _config(merged):
-        raise NotJoint("the merged model is of another class, or has another config")
-    own, others = _parameters(plain), _parameters(merged)
-    if own.keys() != others.keys() or not changed <= own.keys():
-        raise NotJoint("the merged model has other parameters")
-    for name, weight in own.items():
-        other = others[name]
-        if weight.shape != other.shape or weight.dtype != other.dtype or weight.device != other.device:
-            raise NotJoint(f"{name} has another shape")
-        if name not in changed and not _same_bits(weight, other):
-            raise NotJoint(f"{name} is not the base's")
-    buffers = dict(plain.named_buffers())
-    for name, buffer in merged.named_buffers():
-        own_buffer = buffers.get(name, buffers.get(_inside(name)))
-        if own_buffer is None or not torch.equal(buffer, own_buffer):
-            raise NotJoint(f"{name} is not the base's")
-
-
-def _same_bits(first: Tensor, second: Tensor) -> bool:
-    """As many numbers of one dtype, compared eight bytes at a time, which takes a quarter of the time."""
-    raw = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (first, second)]
-    whole = raw[0].numel() // 8 * 8
-    return all(
-        torch.equal(*pair)
-        for pair in ([part[:whole].view(torch.int64) for part in raw], [part[whole:] for part in raw])
-    )
-
-
-def _inside(name: str) -> str:
-    """A buffer of a module that PEFT has wrapped."""
-    path, _, last = name.rpartition(".")
-    return f"{path}.base_layer.{last}"
-
-
-def _parameters(model: nn.Module) -> dict[str, Tensor]:
-    return {f"{path}.{name}": weight for path, _, name, weight in parameters(model)}
-
-
-def _config(model: Any) -> dict[str, Any]:
-    return {name: value for name, value in model.config.to_dict().items() if name not in ORIGIN}
 
 
 def _outputs(output: Any, rows: int) -> tuple[str, Tensor]:

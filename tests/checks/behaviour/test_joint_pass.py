@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from bot.checks.behaviour import joint, joint_pass, worker
 from bot.checks.behaviour.answers import Trial
 from bot.checks.behaviour.job import JointAnswer, MergedAnswer, ReferenceAnswer, WorkerJob, read_answer, write_answer
-from bot.checks.behaviour.joint_pass import NotJoint
 from bot.checks.behaviour.load_models import load_tuned, ready_to_run
 from bot.checks.behaviour.roles import load_merged
+from bot.checks.behaviour.same_model import NotJoint, same_bits
 from tests.faults.damage import in_config, rewrite
 from tests.faults.family import MIXTRAL
 from tests.faults.held import found, hold, job_of
@@ -136,6 +136,17 @@ def test_a_merge_that_differs_elsewhere_runs_one_by_one(made: Builder, tmp_path:
         assert not together, folder.name
         assert found(trial).status == "fail"
         require_same(trial, hold(job(built, folder, tmp_path)))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 64, 67])
+def test_each_number_of_a_weight_is_compared(count: int):
+    torch.manual_seed(0)
+    own = torch.randn(count).bfloat16()
+    assert same_bits(own, own.clone())
+    for at in range(count):
+        other = own.clone()
+        other[at] += 1
+        assert not same_bits(own, other)
 
 
 class Meeting(torch.nn.Module):

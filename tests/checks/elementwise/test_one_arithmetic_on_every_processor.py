@@ -101,6 +101,14 @@ def same(first: Likeness, second: Likeness) -> bool:
     return all(one == other or (math.isnan(one) and math.isnan(other)) for one, other in pairs)
 
 
+@given(values=st.lists(st.floats(width=64), min_size=1, max_size=6))
+@pytest.mark.parametrize("dtype", [*DTYPES, "F64"])
+def test_a_number_is_rounded_alike_whatever_stands_beside_it(dtype: str, values: list[float]):
+    together = round_once(np.array(values), dtype)
+    alone = np.concatenate([round_once(np.array([value]), dtype) for value in values])
+    np.testing.assert_array_equal(together.view(np.uint64), alone.view(np.uint64))
+
+
 @given(value=st.floats(width=64))
 @pytest.mark.parametrize("dtype", [*DTYPES, "F64"])
 def test_numpy_rounds_as_torch_does_once(dtype: str, value: float):
