@@ -189,7 +189,7 @@ def test_every_long_step_of_a_run_moves_from_nothing_to_all(tmp_path: Path) -> N
     for name in measured:
         assert name in steps, f"{name} of {list(steps)}"
         assert steps[name][0].done == 0, name
-        assert steps[name][-1].done == steps[name][-1].total, name
+        assert steps[name][-1].done == steps[name][-1].total > 0, name
         assert [one.done for one in steps[name]] == sorted(one.done for one in steps[name]), name
 
 
