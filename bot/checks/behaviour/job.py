@@ -152,6 +152,10 @@ class OutputSums:
     predicted: int = 0
 
 
+class CannotRun(Exception):
+    """The unmerged model cannot be had in this installation, with its adapter or without: nothing is known of the merge."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stopped:
     """No answer: an `error`, or a known limit (a `skip`). `unrunnable`: of this installation, so that no merge is to blame; `raised`:

@@ -19,6 +19,7 @@ from bot.checks.behaviour.expert_choices import Choices, is_mixture
 from bot.checks.behaviour.forward_counts import FORWARDS
 from bot.checks.behaviour.job import (
     Answer,
+    CannotRun,
     Distance,
     MergedAnswer,
     ModuleDistance,
@@ -36,7 +37,7 @@ from bot.checks.behaviour.layered_model import (
     Question,
     Variation,
 )
-from bot.checks.behaviour.load_models import BASE, UNMERGED, CannotRun, put_adapter, trying, why_no_code
+from bot.checks.behaviour.load_models import BASE, UNMERGED, put_adapter, trying, why_no_code
 from bot.checks.behaviour.probe import ROOM, Probe, Variant, modules_of
 from bot.checks.behaviour.probe_inputs import build_inputs
 from bot.checks.behaviour.roles import load_report

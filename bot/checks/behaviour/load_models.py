@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from bot.checks.behaviour.adapter_for_peft import adapter_for_peft
 from bot.checks.behaviour.device import placing
 from bot.checks.behaviour.held_in_16_bits import NotInFloat32, widen
-from bot.checks.behaviour.job import Stopped, WorkerJob
+from bot.checks.behaviour.job import CannotRun, Stopped, WorkerJob
 from bot.checks.expected.float64_mode import loading, mend
 from bot.checks.expected.heads import stated_class
 from bot.checks.reading.folders import read_json
@@ -27,10 +27,6 @@ BASE, UNMERGED = "the base itself", "PEFT's unmerged model"
 PLAINEST: Json = {"dtype": torch.float32, "attn_implementation": "eager", "experts_implementation": "eager"}
 OTHERS = ("lora_magnitude", "modules_to_save", "trainable_tokens")  # of PEFT, which read or replace weights of the base
 UNLOADED = ("missing adapter keys", "unexpected keys", "not been loaded")
-
-
-class CannotRun(Exception):
-    """The unmerged model cannot be had in this installation, with its adapter or without: nothing is known of the merge."""
 
 
 @contextmanager

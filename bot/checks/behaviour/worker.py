@@ -11,14 +11,14 @@ import gc
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bot.checks.behaviour.forward_counts import FORWARDS
-from bot.checks.behaviour.job import Answer, Stopped, WorkerJob, write_answer
+from bot.checks.behaviour.job import Answer, CannotRun, Stopped, WorkerJob, write_answer
+from bot.checks.behaviour.quick_imports import quick_imports
 from bot.checks.reading.folders import read_json
 from bot.signals import end_with_parent
 
@@ -59,7 +59,7 @@ def attempt(job: WorkerJob) -> Answer:
 
 
 def _answer(job: WorkerJob) -> Answer:
-    with without_losses():
+    with quick_imports():
         if job.role == "joint":
             from bot.checks.behaviour.joint import joint
         elif job.running == "layers":
@@ -71,27 +71,9 @@ def _answer(job: WorkerJob) -> Answer:
     return joint(job, partial(attempt_to, job)) if job.role == "joint" else ROLES[job.role](job)
 
 
-@contextmanager
-def without_losses() -> Iterator[None]:
-    """For as long as the block imports transformers, it is as if scipy were not installed, which takes as long as PEFT: no module
-    that is loaded there needs it but the losses for object detection. A model that needs it is imported later, and gets it."""
-    if "scipy" in sys.modules:
-        yield
-        return
-    sys.modules["scipy"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules["scipy"]
-        from transformers.utils import import_utils
-
-        import_utils.is_scipy_available.cache_clear()
-
-
 def attempt_to(job: WorkerJob, run: Callable[[], Any]) -> Any:
     """What came of a part of the job, or Stopped."""
     from bot.checks.behaviour import device
-    from bot.checks.behaviour.load_models import CannotRun
 
     try:
         return run()

@@ -21,8 +21,8 @@ from bot.budget import LOADED, MIB, ByLayers, by_layers, choose_level, layers_me
 from bot.checks.behaviour import large_modules, layer_roles, roles, trial
 from bot.checks.behaviour.answers import Trial
 from bot.checks.behaviour.empty_model import empty_model
-from bot.checks.behaviour.job import MergedAnswer, ReferenceAnswer, WorkerJob, read_answer, write_answer
-from bot.checks.behaviour.load_models import CannotRun, load_folder
+from bot.checks.behaviour.job import CannotRun, MergedAnswer, ReferenceAnswer, WorkerJob, read_answer, write_answer
+from bot.checks.behaviour.load_models import load_folder
 from bot.checks.behaviour.stored_weights import StoredWeights
 from bot.events import silent
 from bot.machine import look
