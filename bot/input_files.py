@@ -61,6 +61,11 @@ class Keeper:
         self._hashed: dict[Path, Future[bool]] = {}  # whether each is as stated
         self._pool = ThreadPoolExecutor(max_workers=THREADS)
         self._stopped = False
+        self._expected: list[Path] = []
+
+    def expect(self, paths: Iterable[Path]) -> None:
+        """Somebody else is to hash these: `note_sha256`. Where the block fails before that, they are followed."""
+        self._expected += paths
 
     def follow(self, paths: Iterable[Path]) -> None:
         """Begin to hash these, in this order, beside whoever reads them; those that are not held are left out."""
@@ -90,6 +95,7 @@ class Keeper:
 
     def check_hashes(self) -> None:
         """Wait for all that was begun. Raises Damaged, once every file has been looked at, where one is not as stated."""
+        self.follow(self._expected)
         if all(done.result() for done in list(self._hashed.values())):
             return
         self.follow(self._files)  # a disk that was wrong once is asked about everything, so that all is mended at once

@@ -117,7 +117,8 @@ class Header:
 class Source:
     """A base or an adapter, pinned: nothing in it can change any more.
 
-    `sha` is a commit sha for a Hub repo, `sha256:…` over the sorted (name, sha256) list for a folder.
+    `sha` is a commit sha for a Hub repo, `sha256:…` over the sorted (name, sha256) list for a folder; "" while some of its files
+    are still to be hashed.
     `texts` holds the small text files that planning reads, by name (configs, index, README.md).
     """
 

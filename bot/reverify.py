@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from bot.assets import files_to_prove, read_json
 from bot.attestation import attest, require_writable
 from bot.budget import by_layers, choose_level, verify_disk, verify_memory
 from bot.card import retarget
+from bot.checks.case import Case
 from bot.compare import compare_folders
 from bot.devices import choose_proof_device, device_refusals
 from bot.errors import MachineTooSmall, NotFound, NotVerified, Refused, Usage
 from bot.evaluation import require_harness
 from bot.events import Emit, Note, Stage
 from bot.hub import Hub, is_repo_id
-from bot.input_files import holding
+from bot.input_files import Keeper, holding
 from bot.machine import look
 from bot.one_adapter import one_adapter
 from bot.options import deciding
@@ -33,6 +35,7 @@ from bot.publish import plain_files
 from bot.pull import (
     card_of,
     fetch,
+    hashed_since,
     is_subfolder,
     merged_files,
     original_at_hand,
@@ -111,14 +114,31 @@ def reverify(
 def _reverify(
     folder: Path, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit, **measuring: Any
 ) -> Report:
-    claimed = claims_of(folder, base, adapters, options, hub, emit)
+    claimed = claims_of(folder, base, adapters, options, hub, emit, later=True)
     sources = claimed.sources
     level = _level(folder, sources.base, form_of(claimed.merge, options), options, emit)
     local = fetch(sources, files_to_prove(sources), hub, emit)
+    named = {header.file for header in sources.base.headers}
+    weights = {held.name: held for held in local.files if held.role == "base" and held.name in named and not held.oid}
     with holding(local.files) as keeper, one_adapter(claimed.together, local, hub, emit) as local:
-        # Folders were hashed a moment ago, to the last byte.
-        keeper.follow(held.path for held in local.files if held.repo is not None)
-        return verify(subject_of(folder, claimed, local, level, options, hub, **measuring), emit)
+        _have_hashed(keeper, local.files, list(weights.values()), compared=level[0] != "files")
+        subject = subject_of(folder, claimed, local, level, options, hub, unhashed=tuple(weights), **measuring)
+        case = Case(subject, emit)
+        report = verify(subject, emit, case)
+        for name, sha256 in case.base_hashed.items():
+            keeper.note_sha256(weights[name].path, sha256)
+        return report
+
+
+def _have_hashed(keeper: Keeper, files: Sequence[Held], weights: Sequence[Held], *, compared: bool) -> None:
+    """Each input once: `weights`, of the base, by what compares them, where something does; the others of a folder were hashed when
+    they were pinned, to the last byte, a moment ago."""
+    by_others = [held.path for held in weights] if compared else []
+    keeper.expect(by_others)
+    for held in files:
+        if held.repo is None and held not in weights and held.sha256 is not None:
+            keeper.note_sha256(held.path, held.sha256)
+    keeper.follow(held.path for held in files if held.repo is not None and held.path not in by_others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +154,19 @@ class Claimed:
 
 
 def claims_of(
-    folder: Path, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit
+    folder: Path,
+    base: Ref | None,
+    adapters: Sequence[Ref],
+    options: Options,
+    hub: Hub,
+    emit: Emit,
+    *,
+    later: bool = False,
 ) -> Claimed:
-    """Read a folder's report, and pin the inputs: those given, or else those that it names."""
+    """Read a folder's report, and pin the inputs: those given, or else those that it names. `later`: as pin's."""
     recorded = read_report(folder)
     inputs, merge = (recorded.inputs, recorded.merge) if recorded else (InputPins.of({}), MergeFacts.of({}))
-    sources, together = _pinned(inputs, base, adapters, options, hub, emit)
+    sources, together = _pinned(inputs, base, adapters, options, hub, emit, later)
     return Claimed(recorded=recorded, merge=merge, inputs=inputs, sources=sources, together=together)
 
 
@@ -154,11 +181,13 @@ def subject_of(
 ) -> Subject:
     """What is to be proven of a merged folder, and how hard: (level, what is not run and why, where models run)."""
     sources, together = claimed.sources, claimed.together
+    late = not sources.base.sha
     return Subject(
         folder=folder,
         base=local.base,
         adapter=local.adapter,
-        inputs=_pins(sources, together, claimed.inputs),
+        inputs=InputPins.of({}) if late else _pins(sources, together, claimed.inputs),
+        inputs_of=partial(_pins_since, claimed) if late else None,
         card_bases=_card_bases(folder, sources, hub),
         recorded=claimed.recorded,
         merge=claimed.merge,
@@ -179,7 +208,7 @@ def subject_of(
 
 
 def _pinned(
-    inputs: InputPins, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit
+    inputs: InputPins, base: Ref | None, adapters: Sequence[Ref], options: Options, hub: Hub, emit: Emit, later: bool
 ) -> tuple[Sources, Predicted | None]:
     """The inputs, those given or else those that the report names, and how several adapters are combined."""
     adapter, *more = adapters or [_recorded_ref(pin, "adapter") for pin in inputs.adapters]
@@ -190,7 +219,7 @@ def _pinned(
         base=base or _recorded_ref(inputs.base, "base"),
         options=options,
     )
-    sources = pin(request, hub, emit, afresh=True)
+    sources = pin(request, hub, emit, afresh=True, later=later)
     for source in [*([sources.base] if base is None else []), *(() if adapters else sources.adapters)]:
         vouch(source, hub, emit, NAME)
     together = predict_combined(sources, request.combination)
@@ -259,6 +288,12 @@ def _pins(sources: Sources, together: Predicted | None, recorded: InputPins) -> 
     named = chain((recorded.base, *recorded.adapters), repeat(Pin()))
     base, *adapters = [_pin(*pair) for pair in zip((sources.base, *sources.adapters), named, strict=False)]
     return name_inputs(base, adapters, notation.to_json(together.how) if together else None, recorded.recipe)
+
+
+def _pins_since(claimed: Claimed, hashes: Mapping[str, str]) -> InputPins:
+    """The same, once the base's weights were hashed."""
+    sources = replace(claimed.sources, base=hashed_since(claimed.sources.base, hashes))
+    return _pins(sources, claimed.together, claimed.inputs)
 
 
 def _pin(source: Source, recorded: Pin) -> Json:

@@ -16,7 +16,7 @@ from bot.checks.case import Case
 from bot.checks.elementwise.delta_rows import delta_rows
 from bot.checks.elementwise.weights import sweep_all
 from bot.checks.finding import Check, finding
-from bot.checks.folder.hashing import hash_files
+from bot.checks.folder.hashing import hash_files, name_inputs
 from bot.checks.subject import Subject
 from bot.events import Emit, Note, Stage, StepProgress, beating
 from bot.records import Finding, Json, Level, Report
@@ -69,7 +69,7 @@ def verify(subject: Subject, emit: Emit, case: Case | None = None) -> Report:
         noise_floor=floor,
         verdict="verified" if verdict == "verified" else "not-verified",
         document=new_document(
-            subject.inputs,
+            case.once(name_inputs),
             subject.merge,
             case.once(hash_files),
             checks,

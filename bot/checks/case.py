@@ -28,6 +28,7 @@ class Case:
         self.emit = emit
         self.slabs = SlabCache()
         self._hashed: dict[str, str] = {}
+        self.base_hashed: dict[str, str] = {}  # those of `unhashed` that were read whole since
         self.weights_gone = False  # they were here one file at a time, and are not any more
         self._results: dict[Callable[[Case], Any], Any] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,8 @@ class Subject:
     `folder`, `base` and `adapter` are local folders; the files in them may be links into the Hub's cache.
     `inputs` and `merge` are copied into the document and never interpreted. `recorded` is the verification.json that came with
     the folder.
+    `unhashed`: files of the base that nobody has hashed yet, of which comparing them is to do it; `inputs_of` then names the
+    inputs, given {name: sha256} of those.
     `dtype` is "auto" (every tensor keeps the base's storage dtype), bfloat16, float16 or float32.
     `adapters` and `combination`: where `adapter` is the combination of several, those it was made of, in their order,
     and how (as `inputs` names it); () and None where there is one.
@@ -51,6 +54,8 @@ class Subject:
     trust_remote_code: bool
     card_bases: tuple[str, ...] = ()
     hashed: dict[str, str] = field(default_factory=dict)
+    unhashed: tuple[str, ...] = ()
+    inputs_of: Callable[[Mapping[str, str]], InputPins] | None = None
     adapters: tuple[Path, ...] = ()
     combination: Json | None = None
     base_weights: str = "stored"

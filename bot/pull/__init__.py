@@ -21,6 +21,7 @@ from bot.pull.damage import merged_files as merged_files
 from bot.pull.damage import repo_files as repo_files
 from bot.pull.damage import require_headers as require_headers
 from bot.pull.damage import with_sound_files as with_sound_files
+from bot.pull.folders import hashed_since as hashed_since
 from bot.pull.folders import pin_folder, with_hashes
 from bot.pull.folders import sha_of_all as sha_of_all
 from bot.pull.hashes import Hashes
@@ -44,12 +45,19 @@ STAGE = "pull"
 
 
 def pin(
-    request: Request, hub: Hub, emit: Emit, bases: dict[Ref, Source] | None = None, *, afresh: bool = False
+    request: Request,
+    hub: Hub,
+    emit: Emit,
+    bases: dict[Ref, Source] | None = None,
+    *,
+    afresh: bool = False,
+    later: bool = False,
 ) -> Sources:
     """All inputs at a commit, with their small files and the headers of their weights.
 
     `bases`: those that were pinned before, which are not looked at again; a new one is added to it. `afresh`: every byte
-    of a folder is read, also where an earlier run hashed the file and nothing has changed since.
+    of a folder is read, also where an earlier run hashed the file and nothing has changed since; `later`: but for the weights of a
+    base, which whoever compares them hashes, and has hashed_since.
     """
     hashes = Hashes(None if afresh else hub.scratch / MEMORY)
     adapter, *more = (
@@ -61,7 +69,7 @@ def pin(
     if base_ref not in bases:
 
         def pinned(ref: Ref) -> Source:
-            return _with_headers(_pin_base(ref, request.base is None, hub, emit), request, hub, emit, hashes)
+            return _with_headers(_pin_base(ref, request.base is None, hub, emit), request, hub, emit, hashes, later)
 
         bases[base_ref] = quantised_base.select_base(pinned(base_ref), request.options.base_weights, pinned, hub, emit)
     base = bases[base_ref]
@@ -123,9 +131,11 @@ def _pin_one(role: Role, ref: Ref, hub: Hub, emit: Emit) -> Source:
     return pin_repo(role, ref, hub, emit)
 
 
-def _with_headers(source: Source, request: Request, hub: Hub, emit: Emit, hashes: Hashes) -> Source:
+def _with_headers(
+    source: Source, request: Request, hub: Hub, emit: Emit, hashes: Hashes, later: bool = False
+) -> Source:
     """The source with its weight files found and their headers read; a folder is hashed after that, since a file that is no
-    checkpoint need not be read for hours."""
+    checkpoint need not be read for hours. `later`: but for its weight files."""
     if source.role == "base":
         names = weights.base_files(source, emit)
     else:
@@ -135,7 +145,7 @@ def _with_headers(source: Source, request: Request, hub: Hub, emit: Emit, hashes
     source = counting(source, names)
     if names == (weights.PICKLE,):
         return pickles.convert(_with_hashes(source, emit, hashes), hub, emit)
-    return _with_hashes(weights.read_headers(source, names, hub, emit), emit, hashes)
+    return _with_hashes(weights.read_headers(source, names, hub, emit), emit, hashes, names if later else ())
 
 
 def _note_others(source: Source, emit: Emit) -> None:
@@ -144,8 +154,8 @@ def _note_others(source: Source, emit: Emit) -> None:
         emit(Note(text=f"{source.called} holds other adapters too ({listed}); {example} names one."))
 
 
-def _with_hashes(source: Source, emit: Emit, hashes: Hashes) -> Source:
-    return source if source.ref.folder is None else with_hashes(source, emit, hashes)
+def _with_hashes(source: Source, emit: Emit, hashes: Hashes, later: Sequence[str] = ()) -> Source:
+    return source if source.ref.folder is None else with_hashes(source, emit, hashes, later)
 
 
 # --- fetch --------------------------------------------------------------------------------------------------------

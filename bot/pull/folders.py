@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -55,12 +55,23 @@ def pin_folder(role: Role, ref: Ref) -> Source:
     )
 
 
-def with_hashes(source: Source, emit: Emit, hashes: Hashes) -> Source:
+def with_hashes(source: Source, emit: Emit, hashes: Hashes, later: Container[str] = ()) -> Source:
     """The folder with the hash of every file that counts, and its own. Raises Damaged where a Hub cache's file is not what its
-    name says."""
-    files = _hashed(source, emit, hashes)
-    sha = folder_sha((entry.name, entry.sha256 or "") for entry in files if entry.name not in LEFT_OUT)
-    return replace(source, files=files, sha=sha)
+    name says. `later`: files that are left for `hashed_since`, until which the folder has no `sha`; but for those that a cache names
+    by git's hash, which are small."""
+    left = {entry.name for entry in source.files if entry.name in later and entry.oid is None}
+    files = _hashed(source, emit, hashes, left)
+    return replace(source, files=files, sha="" if left else _sha_of(files))
+
+
+def hashed_since(source: Source, hashes: Mapping[str, str]) -> Source:
+    """The folder with its own hash, given {name: sha256} of the files that were left for later."""
+    files = tuple(replace(entry, sha256=hashes.get(entry.name, entry.sha256)) for entry in source.files)
+    return replace(source, files=files, sha=_sha_of(files))
+
+
+def _sha_of(files: Iterable[FileEntry]) -> str:
+    return folder_sha((entry.name, entry.sha256 or "") for entry in files if entry.name not in LEFT_OUT)
 
 
 def sha_of_all(source: Source) -> str:
@@ -107,9 +118,10 @@ def _starts_as_pointer(path: Path) -> bool:
         return opened.read(len(LFS_POINTER)) == LFS_POINTER
 
 
-def _hashed(source: Source, emit: Emit, hashes: Hashes) -> tuple[FileEntry, ...]:
-    """Two files at a time: hashing is bound by one core, reading by the disk."""
-    total, done, lock = sum(entry.size for entry in source.files if not _is_known(entry, source, hashes)), 0, Lock()
+def _hashed(source: Source, emit: Emit, hashes: Hashes, left: Set[str]) -> tuple[FileEntry, ...]:
+    """Two files at a time: hashing is bound by one core, reading by the disk. `left`: those that stay as they are."""
+    asked = [entry for entry in source.files if entry.name not in left]
+    total, done, lock = sum(entry.size for entry in asked if not _is_known(entry, source, hashes)), 0, Lock()
     what = f"Hashing the {source.role}"
 
     def read(amount: int) -> None:
@@ -120,9 +132,9 @@ def _hashed(source: Source, emit: Emit, hashes: Hashes) -> tuple[FileEntry, ...]
 
     emit(StepProgress(stage="pull", done=0, total=total, what=what))
     with ThreadPoolExecutor(max_workers=2) as pool:
-        entries = tuple(pool.map(lambda entry: _with_hash(entry, source, hashes, read), source.files))
+        made = {entry.name: entry for entry in pool.map(lambda entry: _with_hash(entry, source, hashes, read), asked)}
     hashes.keep()
-    return entries
+    return tuple(made.get(entry.name, entry) for entry in source.files)
 
 
 def _is_known(entry: FileEntry, source: Source, hashes: Hashes) -> bool:

@@ -23,15 +23,17 @@ HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
 
 
 def sweep_all(case: Case) -> Swept:
-    """Every byte of the merged weights, compared; what is not hashed yet is hashed of the same reads."""
+    """Every byte of the merged weights, compared; what is not hashed yet, of them and of the base, is hashed of the same reads."""
     work = sweep_of(case, None)
     folder, hashed = case.subject.folder, case.hashed
     unhashed = {header.file: folder / header.file for header in case.merged.headers if header.file not in hashed}
-    digests = {path: FileDigest(path) for path in unhashed.values()}
+    of_base = {name: case.subject.base / name for name in case.subject.unhashed}
+    digests = {path: FileDigest(path) for path in (*unhashed.values(), *of_base.values())}
     work.go(case.emit, digests=digests)
     case.slabs.clear()
     for name, path in unhashed.items():
         case.note_sha256(name, digests[path].finish())
+    case.base_hashed |= {name: digests[path].finish() for name, path in of_base.items()}
     return work.swept
 
 

@@ -13,7 +13,7 @@ from bot.attestation import BUILD_TYPE, PROVENANCE, TEST_RESULT, Attestation, re
 from bot.attestation.statement import HUB, inputs_of
 from bot.checks.case import Case
 from bot.checks.finding import counted, finding, graded
-from bot.checks.folder.hashing import hash_files
+from bot.checks.folder.hashing import hash_files, name_inputs
 from bot.checks.reading.checkpoint import weight_files
 from bot.records import Finding, Json
 from bot.report_document import NAME as REPORT
@@ -123,7 +123,7 @@ def _inputs(descriptors: object, case: Case, *, all_named: bool) -> Iterator[str
     cannot be compared; the pins check says of those what there is to say."""
     listed = descriptors if isinstance(descriptors, list) else []
     named = {str(each.get("name")): _object(each, "digest") for each in listed if isinstance(each, dict)}
-    for own in inputs_of(case.subject.inputs, HUB):
+    for own in inputs_of(case.once(name_inputs), HUB):
         role, digest = own["name"], own["digest"]
         if role not in named:
             if all_named:

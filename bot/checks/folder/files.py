@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 from bot.checks.case import Case
 from bot.checks.finding import counted, finding, graded
-from bot.checks.folder.hashing import hash_files
+from bot.checks.folder.hashing import hash_files, name_inputs
 from bot.checks.reading.checkpoint import INDEX, SINGLE, weight_files
 from bot.records import Finding
 from bot.report_document import UNVOUCHED
@@ -178,7 +178,7 @@ def pins(case: Case) -> Finding:
     recorded, named = case.subject.recorded, case.subject.card_bases
     fails = [f"The card names {' and '.join(named)} as its base, which is none of the inputs."] if named else []
     if recorded is not None:
-        fails += _other_inputs(recorded.stated_inputs, case.subject.inputs.json)
+        fails += _other_inputs(recorded.stated_inputs, case.once(name_inputs).json)
         fails += _other_files(recorded.files, case.once(hash_files))
     elif not fails:
         return finding("pins", "pass", "no report", "same pins", "No earlier report to hold it to.")
