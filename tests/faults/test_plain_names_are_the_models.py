@@ -41,7 +41,7 @@ base, adapter, folder = map(Path, sys.argv[1:])
 report = verify(Subject(folder=folder, base=base, adapter=adapter, inputs=InputPins.of({}), recorded=None,
                         merge=MergeFacts.of({}), dtype="auto", ours=True, level="weights", not_run=(),
                         trust_remote_code=False), silent)
-print(report.verdict, *(name for name in ("torch", "transformers", "peft") if name in sys.modules))
+print(report.verdict, *(name for name in ("torch", "transformers", "peft", "compressed_tensors") if name in sys.modules))
 """
 
 

@@ -1,21 +1,24 @@
-"""compressed-tensors' weights, by the package's own decompression, with scales widened to float32 first.
+"""compressed-tensors' weights: integers of 1 to 8 bits and floats of eight are read by rules of the verifier's own, in numpy.
 
-Which weights a config's groups mean, and how a group's numbers are packed, is the package's to say: it has many forms, and each of
-them is asked of itself. So torch and the package are imported here, once a weight is packed so.
-
-(With scales of 16 bits it multiplies in 16 bits; the dequantised number is the product itself.)
+Which of them a config means is read by `compressed_schemes`, their numbers by `compressed_numbers`; tests hold both to the package.
+What those leave (FP4 and the MX forms, say, or a config in another spelling) goes through the package's own matching and
+decompression, with scales widened to float32 first. Then it and torch are imported, as they are where a merge is stored in the form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from bot.checks.reading import fp8
 from bot.checks.reading.checkpoint import PackedWeight, TensorRef
+from bot.checks.reading.compressed_numbers import is_read, numbers_of, shape_of
+from bot.checks.reading.compressed_schemes import Packing, Unusual, read_groups, target_of
 from bot.checks.reading.fp8 import extras as extras
 from bot.checks.reading.packed import read_component
+from bot.checks.reading.stored_numbers import Array
 from bot.records import Json
 
 if TYPE_CHECKING:
@@ -32,30 +35,37 @@ def recognises(quantization: Json) -> bool:
 
 
 def unpack(tensors: Mapping[str, TensorRef], quantization: Json, config: Json, dtype: str) -> dict[str, PackedWeight]:
-    """Modules with scales beside their weight, each with the scheme of its config group."""
-    whole = configured(quantization)
+    """Modules with scales beside their weight, each as its config group packs it. Raises ValueError for one that no group explains,
+    and ImportError where the package is needed and is not there."""
+    groups = _groups(quantization)
+    whole = cache(partial(configured, quantization))
     packed = {}
     for key in tensors:
         module, _, name = key.rpartition(".")
         scaled = f"{module}.weight_scale" in tensors
         if name == "weight_packed" or (name == "weight" and scaled):
+            if not scaled:
+                raise ValueError(f"{module} is packed, and has no scales.")
             components = {role: tensors[f"{module}.{role}"] for role in ROLES if f"{module}.{role}" in tensors}
-            scheme = scheme_of(module, whole)
-            if scheme is None:
-                raise ValueError(f"{module} is packed, and no config group names it.")
-            form = str(scheme.format or whole.format)
-            packed[f"{module}.weight"] = PackedWeight(dense=dense, components=components, shape=_shape(components), dtype=dtype,
-                                               settings={"scheme": scheme, "format": form})  # fmt: skip
+            packing = _packing_of(module, groups) if groups is not None else None
+            shape = shape_of(components, packing)
+            own = packing is not None and is_read(components, shape, packing)
+            settings = {"packing": packing} if own else _settings_by_package(module, whole())
+            packed[f"{module}.weight"] = PackedWeight(
+                dense=dense, components=components, shape=shape, dtype=dtype, settings=settings
+            )
     return packed
 
 
-def dense(packed: PackedWeight, slab: int) -> Tensor:
-    """The package's own decompression."""
+def dense(packed: PackedWeight, slab: int) -> Array | Tensor:
+    """Rows × columns in float32: by rules of our own, or (where the settings have a `scheme`) by the package's decompression."""
+    if "scheme" not in packed.settings:
+        return numbers_of(packed)
     from compressed_tensors.compressors import BaseCompressor
 
     state = {role: read_component(ref) for role, ref in packed.components.items()}
     state["weight_scale"] = state["weight_scale"].float()
-    compressor = BaseCompressor.get_value_from_registry(packed.settings["format"])
+    compressor = BaseCompressor.get_value_from_registry(packed.settings["packing"].format)
     weight: Tensor = compressor.decompress(state, packed.settings["scheme"])["weight"]
     return weight.float()
 
@@ -71,22 +81,25 @@ def modules(model: Any, quantization: Json) -> list[str]:
 
 def name_of(packed: PackedWeight) -> str:
     """Floats of eight bits with a scale for each channel are what `--quantize fp8` writes."""
-    args = packed.settings["scheme"].weights
-    return "fp8" if (str(args.type), args.num_bits, str(args.strategy)) == ("float", 8, "channel") else ""
+    packing: Packing = packed.settings["packing"]
+    return "fp8" if (packing.kind, packing.bits, packing.strategy) == ("float", 8, "channel") else ""
 
 
 def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
     """The package's own codes, under its own scales rounded to bfloat16; those below 2⁻¹⁷ are rounded up to a multiple
     of 2⁻²⁴ instead, which float16 has too (`bot` writes numbers that every loader takes without a further rounding)."""
     import torch
+    from compressed_tensors.quantization import QuantizationArgs
     from compressed_tensors.quantization.lifecycle.forward import quantize
     from compressed_tensors.quantization.utils import calculate_qparams
 
-    args = packed.settings["scheme"].weights
     if name_of(packed) != "fp8":
         raise ValueError("it is stored in a form of compressed-tensors that no merge writes")
+    args = QuantizationArgs(
+        num_bits=8, type="float", strategy="channel", symmetric=packed.settings["packing"].symmetric
+    )
     low, high = exact.amin(1, keepdim=True), exact.amax(1, keepdim=True)
-    plain, zero = calculate_qparams(low, high, args.model_copy(update={"scale_dtype": None}))
+    plain, zero = calculate_qparams(low, high, args)
     near = plain.to(torch.bfloat16).float()
     scale = torch.where(near < 2.0**-17, torch.ceil(plain * 2.0**24) * 2.0**-24, near)
     scale = torch.where((low == 0) & (high == 0), torch.tensor(2.0**-7), scale)
@@ -95,13 +108,11 @@ def quantise(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
 
 def written_again(exact: Tensor, packed: PackedWeight) -> dict[str, Tensor]:
     """Floats of eight bits in the base's own form (`--quantize same`): scales in the base's dtype, by the rule of FP8 bases."""
-    args = packed.settings["scheme"].weights
-    if (str(args.type), args.num_bits, args.symmetric) != ("float", 8, True):
+    packing: Packing = packed.settings["packing"]
+    if (packing.kind, packing.bits, packing.symmetric) != ("float", 8, True):
         raise ValueError("it is stored in a form of compressed-tensors that no merge writes")
-    block = args.block_structure
     components = {"weight": packed.components["weight"], "scale": packed.components["weight_scale"]}
-    settings = {"block": tuple(map(int, block)) if block else None}
-    made = fp8.quantise(exact, replace(packed, components=components, settings=settings))
+    made = fp8.quantise(exact, replace(packed, components=components, settings={"block": packing.block}))
     return {"weight": made["weight"], "weight_scale": made["scale"]}
 
 
@@ -126,9 +137,30 @@ def scheme_of(module: str, whole: Any) -> Any:
     return targets[matched[0]] if matched else None
 
 
-def _shape(components: Mapping[str, TensorRef]) -> tuple[int, ...]:
-    if "weight_shape" in components:
-        return tuple(int(extent) for extent in read_component(components["weight_shape"]))
-    if "weight" not in components:
-        raise ValueError(f"{components['weight_packed'].stored.key} has no weight_shape.")
-    return components["weight"].stored.shape
+def _groups(quantization: Json) -> dict[str, Packing | None] | None:
+    try:
+        return read_groups(quantization)
+    except Unusual:
+        return None
+
+
+def _packing_of(module: str, groups: Mapping[str, Packing | None]) -> Packing | None:
+    target = target_of(module, groups)
+    if target is None:
+        raise ValueError(f"{module} is packed, and no config group names it.")
+    return groups[target]
+
+
+def _settings_by_package(module: str, whole: Any) -> Json:
+    """The same of a weight that the package is to decompress, and its scheme."""
+    scheme = scheme_of(module, whole)
+    if scheme is None:
+        raise ValueError(f"{module} is packed, and no config group names it.")
+    args = scheme.weights
+    if args is None:
+        raise ValueError(f"{module} is packed, and its config group leaves weights alone.")
+    kind, strategy = (getattr(value, "value", value) for value in (args.type, args.strategy))
+    high, wide = args.block_structure or (0, 0)
+    packing = Packing(format=str(scheme.format or whole.format), kind=kind, bits=args.num_bits, symmetric=args.symmetric,
+                      strategy=strategy, group_size=args.group_size or 0, block=(high, wide) if high else None)  # fmt: skip
+    return {"packing": packing, "scheme": scheme}

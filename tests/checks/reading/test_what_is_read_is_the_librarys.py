@@ -110,7 +110,7 @@ def test_scales_that_do_not_divide_a_matrix_are_refused(tmp_path: Path) -> None:
         packed.numbers()
 
 
-@pytest.mark.parametrize("name", ["nf4", "fp4", "int8", "fp8"])
+@pytest.mark.parametrize("name", ["nf4", "fp4", "int8", "fp8", "compressed"])
 def test_the_level_weights_imports_no_torch(tmp_path: Path, name: str) -> None:
     one = quantised_models.build(name, tmp_path)
     folders = map(str, (one.base, one.adapter, one.merged))
