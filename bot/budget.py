@@ -169,8 +169,8 @@ def choose_level(
     """(level, what will not be run and why, refusals). `auto` takes the highest level that fits this machine.
 
     `memory`: bytes that the full verification would hold; `disk`: that it would have written where the output goes; `device`:
-    where it would run the models, which was chosen to hold them where that is a GPU; `layers`: what it would take to run them layer
-    by layer, on the processor, None where that cannot be done.
+    where it would run the models, which was chosen to hold them where that is a GPU, or a layer of them; `layers`: what it would take
+    to run them layer by layer, None where that cannot be done.
     """
     if options.verify == "files":
         return "files", tuple((name, "--verify files was asked for") for name in ("weights", "full")), []
@@ -181,6 +181,7 @@ def choose_level(
         remedy = "Read that code, then pass --trust-remote-code; or pass --verify weights, which runs none."
         return "weights", (), [Refusal(code="custom-code", reason=reason, remedy=remedy)]
     held = LOADED if device.gpus else memory  # weights go from the file to the GPU, a tensor at a time
+    too_much = "" if layers is None else _too_much_to_read(layers, options, machine)
     lacking = [*filter(None, [device.lacks])]
     lacking += [
         f"needs {readable(wanted)} of {what}, {readable(has)} are {how}"
@@ -190,6 +191,8 @@ def choose_level(
         )
         if wanted > has
     ]
+    if device.by_layers and too_much:
+        lacking.append(f"needs {readable(memory)} of GPU memory; {too_much}")
     on_processor = device.kind == "cpu" and not device.lacks
     if (
         on_processor
@@ -197,9 +200,9 @@ def choose_level(
         and memory > machine.memory_available >= layers.memory
         and disk <= machine.disk_free
     ):
-        if options.verify == "full" or layers.stored <= LARGEST * machine.memory:
+        if not too_much:
             return "full", (), []
-        lacking = [f"{lacking[0]}; layer by layer it would read {readable(layers.stored)}, which --verify full does"]
+        lacking = [f"{lacking[0]}; {too_much}"]
     if lacking:
         needs = lacking[0]
         if options.verify == "full":
@@ -208,6 +211,13 @@ def choose_level(
             return "full", (), [Refusal(code="verify-memory", reason=reason, remedy=remedy, exit_code=6)]
         return "weights", (("full", needs),), _too_little_to_prove(machine)
     return "full", (), []
+
+
+def _too_much_to_read(layers: ByLayers, options: Options, machine: Machine) -> str:
+    """Why a model is not run layer by layer, though it could be; "" where it is."""
+    if options.verify == "full" or layers.stored <= LARGEST * machine.memory:
+        return ""
+    return f"layer by layer it would read {readable(layers.stored)}, which --verify full does"
 
 
 def _too_little_to_prove(machine: Machine) -> list[Refusal]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from bot.budget import readable
+from bot.budget import ByLayers, readable
 from bot.records import AddDelta, Gpu, Machine, Op, Options, ProofDevice, Refusal
 
 Device = Literal["cpu", "cuda"]
@@ -40,11 +40,15 @@ def choose_device(options: Options, ops: Iterable[Op], machine: Machine) -> tupl
     return ("cuda", []) if machine.cuda else ("cpu", [*_not_built(options)])
 
 
-def choose_proof_device(options: Options, memory: int, machine: Machine) -> tuple[ProofDevice, list[str]]:
-    """(where the full proof runs its models, notes). `memory`: bytes that it holds at once.
+def choose_proof_device(
+    options: Options, memory: int, machine: Machine, layers: ByLayers | None = None
+) -> tuple[ProofDevice, list[str]]:
+    """(where the full proof runs its models, notes). `memory`: bytes that it holds at once; `layers`: what it takes to run them layer
+    by layer, None where that cannot be done.
 
-    The GPU with the most free memory, where that suffices; else several together, over which each model is spread. `auto` goes
-    to the processor where the GPUs are too small; `cuda` insists, and then the proof lacks what they lack.
+    The GPU with the most free memory, where that suffices; else several together, over which each model is spread; else the one with
+    the most, layer by layer. `auto` goes to the processor where the GPUs are too small for that, too; `cuda` insists, and then the
+    proof lacks what they lack.
     """
     if options.verify in ("files", "weights") or options.device == "cpu" or not machine.gpus:
         return ProofDevice(), []
@@ -59,6 +63,9 @@ def choose_proof_device(options: Options, memory: int, machine: Machine) -> tupl
         return ProofDevice(gpus=(machine.gpus[0].uuid,), insists=True, fits_cpu=fits_cpu), []
     if free is None:
         return ProofDevice(), ["device: cpu for the proof, since the driver does not tell this GPU's free memory."]
+    roomiest = max(machine.gpus, key=lambda gpu: gpu.free or 0)
+    if layers is not None and layers.memory <= min((roomiest.free or 0) - CONTEXT, machine.memory_available):
+        return ProofDevice(gpus=(roomiest.uuid,), insists=insists, by_layers=True), []
     lacks = f"{readable(memory)} of GPU memory, {readable(free)} are free"
     if insists:
         return ProofDevice(insists=True, lacks=f"needs {lacks}"), []

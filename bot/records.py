@@ -402,13 +402,15 @@ class ProofDevice:
     model is spread.
 
     `insists`: the GPU was asked for by name; else the processor takes over where it fails, if the models fit there
-    (`fits_cpu`). `lacks`: what an insisting proof does not have, behind "The full verification".
+    (`fits_cpu`). `lacks`: what an insisting proof does not have, behind "The full verification". `by_layers`: the GPU is too small
+    for a whole model, and each layer runs there by itself.
     """
 
     gpus: tuple[str, ...] = ()
     insists: bool = False
     fits_cpu: bool = True
     lacks: str | None = None
+    by_layers: bool = False
 
     @property
     def kind(self) -> Literal["cpu", "cuda"]:

@@ -236,8 +236,8 @@ def _level(folder: Path, base: Source, form: Json, options: Options, emit: Emit)
     packed = form["base_weights"] == "simulate-nf4" or formats.quantization_of(config) is not None
     disk = verify_disk(tensors, base=packed, result=form["quantize"] != "none")
     machine, memory = look(folder), verify_memory(tensors)
-    device, notes = choose_proof_device(options, memory, machine)
     layers = by_layers(tensors, config, is_plain=not disk and not form["clamps"])
+    device, notes = choose_proof_device(options, memory, machine, layers)
     level, not_run, refusals = choose_level(options, config, memory, machine, disk, device, layers)
     for refusal in [*refusals, *device_refusals(options, machine)]:
         kind = MachineTooSmall if refusal.exit_code == MachineTooSmall.exit_code else Refused

@@ -41,6 +41,9 @@ from bot.records import (
 )
 
 BY_LAYERS = "No model fits into memory as a whole: the full verification runs each layer by layer, which takes longer."
+ON_GPU_BY_LAYERS = (
+    "No model fits into the GPU's memory as a whole: the full verification runs each there layer by layer."
+)
 HEAD_FIELDS = ("architectures", "tie_word_embeddings")  # of config.json: what they say decides which weight is the head
 
 
@@ -137,11 +140,13 @@ def _plan_proof(model: PlannedModel, config: Json, budget: Budget, machine: Mach
     options, disk = model.options, disk_to_prove(budget, machine)
     is_plain = not budget.verify_disk and not options.clamps
     layers = by_layers([op.target for op in model.layout.ops], config, is_plain=is_plain)
-    device, notes = choose_proof_device(options, budget.verify_memory, machine)
+    device, notes = choose_proof_device(options, budget.verify_memory, machine, layers)
     level, not_run, refusals = choose_level(options, config, budget.verify_memory, machine, disk, device, layers)
     if model.base.unread and level == "full" and options.verify == "auto":
         level, not_run = "weights", (("full", carry.NOT_RUN),)
-    if level == "full" and device.kind == "cpu" and budget.verify_memory > machine.memory_available:
+    if level == "full" and device.by_layers:
+        notes = [*notes, ON_GPU_BY_LAYERS]
+    elif level == "full" and device.kind == "cpu" and budget.verify_memory > machine.memory_available:
         notes = [*notes, BY_LAYERS]
     return PlannedProof(level=level, not_run=not_run, device=device, refusals=tuple(refusals), notes=tuple(notes))
 

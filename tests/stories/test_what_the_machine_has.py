@@ -14,6 +14,7 @@ import pytest
 
 from bot import pipeline
 from bot.budget import disk_to_prove
+from bot.devices import CONTEXT
 from bot.machine import free_beside, look
 from bot.options import Options
 from bot.plan import make_plan
@@ -210,8 +211,8 @@ def test_the_plan_says_where_models_are_proven_layer_by_layer(
     monkeypatch.setattr("bot.budget.WIDEST", 0)
     sources = sources_of(*high_rank)
 
-    def notes(**memory: int) -> list[str]:
-        plan = make_plan(sources, Options(verify="full"), replace(look(Path()), gpus=(), **memory))
+    def notes(gpus: tuple[Gpu, ...] = (), **memory: int) -> list[str]:
+        plan = make_plan(sources, Options(verify="full"), replace(look(Path()), gpus=gpus, cuda=bool(gpus), **memory))
         return [note for note in plan.notes if "layer by layer" in note] if not plan.refusals else ["refused"]
 
     whole = make_plan(sources, Options(), look(Path())).budget.verify_memory
@@ -219,3 +220,8 @@ def test_the_plan_says_where_models_are_proven_layer_by_layer(
     assert notes(memory_available=whole - 1) == [
         "No model fits into memory as a whole: the full verification runs each layer by layer, which takes longer."
     ]
+    gpu = Gpu(name="A", uuid="u0", memory=1 << 40, free=CONTEXT + whole - 1)
+    assert notes((gpu,), memory_available=whole) == [
+        "No model fits into the GPU's memory as a whole: the full verification runs each there layer by layer."
+    ]
+    assert notes((replace(gpu, free=CONTEXT + whole),), memory_available=whole) == []

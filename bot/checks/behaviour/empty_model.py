@@ -70,6 +70,21 @@ def prepared(model: Any, job: WorkerJob) -> Any:
     return model.eval()
 
 
+def bring(model: nn.Module, device: str) -> None:
+    """What the model has memory for, to the device: an adapter's own weights, and buffers; tied ones stay one."""
+    if device == "cpu":
+        return  # it is there
+    done: dict[nn.Parameter, nn.Parameter] = {}
+    for owner in model.modules():
+        for name, weight in owner._parameters.items():
+            if weight is not None and not is_empty(weight):
+                if weight not in done:
+                    done[weight] = nn.Parameter(weight.detach().to(device), requires_grad=False)
+                owner._parameters[name] = done[weight]
+        for name, buffer in owner._buffers.items():
+            owner._buffers[name] = None if buffer is None else buffer.to(device)
+
+
 @contextmanager
 def _no_weights() -> Iterator[None]:
     """Parameters lose their memory as they are registered: one at a time is allocated, and never touched."""

@@ -41,7 +41,7 @@ def loads(case: Case) -> Finding:
     if not fails:
         fails += [f"transformers says: {line}" for line in report.complaints if not (unused and TABLE in line)]
     tokenizer = "" if report.tokenizer == "none" else f", with its {report.tokenizer}"
-    layered = " Looked at layer by layer, since it does not fit into memory as a whole." if report.by_layers else ""
+    layered = " Looked at layer by layer, since no whole model fits into memory." if report.by_layers else ""
     layered += (
         f" It has no use for {counted(len(unused), 'scale')} of activations, which the base stores." if unused else ""
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,22 +34,25 @@ def _is_large(module: Any, name: str, weights: StoredWeights) -> bool:
 
 @contextmanager
 def embedded_rows(module: Any, name: str, weights: StoredWeights, passes: list[SteppedRun]) -> Iterator[None]:
-    """For as long as the block runs, the embedding has the rows that these passes ask for; of the others, not even memory is taken
-    on a processor."""
-    used = {row for each in passes if each.call for value in each.call.args for row in value.unique().tolist()}
-    used |= {
-        row for each in passes if each.call for value in each.call.kwargs.values() for row in value.unique().tolist()
-    }
-    before = module.weight
-    rows = {row: weights.rows(f"{name}.weight", row, row + 1)[0] for row in sorted(used)}
-    dtype = next(iter(rows.values())).dtype
-    module.weight = nn.Parameter(torch.empty(before.shape, dtype=dtype), requires_grad=False)
-    for row, values in rows.items():
-        module.weight.data[row] = values
+    """For as long as the block runs, the embedding has the rows that these passes ask for, and they ask for them by their places
+    among those."""
+    asked = [value.flatten() for each in passes for value in _inputs(each)]
+    used = torch.unique(torch.cat(asked))
+    rows = [weights.rows(f"{name}.weight", row, row + 1) for row in used.cpu().tolist()]
+    before = module.weight, module.padding_idx
+    module.weight, module.padding_idx = (
+        nn.Parameter(torch.cat(rows), requires_grad=False),
+        None,
+    )  # of use in training only
+    for each in passes:
+        assert each.call is not None
+        args = tuple(torch.searchsorted(used, value) for value in each.call.args)
+        kwargs = {name: torch.searchsorted(used, value) for name, value in each.call.kwargs.items()}
+        each.call = replace(each.call, args=args, kwargs=kwargs)
     try:
         yield
     finally:
-        module.weight = before
+        module.weight, module.padding_idx = before
 
 
 def in_slices(
@@ -76,9 +80,11 @@ def in_slices(
     return outputs
 
 
-def _only(each: SteppedRun) -> Tensor:
+def _inputs(each: SteppedRun) -> list[Tensor]:
     assert each.call is not None
-    values = [*each.call.args, *each.call.kwargs.values()]
-    assert len(values) == 1
-    hidden: Tensor = values[0]
+    return [*each.call.args, *each.call.kwargs.values()]
+
+
+def _only(each: SteppedRun) -> Tensor:
+    (hidden,) = _inputs(each)
     return hidden

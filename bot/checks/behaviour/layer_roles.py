@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bot.checks.behaviour import measure
 from bot.checks.behaviour.control import SMALL, changed, idling, is_remade, moved_by, size_of
+from bot.checks.behaviour.device import DEVICES
 from bot.checks.behaviour.empty_model import empty_model, is_empty, prepared
 from bot.checks.behaviour.expert_choices import Choices, is_mixture
 from bot.checks.behaviour.forward_counts import FORWARDS
@@ -110,7 +111,7 @@ class _Reference:
         return ReferenceAnswer(
             kind=self.kind, thorough=self.thorough, mixture=is_mixture(self.plain), layers=sorted(changed(self.plain)),
             uncalled=sorted(uncalled), base=by_number[BASE_MODEL], controls=[by_number[each] for each in self.controls],
-            exact=exact, nearest=nearest, measured={}, probe=_summed(layered.probes, "control"),
+            exact=exact, nearest=nearest, measured={}, probe=_summed(layered.probes, "control"), device=DEVICES.names,
             base_replies=Replies(why_not=UNASKED) if self.job.asks else Replies(),
         )  # fmt: skip
 
@@ -183,7 +184,7 @@ def merged(job: WorkerJob) -> Answer:
             finish,
         )  # fmt: skip
     ordered = [distances[number] for number in sorted(distances)]
-    return MergedAnswer(loads=loads, distances=ordered, probe=_summed(layered.probes, "merged"))
+    return MergedAnswer(loads=loads, distances=ordered, probe=_summed(layered.probes, "merged"), device=DEVICES.names)
 
 
 LAYERED: dict[str, Callable[[WorkerJob], Answer]] = {"reference": reference, "merged": merged}
@@ -191,7 +192,7 @@ LAYERED: dict[str, Callable[[WorkerJob], Answer]] = {"reference": reference, "me
 
 def _weights(job: WorkerJob, folder: Any, model: Any) -> StoredWeights:
     """The folder's weights, with the model's few that are in none of its modules, and its buffers, read."""
-    weights = StoredWeights(folder, model, getattr(torch, job.compute))
+    weights = StoredWeights(folder, model, getattr(torch, job.compute), job.device)
     modules = modules_of(model)
     if not modules:
         raise CannotRun("layer by layer, a model has to have a list of layers")

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from bot.checks.behaviour import measure
 from bot.checks.behaviour.control import How, is_remade, stand_in
+from bot.checks.behaviour.device import DEVICES
+from bot.checks.behaviour.empty_model import bring
 from bot.checks.behaviour.expert_choices import Choices
 from bot.checks.behaviour.forward_counts import FORWARDS
 from bot.checks.behaviour.in_step import SteppedRun, current, drive, halting
@@ -57,9 +59,12 @@ class LayeredModel:
         self.probes: dict[int, Probe] = {}
         self.wide = job.compute == "float64"
         self._through: set[SteppedRun | None] = set()  # once; what a pass runs again is not recorded
+        bring(model, weights.device)
+        DEVICES.add(torch.device(weights.device))
 
     def question(self, number: int, inputs: Inputs, variation: Variation, choices: Choices) -> Question:
         """A prompt that is to be put to one of the models."""
+        inputs = {name: value.to(self.weights.device) for name, value in inputs.items()}
 
         @contextmanager
         def modes() -> Iterator[None]:
@@ -140,7 +145,8 @@ class LayeredModel:
         if variant not in ("unmerged", "control", "merged"):
             return
         call = question.calls[name] = question.calls.get(name, 0) + 1
-        probe.record(variant, name if call == 1 else f"{name}#{call}", hidden)
+        # A GPU's memory is for weights: states wait on the processor.
+        probe.record(variant, name if call == 1 else f"{name}#{call}", hidden.cpu())
 
     def _finish(self, question: Question, finish: Callable[[Question, str, Tensor], None]) -> None:
         if question.passing.ended:

@@ -24,12 +24,13 @@ from bot.records import Json
 class StoredWeights:
     """A folder's weights by the names of a model's parameters. `model` is empty, and has no PEFT in it yet.
 
-    `dtype`: what floating-point weights are held in. Raises Refused for files that are not whole.
+    `dtype`: what floating-point weights are held in; `device`: where, and where they are put together. Raises Refused for files
+    that are not whole.
     """
 
-    def __init__(self, folder: Path, model: Any, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, model: Any, dtype: torch.dtype, device: str = "cpu") -> None:
         self._tensors = _tensors(folder)
-        self._dtype = dtype
+        self._dtype, self.device = dtype, device
         self._kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
         self.skeleton = Skeleton(model, {key: ref.stored.shape for key, ref in self._tensors.items()})
         self.report = _report(self.skeleton)
@@ -74,7 +75,7 @@ class StoredWeights:
             size = (stop - start) // shape[0]
             start, stop, shape = start + rows.start * size, start + rows.stop * size, (len(rows), *shape[1:])
         raw = torch.from_numpy(opened.bytes(ref.path, start, stop - start))
-        tensor = (raw.view(kind) if len(raw) else torch.empty(0, dtype=kind)).view(shape)
+        tensor = (raw.view(kind) if len(raw) else torch.empty(0, dtype=kind)).view(shape).to(self.device)
         wanted = self._kinds.get(name, torch.float32)
         return tensor.to(torch.float32 if wanted.is_floating_point else wanted)
 

@@ -92,8 +92,8 @@ def _trial_on(case: Case, chosen: ProofDevice) -> Trial:
     with tempfile.TemporaryDirectory(prefix=".adapter-merge-", dir=_parent_of_work(case)) as work:
         base = _base(case, Path(work))
         job = replace(_job(case, base, Path(work)), device=chosen.kind, gpus=chosen.gpus)
-        if chosen.kind != "cpu":  # it was chosen to hold them
-            job = replace(job, running="whole")
+        if chosen.kind != "cpu":  # it was chosen to hold them, or a layer of them
+            job = replace(job, running="layers" if chosen.by_layers else "whole")
         rows = _rows(case, base, job)
         job = replace(job, usages=None if rows is None else quality.usages(rows))
         first = trial = _hold(case, job)

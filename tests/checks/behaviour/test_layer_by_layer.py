@@ -200,9 +200,7 @@ def test_a_model_that_does_not_fit_into_memory_is_proven_layer_by_layer(
     monkeypatch.setattr(trial, "_work", work_here)
     report = verify(claim(base, adapter, folder, level="full"), silent)
     assert report.verdict == "verified", table(report)
-    assert named(report, "loads").why.endswith(
-        "Looked at layer by layer, since it does not fit into memory as a whole."
-    )
+    assert named(report, "loads").why.endswith("Looked at layer by layer, since no whole model fits into memory.")
     assert named(report, "behaviour").measured.startswith("K = 0.4")
     assert json.loads(report.document.canonical())["probe"][-1]["module"] == "lm_head"
 
