@@ -96,6 +96,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "zamba2": {"num_hidden_layers": 6, "layers_block_type": ["linear_attention", "hybrid"] * 3, "mamba_ngroups": 1,
                "n_mamba_heads": 8, "num_mem_blocks": 2, "adapter_rank": 8, "attention_hidden_size": 128,
                "attention_head_dim": 32, "use_shared_attention_adapter": False, "chunk_size": 16, "mamba_d_state": 16},
+    "swinv2": {"embed_dim": 24},
+    "donut-swin": {"embed_dim": 24},
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "chameleon": {"vocabulary_map": {"<image>": 120}},
     "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}}},
@@ -116,7 +118,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
                                          "text_config": {"shared_expert_intermediate_size": 32}}},
     "moonshine_streaming": {"num_attention_heads": 4, "num_key_value_heads": 2, "encoder_num_key_value_heads": 2},
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
-    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 64}},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "esmc": EQUAL_HEADS,
     "inkling_mm_model": {"text_config": {"n_shared_experts": 2}},
@@ -255,6 +257,15 @@ def config_of(model_type: str, settings: dict[str, Any] | None = None) -> PreTra
     if cls is not None and not isinstance(chosen(), cls.config_class):  # a part of it
         chosen = cls.config_class
     return chosen(**small(chosen(), settings=SETTINGS.get(model_type, {}) if settings is None else settings))
+
+
+def config_for(chosen: Any, **settings: Any) -> PreTrainedConfig:
+    """The small config of any class, with further settings."""
+    start = chosen.config_class()
+    small_config: PreTrainedConfig = chosen.config_class(
+        **_merged(small(start, settings=SETTINGS.get(start.model_type, {})), settings)
+    )
+    return small_config
 
 
 def empty(model_type: str, settings: dict[str, Any] | None = None) -> PreTrainedModel:

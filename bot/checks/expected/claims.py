@@ -143,7 +143,7 @@ def _by_known_head(given: ClaimsInput) -> Claims:
         base = PlainSkeleton(given.config, given.shapes)
     except NotPlain:
         base = LaidOutSkeleton(own, given.config, given.shapes)
-    trained = LaidOutSkeleton(name, given.config, given.shapes, beside=base.known)
+    trained = LaidOutSkeleton(name, given.config, given.shapes, beside=base.used)
     base.elsewhere, trained.elsewhere = trained.known, base.known
     names = ParameterNames(given.base, given.config, (base, trained), None)
     return _derive(given, given.read(names), names)

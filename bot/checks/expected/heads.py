@@ -11,7 +11,8 @@ from bot.checks.expected import config_changes
 from bot.checks.expected.changes import WholeTensor
 from bot.checks.expected.config_changes import Declared
 from bot.checks.expected.parameter_names import ParameterNames
-from bot.checks.reading.laid_out_skeleton import LaidOutSkeleton, class_for, has_a_head
+from bot.checks.reading.laid_out_skeleton import LaidOutSkeleton
+from bot.checks.reading.layout_rows import class_for, has_a_head
 from bot.checks.reading.model_skeleton import BUILD_ERRORS, Skeleton, build
 from bot.checks.reading.plain_skeleton import NotPlain, PlainSkeleton
 from bot.records import Json
@@ -79,7 +80,9 @@ def nobody_saved(adapter: Json, names: ParameterNames, given: Collection[str], f
     if isinstance(skeleton, LaidOutSkeleton):
         if skeleton.name != (stated_class(adapter) or known_trained_class(adapter, names.config)):
             raise NotPlain(skeleton.name)
-        return _nowhere(skeleton.name, [name for name in skeleton.lacking() if name not in given])
+        if any(name not in given for name in skeleton.lacking()):
+            raise NotPlain(skeleton.name)  # or a number in the config says that there is none: the model knows
+        return []
     if len(names.skeletons) == 1 and type(skeleton.model) is not trained_class(adapter) and not names.is_of_a_part:
         skeleton = trained_skeleton(folder, adapter, names.stored) or skeleton
     fed = skeleton.symbolic.keys() | skeleton.unfollowed.keys() | set(given)

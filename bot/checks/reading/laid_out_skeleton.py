@@ -8,22 +8,18 @@ NotPlain: then the model is built after all.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+from bot.checks.reading.layout_rows import Patterns, at_path, config_for, filled, rows_of
 from bot.checks.reading.plain_skeleton import NotPlain, PlainModule, modules_of
 from bot.checks.reading.symbolic import SymbolicTensor, cat, stack
 from bot.records import Json
 
-ROWS = Path(__file__).with_name("model_layouts.json")
-NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-FLAG, TEXT = "tie_word_embeddings", "text_config"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -44,72 +40,82 @@ class LaidOutSkeleton:
     def __init__(self, name: str, config: Json, shapes: Shapes, beside: Container[str] = ()) -> None:
         self.name = name
         self.elsewhere: Container[str] = ()  # names of another class, which are none of this one's
-        row = json.loads(ROWS.read_bytes())["classes"].get(name)
-        if row is None or config.get("model_type") != row["type"]:
-            raise NotPlain(name)
-        if row["flat"] and TEXT not in config:
-            config = {**config, TEXT: {**config, "model_type": row["types"][TEXT]}}
-            flags = [config.get(FLAG), None]
+        for row in rows_of(name):
+            known = config_for(row, config)
+            if known is not None:
+                break
         else:
-            flags = [config.get(FLAG), at_path(config, f"{TEXT}.{FLAG}")]
-        for section, kind in row["types"].items():
-            if at_path(config, f"{section}.model_type") != kind:
-                raise NotPlain(f"{name}: {section}")
-        for switch, default in row["switches"].items():
-            if at_path(config, switch, default) != default:
-                raise NotPlain(f"{name}: {switch}")
-        ties = row["ties"].get(json.dumps(flags))
-        if ties is None:
-            raise NotPlain(f"{name}: {FLAG}")
-        self._row, self._config, self.shapes, self._beside = row, config, shapes, beside
-        self.tied: dict[str, str] = dict(row["tied"]) if ties else {}
+            raise NotPlain(name)
+        self._row, self.shapes, self._beside = row, shapes, beside
+        self._config: Json
+        self._config, self.tied = known
+        self._patterns = Patterns(row["literal"])
         self.embedding: str | None = row["embedding"]
         self.head: str | None = row["head"]
-        self._parameter_of, self._of_experts = self._sorted_keys()
+        self._parameter_of: dict[str, str] = {}
+        self._in_own_layout: dict[str, tuple[str, ...]] = {}  # stored key: the parameters that it goes into
+        self._of_experts: dict[
+            str, dict[str, tuple[int, ...]]
+        ] = {}  # parameter: the keys of its experts, with their shapes
+        self._sort_keys()
 
-    def _sorted_keys(self) -> tuple[dict[str, str], dict[str, dict[str, tuple[int, ...]]]]:
-        """({stored key: the parameter that it is}, {parameter: the keys of its experts, with their shapes})."""
+    def _sort_keys(self) -> None:
+        """Each stored key to what it is. Raises NotPlain for one that the class has not."""
         parts = {key: name for name, stacked in self._row["stacks"].items() for key in stacked["parts"]}
-        plain: dict[str, str] = {}
-        stacks: dict[str, dict[str, tuple[int, ...]]] = {}
+        taken: set[str] = set()
         for key, shape in self.shapes.items():
-            pattern = NUMBER.sub("*", key)
+            pattern = self._patterns.of(key)
             if pattern in parts:
                 self._require_counted(key)
-                name = _numbered(parts[pattern], key)
-                stacks.setdefault(name, {})[key] = shape
+                name = self._patterns.filled(parts[pattern], key)
+                self._of_experts.setdefault(name, {})[key] = shape
                 continue
-            known = self._row["keys"].get(pattern) or self._known_pattern(pattern)
-            if known is None:
+            known = self._known_patterns(pattern)
+            if not known:
                 if self._row["prefix"] is None or key not in self._beside:
                     raise NotPlain(key)
                 continue
             self._require_counted(key)
-            name = _numbered(known, key)
-            if name in plain.values():
+            names = tuple(self._patterns.filled(each, key) for each in known)
+            if known[0] in self._special_layout:
+                self._in_own_layout[key] = names
+                continue
+            if names[0] in taken or self._row["parameters"].get(known[0]) != len(shape):
                 raise NotPlain(key)
-            plain[key] = name
-            if pattern in self._row["keys"] and self._row["keys"][pattern] in self._row["particular"]:
-                continue  # a part of a parameter, in a layout of its own
-            if self._row["parameters"].get(NUMBER.sub("*", name)) != len(shape):
-                raise NotPlain(key)
-        return plain, stacks
+            self._parameter_of[key] = names[0]
+            taken.add(names[0])
 
-    def _known_pattern(self, pattern: str) -> str | None:
-        """A parameter's name as a pattern, for a key that is that, with the base model's prefix or without it."""
+    @cached_property
+    def _special_layout(self) -> frozenset[str]:
+        return frozenset(self._row["particular"])
+
+    @cached_property
+    def _own_names(self) -> set[str]:
+        """The patterns of parameters that may be stored under their own names."""
+        names = set(self._row["parameters"]) - set(self._row["stacks"])
+        renamed = {name for several in self._row["keys"].values() for name in _listed(several)}
+        return names - (renamed & self._special_layout if self._row["both"] else renamed)
+
+    def _about_prefix(self, name: str) -> tuple[str, ...]:
+        """A name with the base model's prefix, and without it, where keys may have and lack it."""
         prefix = f"{self._row['prefix']}." if self._row["prefix"] else ""
-        stored_otherwise = set(self._row["keys"].values())
-        known = self._row["parameters"].keys() - stored_otherwise - self._row["stacks"].keys()
-        for name in (pattern, f"{prefix}{pattern}", pattern.removeprefix(prefix)):
-            if name in known:
-                return name
-        return None
+        return tuple(dict.fromkeys((f"{prefix}{name}", name.removeprefix(prefix)))) if prefix else ()
+
+    def _is_renamed(self, name: str) -> bool:
+        """Whether a parameter's key is usually not its name."""
+        return self._patterns.of(name) in self._row["keys"].values()
+
+    def _known_patterns(self, pattern: str) -> tuple[str, ...]:
+        """What a key goes into, as patterns: the parameters that have another name in a checkpoint, else the one of this name,
+        with the base model's prefix or without it; () for a key that is none."""
+        names = (pattern, *self._about_prefix(pattern))
+        several = next((self._row["keys"][name] for name in names if name in self._row["keys"]), None)
+        return _listed(several) if several else tuple(name for name in names if name in self._own_names)[:1]
 
     def _require_counted(self, key: str) -> None:
         """Every number of a key is below what the config says there are."""
-        for match in NUMBER.finditer(key):
-            if int(match[0]) >= self._count(NUMBER.sub("*", key[: match.end()])):
-                raise NotPlain(key)
+        if any(number >= self._count(front) for front, number in self._patterns.fronts(key)):
+            raise NotPlain(key)
 
     def _count(self, front: str) -> int:
         setting = self._row["counts"].get(front)
@@ -120,7 +126,8 @@ class LaidOutSkeleton:
             raise NotPlain(front)
         if setting.isdigit():
             return int(setting)
-        counts = {at_path(self._config, name) for name in setting.split("|")} - {None}
+        values = [at_path(self._config, name) for name in setting.split("|")]
+        counts = {len(value) if isinstance(value, list) else value for value in values if value is not None}
         if len(counts) != 1 or type(count := counts.pop()) is not int:
             raise NotPlain(setting)
         return count
@@ -128,13 +135,11 @@ class LaidOutSkeleton:
     @cached_property
     def symbolic(self) -> dict[str, SymbolicTensor]:
         """{parameter: the stored boxes it is}. Raises NotPlain where some experts are missing."""
-        special = set(self._row["particular"])
-        whole = {name: SymbolicTensor.whole(key, self.shapes[key]) for key, name in self._parameter_of.items()
-                 if NUMBER.sub("*", name) not in special}  # fmt: skip
+        whole = {name: SymbolicTensor.whole(key, self.shapes[key]) for key, name in self._parameter_of.items()}
         for name, shapes in self._of_experts.items():
-            made = experts_of(self._row["stacks"][NUMBER.sub("*", name)], name, shapes)
+            made = experts_of(self._row["stacks"][self._patterns.of(name)], self._patterns.numbers(name), shapes)
             if made is None or len(shapes) != self._experts(name) * len(
-                self._row["stacks"][NUMBER.sub("*", name)]["parts"]
+                self._row["stacks"][self._patterns.of(name)]["parts"]
             ):
                 raise NotPlain(name)
             whole[name] = made
@@ -142,13 +147,15 @@ class LaidOutSkeleton:
 
     def _experts(self, name: str) -> int:
         """How many experts the config says that a parameter has."""
-        part = self._row["stacks"][NUMBER.sub("*", name)]["parts"][0]
+        part = self._row["stacks"][self._patterns.of(name)]["parts"][0]
         return self._count(part[: part.rfind("*") + 1])
 
     @cached_property
     def known(self) -> dict[str, None]:
         """Every parameter's name that is stored, or tied to one that is, or a head's for some number of labels."""
-        return dict.fromkeys([*self._parameter_of.values(), *self._of_experts, *self.tied, *self._row["labels"]])
+        apart = (name for names in self._in_own_layout.values() for name in names)
+        names = [*self._parameter_of.values(), *apart, *self._of_experts, *self.tied, *self._row["labels"]]
+        return dict.fromkeys(names)
 
     @cached_property
     def modules(self) -> dict[str, Any]:
@@ -159,12 +166,12 @@ class LaidOutSkeleton:
     def feeds(self) -> dict[str, tuple[str, ...]]:
         """{stored key: the parameters that it goes into}."""
         whole: dict[str, tuple[str, ...]] = {key: (name,) for key, name in self._parameter_of.items()}
-        return whole | {key: (name,) for name, keys in self._of_experts.items() for key in keys}
+        return whole | self._in_own_layout | {key: (name,) for name, keys in self._of_experts.items() for key in keys}
 
     @cached_property
     def key_of(self) -> dict[str, str]:
         """{parameter: key} for parameters that are stored as they are."""
-        return {name: key for key, name in self._parameter_of.items() if name in self.symbolic}
+        return {name: key for key, name in self._parameter_of.items()}
 
     @cached_property
     def used(self) -> frozenset[str]:
@@ -185,6 +192,9 @@ class LaidOutSkeleton:
             return self._parameter_of[name], None
         if name in self.feeds:
             return self.feeds[name][0], name
+        for own in self._about_prefix(name):
+            if own in self.known and (self._row["both"] or not self._is_renamed(own)):
+                return own, None
         if name in self.elsewhere:
             return name, None
         raise NotPlain(name)
@@ -192,18 +202,16 @@ class LaidOutSkeleton:
     def trace(self, name: str) -> tuple[SymbolicTensor, str | None] | None:
         """The stored boxes, and the model's own name or None; None where it is not stored. Raises NotPlain."""
         own, part = self.rename(name)
+        if self._patterns.of(own) in self._special_layout:
+            raise NotPlain(own)
         if part is not None:
             return SymbolicTensor.whole(name, self.shapes[name]), None
-        if own in self.symbolic:
-            return self.symbolic[own], own
-        if own in self._parameter_of.values():
-            raise NotPlain(own)  # stored in a layout of its own
-        return None
+        return (self.symbolic[own], own) if own in self.symbolic else None
 
     def owner(self, parameter: str) -> Any:
         """The module that a parameter hangs on; None where there is none. Raises NotPlain where only the module itself can say
         what becomes of its parameter."""
-        pattern = NUMBER.sub("*", parameter)
+        pattern = self._patterns.of(parameter)
         if pattern in self._row["special"]:
             raise NotPlain(parameter)
         if parameter.rpartition(".")[0] not in self.modules:
@@ -212,12 +220,13 @@ class LaidOutSkeleton:
 
     def parameters_of(self, module: str) -> tuple[str, ...]:
         """The names of a module's own parameters. Raises NotPlain for a module that has none, or some that are not stored."""
-        pattern = NUMBER.sub("*", module)
-        own = [name.removeprefix(f"{pattern}.") for name in self._row["parameters"]
-               if name.rpartition(".")[0] == pattern and name not in self._row["silent"]]  # fmt: skip
-        if not own or any(f"{module}.{name}" not in self.known for name in own):
-            raise NotPlain(module)
-        return tuple(own)
+        for name in (module, *self._about_prefix(module)[:1]):
+            pattern = self._patterns.of(name)
+            own = [each.removeprefix(f"{pattern}.") for each in self._row["parameters"]
+                   if each.rpartition(".")[0] == pattern and each not in self._row["silent"]]  # fmt: skip
+            if own and all(f"{name}.{each}" in self.known for each in own):
+                return tuple(own)
+        raise NotPlain(module)
 
     def in_decoder(self, name: str) -> tuple[str, ...]:
         """None: a name that is not the model's own or a stored key's is left to the model."""
@@ -225,13 +234,20 @@ class LaidOutSkeleton:
 
     def stored_names(self, parameter: str) -> tuple[str, ...]:
         """The key that a checkpoint of this kind has for a parameter that this one does not hold."""
-        pattern = NUMBER.sub("*", parameter)
+        pattern = self._patterns.of(parameter)
         key = next((key for key, name in self._row["keys"].items() if name == pattern), pattern)
-        if any(
-            key != name for key, name in self._parameter_of.items() if NUMBER.sub("*", key) not in self._row["keys"]
-        ):
-            raise NotPlain(parameter)  # the base model's prefix is at play
-        return (_numbered(key, parameter),)
+        if not all(self._has_its_usual_key(stored, name) for stored, name in self._parameter_of.items()):
+            raise NotPlain(parameter)
+        return (self._patterns.filled(key, parameter),)
+
+    def _has_its_usual_key(self, stored: str, name: str) -> bool:
+        """Whether a parameter is stored as this class is saved, or without the base model's prefix; not under today's name."""
+        pattern, keys = self._patterns.of(stored), self._row["keys"]
+        renamed = self._is_renamed(name)
+        lacks = f"{self._row['prefix']}.{stored}" == name
+        return (
+            pattern in keys or f"{self._row['prefix']}.{pattern}" in keys or ((stored == name or lacks) and not renamed)
+        )
 
     def part_of_class(self, stated: str) -> None:
         """None where an adapter says that it was trained on this very class. Raises NotPlain for another one."""
@@ -249,39 +265,30 @@ class LaidOutSkeleton:
         return True
 
     def lacking(self) -> list[str]:
-        """Parameters that the model has and the checkpoint has not. Raises NotPlain where layers differ."""
-        if not self._row["whole"]:
+        """Parameters that the model has, as far as its row knows, and the checkpoint has not. Raises NotPlain where layers differ."""
+        if self._row["members"] is None:
             raise NotPlain(self.name)
         asked = (pattern for pattern in self._row["parameters"] if pattern not in self._row["silent"])
-        return [name for pattern in asked for name in self._expanded(pattern) if name not in self.symbolic
-                and name not in self._parameter_of.values() and name not in self.tied]  # fmt: skip
+        there = (
+            self.symbolic.keys() | self.tied.keys() | {name for names in self._in_own_layout.values() for name in names}
+        )
+        return [name for pattern in asked for name in self._expanded(pattern) if name not in there]
 
     def _expanded(self, pattern: str) -> Iterator[str]:
         fronts = [pattern[: match.end()] for match in re.finditer(r"\*", pattern)]
-        for numbers in product(*(range(self._count(front)) for front in fronts)):
-            name = pattern
-            for number in numbers:
-                name = name.replace("*", str(number), 1)
-            yield name
+        some = self._row["members"].get(pattern) or [None] * len(fronts)
+        every = (range(self._count(front)) if few is None else few for front, few in zip(fronts, some, strict=True))
+        for numbers in product(*every):
+            yield filled(pattern, map(str, numbers))
 
 
-def class_for(task: str, config: Json) -> str | None:
-    """transformers' class for a task (SEQ_CLS, TOKEN_CLS) with this config, where it has a row."""
-    name: str | None = json.loads(ROWS.read_bytes())["tasks"].get(task, {}).get(str(config.get("model_type")))
-    return name
-
-
-def has_a_head(name: str) -> bool:
-    """Whether a class with a row is one of those."""
-    return any(name in classes.values() for classes in json.loads(ROWS.read_bytes())["tasks"].values())
-
-
-def experts_of(stacked: Json, name: str, shapes: Shapes) -> SymbolicTensor | None:
+def experts_of(stacked: Json, numbers: Sequence[str], shapes: Shapes) -> SymbolicTensor | None:
     """A parameter that is made of one tensor for each expert and part: the experts stacked, the parts one after the other. None
-    where these are not such tensors. `shapes`: of its keys."""
+    where these are not such tensors. `numbers`: of its name; `shapes`: of its keys."""
     parts = []
     for pattern in stacked["parts"]:
-        keys = [_numbered(pattern, f"{name}.{expert}") for expert in range(len(shapes) // len(stacked["parts"]))]
+        experts = range(len(shapes) // len(stacked["parts"]))
+        keys = [filled(pattern, (*numbers, str(expert))) for expert in experts]
         if not keys or any(shapes.get(key) != shapes.get(keys[0]) for key in keys) or len(shapes.get(keys[0], ())) != 2:
             return None
         parts.append(stack([SymbolicTensor.whole(key, shapes[key]) for key in keys]))
@@ -290,17 +297,5 @@ def experts_of(stacked: Json, name: str, shapes: Shapes) -> SymbolicTensor | Non
     return cat(parts, stacked["along"]) if len(parts) > 1 else parts[0]
 
 
-def _numbered(pattern: str, name: str) -> str:
-    """The pattern with the numbers of a name, in their order."""
-    for number in NUMBER.findall(name):
-        pattern = pattern.replace("*", number, 1)
-    return pattern
-
-
-def at_path(config: Any, path: str, otherwise: Any = None) -> Any:
-    """The value at a dotted path."""
-    for part in path.split("."):
-        if not isinstance(config, Mapping) or part not in config:
-            return otherwise
-        config = config[part]
-    return config
+def _listed(names: str | list[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
