@@ -19,17 +19,17 @@ from tests.faults.conftest import Builder, claim, subject
 from tests.faults.family import FAMILY
 from tests.faults.models import RECIPES
 
-# What needs no model. Of the rest something is in the names: T5's, ViT's and NeoX's older ones, convolutions, replicated layers.
+# What needs no model. Of the rest something is in the names: NeoX's older ones, convolutions, replicated layers.
 PLAIN = {
     "llama-tied-sharded", "llama-float16-patterns", "llama-to-float16", "llama-float32-to-bfloat16", "gpt2",
-    "gpt2-without-prefix", "bert-encoder", "llava",
+    "gpt2-without-prefix", "bert-encoder", "llava", "vit", "t5",
 }  # fmt: skip
 PLAIN_KIN = {
     "dora", "dora-rslora-float16", "dora-embedding", "square-embedding", "embedding-tied", "head-tied", "both-tied-by-peft",
     "whole-embedding-tied", "whole-embedding-and-norm", "tokens-tied", "tokens-of-the-head", "only-tokens",
     "dora-conv1d", "classifier", "experts",
     "resized", "resized-tied", "biases", "biases-in-older-names", "lora-bias", "lora-bias-and-biases",
-    "experts-in-older-names", "experts-transposed", "router",
+    "experts-in-older-names", "experts-transposed", "router", "other-labels",
 }  # fmt: skip
 VERIFY = """
 import sys
