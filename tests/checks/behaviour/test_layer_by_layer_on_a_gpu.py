@@ -22,6 +22,7 @@ from bot.checks.behaviour import (
     trial,
 )
 from bot.checks.behaviour.answers import Trial
+from bot.checks.behaviour.device import DevicesUsed
 from bot.checks.behaviour.job import MergedAnswer, ReferenceAnswer
 from bot.devices import CONTEXT, choose_proof_device
 from bot.records import Gpu, Machine, Options, ProofDevice
@@ -55,6 +56,9 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> str:
     """A device for models that run layer by layer; its name."""
     for module in (empty_model, layer_roles, stored_weights):
         monkeypatch.setattr(module, "is_empty", is_empty)
+    used = DevicesUsed()  # those of this process are others
+    for module in (layered_model, layer_roles):
+        monkeypatch.setattr(module, "DEVICES", used)
     in_place(monkeypatch, layered_model, "bring")
     in_place(monkeypatch, layered_model.LayeredModel, "question", "ask")
     in_place(monkeypatch, layer_roles._Reference, "_uncalled")
