@@ -1,4 +1,5 @@
-"""Dump which modules a class with a head has outside of its body, by model class, into bot/checkpoint/heads.json.
+"""Dump which modules a class with a head has outside of its body, and which its body lacks that the plain one has (ViT's pooler for a
+classifier of images), by model class, into bot/checkpoint/heads.json.
 
     python -m tools.make_heads            write the file
     python -m tools.make_heads CLASS…     print the rows of a few classes
@@ -18,9 +19,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from tools.make_conversions import dump, model_classes, shrink, starred
+from tools.small_models import SETTINGS
+from tools.small_models import small as small_settings
 
 TARGET = Path(__file__).parents[1] / "bot" / "checkpoint" / "heads.json"
 TASKS = re.compile(
@@ -34,18 +38,10 @@ USUAL = ("classifier", "score", "qa_outputs", "classification_head")  # no setti
 def modules_of(one: type[PreTrainedModel], changes: dict[str, object] | None = None) -> frozenset[str] | None:
     """Modules with parameters of their own outside the body, and the body's pooler, that no base has to have; numbers
     stand as `*`. None where the class cannot be built, or has no body of its own."""
-    try:
-        config = one.config_class()
-        shrink(config)
-        for name, value in (changes or {}).items():
-            setattr(config, name, value)
-        with torch.device("meta"):
-            model = one(config)
-    except Exception:  # whatever a constructor raises for a config that is no real model
+    model = built(one, changes or {})
+    if model is None or body_of(model) is None:
         return None
     prefix = model.base_model_prefix
-    if not isinstance(getattr(model, prefix, None), PreTrainedModel):
-        return None
     tied = set(model.all_tied_weights_keys)
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
     names = [
@@ -55,6 +51,55 @@ def modules_of(one: type[PreTrainedModel], changes: dict[str, object] | None = N
     ]
     outside = [name for name in names if not name.startswith(f"{prefix}.") or f".{name}".find(".pooler.") >= 0]
     return frozenset(starred(name).rpartition(".")[0] or starred(name) for name in outside)
+
+
+def built(one: type[PreTrainedModel], changes: dict[str, object]) -> PreTrainedModel | None:
+    """The class without weights, from its default config or, where that is no real model's, a small one."""
+    for small in (False, True):
+        try:
+            with torch.device("meta"):
+                return one(config_of(one, changes, small))
+        except Exception:  # whatever a constructor raises for a config that it does not expect
+            continue
+    return None
+
+
+def config_of(one: type[PreTrainedModel], changes: dict[str, object], small: bool) -> PreTrainedConfig:
+    """The class's config with these changes."""
+    config = one.config_class()
+    if small:
+        config = one.config_class(**small_settings(config, settings=SETTINGS.get(config.model_type, {})))
+    else:
+        shrink(config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def body_of(model: PreTrainedModel) -> PreTrainedModel | None:
+    """The model that the class has its head on."""
+    body = getattr(model, model.base_model_prefix, None)
+    return body if isinstance(body, PreTrainedModel) else None
+
+
+def lacks_of(one: type[PreTrainedModel]) -> list[str]:
+    """Modules of the plain model of this type which the class's body has none of, sorted; of those within each other the outermost."""
+    model = built(one, {})
+    body = None if model is None else body_of(model)
+    plain_class = MODEL_MAPPING_NAMES.get(one.config_class.model_type)
+    if model is None or body is None or plain_class is None:
+        return []
+    with torch.device("meta"):
+        plain = getattr(transformers, plain_class if isinstance(plain_class, str) else plain_class[0])(model.config)
+    own, whole = (
+        {starred(name) for name, _ in part.named_parameters(remove_duplicate=False)} for part in (body, plain)
+    )
+    lacking = set()
+    for name in whole - own:
+        parts = name.split(".")
+        fronts = [".".join(parts[:length]) for length in range(1, len(parts))]
+        lacking.add(next((front for front in fronts if not any(other.startswith(f"{front}.") for other in own)), ""))
+    return sorted(lacking - {""})
 
 
 def flags_of(one: type[PreTrainedModel]) -> Iterator[str]:
@@ -87,7 +132,14 @@ def rows(names: Iterable[str] = ()) -> dict[str, list[str]]:
     return {name: row for name in wanted if (row := row_of(every[name]))}
 
 
-def written(found: dict[str, list[str]]) -> str:
+def lacking(names: Iterable[str] = ()) -> dict[str, list[str]]:
+    """What the bodies of all classes with a head lack, or of those named; those that lack something."""
+    every = model_classes()
+    wanted = sorted(names or (name for name in every if TASKS.fullmatch(name)))
+    return {name: lacks for name in wanted if (lacks := lacks_of(every[name]))}
+
+
+def written(found: dict[str, list[str]], lacks: dict[str, list[str]]) -> str:
     """Equal rows once, a line each."""
     unique: list[list[str]] = []
     row_of_class: dict[str, int] = {}
@@ -97,11 +149,11 @@ def written(found: dict[str, list[str]]) -> str:
         row_of_class[name] = unique.index(row)
     lines = ",\n".join(dump(row) for row in unique)
     head = f'"generator": "tools/make_heads.py",\n"transformers": {json.dumps(transformers.__version__)}'
-    return f'{{\n{head},\n"rows": [\n{lines}\n],\n"classes": {dump(row_of_class)}\n}}\n'
+    return f'{{\n{head},\n"rows": [\n{lines}\n],\n"classes": {dump(row_of_class)},\n"lacks": {dump(lacks)}\n}}\n'
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        print(written(rows(sys.argv[1:])))
+        print(written(rows(sys.argv[1:]), lacking(sys.argv[1:])))
     else:
-        TARGET.write_text(written(rows()))
+        TARGET.write_text(written(rows(), lacking()))

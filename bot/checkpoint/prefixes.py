@@ -42,9 +42,10 @@ class Base:
 def resolve_prefix(base: Base, parameters: Sequence[str]) -> Choice:
     """The naming scheme and the prefix that find most of the parameters; of equals, names without a prefix come first,
     then the order of the schemes, and of the parts after them. A scheme is tried only when those before it have left
-    something open. Of prefixes that find as many, those win whose sizes fit. A part that the adapter says it was trained on
-    comes before all else where it has any of the parameters. Raises Ambiguous where two prefixes of one scheme are left, and
-    lead to different keys."""
+    something open. Of prefixes that find as many, those win whose sizes fit, and of those the ones that are only dropped or only
+    added: then all of a name is the other's end, as it is not where `encoder.` takes the place of `model.decoder.`. A part that the
+    adapter says it was trained on comes before all else where it has any of the parameters. Raises Ambiguous where two prefixes of
+    one scheme are left, and lead to different keys."""
     if base.stated is not None:
         part = (*base.naming_schemes, *base.parts)[base.stated]
         if reached := _apply(("", ""), *part(parameters)):
@@ -57,21 +58,24 @@ def resolve_prefix(base: Base, parameters: Sequence[str]) -> Choice:
         if len(plain[-1].reached) == len(parameters):
             return plain[-1]
     best = max(plain, key=lambda choice: len(choice.reached))
-    prefixed = [
-        Choice(number, _apply(rule, spelled, there))
+    prefixed = {
+        (number, rule): Choice(number, _apply(rule, spelled, there))
         for number, (spelled, there) in enumerate(spellings[: len(base.naming_schemes)])
         for rule in _rules(spelled, there)
-    ]
-    rival = max(prefixed, key=lambda choice: len(choice.reached), default=best)
+    }
+    rival = max(prefixed.values(), key=lambda choice: len(choice.reached), default=best)
     if len(rival.reached) <= len(best.reached):
         return best
     wanted = rival.naming_scheme, len(rival.reached)
-    rivals = [choice for choice in prefixed if (choice.naming_scheme, len(choice.reached)) == wanted]
-    misfits = [base.misfits(choice.naming_scheme, choice.reached) for choice in rivals]
-    fitting = [choice for choice, count in zip(rivals, misfits, strict=True) if count == min(misfits)]
-    for other in fitting[1:]:
-        _refuse_if_different(fitting[0], other, base.keys_of)
-    return fitting[0]
+    rivals = {
+        rule: choice for (_, rule), choice in prefixed.items() if (choice.naming_scheme, len(choice.reached)) == wanted
+    }
+    misfits = {rule: base.misfits(choice.naming_scheme, choice.reached) for rule, choice in rivals.items()}
+    fitting = {rule: choice for rule, choice in rivals.items() if misfits[rule] == min(misfits.values())}
+    only = [choice for rule, choice in fitting.items() if "" in rule] or list(fitting.values())
+    for other in only[1:]:
+        _refuse_if_different(only[0], other, base.keys_of)
+    return only[0]
 
 
 def _apply(rule: Rule, spelled: Spelled, there: Collection[str]) -> Reached:

@@ -50,17 +50,30 @@ def new_class(adapter: Json, config: Json) -> str | None:
 
 
 def dropped_keys(config: Json, head_class: str, keys: Iterable[str], claims: KeyClaims) -> list[str]:
-    """Base keys that belong to the old head alone: those outside the shared body, which the new class does not have.
+    """Base keys that belong to the old head alone: those outside the shared body, and the body's pooler, which the new class does
+    not have.
 
-    ModernBERT's masked-language model has `head.dense`, and so has its classifier: such keys stay.
+    ModernBERT's masked-language model has `head.dense`, and so has its classifier: such keys stay. So does BERT's pooler for a
+    classifier of texts; one of tokens is built without it, as ViT is for a classifier of images.
     """
     family = family_of({**config, "architectures": [head_class]})
-    stored, modules = list(keys), modules_of(head_class)
-    if not family.prefix or not any(key.startswith(f"{family.prefix}.") for key in stored):
-        return []
-    outside = [key for key in stored if not key.startswith(f"{family.prefix}.") and key not in claims.values]
-    names = {key: [star(name) for name in (key, *family.conversions.route(key).targets)] for key in outside}
-    return [key for key in outside if not any(name.startswith(f"{m}.") for name in names[key] for m in modules)]
+    stored, front = list(keys), f"{family.prefix}."
+    names = {
+        key: [star(name) for name in (key, *family.conversions.route(key).targets)]
+        for key in stored
+        if family.prefix and key not in claims.values
+    }
+
+    def is_below(key: str, modules: Iterable[str]) -> bool:
+        return any(name.startswith(f"{module}.") for name in names[key] for module in modules)
+
+    has_prefix, modules = any(key.startswith(front) for key in stored), modules_of(head_class)
+    lacked = [path for module in _table()["lacks"].get(head_class, ()) for path in (module, f"{front}{module}")]
+    return [
+        key
+        for key in names
+        if is_below(key, lacked) or (has_prefix and not key.startswith(front) and not is_below(key, modules))
+    ]
 
 
 @cache

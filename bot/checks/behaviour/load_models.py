@@ -26,6 +26,7 @@ BASE, UNMERGED = "the base itself", "PEFT's unmerged model"
 # Fused attention and grouped products of experts add in an order of their own, and some have no float64.
 PLAINEST: Json = {"dtype": torch.float32, "attn_implementation": "eager", "experts_implementation": "eager"}
 OTHERS = ("lora_magnitude", "modules_to_save", "trainable_tokens")  # of PEFT, which read or replace weights of the base
+GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 UNLOADED = ("missing adapter keys", "unexpected keys", "not been loaded")
 
 
@@ -73,7 +74,7 @@ def _require_lora_in_float32(tuned: Any) -> None:
 
 def put_adapter(model: Any, job: WorkerJob) -> Any:
     """PEFT's own adapter put on a model; Stopped where it would not be all of it. Raises CannotRun."""
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     adapter_config = read_json(job.adapter / "adapter_config.json") or {}
     require_terminating(adapter_config, (name for name, _ in model.named_modules()))
@@ -81,8 +82,13 @@ def put_adapter(model: Any, job: WorkerJob) -> Any:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with trying(UNMERGED), loading(adapter_config):
+            config = PeftConfig.from_pretrained(adapter)
+            if config.task_type in GENERATING and not hasattr(model, "prepare_inputs_for_generation"):
+                config.task_type = (
+                    None  # PEFT's own class for the task asks a body, which gives hidden states, for its generate
+                )
             # PEFT's factors take the dtype of the base's weights before the file's numbers come in, unless it casts them.
-            tuned = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=bool(job.held))
+            tuned = PeftModel.from_pretrained(model, adapter, config=config, autocast_adapter_dtype=bool(job.held))
     messages = [str(warning.message) for warning in caught]
     lost = [message for message in messages if any(word in message for word in UNLOADED)]
     if lost:

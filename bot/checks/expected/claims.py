@@ -219,8 +219,9 @@ def _bypassed(names: ParameterNames, layers: Collection[str]) -> frozenset[str]:
 
 
 def _today(name: str, names: ParameterNames) -> str:
-    """The parameter of today's model that a name of the adapter's means, or is a part of."""
-    for skeleton in names.skeletons:
+    """The parameter of today's model that a name of the adapter's means, or is a part of: of the class with the adapter's heads
+    first, whose names are the ones that PEFT and the merged model have (a base of a body alone has no prefix)."""
+    for skeleton in reversed(names.skeletons):
         own = skeleton.rename(name)[0]
         if name in skeleton.known or own in skeleton.known:
             return name if name in skeleton.known else own
