@@ -62,6 +62,7 @@ def verify(
     from bot.plan_text import held_against
     from bot.report_text import everything, summary
     from bot.reverify_by_shard import reverify_where_it_fits
+    from bot.verdict_text import causes
 
     console = Console(quiet=quiet)
     attestation, page = typed.pop("attestation"), typed.pop("report")
@@ -86,6 +87,8 @@ def verify(
     elif quiet:  # what failed was said when it failed
         for warning in (finding for finding in report.findings if finding.status == "warn"):
             click.echo(f"  ! {warning.id}: {warning.why}", err=True)
+        for cause in causes(report.document):
+            click.echo(f"  {cause}", err=True)
     else:
         found_out = everything(report.document) if verbose else summary(report.document)
         print_parts(

@@ -62,13 +62,14 @@ def test_every_failure_is_json_too(world, adapter_merge, tmp_path):
         assert ran.err
 
 
-def test_a_quiet_proof_names_what_failed_and_nothing_else(world, adapter_merge, tmp_path):
+def test_a_quiet_proof_names_what_failed_with_its_cause_and_nothing_else(world, adapter_merge, tmp_path):
     out = tmp_path / "out"
     assert adapter_merge("merge", "demo/adapter", "-o", out, "--verify", "files").code == 0
     edit_tensors(next(out.glob("*.safetensors")), lambda tensors: first(tensors, "proj").add_(1))
     ran = adapter_merge("verify", out, "--verify", "weights", "--quiet")
     assert (ran.code, ran.out) == (4, "")
     assert "touched:" in ran.err
+    assert "  Most likely: " in ran.err
     assert "pass" not in ran.err
 
 
