@@ -156,7 +156,7 @@ class ByLayers:
 
 def by_layers(tensors: Sequence[Stored], config: Json, is_plain: bool) -> ByLayers | None:
     """What that takes; None where it cannot be done: for a repo's own code, and what is not plain (weights that are stored
-    quantised, numbers that are cut off)."""
+    quantised, numbers that are cut off, layers that PEFT makes of the whole base)."""
     if not is_plain or config.get("auto_map"):
         return None
     return ByLayers(memory=layers_memory(tensors), stored=sum(tensor.stop - tensor.start for tensor in tensors))

@@ -44,7 +44,7 @@ def choose_proof_device(
     options: Options, memory: int, machine: Machine, layers: ByLayers | None = None
 ) -> tuple[ProofDevice, list[str]]:
     """(where the full proof runs its models, notes). `memory`: bytes that it holds at once; `layers`: what it takes to run them layer
-    by layer, None where that cannot be done.
+    by layer, of the GPU's memory and of the machine's, by way of which each is read; None where that cannot be done.
 
     The GPU with the most free memory, where that suffices; else several together, over which each model is spread; else the one with
     the most, layer by layer. `auto` goes to the processor where the GPUs are too small for that, too; `cuda` insists, and then the

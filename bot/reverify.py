@@ -20,6 +20,7 @@ from bot.attestation import attest, require_writable
 from bot.budget import by_layers, choose_level, verify_disk, verify_memory
 from bot.card import retarget
 from bot.checks.case import Case
+from bot.checks.expected.probed_methods import reads_base
 from bot.compare import compare_folders
 from bot.devices import choose_proof_device, device_refusals
 from bot.errors import MachineTooSmall, NotFound, NotVerified, Refused, Usage
@@ -116,7 +117,7 @@ def _reverify(
 ) -> Report:
     claimed = claims_of(folder, base, adapters, options, hub, emit, later=True)
     sources = claimed.sources
-    level = _level(folder, sources.base, form_of(claimed.merge, options), options, emit)
+    level = _level(folder, sources, form_of(claimed.merge, options), options, emit)
     local = fetch(sources, files_to_prove(sources), hub, emit)
     named = {header.file for header in sources.base.headers}
     weights = {held.name: held for held in local.files if held.role == "base" and held.name in named and not held.oid}
@@ -228,15 +229,18 @@ def _pinned(
     return sources, together
 
 
-def _level(folder: Path, base: Source, form: Json, options: Options, emit: Emit) -> HowHard:
+def _level(folder: Path, sources: Sources, form: Json, options: Options, emit: Emit) -> HowHard:
     """How hard to look, what is not run and why, and where models run. Raises Refused, or MachineTooSmall for what was asked for
     by name."""
+    base = sources.base
     config = read_json(base, "config.json")
     tensors = _tensors(base, config)
     packed = form["base_weights"] == "simulate-nf4" or formats.quantization_of(config) is not None
     disk = verify_disk(tensors, base=packed, result=form["quantize"] != "none")
     machine, memory = look(folder), verify_memory(tensors)
-    layers = by_layers(tensors, config, is_plain=not disk and not form["clamps"])
+    remade = any(reads_base(read_json(adapter, "adapter_config.json")) for adapter in sources.adapters)
+    is_plain = not (disk or form["clamps"] or options.trust_remote_code or remade)
+    layers = by_layers(tensors, config, is_plain=is_plain)
     device, notes = choose_proof_device(options, memory, machine, layers)
     level, not_run, refusals = choose_level(options, config, memory, machine, disk, device, layers)
     for refusal in [*refusals, *device_refusals(options, machine)]:

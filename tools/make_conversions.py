@@ -69,6 +69,10 @@ CONVOLUTIONS = (
     torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d,
     torch.nn.utils.parametrize.ParametrizationList,  # weight norm, which transformers puts on convolutions
 )  # fmt: skip
+TASKS = re.compile(
+    r"\w+For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|(Audio|Image|Video)Classification"
+    r"|AudioFrameClassification|XVector)"
+)
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 transformers.utils.logging.set_verbosity_error()
@@ -410,8 +414,10 @@ def conversions() -> dict[str, Any]:
 
 
 def tells(name: str, row: dict[str, Any], by_name: dict[str, int]) -> bool:
-    """Whether a class's row says more than that its names are the checkpoint's."""
-    return name in by_name or row["type"] in by_name or bool(row.keys() - {"type", "prefix", "parts"})
+    """Whether a class's row says more than that its names are the checkpoint's, or the class has a head that an adapter may bring:
+    then it has to be known by its name."""
+    is_headed = TASKS.fullmatch(name) is not None
+    return is_headed or name in by_name or row["type"] in by_name or bool(row.keys() - {"type", "prefix", "parts"})
 
 
 def plain(mapping: Any) -> dict[str, str]:

@@ -15,6 +15,8 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,15 +24,11 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from tools.make_conversions import dump, model_classes, shrink, starred
+from tools.make_conversions import TASKS, dump, model_classes, shrink, starred
 from tools.small_models import SETTINGS
 from tools.small_models import small as small_settings
 
 TARGET = Path(__file__).parents[1] / "bot" / "checkpoint" / "heads.json"
-TASKS = re.compile(
-    r"\w+For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|(Audio|Image|Video)Classification"
-    r"|AudioFrameClassification|XVector)"
-)
 SETTING = re.compile(r"config\.(\w+)")
 USUAL = ("classifier", "score", "qa_outputs", "classification_head")  # no setting takes these away
 
@@ -83,23 +81,45 @@ def body_of(model: PreTrainedModel) -> PreTrainedModel | None:
 
 
 def lacks_of(one: type[PreTrainedModel]) -> list[str]:
-    """Modules of the plain model of this type which the class's body has none of, sorted; of those within each other the outermost."""
+    """Modules and parameters of the plain model of this type which the class's body has none of, sorted; of those within each other
+    the outermost. A class without a body of its own (CLIP's for pictures, made of one tower) is one itself."""
     model = built(one, {})
-    body = None if model is None else body_of(model)
     plain_class = MODEL_MAPPING_NAMES.get(one.config_class.model_type)
-    if model is None or body is None or plain_class is None:
+    if model is None or plain_class is None:
         return []
+    own = names_of(body_of(model) or model)
     with torch.device("meta"):
         plain = getattr(transformers, plain_class if isinstance(plain_class, str) else plain_class[0])(model.config)
-    own, whole = (
-        {starred(name) for name, _ in part.named_parameters(remove_duplicate=False)} for part in (body, plain)
-    )
     lacking = set()
-    for name in whole - own:
+    for name in names_of(plain).union(*names_of_bodies(model)) - own:
         parts = name.split(".")
-        fronts = [".".join(parts[:length]) for length in range(1, len(parts))]
-        lacking.add(next((front for front in fronts if not any(other.startswith(f"{front}.") for other in own)), ""))
-    return sorted(lacking - {""})
+        fronts = [".".join(parts[: length + 1]) for length in range(len(parts))]
+        lacking.add(next(front for front in fronts if not any(f"{other}.".startswith(f"{front}.") for other in own)))
+    return sorted(lacking)
+
+
+def names_of(model: PreTrainedModel) -> frozenset[str]:
+    """Every parameter's, with `*` for numbers."""
+    return frozenset(starred(name) for name, _ in model.named_parameters(remove_duplicate=False))
+
+
+def names_of_bodies(model: PreTrainedModel) -> Iterator[frozenset[str]]:
+    """Those of the bodies of every class of a type, of the same config: ViT's for masked pictures has a token of its own."""
+    for one in classes():
+        if one.config_class is type(model.config):
+            try:
+                with torch.device("meta"):
+                    body = body_of(one(deepcopy(model.config)))
+            except Exception:  # whatever a constructor raises for a config that it does not expect
+                continue
+            if body is not None:
+                yield names_of(body)
+
+
+@cache
+def classes() -> tuple[type[PreTrainedModel], ...]:
+    """Every model class."""
+    return tuple(model_classes().values())
 
 
 def flags_of(one: type[PreTrainedModel]) -> Iterator[str]:

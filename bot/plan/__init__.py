@@ -138,7 +138,8 @@ class PlannedProof:
 
 def _plan_proof(model: PlannedModel, config: Json, budget: Budget, machine: Machine) -> PlannedProof:
     options, disk = model.options, disk_to_prove(budget, machine)
-    is_plain = not budget.verify_disk and not options.clamps
+    remade = model.adapter.engine == "in-memory"  # of the base's weights, which then have to be there whole
+    is_plain = not (budget.verify_disk or options.clamps or options.trust_remote_code or remade)
     layers = by_layers([op.target for op in model.layout.ops], config, is_plain=is_plain)
     device, notes = choose_proof_device(options, budget.verify_memory, machine, layers)
     level, not_run, refusals = choose_level(options, config, budget.verify_memory, machine, disk, device, layers)

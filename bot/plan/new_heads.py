@@ -65,7 +65,7 @@ def dropped_keys(config: Json, head_class: str, keys: Iterable[str], claims: Key
     }
 
     def is_below(key: str, modules: Iterable[str]) -> bool:
-        return any(name.startswith(f"{module}.") for name in names[key] for module in modules)
+        return any(f"{name}.".startswith(f"{module}.") for name in names[key] for module in modules)
 
     has_prefix, modules = any(key.startswith(front) for key in stored), modules_of(head_class)
     lacked = [path for module in _table()["lacks"].get(head_class, ()) for path in (module, f"{front}{module}")]

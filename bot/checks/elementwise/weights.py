@@ -11,7 +11,7 @@ from bot.checks.expected.adapter_claims import adapter_claims
 from bot.checks.expected.changes import AddProduct
 from bot.checks.finding import counted, finding, graded
 from bot.checks.reading.checkpoint import FLOATS, STORED_AS
-from bot.checks.reading.digests import FileDigest
+from bot.checks.reading.digests import FileDigest, Waiting
 from bot.records import Finding
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def sweep_all(case: Case) -> Swept:
     folder, hashed = case.subject.folder, case.hashed
     unhashed = {header.file: folder / header.file for header in case.merged.headers if header.file not in hashed}
     of_base = {name: case.subject.base / name for name in case.subject.unhashed}
-    digests = {path: FileDigest(path) for path in (*unhashed.values(), *of_base.values())}
+    together = Waiting()
+    digests = {path: FileDigest(path, together) for path in (*unhashed.values(), *of_base.values())}
     work.go(case.emit, digests=digests)
     case.slabs.clear()
     for name, path in unhashed.items():

@@ -6,7 +6,7 @@ To teach the verifier a further PEFT method, write a module like `lora` and add 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bot.checks.expected import lora, saved_tensors
@@ -180,10 +180,11 @@ def _derive(given: ClaimsInput, reading: AdapterReading, names: ParameterNames) 
             for change in changes
         )
     )
+    gone = {*dropped, *_left_out(given, names, declared)}
     return Claims(
         method=reading.name,
         tensors=len(tensors),
-        expected={key: wanted for key, wanted in expected.items() if key not in dropped},
+        expected={key: wanted for key, wanted in expected.items() if key not in gone},
         dropped=tuple(dropped),
         declared=(*derivation.declared, *declared),
         layers=layers,
@@ -197,6 +198,15 @@ def _derive(given: ClaimsInput, reading: AdapterReading, names: ParameterNames) 
         trains_vocabulary=_trains_vocabulary(derivation, names),
         problems=tuple(problems or idle),
     )
+
+
+def _left_out(given: ClaimsInput, names: ParameterNames, declared: Sequence[Declared]) -> Iterator[str]:
+    """Base keys that the merged model has not, and that neither class uses (RoBERTa's language models are published with a pooler):
+    a new class may be given its own tensors alone."""
+    if given.merged_keys and any(change.path == "architectures" for change in declared):
+        for key in given.base.tensors:
+            if key not in given.merged_keys and not any(key in skeleton.used for skeleton in names.skeletons):
+                yield key
 
 
 def _trains_vocabulary(derivation: Derivation, names: ParameterNames) -> bool:

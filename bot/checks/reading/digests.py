@@ -5,10 +5,28 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from threading import Condition
+from threading import Condition, Lock
 
-HELD = 1 << 24  # bytes that wait to be hashed; whoever brings more waits as well
+HELD = 1 << 24  # bytes that wait to be hashed, of all files together; whoever brings more waits as well
 PIECE = 1 << 22  # bytes that are read at once where nobody else read them
+
+
+class Waiting:
+    """How many bytes wait, of all the files that are hashed together."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._held = 0
+
+    def add(self, count: int) -> None:
+        """So many more, or fewer."""
+        with self._lock:
+            self._held += count
+
+    @property
+    def too_many(self) -> bool:
+        """Whether those that there are had better be hashed, over gaps as well."""
+        return self._held > HELD
 
 
 class FileDigest:
@@ -16,14 +34,14 @@ class FileDigest:
     hashing, so that no thread is kept for it; they wait where hashing is what takes longest. What was handed over must stay as it
     is."""
 
-    def __init__(self, path: Path) -> None:
-        """The file's size is taken now. Raises OSError."""
+    def __init__(self, path: Path, together: Waiting | None = None) -> None:
+        """The file's size is taken now. `together`: of the files that are read at the same time. Raises OSError."""
+        self._together = together or Waiting()
         self._path, self._size = path, path.stat().st_size
         self._changed = Condition()
         self._digest, self._hashed = hashlib.sha256(), 0  # bytes from the start
         self._is_hashing = False
         self._waiting: dict[int, memoryview] = {}  # by where they start
-        self._held = 0  # bytes of those
 
     def take(self, start: int, content: memoryview) -> None:
         """Bytes of the file from `start` on. Of what was handed over already, or reaches back before it, the first counts.
@@ -32,8 +50,8 @@ class FileDigest:
             if start < self._hashed or start in self._waiting or not len(content):
                 return
             self._waiting[start] = content
-            self._held += len(content)
-            self._changed.wait_for(lambda: self._held <= HELD or not self._is_hashing)
+            self._together.add(len(content))
+            self._changed.wait_for(lambda: not self._together.too_many or not self._is_hashing)
             if self._is_hashing:
                 return  # whoever does will come to it
             self._is_hashing = True
@@ -56,7 +74,8 @@ class FileDigest:
                     self._hashed += len(content)
         except BaseException:
             with self._changed:  # nobody waits for what does not come
-                self._is_hashing, self._held = False, 0
+                self._is_hashing = False
+                self._together.add(-sum(map(len, self._waiting.values())))
                 self._waiting.clear()
                 self._changed.notify_all()
             raise
@@ -65,12 +84,12 @@ class FileDigest:
         with self._changed:
             self._changed.notify_all()
             start = min(self._waiting, default=self._size)
-            is_next = start <= self._hashed or start < until or self._held > HELD
+            is_next = start <= self._hashed or start < until or self._together.too_many
             self._is_hashing = is_next and bool(self._waiting)
             if not self._is_hashing:
                 return None
             content = self._waiting.pop(start)
-            self._held -= len(content)
+            self._together.add(-len(content))
             return start, content
 
     def _read_up_to(self, stop: int) -> None:

@@ -19,6 +19,7 @@ from bot.checks.reading.layout_rows import Patterns, at_path, config_for, filled
 from bot.checks.reading.plain_skeleton import NotPlain, PlainModule, modules_of
 from bot.checks.reading.symbolic import SymbolicTensor, cat, stack
 from bot.records import Json
+from bot.untrusted.strict_json import MOST
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -127,10 +128,14 @@ class LaidOutSkeleton:
         if setting.isdigit():
             return int(setting)
         values = [at_path(self._config, name) for name in setting.split("|")]
-        counts = {len(value) if isinstance(value, list) else value for value in values if value is not None}
-        if len(counts) != 1 or type(count := counts.pop()) is not int:
+        counts = [len(value) if isinstance(value, list) else value for value in values if value is not None]
+        if (
+            not counts
+            or any(type(count) is not int or not 0 <= count <= MOST for count in counts)
+            or len({*counts}) > 1
+        ):
             raise NotPlain(setting)
-        return count
+        return int(counts[0])
 
     @cached_property
     def symbolic(self) -> dict[str, SymbolicTensor]:

@@ -15,7 +15,7 @@ from typing import Any
 from bot.records import Json
 
 ROWS = Path(__file__).with_name("model_layouts.json")
-NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]*)(?![^.])")
 FLAG, TEXT = "tie_word_embeddings", "text_config"
 # What a field is that a row does not have; tools/make_model_layouts.py says what each means.
 LEFT_OUT: dict[str, Any] = {

@@ -17,7 +17,7 @@ from bot.checks.reading.symbolic import SymbolicTensor
 from bot.records import Json
 
 ROWS = Path(__file__).with_name("plain_models.json")
-NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]*)(?![^.])")
 FLAG = "tie_word_embeddings"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bot.checks.reading import digests
-from bot.checks.reading.digests import FileDigest
+from bot.checks.reading.digests import FileDigest, Waiting
 from bot.checks.reading.rows import Opened
 
 
@@ -73,6 +73,31 @@ def test_who_reads_faster_than_is_hashed_waits(content: tuple[Path, bytes], monk
         list(pool.map(lambda start: digest.take(start, memoryview(written)[start : start + 1000]), starts))
     assert digest.finish() == hashlib.sha256(written).hexdigest()
     assert 20_000 <= most[0] <= 20_000 + 8 * 1000
+
+
+def test_files_that_are_read_together_share_what_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of twenty files the ends are read first: what waits for their beginnings is no more than of one."""
+    monkeypatch.setattr(digests, "HELD", 50_000)
+    together, most = Waiting(), []
+    add = together.add
+
+    def counting(count: int) -> None:
+        add(count)
+        most.append(together._held)
+
+    monkeypatch.setattr(together, "add", counting)
+    paths = [tmp_path / str(number) for number in range(20)]
+    for path in paths:
+        path.write_bytes(random.Random(path.name).randbytes(40_000))
+    hashes = {path: FileDigest(path, together) for path in paths}
+    for start in (30_000, 20_000, 10_000):
+        for path, digest in hashes.items():
+            digest.take(start, memoryview(path.read_bytes()[start : start + 10_000]))
+    assert max(most) <= 60_000
+    assert [digest.finish() for digest in hashes.values()] == [
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in paths
+    ]
+    assert together._held == 0
 
 
 def test_nobody_waits_for_a_hash_that_has_failed(content: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch) -> None:

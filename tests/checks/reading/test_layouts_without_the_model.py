@@ -75,10 +75,16 @@ def test_experts_that_are_missing_too_many_or_of_another_shape_are_left_to_the_m
     refused(name, config, shapes | {last: (8, 8)})
     refused(name, config, shapes | {"model.layers.2.input_layernorm.weight": (64,)})
     refused(name, config, shapes | {"model.norm.weight": (8, 8)})
+    for number in ("00", "٠"):  # no layer is called that
+        refused(name, config, shapes | {f"model.layers.{number}.input_layernorm.weight": (64,)})
     refused(name, config, shapes | {"model.layers.0.mlp.gate_proj.weight": (8, 8)})
     for changes in (
         {"num_local_experts": 5},
         {"num_local_experts": None},
+        {"num_local_experts": True},
+        {"num_local_experts": {"a": 1}},
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": -1},
         {"model_type": "llama"},
         {"num_hidden_layers": "2"},
     ):
