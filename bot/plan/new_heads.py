@@ -50,11 +50,11 @@ def new_class(adapter: Json, config: Json) -> str | None:
 
 
 def dropped_keys(config: Json, head_class: str, keys: Iterable[str], claims: KeyClaims) -> list[str]:
-    """Base keys that belong to the old head alone: those outside the shared body, and the body's pooler, which the new class does
-    not have.
+    """Base keys that the new class has no use for: those outside the shared body, which belong to the old head alone, and what its
+    body lacks (`lacks` of heads.json).
 
     ModernBERT's masked-language model has `head.dense`, and so has its classifier: such keys stay. So does BERT's pooler for a
-    classifier of texts; one of tokens is built without it, as ViT is for a classifier of images.
+    classifier of texts; one of tokens is built without it, as ViT is for a classifier of images, and CLIP without its other tower.
     """
     family = family_of({**config, "architectures": [head_class]})
     stored, front = list(keys), f"{family.prefix}."

@@ -40,10 +40,8 @@ def embedded_rows(module: Any, name: str, weights: StoredWeights, passes: list[S
     used = torch.unique(torch.cat(asked))
     rows = [weights.rows(f"{name}.weight", row, row + 1) for row in used.cpu().tolist()]
     before = module.weight, module.padding_idx
-    module.weight, module.padding_idx = (
-        nn.Parameter(torch.cat(rows), requires_grad=False),
-        None,
-    )  # of use in training only
+    module.weight = nn.Parameter(torch.cat(rows), requires_grad=False)
+    module.padding_idx = None  # of use in training only, and a place among all rows
     for each in passes:
         assert each.call is not None
         args = tuple(torch.searchsorted(used, value) for value in each.call.args)
