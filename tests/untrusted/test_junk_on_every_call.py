@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from bot.devhub import Fault
 from tests.stories.conftest import Command, World, adapter_merge, tiny, world
@@ -41,6 +42,13 @@ OLD = (
     r"GET .*/discussions\?", r"GET .*/discussions/\d", r"POST .*/discussions$", r"POST .*/status$", r"POST .*/commit/refs",
     r"GET .*/auth-check", r"GET /api/models/demo/adapter-merged/tree/", r"GET .*/commits/",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two worlds that were made within one second have the same commits: what one has fetched, the other would not ask for."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
 
 
 def some_of(bodies: tuple[str, ...], call: str) -> tuple[str, ...]:
