@@ -1,10 +1,8 @@
-"""What is done with a merge that exists already: prove it again, publish it, or compare it."""
+"""A merge that exists already is proven again, ours or anybody's."""
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,31 +16,26 @@ from bot.adapters.combine.prediction import predict_combined
 from bot.assets import files_to_prove, read_json
 from bot.attestation import attest, require_writable
 from bot.budget import by_layers, choose_level, verify_disk, verify_memory
-from bot.card import retarget
 from bot.checks.case import Case
 from bot.checks.expected.probed_methods import reads_base
-from bot.compare import compare_folders
 from bot.devices import choose_proof_device, device_refusals
-from bot.errors import MachineTooSmall, NotFound, NotVerified, Refused, Usage
+from bot.errors import MachineTooSmall, Refused, Usage
 from bot.evaluation import require_harness
 from bot.events import Emit, Note, Stage
 from bot.hub import Hub, is_repo_id
 from bot.input_files import Keeper, holding
 from bot.machine import look
+from bot.merged_folder import complete_folder
 from bot.one_adapter import one_adapter
 from bot.options import deciding
 from bot.plan import pin_of
-from bot.publish import plain_files
 from bot.pull import (
     card_of,
     fetch,
     hashed_since,
     is_subfolder,
-    merged_files,
     original_at_hand,
     pin,
-    repo_files,
-    require_usable,
     sha_of_all,
     vouch,
     with_sound_files,
@@ -55,7 +48,6 @@ from bot.records import (
     Local,
     Options,
     ProofDevice,
-    Publication,
     Ref,
     Report,
     Request,
@@ -67,7 +59,6 @@ from bot.records import (
 from bot.report_document import NAME, Document, InputPins, MergeFacts, Pin, name_inputs, read_report
 from bot.report_page.writing import require_page_folder, write_page
 from bot.signing import Signer
-from bot.target import publish_made, target_of
 from bot.verify import Subject, verify
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -308,33 +299,6 @@ def _pin(source: Source, recorded: Pin) -> Json:
     return {**pin, "sha": recorded.sha}
 
 
-def publish_folder(folder: Path, request: Request, hub: Hub, emit: Emit) -> Publication:
-    """Publish a folder that an earlier merge finished, with the report that lies in it, to the request's target."""
-    require_usable(folder, hidden=True)
-    files = plain_files(folder)  # before anything of it is read: a link would lead to files outside of it
-    document = read_report(folder)
-    if document is None:
-        raise NotVerified(
-            f"{folder} has no verification.json.", remedy="Publish a folder that adapter-merge merge made."
-        )
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as upload:
-        # Links, and a card of its own: the folder stays as it is, for other targets too.
-        for name, path in files.items():
-            link = Path(upload) / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, link, follow_symlinks=False)
-        _retarget(Path(upload) / "README.md", document, target_of(request))
-        return publish_made(Path(upload), document, request, hub, emit)
-
-
-def _retarget(readme: Path, document: Document, target: str) -> None:
-    """Let the card name its new repo. A folder without a card is refused by the publisher, with its reason."""
-    if readme.exists():
-        text = readme.read_text(encoding="utf-8")
-        readme.unlink()
-        readme.write_text(retarget(text, document.merge.target, target), encoding="utf-8")
-
-
 def _recorded_ref(pin: Pin, role: Role) -> Ref:
     repo, sha, subfolder = pin.repo, pin.sha, pin.subfolder
     commit = isinstance(repo, str) and is_repo_id(repo) and isinstance(sha, str) and COMMIT.fullmatch(sha)
@@ -353,48 +317,3 @@ def _recorded_combination(inputs: InputPins) -> Combination | None:
             "verification.json names a combination of adapters that this version does not know.",
             remedy="Use the version that made it; the file names that under environment.",
         ) from error
-
-
-def complete_folder(ref: Ref, hub: Hub) -> tuple[Path, tuple[Held, ...]]:
-    """A repo or folder with every file of a merged model, and what those must be.
-
-    Raises NotFound, and Refused for a link that leads out of the folder.
-    """
-    if ref.folder is not None:
-        if not ref.folder.is_dir():
-            raise NotFound(f"There is no folder {ref.text}.", remedy="Check the path.")
-        require_usable(ref.folder, hidden=True)
-        return ref.folder, merged_files(ref)
-    assert ref.repo is not None
-    pinned = hub.pin(ref.repo, ref.revision)
-    folder = hub.download(pinned.repo, pinned.sha, [entry.name for entry in pinned.files])
-    return folder, repo_files(pinned, folder)
-
-
-def recorded_report(merged: Ref, hub: Hub) -> Document:
-    """The verification.json of a merged repo or folder, or that file itself, as it is. Raises NotFound, and Refused where it is none
-    of ours."""
-    path = merged.folder
-    if path is None:
-        assert merged.repo is not None
-        pinned = hub.pin(merged.repo, merged.revision)
-        named = [entry.name for entry in pinned.files if entry.name == NAME]
-        path = hub.download(pinned.repo, pinned.sha, named)
-    document = read_report(path if path.is_dir() else path.parent, NAME if path.is_dir() else path.name)
-    if document is None:
-        raise NotFound(
-            f"{merged.text} has no {NAME}.", remedy="`adapter-merge verify` makes one, and draws it with --report FILE."
-        )
-    return document
-
-
-def compare_models(first: Ref, second: Ref, hub: Hub, emit: Emit) -> Json:
-    """Compare two checkpoints; what is damaged in the Hub's cache is fetched once more. See `compare_folders` for the rest."""
-
-    def attempt() -> Json:
-        (a, a_files), (b, b_files) = complete_folder(first, hub), complete_folder(second, hub)
-        with holding((*a_files, *b_files)) as keeper:
-            keeper.follow(held.path for held in (*a_files, *b_files))
-            return compare_folders(a, b)
-
-    return with_sound_files(attempt, hub, emit)

@@ -24,6 +24,7 @@ from bot.errors import AdapterMergeError, Refused, Usage
 from bot.events import Emit, Note, Stage
 from bot.hub import Hub
 from bot.machine import torch_has_cuda
+from bot.merged_folder import publish_folder
 from bot.pipeline import make, planned, show_plan
 from bot.plan_text import not_verified, plan_kept
 from bot.proof import tag_of
@@ -40,7 +41,6 @@ from bot.pull import fetch as download
 from bot.pull import pin
 from bot.records import Outcome, Plan, Publication, Ref, Request, Sources
 from bot.report_document import NAME, PAGE, Pin
-from bot.reverify import publish_folder
 from bot.run_each import require_none_replaced
 from bot.target import input_repos, target_of
 

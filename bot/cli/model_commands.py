@@ -104,8 +104,8 @@ def verify(
 def report(merged: str, page: Path, debug: bool) -> int:
     """Draw the report of a merge that was verified before: a page of what the verification.json of MERGED says, a repo, a
     folder, or that file itself. Nothing is verified again."""
+    from bot.merged_folder import recorded_report
     from bot.report_page.writing import require_page_folder, write_page
-    from bot.reverify import recorded_report
 
     require_page_folder(page)
     write_page(page, recorded_report(model_ref(merged), the_hub()))
@@ -123,8 +123,8 @@ def publish(folder: Path, as_json: bool, quiet: bool, debug: bool, **typed: Any)
     """Publish a folder that `merge` finished."""
     from dataclasses import asdict
 
+    from bot.merged_folder import publish_folder
     from bot.plan_text import publication_lines
-    from bot.reverify import publish_folder
 
     console = Console(quiet=quiet)
     request = Request(adapter=Ref(text=str(folder), folder=folder), **typed)
@@ -145,7 +145,7 @@ def publish(folder: Path, as_json: bool, quiet: bool, debug: bool, **typed: Any)
 def compare(first: str, second: str, exit_code: bool, as_json: bool, quiet: bool, debug: bool) -> int:
     """Compare two checkpoints, tensor by tensor. Exit 0 also when they differ, unless --exit-code is given."""
     from bot.compare import comparison_table
-    from bot.reverify import compare_models
+    from bot.merged_folder import compare_models
 
     console = Console(quiet=quiet)
     comparison = compare_models(model_ref(first), model_ref(second), the_hub(), console)

@@ -32,7 +32,8 @@ FLOORS = {
     "checks.behaviour": 3.8, "checks": 3.9,
     "pull": 4, "adapters.combine": 4, "plan": 4, "merge": 4, "verify": 4, "card": 4, "publish": 4, "doctor": 4, "compare": 4,
     "output_folder": 4.5, "proof": 4.5, "one_adapter": 4.5, "target": 4.6, "card_and_page": 4.7, "by_shard": 4.7,
-    "pipeline_by_shard": 4.8, "pipeline": 5, "reverify": 6, "reverify_by_shard": 6.5, "share_out": 6, "run_each": 6, "dispatch": 6,
+    "pipeline_by_shard": 4.8, "pipeline": 5, "merged_folder": 5,
+    "reverify": 6, "reverify_by_shard": 6.5, "share_out": 6, "run_each": 6, "dispatch": 6,
     "terminal": 6, "terminal.streams": 5, "terminal.progress": 5,
     "terminal.drawing": 5.1, "terminal.screen": 5.2, "demo": 6, "cli": 7, "action": 7, "__main__": 8,
 }  # fmt: skip

@@ -15,10 +15,11 @@ from bot.devhub import Fault
 from bot.errors import Damaged, Outside, Refused
 from bot.events import Event, Note, silent
 from bot.input_files import holding
+from bot.merged_folder import compare_models
 from bot.pipeline import run
 from bot.pull import fetch, hashes, parse_ref, pin
 from bot.records import Combination, Options, Outcome, Ref, Request
-from bot.reverify import compare_models, reverify
+from bot.reverify import reverify
 from tests.pull.given import put, write_adapter, write_base
 
 FILES = Options(verify="files")

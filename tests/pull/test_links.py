@@ -10,10 +10,11 @@ import pytest
 
 from bot.errors import AdapterMergeError, Damaged, NotVerified, Refused
 from bot.events import silent
+from bot.merged_folder import compare_models, publish_folder
 from bot.pipeline import plan_merge, run
 from bot.pull import parse_ref
 from bot.records import Options, Ref, Request
-from bot.reverify import compare_models, publish_folder, reverify
+from bot.reverify import reverify
 from bot.untrusted.links import input_files
 from tests.pull.given import write_adapter, write_base
 
