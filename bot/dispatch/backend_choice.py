@@ -35,7 +35,10 @@ class BackendOptions:
     event: Literal["workflow_dispatch", "repository_dispatch"] = option(
         "With github: how the workflow is started.", "workflow_dispatch"
     )
-    image: str | None = option("With jobs: the image that runs. Default: this version's.", metavar="IMAGE")
+    image: str | None = option(
+        "With jobs: the image that runs. Default: this version's, with CUDA where the machine has a GPU.",
+        metavar="IMAGE",
+    )
     flavor: str | None = option("With jobs: the machine. Default: the cheapest that the plan fits on.", metavar="NAME")
     timeout: str | None = option(
         "With jobs: how long a run may take, as 90m or 6h. Default: by what the plan says is moved.", metavar="TIME"
@@ -87,12 +90,10 @@ def _github(options: BackendOptions, around: Surroundings) -> Backend:
 
 
 def _jobs(options: BackendOptions, around: Surroundings) -> Backend:
-    from bot.dispatch.backends.jobs import IMAGE, JobSettings, jobs_backend, seconds_in
+    from bot.dispatch.backends.jobs import JobSettings, jobs_backend, seconds_in
 
     timeout = seconds_in(options.timeout) if options.timeout else None
-    settings = JobSettings(
-        image=options.image or IMAGE, flavor=options.flavor, timeout=timeout, namespace=options.namespace
-    )
+    settings = JobSettings(image=options.image, flavor=options.flavor, timeout=timeout, namespace=options.namespace)
     return jobs_backend(settings, around.environment)
 
 

@@ -310,7 +310,7 @@ def _when(seconds: float) -> str:
 
 def template(hub: Hub, options: BackendOptions, wanted: Iterable[str], environment: Mapping[str, str]) -> JobTemplate:
     """The Job of a webhook without a server, from the options of the backend jobs. Raises Usage, and Forbidden for want of rights."""
-    from bot.dispatch.backends.jobs import IMAGE, TOKEN, seconds_in
+    from bot.dispatch.backends.jobs import TOKEN, image_on, seconds_in
     from bot.hub import Hub
     from bot.hub.jobs import job_machines, require_jobs
 
@@ -324,11 +324,11 @@ def template(hub: Hub, options: BackendOptions, wanted: Iterable[str], environme
     probe = Order(key="", adapter="owner/name", revision=None, sha=None, origin="webhook", options=pairs(wanted))
     arguments(probe)  # raises Usage for an option that is none
     flavor = options.flavor or FLAVOR
-    known = [machine.flavor for machine in job_machines(hub)]
+    known = {machine.flavor: machine for machine in job_machines(hub)}
     if flavor not in known:
         raise Usage(f"--flavor {flavor} is no machine for Jobs.", remedy=f"There are {', '.join(known)}.")
     assert Hub(endpoint=hub.endpoint, write_token=token).whoami()  # raises Forbidden for a token that is none
     return JobTemplate(
-        image=options.image or IMAGE, flavor=flavor, timeout=seconds_in(options.timeout or TIMEOUT),
+        image=options.image or image_on(known[flavor]), flavor=flavor, timeout=seconds_in(options.timeout or TIMEOUT),
         namespace=require_jobs(hub, options.namespace), token=token, options=wanted,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi
 
 from bot.devhub import DevHub, Fault
 from bot.dispatch.backends import Busy, Unsure
-from bot.dispatch.backends.jobs import JobsBackend, JobSettings, costs, jobs_backend, seconds_in
+from bot.dispatch.backends.jobs import IMAGE, JobsBackend, JobSettings, costs, jobs_backend, seconds_in
 from bot.dispatch.backends.sizing import Needs, cheapest, needs_of, seconds_for
 from bot.dispatch.command import fate_of_log
 from bot.dispatch.dispatcher import Dispatcher
@@ -30,6 +30,7 @@ from bot.hub import Hub
 from bot.hub.jobs import job_machines
 
 MAKE = Callable[..., str]
+RELEASE = Path(__file__).parents[2] / ".github" / "workflows" / "release.yml"
 NAMED = JobSettings(image="ours:1", flavor="cpu-upgrade", timeout=5400)
 ORDER = Order(key="hand 1", adapter="demo/lora", revision="v1", sha=None, origin="hand")
 
@@ -52,6 +53,18 @@ def taken(store: Store, order: Order = ORDER) -> RunRequest:
 def ended(devhub: DevHub, jobs: JobsBackend, request: RunRequest) -> Fate:
     devhub.drain_jobs()
     return jobs.look(request)
+
+
+@pytest.mark.parametrize(("flavor", "suffix"), [("cpu-upgrade", ""), ("t4-small", "-cuda")])
+def test_a_machine_with_a_gpu_gets_the_image_that_can_use_it(
+    flavor: str, suffix: str, devhub: DevHub, api: HfApi, store: Store, new_adapter: MAKE
+) -> None:
+    new_adapter("demo/lora", "v1")
+    jobs = backend(devhub, JobSettings(flavor=flavor, timeout=5400))
+    jobs.send(taken(store))
+    (job,) = devhub.jobs()
+    assert api.inspect_job(job_id=job.id).docker_image == f"{IMAGE}{suffix}"
+    assert f"suffix: {suffix}\n" in RELEASE.read_text() or not suffix
 
 
 def test_a_run_is_a_job_with_its_label_its_machine_its_time_and_its_token(

@@ -32,11 +32,17 @@ BRIEF = (1.0, 4.0)  # seconds before each further try of a call: other requests 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
+def image_on(machine: JobMachine) -> str:
+    """This version's image: on a machine with a GPU the one whose torch can use it, as release.yml names it."""
+    return f"{IMAGE}-cuda" if machine.gpu else IMAGE
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobSettings:
-    """`flavor` and `timeout` (seconds) None: as the plan says. `namespace` None: the token's own account."""
+    """`image` None: this version's for the machine. `flavor` and `timeout` (seconds) None: as the plan says. `namespace` None: the
+    token's own account."""
 
-    image: str
+    image: str | None = None
     flavor: str | None = None
     timeout: int | None = None
     namespace: str | None = None
@@ -93,7 +99,8 @@ class JobsBackend:
         machine, timeout = self._machine_for(order)
         name = re.sub(r"[^\w-]", "-", f"merge-{order.adapter.rpartition('/')[2]}", flags=re.ASCII)[:80]
         wanted = JobOrder(
-            image=self.settings.image, command=command, flavor=machine.flavor, timeout=timeout, namespace=self._namespace,
+            image=self.settings.image or image_on(machine),
+            command=command, flavor=machine.flavor, timeout=timeout, namespace=self._namespace,
             secrets={"HF_TOKEN": self._token}, labels={LABEL: request.id, "name": name},
         )  # fmt: skip
         try:
