@@ -57,22 +57,22 @@ def dropped_keys(config: Json, head_class: str, keys: Iterable[str], claims: Key
     classifier of texts; one of tokens is built without it, as ViT is for a classifier of images, and CLIP without its other tower.
     """
     family = family_of({**config, "architectures": [head_class]})
-    stored, front = list(keys), f"{family.prefix}."
+    front = f"{family.prefix}."
     names = {
-        key: [star(name) for name in (key, *family.conversions.route(key).targets)]
-        for key in stored
-        if family.prefix and key not in claims.values
+        key: [star(name) for name in (key, *family.conversions.route(key).targets)] for key in keys if family.prefix
     }
 
     def is_below(key: str, modules: Iterable[str]) -> bool:
         return any(f"{name}.".startswith(f"{module}.") for name in names[key] for module in modules)
 
-    has_prefix, modules = any(key.startswith(front) for key in stored), modules_of(head_class)
+    has_prefix = any(key.startswith(front) for key in names)  # else the base is a body, all of whose keys are inside
+    modules = modules_of(head_class)
     lacked = [path for module in _table()["lacks"].get(head_class, ()) for path in (module, f"{front}{module}")]
     return [
         key
         for key in names
-        if is_below(key, lacked) or (has_prefix and not key.startswith(front) and not is_below(key, modules))
+        if key not in claims.values
+        and (is_below(key, lacked) or (has_prefix and not key.startswith(front) and not is_below(key, modules)))
     ]
 
 

@@ -38,6 +38,7 @@ PAIRS: tuple[tuple[str, str, bool | None], ...] = (
     ("SiglipModel", "SiglipForImageClassification", None),  # of two towers one
     ("Wav2Vec2Model", "Wav2Vec2ForSequenceClassification", None),
     ("ConvNextModel", "ConvNextForImageClassification", None),
+    ("ViTMSNModel", "ViTMSNForImageClassification", None),  # some of whose names are renamed, and get a prefix then
 )
 
 
