@@ -64,9 +64,12 @@ def choose_proof_device(
     if free is None:
         return ProofDevice(), ["device: cpu for the proof, since the driver does not tell this GPU's free memory."]
     roomiest = max(machine.gpus, key=lambda gpu: gpu.free or 0)
-    if layers is not None and layers.memory <= min((roomiest.free or 0) - CONTEXT, machine.memory_available):
-        return ProofDevice(gpus=(roomiest.uuid,), insists=insists, by_layers=True), []
     lacks = f"{readable(memory)} of GPU memory, {readable(free)} are free"
+    if layers is not None and layers.memory <= (roomiest.free or 0) - CONTEXT:
+        if layers.memory <= machine.memory_available:
+            return ProofDevice(gpus=(roomiest.uuid,), insists=insists, by_layers=True), []
+        has = readable(machine.memory_available)
+        lacks += f"; and layer by layer {readable(layers.memory)} of memory, {has} are available"
     if insists:
         return ProofDevice(insists=True, lacks=f"needs {lacks}"), []
     return ProofDevice(), [f"device: cpu for the proof, which would need {lacks}."]

@@ -49,12 +49,11 @@ def read_groups(quantization: Json) -> dict[str, Packing | None]:
     Raises Unusual where the config as a whole is not. `ignore` is left out: what has scales beside it is packed, whatever it says.
     """
     groups, ignore = quantization.get("config_groups"), quantization.get("ignore")
-    rotated = isinstance(rotation := quantization.get("transform_config") or {}, dict) and not rotation.get(
-        "config_groups"
-    )
+    rotation = quantization.get("transform_config") or {}
+    is_unrotated = isinstance(rotation, dict) and not rotation.get("config_groups")
     sparsity = quantization.get("sparsity_config") or {}
-    thinned = isinstance(sparsity, dict) and sparsity.get("format", "dense") == "dense"
-    if not (isinstance(groups, dict) and rotated and thinned and (ignore is None or _are_names(ignore))):
+    is_dense = isinstance(sparsity, dict) and sparsity.get("format", "dense") == "dense"
+    if not (isinstance(groups, dict) and is_unrotated and is_dense and (ignore is None or _are_names(ignore))):
         raise Unusual
     packings: dict[str, Packing | None] = {}
     for group in groups.values():

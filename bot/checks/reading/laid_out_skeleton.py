@@ -53,11 +53,11 @@ class LaidOutSkeleton:
         self._patterns = Patterns(row["literal"])
         self.embedding: str | None = row["embedding"]
         self.head: str | None = row["head"]
-        self._parameter_of: dict[str, str] = {}
-        self._in_own_layout: dict[str, tuple[str, ...]] = {}  # stored key: the parameters that it goes into
+        self._parameter_of: dict[str, str] = {}  # by stored key
+        self._in_own_layout: dict[str, tuple[str, ...]] = {}  # the parameters that a stored key goes into
         self._of_experts: dict[
             str, dict[str, tuple[int, ...]]
-        ] = {}  # parameter: the keys of its experts, with their shapes
+        ] = {}  # the keys of a parameter's experts, with their shapes
         self._sort_keys()
 
     def _sort_keys(self) -> None:

@@ -160,6 +160,13 @@ def test_a_gpu_that_holds_a_layer_runs_one_after_the_other(
     assert choose_proof_device(options, 20 * GB, has, LAYERS)[0] == expected
 
 
+def test_what_the_machine_lacks_for_a_layer_is_named_beside_what_the_gpu_lacks() -> None:
+    chosen, notes = choose_proof_device(CUDA, 20 * GB, machine(4 * GB, memory=2 * GB), LAYERS)
+    layer = "layer by layer 3.0 GB of memory, 2.0 GB are available"
+    assert chosen.lacks == f"needs 20.0 GB of GPU memory, 4.0 GB are free; and {layer}"
+    assert notes == []
+
+
 def test_what_cannot_be_run_by_layers_is_not_run_so_on_a_gpu() -> None:
     assert choose_proof_device(AUTO, 20 * GB, machine(4 * GB), None)[0] == ProofDevice()
 
