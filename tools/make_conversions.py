@@ -17,7 +17,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +133,15 @@ def model_classes() -> dict[str, type[PreTrainedModel]]:
     return found
 
 
-def build_empty(one: type[PreTrainedModel]) -> PreTrainedModel | str:
+def build_empty(one: type[PreTrainedModel], changes: Mapping[str, object] | None = None) -> PreTrainedModel | str:
     """The class without weights: from its default config, where that makes no model from a small one by hand
-    (tools.small_models). What stands in the way of both, as a sentence."""
+    (tools.small_models), either with these changes. What stands in the way of both, as a sentence."""
     said = ""
     for make in (default_settings, tiny_settings):
         try:
             config = make(one.config_class)
+            for name, value in (changes or {}).items():
+                setattr(config, name, value)
             with torch.device("meta"):
                 return one(config)
         except Exception as error:  # whatever a model's constructor raises for a config that is no real model

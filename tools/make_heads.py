@@ -21,12 +21,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from tools.make_conversions import TASKS, dump, model_classes, shrink, starred
-from tools.small_models import SETTINGS
-from tools.small_models import small as small_settings
+from tools.make_conversions import TASKS, build_empty, dump, model_classes, starred
 
 TARGET = Path(__file__).parents[1] / "bot" / "checkpoint" / "heads.json"
 SETTING = re.compile(r"config\.(\w+)")
@@ -36,8 +34,8 @@ USUAL = ("classifier", "score", "qa_outputs", "classification_head")  # no setti
 def modules_of(one: type[PreTrainedModel], changes: dict[str, object] | None = None) -> frozenset[str] | None:
     """Modules with parameters of their own outside the body, and the body's pooler, that no base has to have; numbers
     stand as `*`. None where the class cannot be built, or has no body of its own."""
-    model = built(one, changes or {})
-    if model is None or body_of(model) is None:
+    model = build_empty(one, changes)
+    if isinstance(model, str) or body_of(model) is None:
         return None
     prefix = model.base_model_prefix
     tied = set(model.all_tied_weights_keys)
@@ -51,29 +49,6 @@ def modules_of(one: type[PreTrainedModel], changes: dict[str, object] | None = N
     return frozenset(starred(name).rpartition(".")[0] or starred(name) for name in outside)
 
 
-def built(one: type[PreTrainedModel], changes: dict[str, object]) -> PreTrainedModel | None:
-    """The class without weights, from its default config or, where that is no real model's, a small one."""
-    for small in (False, True):
-        try:
-            with torch.device("meta"):
-                return one(config_of(one, changes, small))
-        except Exception:  # whatever a constructor raises for a config that it does not expect
-            continue
-    return None
-
-
-def config_of(one: type[PreTrainedModel], changes: dict[str, object], small: bool) -> PreTrainedConfig:
-    """The class's config with these changes."""
-    config = one.config_class()
-    if small:
-        config = one.config_class(**small_settings(config, settings=SETTINGS.get(config.model_type, {})))
-    else:
-        shrink(config)
-    for name, value in changes.items():
-        setattr(config, name, value)
-    return config
-
-
 def body_of(model: PreTrainedModel) -> PreTrainedModel | None:
     """The model that the class has its head on."""
     body = getattr(model, model.base_model_prefix, None)
@@ -83,9 +58,9 @@ def body_of(model: PreTrainedModel) -> PreTrainedModel | None:
 def lacks_of(one: type[PreTrainedModel]) -> list[str]:
     """Modules and parameters of the plain model of this type which the class's body has none of, sorted; of those within each other
     the outermost. A class without a body of its own (CLIP's for pictures, made of one tower) is one itself."""
-    model = built(one, {})
+    model = build_empty(one)
     plain_class = MODEL_MAPPING_NAMES.get(one.config_class.model_type)
-    if model is None or plain_class is None:
+    if isinstance(model, str) or plain_class is None:
         return []
     own = names_of(body_of(model) or model)
     with torch.device("meta"):
