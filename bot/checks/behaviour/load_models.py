@@ -83,10 +83,9 @@ def put_adapter(model: Any, job: WorkerJob) -> Any:
         warnings.simplefilter("always")
         with trying(UNMERGED), loading(adapter_config):
             config = PeftConfig.from_pretrained(adapter)
+            # PEFT's own class for such a task asks for what generates, which a body, that gives hidden states, has not.
             if config.task_type in GENERATING and not hasattr(model, "prepare_inputs_for_generation"):
-                config.task_type = (
-                    None  # PEFT's own class for the task asks a body, which gives hidden states, for its generate
-                )
+                config.task_type = None
             # PEFT's factors take the dtype of the base's weights before the file's numbers come in, unless it casts them.
             tuned = PeftModel.from_pretrained(model, adapter, config=config, autocast_adapter_dtype=bool(job.held))
     messages = [str(warning.message) for warning in caught]
